@@ -1,0 +1,49 @@
+# make report   make the environment, install, run the five notebooks on simulated patients, say where the report is
+# make test     make the environment, install, run every check
+# Needs Python 3.10 or newer and git. Another Python: make PYTHON=/path/to/python3 ...   Parameters: make report ARGS="--preset tiny -p seed 1"
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+RUN = $(VENV)/bin/python
+
+.NOTPARALLEL:
+.PHONY: help install report test export readme check-export check-clean check-readme nbdev-test lint pytest clean
+help:
+	@sed -n 's/^# //p' Makefile
+
+install: $(VENV)/.installed
+$(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt environment.py
+	@$(PYTHON) environment.py --venv $(VENV)
+
+report: install
+	@$(RUN) -m cxr_lib.runner run $(ARGS)
+
+# The quick checks first; pytest last, so that its closing line ends the log.
+test: check-export check-clean check-readme lint nbdev-test pytest
+
+check-export: install
+	@echo "== the committed modules are what the notebooks export"
+	@$(RUN) tests/check_repository.py export
+check-clean: install
+	@echo "== the notebooks are clean"
+	@$(RUN) tests/check_repository.py clean
+check-readme: install
+	@echo "== README.md is what index.ipynb gives"
+	@$(RUN) tests/check_repository.py readme
+lint: install
+	@echo "== ruff"
+	@$(RUN) -m ruff check --no-cache .
+nbdev-test: install
+	@echo "== every notebook runs (nbdev_test)"
+	@$(VENV)/bin/nbdev_test --n_workers 1 --do_print
+pytest: install
+	@echo "== pytest"
+	@$(RUN) -m pytest
+
+# For those who change a notebook: write the modules, the README.
+export: install
+	@$(VENV)/bin/nbdev_export
+readme: install
+	@$(RUN) tests/check_repository.py readme --write
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

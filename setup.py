@@ -1,0 +1,47 @@
+"""Packaging: everything is read from settings.ini, the one place where name, version and requirements stand."""
+import shutil
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=['='])
+parser.read(here/'settings.ini', encoding='utf-8')
+cfg = parser['DEFAULT']
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('offline', 'dev')}
+extras['all'] = sorted({r for group in extras.values() for r in group})
+
+
+class BuildWithNotebooks(build_py):
+    "The stage notebooks travel in the wheel as cxr_lib/nbs, so that `cxr run` works without a checkout"
+    def run(self):
+        super().run()
+        if getattr(self, 'editable_mode', False): return      # the checkout's own nbs/ are used
+        target = Path(self.build_lib)/cfg['lib_name']/'nbs'
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for notebook in sorted((here/cfg['nbs_path']).glob('[0-9]*.ipynb')): shutil.copy(notebook, target)
+
+
+readme = here/'README.md'
+setup(
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
+    long_description_content_type='text/markdown',
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    license='MIT',
+    keywords=cfg['keywords'],
+    packages=find_packages(include=['cxr_lib', 'cxr_lib.*']),
+    python_requires=f'>={cfg["min_python"]}',
+    install_requires=cfg['requirements'].split(),
+    extras_require=extras,
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_path"]}={cfg["lib_path"]}._modidx:d']},
+    cmdclass={'build_py': BuildWithNotebooks},
+    zip_safe=False,
+)

@@ -1,0 +1,364 @@
+"""Evaluation: agreement with scikit-learn, properties of the metrics, published figures, and the errors of malformed files.
+
+Real data lie in ../shared/data beside the repository (see DESIGN); tests that need them skip where the folder is absent."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings, strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from cxr_lib.core import COMPETITION, OBSERVATIONS, RunFolder
+from cxr_lib.evaluation import (auprc, auroc, calibration_error, check_predictions, choose_thresholds, compare_external,
+                                delong_test, evaluate, evaluate_stage, external_table, fit_temperature, interval, metrics_table, plot_controls,
+                                plot_reliability, plot_subgroups, ranking_metrics, read_external, read_predictions, resample_patients,
+                                scale_temperature, synthetic_predictions, verdict, youden_threshold)
+
+DATA = Path(__file__).resolve().parent.parent.parent/'shared'/'data'
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f'the shared real data ({DATA}) are not on this machine')
+
+# few distinct scores, so that ties are common
+cases = st.integers(2, 40).flatmap(lambda n: st.tuples(st.lists(st.integers(0, 1), min_size=n, max_size=n), st.lists(st.integers(0, 6), min_size=n, max_size=n),
+                                                        st.lists(st.integers(0, 3), min_size=n, max_size=n)))
+quick = settings(max_examples=150, deadline=None)
+
+
+@quick
+@given(cases)
+def test_equals_scikit_learn_with_ties(case):
+    labels, scores = np.array(case[0]), np.array(case[1])/7
+    assume(0 < labels.sum() < len(labels))
+    assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
+    assert auprc(labels, scores) == pytest.approx(average_precision_score(labels, scores), abs=1e-9)
+
+
+@quick
+@given(cases)
+def test_a_weight_is_a_repetition(case):
+    labels, scores, weights = (np.array(x) for x in case)
+    repeated = np.repeat(labels, weights)
+    assume(0 < repeated.sum() < len(repeated))
+    assert auroc(labels, scores, weights) == pytest.approx(roc_auc_score(repeated, np.repeat(scores, weights)), abs=1e-9)
+    assert auprc(labels, scores, weights) == pytest.approx(average_precision_score(repeated, np.repeat(scores, weights)), abs=1e-9)
+
+
+@quick
+@given(cases)
+def test_order_of_images_and_monotone_transforms_do_not_matter(case):
+    labels, scores = np.array(case[0]), np.array(case[1])/7
+    assume(0 < labels.sum() < len(labels))
+    order = np.random.default_rng(0).permutation(len(labels))
+    for changed in (auroc(labels[order], scores[order]), auroc(labels, np.exp(3*scores) - 5), 1 - auroc(labels, -scores), 1 - auroc(1-labels, scores)):
+        assert changed == pytest.approx(auroc(labels, scores), abs=1e-12)
+    assert auprc(labels, np.exp(3*scores)) == pytest.approx(auprc(labels, scores), abs=1e-12)
+
+
+def test_shuffled_labels_rank_like_chance():
+    r = np.random.default_rng(0)
+    labels, scores = r.integers(0, 2, 300), r.random(300)
+    shuffled = [auroc(r.permutation(labels), scores) for _ in range(400)]
+    assert abs(np.mean(shuffled) - .5) < .01
+
+
+def test_bootstrap_equals_scikit_learn_on_each_repeated_sample():
+    r = np.random.default_rng(3)
+    patient = np.sort(r.integers(0, 60, 150))
+    labels, scores = r.integers(0, 2, 150), np.round(r.random(150), 1)
+    clusters, weights = resample_patients(patient, 40, seed=5)
+    areas, precisions = ranking_metrics(labels, scores, weights, clusters)
+    assert (weights[:, 0] == 1).all() and (weights.sum(0) == len(np.unique(patient))).all()
+    for b in range(41):
+        times = weights[clusters, b].astype(int)
+        assert areas[b] == pytest.approx(roc_auc_score(np.repeat(labels, times), np.repeat(scores, times)), abs=1e-9)
+        assert precisions[b] == pytest.approx(average_precision_score(np.repeat(labels, times), np.repeat(scores, times)), abs=1e-9)
+
+
+def test_memory_bound_steps_give_the_same_numbers():
+    r = np.random.default_rng(1)
+    n = 30_000                                     # so many levels that resamples are taken a few dozen at a time
+    labels, scores = r.integers(0, 2, n), r.random(n)
+    clusters, weights = resample_patients(np.arange(n), 200)
+    areas, _ = ranking_metrics(labels, scores, weights, clusters)
+    for b in (0, 133, 200): assert areas[b] == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights[:, b]), abs=1e-9)
+
+
+def test_one_positive_and_none():
+    clusters, weights = resample_patients(np.arange(20), 200)
+    labels = np.eye(1, 20, 4)[0]
+    areas, precisions = ranking_metrics(labels, np.arange(20)[::-1], weights, clusters)
+    assert areas[0] == pytest.approx(15/19) and precisions[0] == pytest.approx(1/5)
+    absent = weights[4, 1:] == 0                   # resamples that missed the one positive
+    assert absent.any() and (np.isnan(areas[1:]) == absent).all() and interval(areas)['undefined_resamples'] == absent.sum()
+    for empty in (np.zeros(20), np.ones(20)):
+        assert np.isnan(ranking_metrics(empty, np.arange(20), weights, clusters)).all()
+    assert np.isnan(auroc([], [])) and np.isnan(youden_threshold([0, 0], [.1, .2])) and np.isnan(fit_temperature([1, 1], [.1, .2]))
+
+
+def test_interval_covers_the_truth():
+    "Half of 300 patients positive, two images each: about 95 of 100 intervals hold the true AUROC"
+    from scipy.stats import norm
+    truth, covered = norm.cdf(1/np.sqrt(2*(1+.5))), 0      # scores: label + patient effect (sd .7) + image noise (sd 1), difference over sd
+    for trial in range(200):
+        r = np.random.default_rng(trial)
+        label = np.repeat(np.arange(300) % 2, 2)
+        score = label + np.repeat(r.normal(0, np.sqrt(.5), 300), 2) + r.normal(0, 1, 600)
+        clusters, weights = resample_patients(np.repeat(np.arange(300), 2), 300, seed=trial)
+        i = interval(ranking_metrics(label, score, weights, clusters)[0])
+        covered += i['low'] <= truth <= i['high']
+    assert .91 <= covered/200 <= .985              # binomial noise of 200 trials around 0.95
+
+
+@quick
+@given(cases)
+def test_youden_is_the_best_of_all_thresholds(case):
+    labels, scores = np.array(case[0]), np.array(case[1])
+    assume(0 < labels.sum() < len(labels))
+    def index(t): return (scores[labels == 1] >= t).mean() - (scores[labels == 0] >= t).mean()
+    assert index(youden_threshold(labels, scores)) == pytest.approx(max(index(t) for t in scores), abs=1e-12)
+
+
+def test_calibration_error_worked_example():
+    assert calibration_error([1, 0, 0, 1], [.7, .3, .1, .9], n_bins=5) == pytest.approx(.2)
+
+
+@pytest.mark.parametrize('temperature', [.5, 1, 3])
+def test_temperature_is_found_again(temperature):
+    r = np.random.default_rng(0)
+    p = r.uniform(.02, .98, 20_000)
+    assert fit_temperature(r.random(20_000) < p, scale_temperature(p, 1/temperature)) == pytest.approx(temperature, rel=.07)
+
+
+def test_delong_agrees_with_the_bootstrap_and_knows_when_it_is_undefined():
+    r = np.random.default_rng(2)
+    labels = np.repeat([0, 1], 100)
+    a, b = labels + r.normal(0, 1, 200), labels + r.normal(0, 2, 200)
+    clusters, weights = resample_patients(np.arange(200), 2000)
+    difference = np.subtract(*(ranking_metrics(labels, s, weights, clusters)[0] for s in (a, b)))
+    found = delong_test(labels, a, b)
+    assert found['auc_a'] - found['auc_b'] == pytest.approx(difference[0]) and np.sqrt(found['variance']) == pytest.approx(difference[1:].std(), rel=.08)
+    assert 'no variance' in delong_test(labels, a, 2*a)['reason'] and np.isnan(delong_test([0, 0, 1], [1, 2, 3], [2, 1, 3])['p'])
+
+
+# ---- published figures
+
+@needs_data
+def test_delong_on_the_asah_patients():
+    "Turck et al. 2010, as distributed with the R package pROC: roc.test(wfns, s100b)"
+    table = pd.read_csv(DATA/'asah.csv')
+    found = delong_test(table['outcome'] == 'Poor', table['wfns'], table['s100b'])
+    assert found['z'] == pytest.approx(2.20898359144091, abs=1e-11) and found['p'] == pytest.approx(0.0271757822291882, abs=1e-12)
+
+
+@needs_data
+def test_published_aucs_of_22433_nih_predictions():
+    "Predictions and AUROCs published by J. Zech for a reproduction of CheXNet"
+    predictions = pd.read_csv(DATA/'nih_predictions/densenet121_predictions.csv.gz').set_index('Image Index')
+    labels = pd.read_csv(DATA/'nih_predictions/labels.csv.gz').set_index('Image Index').loc[predictions.index, 'Finding Labels']
+    published = pd.read_csv(DATA/'nih_predictions/published_aucs.csv').set_index('label')['auc']
+    assert len(predictions) == 22_433 and len(published) == 14
+    for name, area in published.items():
+        assert auroc(labels.str.split('|').map(lambda found: name in found), predictions[f'prob_{name}']) == pytest.approx(area, abs=1e-9), name
+
+
+@needs_data
+def test_published_densenet_file_is_read_and_compared():
+    external = read_external(DATA/'nih/published_densenet121_predictions.csv')
+    raw = pd.read_csv(DATA/'nih/published_densenet121_predictions.csv').set_index('Image Index')
+    assert external.shape == (421, 10) and set(COMPETITION) < set(external) and 'No Finding' not in external
+    assert (external['Lung Lesion'] == raw[['prob_Mass', 'prob_Nodule']].max(axis=1)).all() and (external['Pleural Effusion'] == raw['prob_Effusion']).all()
+    ours = synthetic_predictions(300).query('split == "test"').iloc[:200].assign(image=['images/' + i for i in external.index[:200]])
+    table = compare_external(ours, external, n_bootstrap=20).set_index('observation')
+    assert table.loc['Mean', 'n_images'] == 200 and 'does not predict' in table.loc['No Finding', 'reason']
+
+
+# ---- the prediction table
+
+@pytest.fixture(scope='module')
+def practice(): return synthetic_predictions(150, seed=1)
+
+
+def put(row, column, value):
+    def change(t):
+        t[column] = t[column].astype(object)
+        t.loc[row, column] = value
+        return t
+    return change
+
+
+def first_test_as_tuning(t):
+    return pd.concat([t, t[t['split'] == 'test'].head(1).assign(split='tuning', image='another.png')], ignore_index=True)
+
+
+MALFORMED = {
+    'no column of a condition': (lambda t: t.drop(columns='fused/Edema'), ['lacks', 'fused/Edema', 'training stage']),
+    'a whole condition gone': (lambda t: t.drop(columns=[c for c in t if c.startswith('shuffled_note/')]), ['shuffled_note/No Finding', 'and 10 more']),
+    'half an optional condition': (lambda t: t.drop(columns='best_fused/Edema'), ['lacks', 'best_fused/Edema']),
+    'no patients': (lambda t: t.drop(columns='patient_id'), ['lacks', 'patient_id']),
+    'no label column': (lambda t: t.drop(columns='label/Fracture'), ['label/Fracture']),
+    'misspelt observation': (lambda t: t.rename(columns={'fused/Edema': 'fused/edema'}), ['lacks', 'fused/Edema']),
+    'probability above 1': (put(3, 'fused/Edema', 1.5), ['row 3', 'fused/Edema', '1.5', 'sigmoid']),
+    'negative probability': (put(3, 'note_only/Pneumonia', -.1), ['row 3', 'note_only/Pneumonia', 'from 0 to 1']),
+    'infinite probability': (put(0, 'fused/Edema', np.inf), ['row 0', 'from 0 to 1']),
+    'missing probability': (put(7, 'image_only/Fracture', np.nan), ['row 7', 'image_only/Fracture', 'every image']),
+    'text for a probability': (put(2, 'fused/Edema', 'high'), ['row 2', "'high'", 'a number']),
+    'label of 2': (put(4, 'label/Edema', 2.), ['row 4', 'label/Edema', 'uncertain']),
+    'label in words': (put(4, 'label/Edema', 'yes'), ['row 4', "'yes'", 'a number']),
+    'training rows': (put(5, 'split', 'train'), ['row 5', 'split', "'train'", "'tuning' or 'test'"]),
+    'no split': (put(5, 'split', None), ['row 5', 'split']),
+    'half a fold': (put(6, 'fold', .5), ['row 6', 'fold', 'whole number']),
+    'unknown patient': (put(6, 'patient_id', None), ['row 6', 'patient_id', 'by patient']),
+    'an image twice': (lambda t: pd.concat([t, t.iloc[[9]]], ignore_index=True), ['each image once', 'count twice']),
+    'patient tuned and tested on': (first_test_as_tuning, ['tuning and test of fold -1', 'split by patient']),
+    'nothing to test': (lambda t: t[t['split'] == 'tuning'].reset_index(drop=True), ["no row with split 'test'"]),
+}
+
+
+@pytest.mark.parametrize('what', MALFORMED)
+def test_malformed_tables_are_refused_with_a_remedy(practice, tmp_path, what):
+    damage, expected = MALFORMED[what]
+    with pytest.raises(ValueError) as refused: check_predictions(damage(practice.copy()), 'predictions.parquet')
+    assert str(refused.value).startswith('predictions.parquet')
+    for part in expected: assert part in str(refused.value)
+
+
+def test_unreadable_files_are_refused_with_a_remedy(practice, tmp_path):
+    with pytest.raises(FileNotFoundError, match='training stage'): read_predictions(tmp_path/'predictions.parquet')
+    (tmp_path/'broken.parquet').write_bytes(b'PAR1 half a file')
+    with pytest.raises(ValueError, match='broken.parquet is not a readable parquet file.*delete it'): read_predictions(tmp_path/'broken.parquet')
+    practice.to_parquet(tmp_path/'whole.parquet')
+    pd.testing.assert_frame_equal(read_predictions(tmp_path/'whole.parquet'), practice, check_dtype=False)
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('image,Edema\na.png,1.3\n', ['row 0', 'a.png', '1.3', 'from 0 to 1']),
+    ('image,Edema\na.png,\n', ['row 0', 'every image']),
+    ('image,Edema\na.png,high\n', ['row 0', 'a number']),
+    ('image,Edema\na.png,.1\na.png,.2\n', ['row 1', 'each image once']),
+    ('picture,Edema\na.png,.1\n', ['image_column']),
+    ('image,Hernia\na.png,.1\n', ['no column maps', 'mapping'])])
+def test_malformed_external_files_are_refused_with_a_remedy(tmp_path, text, expected):
+    (tmp_path/'other.csv').write_text(text)
+    with pytest.raises(ValueError) as refused: read_external(tmp_path/'other.csv')
+    for part in ['other.csv', *expected]: assert part in str(refused.value)
+
+
+def test_external_columns_can_be_mapped(tmp_path):
+    (tmp_path/'other.csv').write_text('file name,water\na.png,.1\n')
+    assert read_external(tmp_path/'other.csv', 'file name', {'water': 'Edema'}).loc['a.png', 'Edema'] == .1
+    with pytest.raises(ValueError, match='none of its 1 images'):
+        compare_external(synthetic_predictions(30), read_external(tmp_path/'other.csv', 'file name', {'water': 'Edema'}))
+
+
+# ---- the whole evaluation
+
+@pytest.fixture(scope='module')
+def metrics(practice): return evaluate(practice, n_bootstrap=100, simulated=True)
+
+
+def test_uncertain_and_missing_labels_are_left_out(practice, metrics):
+    test = practice[practice['split'] == 'test']
+    for o in OBSERVATIONS:
+        known, counts = test[test[f'label/{o}'].isin([0, 1])], metrics['observations'][o]
+        assert counts['n_positive'] + counts['n_negative'] == len(known) and counts['n_uncertain'] + counts['n_missing'] == len(test) - len(known)
+        if 0 < known[f'label/{o}'].sum() < len(known):
+            assert metrics['conditions']['fused']['observations'][o]['auroc'] == pytest.approx(roc_auc_score(known[f'label/{o}'], known[f'fused/{o}']))
+
+
+def test_means_and_differences_use_only_evaluable_observations(metrics):
+    chosen = [o for o in OBSERVATIONS if metrics['observations'][o]['evaluable']]
+    assert 0 < len(chosen) < 14 and all(metrics['observations'][o]['reason'] for o in OBSERVATIONS if o not in chosen)
+    for c, m in metrics['conditions'].items():
+        assert m['means']['evaluable']['auroc'] == pytest.approx(np.mean([m['observations'][o]['auroc'] for o in chosen])) and m['means']['evaluable']['observations'] == chosen
+        assert set(m['means']['competition']['observations']) <= set(COMPETITION)
+    gain = metrics['differences']['fused_minus_image_only']['means']['evaluable']
+    one, other = (metrics['conditions'][c]['means']['evaluable'] for c in ('fused', 'image_only'))
+    assert gain['value'] == pytest.approx(one['auroc'] - other['auroc']) and gain['high'] - gain['low'] < one['high'] - one['low']   # paired
+
+
+def test_the_same_seed_gives_the_same_intervals(practice, metrics):
+    again = evaluate(practice, n_bootstrap=100, simulated=True)
+    assert json.dumps(again) == json.dumps(metrics)
+    assert evaluate(practice, n_bootstrap=100, seed=1)['conditions']['fused']['means'] != metrics['conditions']['fused']['means']
+
+
+def test_thresholds_come_from_tuning_alone(practice):
+    changed = practice.copy()
+    rows = changed['split'] == 'test'
+    changed.loc[rows, 'label/Edema'] = 1 - changed.loc[rows, 'label/Edema'].clip(0)
+    one, other = (evaluate(t, n_bootstrap=0) for t in (practice, changed))
+    assert one['thresholds'] == other['thresholds'] and one['calibration']['temperature'] == other['calibration']['temperature']
+
+
+def test_each_fold_has_its_own_threshold_and_temperature():
+    folds = synthetic_predictions(200, n_folds=3)
+    assert list(choose_thresholds(folds[folds['split'] == 'tuning']).index) == [0, 1, 2]
+    metrics = evaluate(folds, n_bootstrap=20)
+    assert set(metrics['calibration']['temperature']) == {'0', '1', '2'} and metrics['n_patients'] == 200
+
+
+def test_undefined_is_nan_with_a_reason(practice):
+    t = practice.copy()
+    t['label/Edema'], t['label/Fracture'] = np.nan, 0.
+    metrics = evaluate(t, n_bootstrap=20)
+    for o, reason in (('Edema', 'not labelled'), ('Fracture', 'no positive')):
+        found = metrics['conditions']['fused']['observations'][o]
+        assert np.isnan(found['auroc']) and np.isnan(found['auprc']) and reason in found['reason'] and any(o in s and reason in s for s in metrics['verdict'])
+    only_test = evaluate(practice[practice['split'] == 'test'], n_bootstrap=20)
+    assert np.isnan(only_test['conditions']['fused']['observations']['Edema']['sensitivity']) and only_test['conditions']['fused']['observations']['Edema']['n_decided'] == 0
+    assert 'no temperature' in only_test['calibration']['reason'] and not np.isnan(only_test['conditions']['fused']['observations']['Edema']['auroc'])
+    assert any('No mean is headlined' in s for s in evaluate(practice, n_bootstrap=20, min_cases=10_000)['verdict'])
+
+
+@pytest.mark.parametrize('note, fused, expected', [(.8, None, 'the note adds'), (0, None, 'not shown to add'), (.8, 'contradicting_note', 'does harm')])
+def test_the_verdict_follows_the_numbers(note, fused, expected):
+    t = synthetic_predictions(400, note_evidence=note)
+    for o in OBSERVATIONS if fused else (): t[f'fused/{o}'] = t[f'{fused}/{o}']
+    assert any(expected in s for s in evaluate(t, n_bootstrap=100)['verdict'])
+
+
+def test_without_notes_nothing_is_said_about_notes(practice):
+    said = ' '.join(evaluate(practice.assign(note=''), n_bootstrap=20)['verdict'])
+    assert 'No test image has a note' in said and 'the note adds' not in said and 'shuffled' not in said
+
+
+def test_a_shuffled_note_that_helps_is_called_out():
+    t = synthetic_predictions(400)
+    for o in OBSERVATIONS: t[f'shuffled_note/{o}'] = t[f'fused/{o}']      # a model that cheats: the same gain with anybody's note
+    said = ' '.join(evaluate(t, n_bootstrap=100)['verdict'])
+    assert 'does not come from what the note says' in said and 'no better than the image alone' not in said
+
+
+def test_small_groups_are_marked_and_groups_share_observations(practice):
+    t = practice.copy()
+    t.loc[t.groupby('patient_id').ngroup() % 20 == 0, 'sex'] = 'Other'
+    groups = pd.DataFrame(evaluate(t, n_bootstrap=20)['subgroups'])
+    assert groups.set_index('group').loc['Other', 'small'] and not groups.set_index('group').loc['Female', 'small']
+    assert (groups.groupby('attribute')['observations'].agg(lambda lists: len({tuple(x) for x in lists})) == 1).all()
+
+
+def test_the_stage_writes_everything_and_can_be_drawn_from_its_json(practice, tmp_path):
+    run = RunFolder(tmp_path/'run')
+    practice.to_parquet(run/'predictions.parquet')
+    other = practice[['image', *(f'best_image/{o}' for o in COMPETITION)]].rename(columns=lambda c: c.replace('best_image/', 'prob_'))
+    other.to_csv(tmp_path/'other.csv', index=False)
+    metrics = evaluate_stage(run, n_bootstrap=30, seed=0, external=str(tmp_path/'other.csv'), simulated=True)
+    names = {'metrics.json', 'metrics.csv', 'controls.png', 'roc_curves.png', 'pr_curves.png', 'reliability.png', 'subgroups.png', 'external_comparison.csv', 'external_comparison.png'}
+    assert names <= {p.name for p in run.path.iterdir()} and not [p for p in run.path.iterdir() if '.tmp' in p.name]
+    assert run.params('evaluation') == dict(n_bootstrap=30, seed=0, external=str(tmp_path/'other.csv'))
+    written = json.loads((run/'metrics.json').read_text())               # undefined numbers are null there
+    assert verdict(written) == metrics['verdict'] == written['verdict'] and 'SIMULATED' in written['verdict'][0]
+    for picture in (plot_controls(written), plot_reliability(written), plot_subgroups(written)): assert 'SIMULATED' in picture.get_supxlabel()
+    table = pd.read_csv(run/'metrics.csv')
+    assert len(table) == len(metrics_table(metrics)) == 16*len(metrics['conditions'])
+    assert set(external_table(pd.read_csv(run/'external_comparison.csv')).index) == {'Mean', *OBSERVATIONS}
+    evaluate_stage(run, n_bootstrap=10, simulated=False)                 # an earlier comparison does not stay behind
+    assert not (run/'external_comparison.csv').exists() and 'SIMULATED' not in json.loads((run/'metrics.json').read_text())['verdict'][0]
+
+
+def test_simulated_is_read_from_the_exploration_stage(practice, tmp_path):
+    run = RunFolder(tmp_path/'run')
+    practice.to_parquet(run/'predictions.parquet')
+    run.finish('exploration', dict(dataset='simulated'))
+    assert evaluate_stage(run, n_bootstrap=5)['simulated']
