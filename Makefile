@@ -9,7 +9,7 @@ RUN = $(VENV)/bin/python
 .NOTPARALLEL:
 .PHONY: help install report test export readme check-export check-clean check-readme nbdev-test lint pytest clean
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '1,3s/^# //p' Makefile
 
 install: $(VENV)/.installed
 $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt environment.py

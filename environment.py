@@ -7,7 +7,7 @@ constraints.txt is installed. Where that Python has a torch already (a CUDA buil
 torch is kept: the environment sees it, and torchvision is asked to fit it.
 """
 import argparse
-import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -31,7 +31,6 @@ def find_torch(python: str = sys.executable) -> 'dict[str, str] | None':
             'print("\\n" + json.dumps(v))')
     done = subprocess.run([python, '-c', code], capture_output=True, text=True)
     if done.returncode: return None
-    import json
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -56,7 +55,7 @@ def keep_torch(constraints: str, found: 'dict[str, str]') -> str:
 
 def check_python():
     """Stop with the remedy where this Python cannot make an environment."""
-    if sys.version_info < (3, 10): sys.exit(f'Python 3.10 or newer is needed; this is {sys.version.split()[0]}. Name another: make PYTHON=python3.11 ...')
+    if sys.version_info < (3, 10): sys.exit(f'Python 3.10 or newer is needed; this is {sys.version.split()[0]}. Name another: make PYTHON=python3.11 ...')  # noqa: UP036
     try: import ensurepip, venv  # noqa: F401
     except ImportError:
         sys.exit(f'{sys.executable} cannot make virtual environments (its ensurepip or venv is missing). On Debian and Ubuntu: '
@@ -85,15 +84,14 @@ def make_venv(folder: Path, found: 'dict[str, str] | None') -> Path:
 def pip_install(python: Path, arguments: 'list[str]', log: Path):
     """Run pip with one line of progress instead of hundreds; all it says goes to `log`, and the end of it is shown if it fails."""
     command, started, said = [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', '--no-input', *arguments], time.time(), 0.0
-    terminal, number = sys.stdout.isatty(), 0
+    terminal = sys.stdout.isatty()
     with open(log, 'w', encoding='utf-8') as out, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', cwd=HERE) as pip:
         for line in pip.stdout:
             out.write(line)
             step = re.match(r'\s*(Collecting|Downloading|Building|Installing collected|Preparing|Requirement already)\b\s*([^\s;(]*)', line)
             if not step: continue
-            number += step[1] == 'Collecting'
-            text = 'installing the packages' if step[1].startswith('Installing') else f'{step[1].lower()} {step[2]}' if step[1] in ('Collecting', 'Downloading') else 'resolving'
-            text = f'  {time.time() - started:4.0f} s  {number} packages, {text[:60]}'
+            text = 'installing (a minute or two)' if step[1].startswith('Installing') else f'{step[1].lower()} {step[2]}' if step[1] in ('Collecting', 'Downloading') else 'resolving'
+            text = f'  {time.time() - started:4.0f} s  {text[:60]}'
             if terminal: print(f'\r{text:<90}', end='', flush=True)
             elif time.time() - said > 15 or 'installing' in text: print(text, flush=True); said = time.time()
     if terminal: print(f'\r{"":<90}\r', end='')

@@ -120,13 +120,13 @@ def label_leak_notes(
                    f'Indication: Evaluate for {", ".join(LEAK[o][2] for o in labels[:max_named])}.')
     return out
 
-# %% ../nbs/02_notes.ipynb #8e406a30
+# %% ../nbs/02_notes.ipynb #04b74e56
 #: Words that name an observation, as regular expressions (matched without regard to case).
-SYNONYMS = {'No Finding': r'no (acute )?finding|normal (chest|film|study|appearance)|routine screening', 'Enlarged Cardiomediastinum': r'cardiomediastin|wid(e|ened) mediastin|mediastinal widening|aneurysm|dilated aorta',
-            'Cardiomegaly': r'cardiomegaly|enlarged heart|enlarged cardi', 'Lung Opacity': r'opaci|infiltrat', 'Lung Lesion': r'lesion|nodule|\bmass\b|tumou?r', 'Edema': r'pulmonary (o?edema)|\b(eval for|evaluate for) edema|fluid overload|, edema',
+SYNONYMS = {'No Finding': r'no (?:acute )?finding|normal (?:chest|film|study|appearance)|routine screening', 'Enlarged Cardiomediastinum': r'cardiomediastin|wid(?:e|ened) mediastin|mediastinal widening|aneurysm|dilated aorta',
+            'Cardiomegaly': r'cardiomegaly|enlarged heart|enlarged cardi', 'Lung Opacity': r'opaci|infiltrat', 'Lung Lesion': r'lesion|nodule|\bmass\b|tumou?r', 'Edema': r'pulmonary (?:o?edema)|\b(?:eval for|evaluate for) edema|fluid overload|, edema',
             'Consolidation': r'consolidat', 'Pneumonia': r'pneumonia|\bPNA\b', 'Atelectasis': r'atelecta|collapse', 'Pneumothorax': r'pneumothorax|\bPTX\b', 'Pleural Effusion': r'effusion',
             'Pleural Other': r'pleural (thick|plaque|disease)|pleurisy', 'Fracture': r'fracture|\bfx\b', 'Support Devices': r'pacemaker|catheter|\btube\b|\bline\b|device|\bport\b|intubat'}
-FILM_WORDS = r'opaci(ty|ties|fication)|ground.glass|infiltrat|consolidation|(radiograph|x.?ray|film|cxr|imaging)s?\b[^.]{0,60}\b(show|reveal|demonstrat|suggest|confirm|display)|lung (fields?|zones?|bases?)|hilar|costophrenic|bilateral(ly)? (patchy|diffuse|peripheral)|lobe\b'
+FILM_WORDS = r'opaci(?:ty|ties|fication)|ground.glass|infiltrat|consolidation|(?:radiograph|x.?ray|film|cxr|imaging)s?\b[^.]{0,60}\b(?:show|reveal|demonstrat|suggest|confirm|display)|lung (?:fields?|zones?|bases?)|hilar|costophrenic|bilateral(?:ly)? (?:patchy|diffuse|peripheral)|lobe\b'
 
 def mention_probe(
     table:pd.DataFrame # study table with notes
@@ -168,22 +168,22 @@ def leakage_probe(
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
     rows, notes = {}, table.note.fillna('').astype(str)
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)      # sees no label, so it may be fitted once on all notes
+    try: bags = words.fit_transform(notes)
+    except ValueError: bags = None                                                # no word occurs twice
     for o in OBSERVATIONS:
         known = table[o].isin((0, 1)).to_numpy(); y = table[o].to_numpy()[known]
         n_pos, n_neg = int((y == 1).sum()), int((y == 0).sum())
         rows[o] = dict(AUROC=np.nan, low=np.nan, high=np.nan, positive=n_pos, negative=n_neg, words='', reason='')
         if min(n_pos, n_neg) < min_cases: rows[o]['reason'] = f'fewer than {min_cases} positive or negative cases'; continue
-        text = notes[known]
-        if text.nunique() < 2: rows[o]['reason'] = 'all notes are the same'; continue
-        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), LogisticRegression(C=3, solver='liblinear'))
+        if bags is None or notes[known].nunique() < 2: rows[o]['reason'] = 'all notes are the same'; continue
+        model, text = LogisticRegression(C=3, solver='liblinear'), bags[known]
         cv = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         score = cross_val_predict(model, text, y, groups=table.patient_id[known], cv=cv, method='predict_proba')[:, 1]
         auc = roc_auc_score(y, score); low, high = _hanley_mcneil(auc, n_pos, n_neg)
-        model.fit(text, y)
-        order = np.argsort(-model[-1].coef_[0])[:6]
-        rows[o] |= dict(AUROC=auc, low=low, high=high, words=', '.join(model[0].get_feature_names_out()[order]))
+        order = np.argsort(-model.fit(text, y).coef_[0])[:6]
+        rows[o] |= dict(AUROC=auc, low=low, high=high, words=', '.join(words.get_feature_names_out()[order]))
     return pd.DataFrame(rows).T.astype({'AUROC': float, 'low': float, 'high': float, 'positive': int, 'negative': int})
 
 OPENI_YARDSTICK = 0.62   # mean AUROC of `leakage_probe` on real Open-i indications; computed by tests/test_notes.py

@@ -9,9 +9,9 @@ __all__ = ['RUN_DEFAULTS', 'EXTERNAL', 'UsageError', 'notebooks_folder', 'stage_
            'draw_formulas', 'render_page', 'read_results', 'figures', 'render_index', 'Progress', 'only_run',
            'run_stages', 'print_results', 'print_parameters', 'main']
 
-# %% ../nbs/10_runner.ipynb #1dfb8c9d
-import argparse, ast, base64, contextlib, csv, difflib, hashlib, html, io, json, os, re, shutil, signal, sys, tempfile, time, tokenize
-from dataclasses import dataclass, field
+# %% ../nbs/10_runner.ipynb #5923466b
+import argparse, ast, base64, contextlib, csv, difflib, hashlib, html, io, json, os, re, shutil, signal, sys, tempfile, threading, time, tokenize
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -245,7 +245,7 @@ def sweep_leftovers(
         if not re.fullmatch(r'\..+\.\d+\.tmp(\.\w+)?', path.name): continue
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
-# %% ../nbs/10_runner.ipynb #d572f3d4
+# %% ../nbs/10_runner.ipynb #97bf5ddb
 def this_python(
     home:Path, # project folder
     sockets:str # an empty folder that only we can read
@@ -257,7 +257,7 @@ def this_python(
     environment = {'CXR_HOME': str(home), 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
     checkout = Path(cxr_lib.__file__).resolve().parent.parent
     if (checkout/'settings.ini').exists(): environment['PYTHONPATH'] = os.pathsep.join(filter(None, [str(checkout), os.environ.get('PYTHONPATH')]))
-    spec = KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}'], display_name='this Python', language='python', env=environment)
+    spec = KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}', '--log-level=50'], display_name='this Python', language='python', env=environment)
     class OnlyThis(KernelSpecManager):
         def get_kernel_spec(self, kernel_name): return spec
     class Manager(AsyncKernelManager):
@@ -336,7 +336,7 @@ def execute(
 def _last_line(text):
     return ([l for l in re.sub(r'\x1b\[[0-9;]*m', '', str(text)).strip().split('\n') if l.strip()] or [''])[-1]
 
-# %% ../nbs/10_runner.ipynb #609814f2
+# %% ../nbs/10_runner.ipynb #4cc39515
 _PAGE_CSS = '''
 :root{--ink:#1c2733;--quiet:#5d6b7a;--line:#dde3ea;--paper:#fff;--wash:#f5f7fa;--accent:#0b6e99;--warn:#8a4b00;--warnwash:#fff3dc;--bad:#a3201d;--badwash:#fdecea;--good:#1d6b43;--goodwash:#e8f5ee}
 .cxr-bar{font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;background:#14303f;color:#fff;padding:10px 18px;display:flex;flex-wrap:wrap;gap:4px 18px;align-items:baseline}
@@ -346,7 +346,7 @@ _PAGE_CSS = '''
 .cxr-foot{font:13px/1.5 system-ui,sans-serif;color:var(--quiet);padding:18px;text-align:center}
 '''
 _NOTEBOOK_CSS = _PAGE_CSS + '''
-body.jp-Notebook{padding:0;background:#fff;overflow-x:hidden}
+body.jp-Notebook{padding:0!important;margin:0!important;background:#fff;overflow-x:hidden}
 main{max-width:1000px;margin:0 auto;padding:12px 18px 40px}
 .jp-InputPrompt,.jp-OutputPrompt{display:none!important}
 .jp-Cell{padding:2px 0!important}
@@ -360,7 +360,7 @@ details.cxr-code>summary{font:12px/1.6 system-ui,sans-serif;color:#8a97a5;cursor
 details.cxr-code>summary::-webkit-details-marker{display:none}
 details.cxr-code>summary::before{content:"\\25B8\\00A0"}details.cxr-code[open]>summary::before{content:"\\25BE\\00A0"}
 details.cxr-code>summary:hover{color:var(--accent)}
-.cxr-math{vertical-align:middle}.cxr-math-block{display:block;margin:14px auto;max-width:100%}
+.cxr-math-block{display:block;margin:14px auto!important;max-width:100%}
 @media print{.cxr-bar button,details.cxr-code:not([open]){display:none}}
 '''
 _TEMPLATE = '''{%- extends 'index.html.j2' -%}
@@ -380,13 +380,16 @@ def formula_image(
 ) -> str: # an inline SVG, or the formula in a code font where matplotlib cannot set it
     "Draw a formula with matplotlib's own typesetter"
     from matplotlib import mathtext, rc_context
+    from matplotlib.font_manager import FontProperties
     target = io.BytesIO()
     try:
-        with rc_context({'svg.fonttype': 'path', 'mathtext.fontset': 'cm'}): mathtext.math_to_image(f'${tex.strip()}$', target, dpi=72, format='svg')
+        with rc_context({'svg.fonttype': 'path', 'mathtext.fontset': 'cm'}):
+            depth = mathtext.math_to_image(f'${tex.strip()}$', target, prop=FontProperties(size=18 if display else 16), dpi=72, format='svg')
     except (ValueError, RuntimeError): return f'<code>{html.escape(tex)}</code>'
-    data = base64.b64encode(target.getvalue()).decode()
-    width, height = (float(x) * 1.5 for x in re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', target.getvalue()).groups())
-    return f'<img class="{"cxr-math-block" if display else "cxr-math"}" style="width:{width:.1f}px;height:{height:.1f}px" alt="{html.escape(tex.strip())}" src="data:image/svg+xml;base64,{data}">'
+    width, height = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', target.getvalue()).groups()      # points at 72 dpi: pixels
+    place = 'class="cxr-math-block" style="' if display else f'style="vertical-align:-{depth:.1f}px;'          # the baseline, that is
+    return (f'<img {place}width:{width.decode()}px;height:{height.decode()}px" alt="{html.escape(tex.strip())}" '
+            f'src="data:image/svg+xml;base64,{base64.b64encode(target.getvalue()).decode()}">')
 
 def draw_formulas(
     markdown:str # a markdown cell
@@ -434,7 +437,7 @@ def render_page(
 #: What a page may not hold: anything that a browser would fetch from elsewhere when it opens the page.
 EXTERNAL = re.compile(r'''<script[^>]+src=|<link[^>]+href=|<(?:img|iframe|source|video|audio)[^>]+src=["'](?!data:)|@import|url\(\s*["']?https?:|import\(|from ["']https?:''')
 
-# %% ../nbs/10_runner.ipynb #2e0f319e
+# %% ../nbs/10_runner.ipynb #9002f963
 def read_results(
     folder:Path # of a run
 ) -> tuple[list[str], dict[str, list[list[str]]]]: # sentences; title -> rows of a table, the header first
@@ -474,7 +477,7 @@ def figures(
 
 _INDEX_CSS = _PAGE_CSS + '''
 *{box-sizing:border-box}body{margin:0;background:var(--wash);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1040px;margin:0 auto;padding:20px 16px}
+main{max-width:1140px;margin:0 auto;padding:20px 16px}
 h1{font-size:28px;line-height:1.2;margin:10px 0 2px}h2{font-size:18px;margin:0 0 10px}p{margin:6px 0}
 .quiet{color:var(--quiet);font-size:14px}
 section{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:18px 20px;margin:16px 0}
@@ -482,22 +485,32 @@ section{background:var(--paper);border:1px solid var(--line);border-radius:10px;
 .state{border-left:5px solid #f0b95b;background:var(--warnwash)}.state.failed{border-color:var(--bad);background:var(--badwash)}
 .wide{overflow-x:auto;-webkit-overflow-scrolling:touch}
 table{border-collapse:collapse;font-size:14px;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:5px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th{color:var(--quiet);font-weight:600}th:first-child,td:first-child{text-align:left}
+th,td{padding:5px 8px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th{color:var(--quiet);font-weight:600}th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
+td small{display:block;color:var(--quiet);font-size:12px;line-height:1.2}td{line-height:1.3}
 td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
-tbody tr:hover{background:var(--wash)}tr.mean td{font-weight:600;border-top:2px solid var(--line)}
+td.words{white-space:normal;min-width:90px;color:var(--quiet)}th{white-space:normal;vertical-align:bottom}tr.mean td{font-weight:600;border-top:2px solid var(--line)}
 section img{max-width:100%;height:auto;display:block;margin:auto}
+@media(max-width:640px){main{padding:12px 10px}section{padding:14px 12px}.wide img{max-width:none;width:720px}td:first-child{white-space:normal;min-width:110px}}
 ol.notebooks{list-style:none;margin:0;padding:0;display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:10px}
 ol.notebooks li{border:1px solid var(--line);border-radius:8px;padding:10px 14px}ol.notebooks a{color:var(--accent);text-decoration:none;font-weight:600}ol.notebooks a:hover{text-decoration:underline}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px;margin:8px 0 0}
 summary{cursor:pointer;color:var(--quiet)}summary:hover{color:var(--accent)}
 '''
 
+def _html_cell(text, column, text_columns):
+    "A value and, smaller below it, its interval; words may wrap"
+    if column in text_columns or column == 0: return f'<td{" class=text" if column in text_columns else ""}>{html.escape(text)}</td>'
+    if with_interval := re.fullmatch(r'([-+]?[\d.]+) [\[(]([^\])]+)[\])]', text):
+        low_high = 'no interval' if 'undefined' in with_interval[2] else with_interval[2]
+        return f'<td>{with_interval[1]}<small>{html.escape(low_high)}</small></td>'
+    text = _number(text)
+    return f'<td{" class=words" if re.search("[a-z] ", text) else ""}>{html.escape(text)}</td>'
+
 def _html_table(rows, header=None, text_columns=()):
-    cell = lambda i, v: f'<td{" class=text" if i in text_columns else ""}>{html.escape(_number(str(v)) if i and i not in text_columns else str(v))}</td>'
     lines = ['<div class="wide"><table>'] + ([f'<thead><tr>{"".join(f"<th>{html.escape(str(h))}</th>" for h in header)}</tr></thead>'] if header else []) + ['<tbody>']
     for row in rows:
-        mean = ' class="mean"' if str(row[0]).lower().startswith(('mean', 'average', 'macro')) else ''
-        lines.append(f'<tr{mean}>{"".join(cell(i, v) for i, v in enumerate(row))}</tr>')
+        mean = ' class="mean"' if str(row[0]).lower().startswith('mean') else ''
+        lines.append(f'<tr{mean}>{"".join(_html_cell(str(v), i, text_columns) for i, v in enumerate(row))}</tr>')
     return ''.join(lines) + '</tbody></table></div>'
 
 def _notebook_title(path):
@@ -524,12 +537,11 @@ def render_index(
     if state: parts.append(f'<section class="state{" failed" if failed else ""}"><h2>{"This run stopped" if failed else "This run is not finished"}</h2><pre>{e(state)}</pre></section>')
     if sentences: parts.append('<section class="verdict"><h2>What came out</h2><p>' + e(sentences[0]) + '</p>' + ('<ul>' + ''.join(f'<li>{e(s)}</li>' for s in sentences[1:]) + '</ul>' if sentences[1:] else '') + '</section>')
     pictures = figures(plan.folder) if complete else []
-    def picture(path, heading):
+    def picture(path):
         caption = _FIGURES.get(path.stem, path.stem.replace('_', ' ').capitalize())
-        return f'<{heading}>{e(caption)}</{heading}><div class="wide"><img alt="{e(caption)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></div>'
-    if pictures: parts.append(f'<section>{picture(pictures[0], "h2")}</section>')
+        return f'<h2>{e(caption)}</h2><div class="wide"><img alt="{e(caption)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></div>'
+    if pictures: parts.append(f'<section>{picture(pictures[0])}</section>')
     for title, rows in tables.items(): parts.append(f'<section><h2>{e(title)}</h2>' + _html_table(rows[1:], rows[0]) + '</section>')
-    parts += [f'<section>{picture(p, "h2")}</section>' for p in pictures[1:]]
     links = []
     for stage in STAGES:
         executed, page, _, stamp = _paths(plan, stage); title, summary = _notebook_title(plan.notebooks[stage])
@@ -537,6 +549,7 @@ def render_index(
         links.append(f'<li><a href="{e(page.name)}">{e(title)}</a>{took}<p class="quiet">{e(_plain_markdown(summary))}</p><a class="quiet" href="{e(executed.name)}">notebook</a></li>' if stage in only
                      else f'<li><b class="quiet">{e(title)}</b><p class="quiet">not run yet</p></li>')
     parts.append(f'<section><h2>The executed notebooks</h2><ol class="notebooks">{"".join(links)}</ol></section>')
+    parts += [f'<section>{picture(p)}</section>' for p in pictures[1:]]
     used = [(stage, p.name, repr(plan.values(stage)[p.name]), p.comment) for stage in STAGES for p in plan.known[stage]]
     parts.append('<section><details><summary>Parameters</summary>' + _html_table(used, ('stage', 'parameter', 'value', ''), (0, 1, 2, 3)) + '</details>')
     from cxr_lib.core import versions
@@ -546,7 +559,7 @@ def render_index(
     with atomic_path(plan.folder/'index.html') as tmp: tmp.write_text(text, encoding='utf-8')
     return plan.folder/'index.html'
 
-# %% ../nbs/10_runner.ipynb #fb0cda14
+# %% ../nbs/10_runner.ipynb #943dcf35
 class Progress:
     "Report stages and cells: bars on a terminal, plain lines elsewhere"
     def __init__(self,
@@ -574,8 +587,15 @@ class Progress:
         self.number += 1; self.name, self.since, self.said, self.at, self.text = name, time.monotonic(), time.monotonic(), (0, 0), ''
         if self.bars:
             from tqdm import tqdm
-            self.cells = tqdm(total=1, desc=f'  {name}', unit='cell', leave=False, file=self.file, dynamic_ncols=True, bar_format='{desc}: cell {n}/{total} |{bar:24}| {elapsed} {postfix}')
+            self.cells = tqdm(total=1, desc=f'  {name}', unit='cell', leave=False, file=self.file, dynamic_ncols=True, bar_format='{desc}: cell {n}/{total} |{bar:24}| {elapsed}{postfix}')
         else: self.say(f'[{self.number}/{self.total}] {name} ...')
+        self.over = threading.Event()
+        threading.Thread(target=self._tick, args=(self.over,), daemon=True).start()
+    def _tick(self, over):
+        "A long cell may say nothing for minutes: keep the clock going"
+        while not over.wait(1):
+            for bar in filter(None, (self.cells, self.stages)): bar.refresh()
+            self._beat()
     def cell(self, number:int, total:int, source:str):
         "A cell begins"
         self.at, self.text = (number, total), next((l.strip() for l in source.split('\n') if l.strip() and not l.startswith(('#', '"'))), '')
@@ -592,6 +612,7 @@ class Progress:
         self.say(f'      cell {self.at[0]} of {self.at[1]}, {time.monotonic() - self.since:.0f} s: {self.text}')
     def end(self, good:bool=True):
         "The stage is over"
+        self.over.set()
         if self.cells is not None: self.cells.close(); self.cells = None
         self.say(f'  {self.name}: {"done" if good else "stopped"} after {time.monotonic() - self.since:.1f} s')
         if self.bars and good: self.stages.update()
@@ -655,7 +676,7 @@ def run_stages(
         done = max(last, begin)
         return render_index(plan, '' if done == len(STAGES) else f'It was asked to stop after {STAGES[done - 1]} (--until).', only=STAGES[:done])
 
-# %% ../nbs/10_runner.ipynb #fe8db9c6
+# %% ../nbs/10_runner.ipynb #e58e26c2
 def print_results(
     folder:Path, # of a finished run
     file=None # where to; standard output if None
@@ -665,7 +686,7 @@ def print_results(
     for sentence in sentences: print(sentence, file=file)
     for title, table in tables.items():
         rows = [table[0]] + [[r[0], *map(_number, r[1:])] for r in table[1:]]
-        keep, room = 1, shutil.get_terminal_size((140, 20)).columns
+        keep, room = 1, shutil.get_terminal_size((200, 20)).columns
         widths = [max(len(r[i]) for r in rows if i < len(r)) for i in range(len(table[0]))]
         while keep < len(widths) and sum(widths[:keep + 1]) + 2 * keep <= room: keep += 1
         print(f'\n{title}', file=file)
