@@ -12,8 +12,8 @@ help:
 	@sed -n '1,3s/^# //p' Makefile
 
 install: $(VENV)/.installed
-$(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt environment.py
-	@$(PYTHON) environment.py --venv $(VENV)
+$(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt .ci/environment.py
+	@$(PYTHON) .ci/environment.py --venv $(VENV)
 
 report: install
 	@$(RUN) -m cxr_lib.runner run $(ARGS)
@@ -35,14 +35,14 @@ lint: install
 	@$(RUN) -m ruff check --no-cache .
 nbdev-test: install
 	@echo "== every notebook runs (nbdev_test)"
-	@$(VENV)/bin/nbdev_test --n_workers 1 --do_print
+	@$(RUN) -c "from nbdev.test import nbdev_test; nbdev_test(n_workers=1, do_print=True)"
 pytest: install
 	@echo "== pytest"
 	@$(RUN) -m pytest
 
 # For those who change a notebook: write the modules, the README.
 export: install
-	@$(VENV)/bin/nbdev_export
+	@$(RUN) -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
 readme: install
 	@$(RUN) tests/check_repository.py readme --write
 clean:

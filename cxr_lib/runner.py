@@ -9,8 +9,8 @@ __all__ = ['RUN_DEFAULTS', 'EXTERNAL', 'UsageError', 'notebooks_folder', 'stage_
            'draw_formulas', 'render_page', 'read_results', 'figures', 'render_index', 'Progress', 'only_run',
            'run_stages', 'print_results', 'print_parameters', 'main']
 
-# %% ../nbs/10_runner.ipynb #5923466b
-import argparse, ast, base64, contextlib, csv, difflib, hashlib, html, io, json, os, re, shutil, signal, sys, tempfile, threading, time, tokenize
+# %% ../nbs/10_runner.ipynb #901cef8e
+import argparse, ast, base64, contextlib, csv, difflib, hashlib, html, io, json, logging, os, re, shutil, signal, sys, tempfile, threading, time, tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -245,7 +245,7 @@ def sweep_leftovers(
         if not re.fullmatch(r'\..+\.\d+\.tmp(\.\w+)?', path.name): continue
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
-# %% ../nbs/10_runner.ipynb #97bf5ddb
+# %% ../nbs/10_runner.ipynb #42987458
 def this_python(
     home:Path, # project folder
     sockets:str # an empty folder that only we can read
@@ -264,9 +264,11 @@ def this_python(
         def __init__(self, **kw):
             super().__init__(**{**kw, 'kernel_spec_manager': OnlyThis()})
             if os.name == 'posix' and len(sockets) < 80: self.transport, self.connection_file = 'ipc', os.path.join(sockets, 'kernel.json')
+        async def start_kernel(self, **kw):                                                          # what a kernel says on its way down is noise, unless it crashed
+            with open(os.path.join(sockets, 'kernel.log'), 'ab') as log: await super().start_kernel(**{**kw, 'stderr': log})
     return Manager
 
-# %% ../nbs/10_runner.ipynb #dd468a9b
+# %% ../nbs/10_runner.ipynb #34502664
 class StageFailed(RuntimeError):
     "A notebook stopped: which one, in which cell, why, and where what it did so far lies"
     def __init__(self,
@@ -317,6 +319,7 @@ def execute(
         injected = [i for i, c in enumerate(nb.cells) if 'injected-parameters' in c.metadata.get('tags', ())]
         at.update(cell=index + 1 - sum(i <= index for i in injected), source=cell.source)
         on_cell(at['cell'], len(nb.cells) - len(injected), cell.source)
+    logging.getLogger('papermill').setLevel(logging.ERROR)                             # it warns of comments that it cannot read
     papermill_engines.register('cxr', _watched(cell_begins, on_output))
     cwd = notebook.parent if os.access(notebook.parent, os.W_OK) and notebook.parent.name == 'nbs' and notebook.parent.parent == home else home
     with atomic_path(output) as partial, tempfile.TemporaryDirectory(prefix='cxr-', ignore_cleanup_errors=True) as sockets:
@@ -330,13 +333,15 @@ def execute(
         except papermill.PapermillExecutionError as e:
             raise stopped(f'{e.ename}: {_last_line(e.evalue)}') from None
         except CellTimeoutError: raise stopped(f'the cell took longer than {timeout} seconds (--timeout)') from None
-        except DeadKernelError: raise stopped('the Python that ran it died (often: out of memory)') from None
+        except DeadKernelError:
+            said = _last_line((Path(sockets)/'kernel.log').read_text(errors='replace')) if (Path(sockets)/'kernel.log').exists() else ''
+            raise stopped('the Python that ran it died (often: out of memory)' + (f': {said}' if said else '')) from None
     return output
 
 def _last_line(text):
     return ([l for l in re.sub(r'\x1b\[[0-9;]*m', '', str(text)).strip().split('\n') if l.strip()] or [''])[-1]
 
-# %% ../nbs/10_runner.ipynb #4cc39515
+# %% ../nbs/10_runner.ipynb #807fa10a
 _PAGE_CSS = '''
 :root{--ink:#1c2733;--quiet:#5d6b7a;--line:#dde3ea;--paper:#fff;--wash:#f5f7fa;--accent:#0b6e99;--warn:#8a4b00;--warnwash:#fff3dc;--bad:#a3201d;--badwash:#fdecea;--good:#1d6b43;--goodwash:#e8f5ee}
 .cxr-bar{font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;background:#14303f;color:#fff;padding:10px 18px;display:flex;flex-wrap:wrap;gap:4px 18px;align-items:baseline}
@@ -401,6 +406,11 @@ def draw_formulas(
         parts[i] = re.sub(r'(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])', lambda m: formula_image(m[1]), parts[i])
     return ''.join(parts)
 
+def _templates():
+    "nbconvert's templates: it looks in this environment only, but may itself be installed in the one below (`--system-site-packages`)"
+    import importlib.metadata as md
+    return [str(Path(f.locate()).resolve().parent.parent) for f in md.files('nbconvert') or () if f.match('templates/lab/index.html.j2')]
+
 def _banner(simulated): return f'<div class="cxr-simulated">{html.escape(SIMULATED)}</div>' if simulated else ''
 
 def render_page(
@@ -424,7 +434,7 @@ def render_page(
             cell.outputs = [o for o in cell.outputs if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})]
     header = (f'<div class="cxr-bar"><b>{html.escape(title)}</b><span>run <i>{html.escape(run)}</i></span><span class="grow"></span><a href="index.html">all reports</a>'
               '<button onclick="const d=[...document.querySelectorAll(\'details.cxr-code\')],o=!d.every(x=>x.open);d.forEach(x=>x.open=o)">code</button></div>' + _banner(simulated))
-    exporter = HTMLExporter(template_name='lab', raw_template=_TEMPLATE, embed_images=True, exclude_anchor_links=True)
+    exporter = HTMLExporter(template_name='lab', raw_template=_TEMPLATE, extra_template_basedirs=_templates(), extra_template_paths=_templates(), embed_images=True, exclude_anchor_links=True)
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     import markupsafe
     resources = dict(metadata=dict(name=title, path=str(executed.parent)), cxr_css=markupsafe.Markup(_NOTEBOOK_CSS), cxr_header=markupsafe.Markup(header),
@@ -437,7 +447,7 @@ def render_page(
 #: What a page may not hold: anything that a browser would fetch from elsewhere when it opens the page.
 EXTERNAL = re.compile(r'''<script[^>]+src=|<link[^>]+href=|<(?:img|iframe|source|video|audio)[^>]+src=["'](?!data:)|@import|url\(\s*["']?https?:|import\(|from ["']https?:''')
 
-# %% ../nbs/10_runner.ipynb #9002f963
+# %% ../nbs/10_runner.ipynb #a30b9400
 def read_results(
     folder:Path # of a run
 ) -> tuple[list[str], dict[str, list[list[str]]]]: # sentences; title -> rows of a table, the header first
@@ -465,8 +475,8 @@ def _number(text):
     return str(int(value)) if value == int(value) and '.' not in text.rstrip('0').rstrip('.') else f'{value:.3f}'
 
 #: File name (without .png) -> caption, in the order of the front page; other pictures follow.
-_FIGURES = {'controls': 'What the image and the note contribute', 'roc_curves': 'ROC curves', 'external_comparison': 'Beside another model on the same images',
-            'pr_curves': 'Precision and recall', 'reliability': 'Calibration', 'training_curves': 'Training', 'subgroups': 'Subgroups', 'contact_sheet': 'A sample of the films'}
+_FIGURES = {'controls': 'What the image and the note contribute', 'contact_sheet': 'A sample of the films', 'leakage_probe': 'What the notes alone give away', 'roc_curves': 'ROC curves', 'external_comparison': 'Beside another model on the same images',
+            'pr_curves': 'Precision and recall', 'reliability': 'Calibration', 'training_curves': 'Training', 'subgroups': 'Subgroups'}
 
 def figures(
     folder:Path # of a run
@@ -676,7 +686,7 @@ def run_stages(
         done = max(last, begin)
         return render_index(plan, '' if done == len(STAGES) else f'It was asked to stop after {STAGES[done - 1]} (--until).', only=STAGES[:done])
 
-# %% ../nbs/10_runner.ipynb #e58e26c2
+# %% ../nbs/10_runner.ipynb #933a5b9b
 def print_results(
     folder:Path, # of a finished run
     file=None # where to; standard output if None
@@ -772,6 +782,7 @@ def main(
     try: args.call(args)
     except UsageError as e: print(f'cxr: {e}', file=sys.stderr); return 2
     except StageFailed as e: print(f'\ncxr: {e}\n  Put it right and give the same command: finished stages are not run again.', file=sys.stderr); return 1
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())       # piped into `head`
     except KeyboardInterrupt: print('\ncxr: interrupted. The same command goes on from the stage that was under way.', file=sys.stderr); return 130
     return 0
 

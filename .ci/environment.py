@@ -1,6 +1,6 @@
 """Make the virtual environment and install the project into it: what `make` does before anything else.
 
-    python3 environment.py [--venv .venv] [--extras offline,dev]
+    python3 .ci/environment.py [--venv .venv] [--extras offline,dev]
 
 Standard library only, as nothing is installed yet. With no torch in the Python that runs this, the tested set of
 constraints.txt is installed. Where that Python has a torch already (a CUDA build that took an hour, a vendor's build), that
@@ -17,7 +17,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent        # the project's root
 OLDEST_TORCH = (2, 4)       # settings.ini: torch>=2.4
 
 
@@ -101,6 +101,16 @@ def pip_install(python: Path, arguments: 'list[str]', log: Path):
     print(f'  installed in {time.time() - started:.0f} s', flush=True)
 
 
+def with_data_elsewhere(python: Path) -> 'list[str]':
+    """Installed packages whose Jupyter data lie outside the environment, as name==version: Jupyter would not find them from within."""
+    code = ('import importlib.metadata as m, os, sys\n'
+            'here = os.path.realpath(sys.prefix) + os.sep\n'
+            'for d in m.distributions():\n'
+            '    data = next((f for f in d.files or () if "share/jupyter/" in f.as_posix() or "etc/jupyter/" in f.as_posix()), None)\n'
+            '    if data and not os.path.realpath(d.locate_file(data)).startswith(here): print(d.metadata["Name"] + "==" + d.version)')
+    return sorted(set(subprocess.run([str(python), '-c', code], capture_output=True, text=True, check=True).stdout.split()))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--venv', default='.venv', help='folder of the environment')
@@ -118,6 +128,9 @@ def main():
         constraints = folder/'constraints.txt'
         constraints.write_text(keep_torch((HERE/'constraints.txt').read_text(encoding='utf-8'), found), encoding='utf-8')
     pip_install(python, ['-c', str(constraints), '-e', f'{HERE}[{args.extras}]'], folder/'install.log')
+    if found and (again := with_data_elsewhere(python)):
+        print('  once more, into the environment, what keeps data for Jupyter', flush=True)
+        pip_install(python, ['--ignore-installed', '--no-deps', *again], folder/'install-jupyter.log')
     now = find_torch(str(python))
     if not now: sys.exit(f'torch cannot be imported in {folder}; run {python} -c "import torch" to see why')
     if found and now['torch'] != found['torch']: sys.exit(f'torch {found["torch"]} was to be kept, but the environment has {now["torch"]}')
