@@ -8,9 +8,9 @@ __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', '
            'content_key', 'RunFolder', 'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision',
            'set_theme', 'save_figure']
 
-# %% ../nbs/00_core.ipynb #99f5e8a1
-import contextlib, hashlib, json, os, random, shutil, sys, tempfile, time
-from dataclasses import asdict, dataclass, field, is_dataclass
+# %% ../nbs/00_core.ipynb #45d9ff65
+import contextlib, hashlib, json, os, random, shutil, time
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
 

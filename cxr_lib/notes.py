@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['NOTE_MODES', 'MISSING_RATE', 'TYPO_RATE', 'WORDING', 'QUESTIONS', 'DISTRACTORS', 'PLAIN_REASONS', 'LEAK', 'SYNONYMS',
            'FILM_WORDS', 'OPENI_YARDSTICK', 'word_note', 'clinical_notes', 'label_leak_notes', 'mention_probe',
-           'film_description_report', 'leakage_probe', 'probe_verdict', 'plot_probe', 'notes_stage', 'notes_info',
-           'describe_mode', 'ensure_notes']
+           'film_share', 'film_description_report', 'leakage_probe', 'probe_verdict', 'plot_probe', 'notes_stage',
+           'notes_info', 'describe_mode', 'ensure_notes']
 
-# %% ../nbs/02_notes.ipynb #2ef171c8
+# %% ../nbs/02_notes.ipynb #1f4a12f5
 import re
 from typing import Mapping
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RunFolder, atomic_path, content_key, project_root, read_json, short_name, write_json
+from .core import OBSERVATIONS, RunFolder, atomic_path, project_root, read_json, short_name, write_json
 from .data import DATASETS, ensure_studies
 
 NOTE_MODES = ('real', 'clinical', 'label_leak')
@@ -120,12 +120,12 @@ def label_leak_notes(
                    f'Indication: Evaluate for {", ".join(LEAK[o][2] for o in labels[:max_named])}.')
     return out
 
-# %% ../nbs/02_notes.ipynb #04b74e56
+# %% ../nbs/02_notes.ipynb #7a0b038c
 #: Words that name an observation, as regular expressions (matched without regard to case).
 SYNONYMS = {'No Finding': r'no (?:acute )?finding|normal (?:chest|film|study|appearance)|routine screening', 'Enlarged Cardiomediastinum': r'cardiomediastin|wid(?:e|ened) mediastin|mediastinal widening|aneurysm|dilated aorta',
             'Cardiomegaly': r'cardiomegaly|enlarged heart|enlarged cardi', 'Lung Opacity': r'opaci|infiltrat', 'Lung Lesion': r'lesion|nodule|\bmass\b|tumou?r', 'Edema': r'pulmonary (?:o?edema)|\b(?:eval for|evaluate for) edema|fluid overload|, edema',
             'Consolidation': r'consolidat', 'Pneumonia': r'pneumonia|\bPNA\b', 'Atelectasis': r'atelecta|collapse', 'Pneumothorax': r'pneumothorax|\bPTX\b', 'Pleural Effusion': r'effusion',
-            'Pleural Other': r'pleural (thick|plaque|disease)|pleurisy', 'Fracture': r'fracture|\bfx\b', 'Support Devices': r'pacemaker|catheter|\btube\b|\bline\b|device|\bport\b|intubat'}
+            'Pleural Other': r'pleural (?:thick|plaque|disease)|pleurisy', 'Fracture': r'fracture|\bfx\b', 'Support Devices': r'pacemaker|catheter|\btube\b|\bline\b|device|\bport\b|intubat'}
 FILM_WORDS = r'opaci(?:ty|ties|fication)|ground.glass|infiltrat|consolidation|(?:radiograph|x.?ray|film|cxr|imaging)s?\b[^.]{0,60}\b(?:show|reveal|demonstrat|suggest|confirm|display)|lung (?:fields?|zones?|bases?)|hilar|costophrenic|bilateral(?:ly)? (?:patchy|diffuse|peripheral)|lobe\b'
 
 def mention_probe(
@@ -138,6 +138,13 @@ def mention_probe(
         p, q = named[y == 1].mean(), named[y == 0].mean()
         rows[o] = {'positive': int((y == 1).sum()), 'negative': int((y == 0).sum()), 'named where positive': p, 'named where negative': q, 'AUROC of the mention': .5 + (p - q)/2}
     return pd.DataFrame(rows).T.astype({'positive': int, 'negative': int})
+
+def film_share(
+    table:pd.DataFrame # study table with notes
+) -> float: # 0 to 1; 0 if there are no notes
+    "Share of the notes with words that describe a film"
+    notes = table.note.dropna().astype(str)
+    return float(notes.str.contains(FILM_WORDS, case=False, regex=True).mean()) if len(notes) else 0.
 
 def film_description_report(
     table:pd.DataFrame # study table with notes
@@ -177,6 +184,7 @@ def leakage_probe(
         n_pos, n_neg = int((y == 1).sum()), int((y == 0).sum())
         rows[o] = dict(AUROC=np.nan, low=np.nan, high=np.nan, positive=n_pos, negative=n_neg, words='', reason='')
         if min(n_pos, n_neg) < min_cases: rows[o]['reason'] = f'fewer than {min_cases} positive or negative cases'; continue
+        if min(table.patient_id[known][y == v].nunique() for v in (0, 1)) < folds: rows[o]['reason'] = f'positive or negative cases of fewer than {folds} patients'; continue
         if bags is None or notes[known].nunique() < 2: rows[o]['reason'] = 'all notes are the same'; continue
         model, text = LogisticRegression(C=3, solver='liblinear'), bags[known]
         cv = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -219,7 +227,7 @@ def plot_probe(
     if simulated: fig.text(.995, .005, 'SIMULATED notes', ha='right', fontsize=8, color='#cc3311')
     return fig
 
-# %% ../nbs/02_notes.ipynb #914f484d
+# %% ../nbs/02_notes.ipynb #109ac55e
 def notes_stage(
     run:RunFolder, # a run whose exploration is done
     *,
@@ -242,7 +250,7 @@ def notes_stage(
     with atomic_path(run/'studies_with_notes.parquet') as tmp: table.to_parquet(tmp)
     words = table.note.dropna().str.split().str.len()
     write_json(run/'notes.json', dict(mode=mode, dataset=source['dataset'], simulated_notes=mode != 'real', n_missing=int(table.note.isna().sum()),
-                                      n_distinct=int(table.note.nunique()), median_words=float(words.median()) if len(words) else 0.))
+                                      n_distinct=int(table.note.nunique()), film_words=film_share(table), median_words=float(words.median()) if len(words) else 0.))
     processed = project_root()/'data'/'processed'
     for name, part in (('train', table[table.split != 'test']), ('valid', table[table.split == 'test'])):
         with atomic_path(processed/f'{name}_with_notes.csv') as tmp: part.to_csv(tmp, index=False)

@@ -103,7 +103,7 @@ def draw_network(
     ax.set(xlim=(0, 1), ylim=(-5.5, .5), title='What raises the odds of what (line width: log odds ratio)'); ax.axis('off')
     return ax
 
-# %% ../nbs/00b_patients.ipynb #cd8ead30
+# %% ../nbs/00b_patients.ipynb #b05b6456
 #: Sources of likelihood ratios.
 SOURCES = {'Wang 2005': 'Wang CS et al. Does this dyspneic patient in the emergency department have congestive heart failure? JAMA 2005;294:1944-56, table 3',
            'Metlay 1997': 'Metlay JP, Kapoor WN, Fine MJ. Does this patient have community-acquired pneumonia? JAMA 1997;278:1440-5 (range over studies; a middle value)',
@@ -154,7 +154,7 @@ FACTS = (
     Fact('rhythm disorder', 0.08, {'Support Devices': (2.5, 'assumed'), 'heart failure': (2.5, 'assumed')}, 'history', .03),
 ) + tuple(Fact(n.name, 0.01, {n.name: (90., 'assumed')}, 'history', .10) for n in COMORBIDITIES)
 #: P(a fact that is present gets into the note): doctors forget, patients do not tell, requests are short.
-REPORTED = 0.75
+REPORTED = 0.85
 
 def fact_probability(
     fact:Fact, # the fact

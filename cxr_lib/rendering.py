@@ -13,10 +13,10 @@ __all__ = ['SIGNS', 'SEXES', 'PROJECTIONS', 'MARK', 'DEVICES', 'DRAW', 'Radiogra
            'support_devices', 'lead_letters', 'markers', 'film', 'compose', 'find_masks', 'render_radiograph',
            'contact_sheet', 'overlay_mask']
 
-# %% ../nbs/00c_rendering.ipynb #95423ea2
+# %% ../nbs/00c_rendering.ipynb #84dee071
 import functools, math
 from dataclasses import dataclass, field
-from pathlib import Path
+
 from typing import Mapping, NamedTuple
 import cv2, numpy as np
 

@@ -173,17 +173,17 @@ def plan_run(
     passed = {stage: {'run': run if named else str(folder), **{p.name: values[p.name] for p in known[stage] if p.name in values}} for stage in STAGES}
     return Plan(home, run, folder, notebooks, known, passed)
 
-# %% ../nbs/10_runner.ipynb #2cd23735
+# %% ../nbs/10_runner.ipynb #00c29391
 def library_sources(
-    number:int # of a chapter: 4 for `04_training`
+    chapter:str # a notebook's name, such as '04_training'
 ) -> dict[str, str]: # module -> hash of its source
     "The modules that chapters up to this one export (and those that no chapter does)"
     import cxr_lib
     found = {}
     for module in sorted(Path(cxr_lib.__file__).parent.glob('*.py')):
         text = module.read_text(encoding='utf-8')
-        chapter = re.search(r'File to edit: \S*?(\d\d)\w*\.ipynb', text[:2000])
-        if module.stem != '_modidx' and (chapter is None or int(chapter[1]) <= number): found[module.stem] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        made_by = re.search(r'File to edit: \S*?(\d\d\w*)\.ipynb', text[:2000])
+        if module.stem != '_modidx' and (made_by is None or made_by[1] <= chapter): found[module.stem] = hashlib.sha256(text.encode()).hexdigest()[:16]
     return found
 
 def _listing(path):
@@ -199,7 +199,7 @@ def stage_keys(
     for stage, notebook in plan.notebooks.items():
         listing = [_listing(Path(plan.passed[stage][name])) for name in sorted(_PATHS & set(plan.passed[stage])) if plan.passed[stage][name]]
         previous = keys[stage] = content_key(stage, plan.passed[stage], [(c['cell_type'], c['source']) for c in _cells(notebook)],
-                                             library_sources(int(notebook.name[:2])), listing, previous)
+                                             library_sources(notebook.stem), listing, previous)
     return keys
 
 # %% ../nbs/10_runner.ipynb #039d60b1
@@ -631,7 +631,7 @@ class Progress:
         for bar in (self.cells, self.stages):
             if bar is not None: bar.close()
 
-# %% ../nbs/10_runner.ipynb #1e43cc46
+# %% ../nbs/10_runner.ipynb #460eb3c8
 @contextlib.contextmanager
 def only_run(
     folder:Path # of a run
@@ -664,6 +664,7 @@ def run_stages(
         if start and STAGES.index(start) > first: raise UsageError(f'--from {start}: {STAGES[first]} has not finished with these parameters. Leave --from out to run it.')
         begin = 0 if force else min(first, STAGES.index(start)) if start else first
         if begin < last: retract(plan, STAGES[begin:])
+        if force or start: shutil.rmtree(plan.folder/'.checkpoints', ignore_errors=True)      # again means again, not from where a killed run was
         progress = progress or Progress(last)
         try:
             for i, stage in enumerate(STAGES[:last]):

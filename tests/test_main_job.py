@@ -1,0 +1,60 @@
+"""The main job at its full size: what the README promises of it, read from the report it made (minutes on two cores)."""
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OTHER_MACHINE = 0.03    # how far a mean AUROC may be from the README's: another machine's sums end in other digits, and training magnifies them
+
+
+@pytest.fixture(scope='module')
+def report(tmp_path_factory):
+    "Run `cxr run` with its defaults in an empty folder"
+    home = tmp_path_factory.mktemp('main job')
+    environment = {k: v for k, v in os.environ.items() if k != 'CXR_HOME'} | {'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([sys.executable, '-m', 'cxr_lib.runner', 'run'], cwd=home, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(done.stdout)
+    return home/'reports'/'simulated'
+
+
+def mean(report, condition): return json.loads((report/'metrics.json').read_text())['conditions'][condition]['means']['evaluable']
+
+
+@pytest.mark.timeout(1500)
+def test_the_report_shows_what_was_promised(report):
+    metrics = json.loads((report/'metrics.json').read_text())
+    assert mean(report, 'image_only')['auroc'] >= 0.80
+    assert gain(metrics)['low'] > 0, 'the note adds nothing to the image'
+    assert mean(report, 'shuffled_note')['auroc'] <= mean(report, 'image_only')['auroc']
+    assert mean(report, 'label_leak_note_only')['auroc'] > 0.95
+
+
+@pytest.mark.timeout(1500)
+def test_every_file_of_the_report_is_there(report):
+    for name in ('index.html', 'config.json', 'model/model.safetensors', 'model/config.json', 'training_log.csv', 'training_curves.png', 'predictions.parquet', 'metrics.json',
+                 'metrics.csv', 'roc_curves.png', 'controls.png', 'reliability.png', '01_exploration.html', '05_evaluation.ipynb'):
+        assert (report/name).stat().st_size > 0, name
+    assert 'SIMULATED' in (report/'index.html').read_text() and 'Research use only' in (report/'index.html').read_text()
+    log = pd.read_csv(report/'training_log.csv')
+    assert set(log.model) == {'multimodal', 'label leak'}
+
+
+@pytest.mark.timeout(1500)
+def test_the_readme_states_what_the_report_shows(report):
+    text = (ROOT/'README.md').read_text()
+    names = {'film and note': 'fused', 'film alone': 'image_only', 'note alone': 'note_only', "film and another patient's note": 'shuffled_note', 'film, note missing': 'missing_note',
+             'notes made from the labels, no film': 'label_leak_note_only'}
+    for words, condition in names.items():
+        stated = re.search(rf'\| {re.escape(words)}[^|]*\| \**([0-9.]+)', text)
+        assert stated, f'the README has no row "{words}"'
+        assert float(stated[1]) == pytest.approx(mean(report, condition)['auroc'], abs=OTHER_MACHINE), words
+
+
+def gain(metrics): return metrics['differences']['fused_minus_image_only']['means']['evaluable']
