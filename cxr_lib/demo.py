@@ -6,9 +6,8 @@
 __all__ = ['MAX_NOTE_CHARACTERS', 'DemoSession', 'fitted_temperature', 'probability_bars', 'film_png', 'demo_samples',
            'demo_widget']
 
-# %% ../nbs/08_demo.ipynb #f9cc10c7
+# %% ../nbs/08_demo.ipynb #a0f45541
 import html, io
-from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch

@@ -75,7 +75,7 @@ class StudyData:
             if augmented: out['pixels'] = augment(out['pixels'][:, None].float()/255)*255
         return out
 
-# %% ../nbs/04_training.ipynb #42597e36
+# %% ../nbs/04_training.ipynb #f04b050f
 def mean_auroc(
     targets:np.ndarray, # (n, 14) of 1, 0, NaN
     scores:np.ndarray, # (n, 14)
@@ -141,8 +141,8 @@ def fit(
     groups = [dict(params=[p for k, p in model.named_parameters() if p.requires_grad and k.startswith('image_') == first], lr=rate)
               for first, rate in ((True, training['lr']), (False, training['note_lr']))]      # image encoder and head; text encoder and fusion
     optimizer = torch.optim.AdamW([g for g in groups if g['params']], weight_decay=training['weight_decay'])
-    generator = torch.Generator()
-    loader = DataLoader(torch.as_tensor(train), batch_size=min(training['batch_size'], len(train)), shuffle=True, drop_last=True, generator=generator)
+    generator = torch.Generator()                                       # a small data set gets smaller batches: at least eight steps an epoch
+    loader = DataLoader(torch.as_tensor(train), batch_size=min(training['batch_size'], len(train), max(8, len(train)//8)), shuffle=True, drop_last=True, generator=generator)
     steps = len(loader)*training['epochs']; warm = max(1, int(training['warmup']*steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1)/warm, .5*(1 + math.cos(math.pi*min(1, max(0, s - warm)/max(1, steps - warm))))))
     log, best, best_score, start = [], None, -math.inf, 0
