@@ -35,7 +35,7 @@ lint: install
 	@$(RUN) -m ruff check --no-cache .
 nbdev-test: install
 	@echo "== every notebook runs (nbdev_test)"
-	@$(RUN) -c "from nbdev.test import nbdev_test; nbdev_test(n_workers=1, do_print=True)"
+	@$(RUN) -u -c "from nbdev.test import nbdev_test; nbdev_test(n_workers=1, do_print=True)"
 pytest: install
 	@echo "== pytest"
 	@$(RUN) -m pytest

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DIFFERENCES', 'IMAGE_COLUMNS', 'evaluate', 'subgroups', 'verdict', 'metrics_table', 'auroc_table', 'plot_controls',
            'plot_roc_curves', 'plot_pr_curves', 'plot_reliability', 'plot_subgroups', 'read_external',
-           'compare_external', 'external_table', 'plot_external', 'about_notes', 'evaluate_stage']
+           'compare_external', 'external_table', 'plot_external', 'about_notes', 'published_predictions',
+           'evaluate_stage']
 
 # %% ../nbs/05_evaluation.ipynb #3ed66bec
 from pathlib import Path
@@ -461,7 +462,7 @@ def plot_external(
     fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
     return _signed_off(fig, simulated)
 
-# %% ../nbs/05_evaluation.ipynb #8685748b
+# %% ../nbs/05_evaluation.ipynb #4bab2be5
 def about_notes(
     info:dict, # as chapter 02 wrote it: mode, film_words (share of the notes that describe a film)
     simulated:bool # are the patients simulated?
@@ -472,12 +473,20 @@ def about_notes(
     if simulated: return 'The notes are SIMULATED too; the labels reach them only through symptoms and history.'
     return 'The images are real, but the notes are SIMULATED from the labels, through symptoms and history: what they add says nothing about real notes.'
 
+def published_predictions(
+    run:RunFolder # its source.json names the data set's folder
+) -> str: # path of a CSV; '' if there is none
+    "Another model's predictions that came with the data: a file `published_*predictions.csv` in the data set's folder"
+    if not (run/'source.json').exists(): return ''
+    found = sorted(Path(read_json(run/'source.json')['root']).glob('published_*predictions.csv'))
+    return str(found[0]) if found else ''
+
 def evaluate_stage(
     run:RunFolder, # holds predictions.parquet
     *,
     n_bootstrap:int=1000, # resamples of patients
     seed:int=0, # of the resampling
-    external:str='', # CSV of another model's probabilities, absolute or from the project's root; '' for none
+    external:str='', # CSV of another model's probabilities, absolute or from the project's root; '': `published_predictions`, if there are any
     simulated:bool|None=None, # are the patients simulated? Read from the exploration stage's parameters if None
 ) -> dict: # the metrics
     "Write metrics.json, metrics.csv and the pictures into the run's folder (and external_comparison.csv and .png), and leave the stage's stamp"
@@ -490,8 +499,9 @@ def evaluate_stage(
                 'reliability': plot_reliability(metrics), 'subgroups': plot_subgroups(metrics)}
     tables = {'metrics': metrics_table(metrics)}
     for name in ('external_comparison.csv', 'external_comparison.png'): (run/name).unlink(missing_ok=True)      # of an earlier evaluation
-    if external:
-        path = Path(external) if Path(external).exists() else project_root()/external
+    other = external or published_predictions(run)
+    if other:
+        path = Path(other) if Path(other).exists() else project_root()/other
         comparison = compare_external(predictions, read_external(path), _model_name(path), n_bootstrap=n_bootstrap, seed=seed)
         pictures['external_comparison'], tables['external_comparison'] = plot_external(comparison, simulated), comparison
     for name, table in tables.items():

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxr_lib.core import COMPETITION, OBSERVATIONS, RunFolder
-from cxr_lib.evaluation import (compare_external, evaluate, evaluate_stage, external_table, metrics_table, plot_controls, plot_reliability, plot_subgroups,
+from cxr_lib.core import COMPETITION, OBSERVATIONS, RunFolder, write_json
+from cxr_lib.evaluation import (compare_external, evaluate, evaluate_stage, external_table, metrics_table, plot_controls, plot_reliability, plot_subgroups, published_predictions,
                                 read_external, verdict)
 from cxr_lib.metrics import choose_thresholds, synthetic_predictions
 
@@ -166,3 +166,12 @@ def test_simulated_is_read_from_the_exploration_stage(practice, tmp_path):
     practice.to_parquet(run/'predictions.parquet')
     run.finish('exploration', dict(dataset='simulated'))
     assert evaluate_stage(run, n_bootstrap=5)['simulated']
+
+
+def test_predictions_that_came_with_the_data_are_compared_unasked(tmp_path):
+    run = RunFolder(tmp_path/'run')
+    assert published_predictions(run) == ''
+    write_json(run/'source.json', dict(dataset='nih', root=str(tmp_path), simulated=False))
+    assert published_predictions(run) == ''
+    (tmp_path/'published_reader_predictions.csv').write_text('image,Edema\n')
+    assert published_predictions(run) == str(tmp_path/'published_reader_predictions.csv')
