@@ -120,7 +120,7 @@ def label_leak_notes(
                    f'Indication: Evaluate for {", ".join(LEAK[o][2] for o in labels[:max_named])}.')
     return out
 
-# %% ../nbs/02_notes.ipynb #7a0b038c
+# %% ../nbs/02_notes.ipynb #e3e3b8ad
 #: Words that name an observation, as regular expressions (matched without regard to case).
 SYNONYMS = {'No Finding': r'no (?:acute )?finding|normal (?:chest|film|study|appearance)|routine screening', 'Enlarged Cardiomediastinum': r'cardiomediastin|wid(?:e|ened) mediastin|mediastinal widening|aneurysm|dilated aorta',
             'Cardiomegaly': r'cardiomegaly|enlarged heart|enlarged cardi', 'Lung Opacity': r'opaci|infiltrat', 'Lung Lesion': r'lesion|nodule|\bmass\b|tumou?r', 'Edema': r'pulmonary (?:o?edema)|\b(?:eval for|evaluate for) edema|fluid overload|, edema',
@@ -220,10 +220,10 @@ def plot_probe(
     fig, ax = plt.subplots(figsize=(8, 4.2))
     ax.errorbar(p.AUROC, y, xerr=[p.AUROC - p.low, p.high - p.AUROC], fmt='o', color='#de8f05', ms=5)
     ax.axvline(.5, color='#888888', lw=1); ax.axvline(OPENI_YARDSTICK, color='#029e73', ls='--', lw=1.2)
-    ax.text(OPENI_YARDSTICK, len(p) - .4, ' real requests, mean', color='#029e73', fontsize=8)
+    ax.text(OPENI_YARDSTICK, -.85, ' real requests (Open-i), mean', color='#029e73', fontsize=8)
     for i, why in enumerate(p.reason):
         if why: ax.text(.505, i, why, fontsize=7, va='center', color='#888888')
-    ax.set(yticks=y, yticklabels=[short_name(o) for o in p.index], xlim=(.3, 1.01), xlabel='AUROC (95% interval)', title='What a bag of words tells without the image')
+    ax.set(yticks=y, yticklabels=[short_name(o) for o in p.index], xlim=(.3, 1.01), ylim=(-1.1, len(p) - .4), xlabel='AUROC (95% interval)', title='What a bag of words tells without the image')
     if simulated: fig.text(.995, .005, 'SIMULATED notes', ha='right', fontsize=8, color='#cc3311')
     return fig
 
