@@ -1,5 +1,6 @@
 """Shared by the tests: toy projects whose five stage notebooks take a second."""
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ class Project:
     def start(self, *args, **more):
         "Start the command line in the project"
         env = {k: v for k, v in os.environ.items() if k not in ('CXR_HOME', 'COLUMNS')} | {'PYTHONPATH': str(ROOT)}
-        return subprocess.Popen([sys.executable, '-m', 'cxr_lib.runner', *map(str, args)], cwd=self.home, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+        heed = None if os.name == 'nt' else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)      # a test run in the background ignores Ctrl-C, and its children would too
+        return subprocess.Popen([sys.executable, '-m', 'cxr_lib.runner', *map(str, args)], cwd=self.home, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed, **more)
     def cxr(self, *args):
         "Run the command line in the project: exit code, standard output, standard error"
         process = self.start(*args)

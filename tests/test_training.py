@@ -164,7 +164,7 @@ def whole(run, predictions, n_test):
 def test_a_data_set_without_any_note_runs_and_its_answers_do_not_depend_on_notes(tmp_path, monkeypatch):
     run = odd_run(tmp_path, monkeypatch, note=None)
     test = whole(run, training_stage(run, epochs=1, folds=0), 9)
-    for o in OBSERVATIONS: assert np.allclose(test[f'fused/{o}'], test[f'missing_note/{o}']) and test[f'note_only/{o}'].nunique() == 1
+    for o in OBSERVATIONS: assert np.allclose(test[f'fused/{o}'], test[f'missing_note/{o}']) and np.ptp(test[f'note_only/{o}']) < 1e-6
 
 
 def test_no_positives_at_all_runs_and_is_selected_by_loss(tmp_path, monkeypatch):
