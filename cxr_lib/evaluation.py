@@ -124,10 +124,10 @@ def subgroups(
             found.append(row)
     return found
 
-# %% ../nbs/05_evaluation.ipynb #52154199
+# %% ../nbs/05_evaluation.ipynb #dfbe3820
 def _f(x): return 'undefined' if x is None or x != x else f'{x:.3f}'
-def _signed(d): return f'{_f(d["value"])} [{_f(d["low"])}, {_f(d["high"])}]'
-def _area(m): return f'{_f(m["auroc"])} [{_f(m["low"])}, {_f(m["high"])}]'
+def _signed(d): return _f(d["value"]) if d["low"] is None or d["low"] != d["low"] else f'{_f(d["value"])} [{_f(d["low"])}, {_f(d["high"])}]'
+def _area(m): return _f(m["auroc"]) if m["low"] is None or m["low"] != m["low"] else f'{_f(m["auroc"])} [{_f(m["low"])}, {_f(m["high"])}]'
 
 def _note_gain(d, fused, image, where):
     "What the note adds to the image, as far as the interval allows"
