@@ -7,8 +7,9 @@ __all__ = ['LABEL_POLICIES', 'training_targets', 'masked_bce', 'StudyData', 'mea
            'derangement', 'predict_conditions', 'prediction_table', 'fold_splits', 'is_simulated', 'training_stage',
            'ensure_training', 'plot_training']
 
-# %% ../nbs/04_training.ipynb #a9bb1ade
+# %% ../nbs/04_training.ipynb #2a6244ed
 import json, math, shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
@@ -223,7 +224,7 @@ def prediction_table(
     labels = table[list(OBSERVATIONS)].reset_index(drop=True).add_prefix('label/')
     return pd.concat([meta, labels, *(pd.DataFrame(p, columns=[f'{c}/{o}' for o in OBSERVATIONS]) for c, p in probabilities.items())], axis=1)
 
-# %% ../nbs/04_training.ipynb #aa575243
+# %% ../nbs/04_training.ipynb #0c77fd1a
 def fold_splits(
     table:pd.DataFrame, # study table with splits
     folds:int, # 0: the table's own split
@@ -244,6 +245,10 @@ def fold_splits(
 def is_simulated(run:RunFolder) -> bool: # are the patients of this run simulated?
     return bool(read_json(run/'source.json')['simulated'])
 
+def _code() -> list: # what decides, besides data and parameters, where a checkpoint may go on
+    import cxr_lib
+    return [(Path(cxr_lib.__file__).parent/f'{module}.py').read_text(encoding='utf-8') for module in ('images', 'model', 'training')]
+
 def training_stage(
     run:RunFolder, # a run whose model is chosen
     *,
@@ -261,7 +266,7 @@ def training_stage(
     folds = DATASETS[source['dataset']].folds if folds < 0 else folds
     params = dict(epochs=epochs, folds=folds, label_policy=label_policy, negative_example=negative_example, seed=seed)
     key, device = run.key('training', params), choose_device()
-    checkpoints = run/'.checkpoints'/key                                                # only a run with the same key may resume from it
+    checkpoints = run/'.checkpoints'/content_key(key, table.to_csv(index=False), asdict(config), training, _code())   # resume only what had the same data, settings and code
     pixels, frozen, encoded = None, None, {}
     logs, parts = [], []
     splits = fold_splits(table, folds, seed=seed)
