@@ -6,7 +6,7 @@
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED', 'IMPLIES',
            'STAGES', 'CONDITION_COLORS', 'short_name', 'atomic_path', 'write_json', 'read_json', 'project_root',
            'content_key', 'RunFolder', 'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision',
-           'set_theme', 'save_figure']
+           'set_theme', 'mark_simulated', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
 import contextlib, hashlib, json, os, random, shutil, time
@@ -185,7 +185,7 @@ def choose_precision(
     if device != 'cuda': return 'no'
     return 'bf16' if torch.cuda.get_device_capability()[0] >= 8 else 'fp16'
 
-# %% ../nbs/00_core.ipynb #0e4f73bf
+# %% ../nbs/00_core.ipynb #8fafba8e
 CONDITION_COLORS = {'fused': '#0173b2', 'image_only': '#56b4e9', 'note_only': '#de8f05', 'shuffled_note': '#949494',
                     'missing_note': '#ca9161', 'contradicting_note': '#d55e00', 'label_leak_note_only': '#cc3311',
                     'best_possible': '#029e73', 'external': '#cc78bc'}
@@ -197,6 +197,15 @@ def set_theme():
                   rc={'figure.dpi': 96, 'savefig.dpi': 120, 'axes.titleweight': 'bold', 'axes.titlesize': 11, 'axes.labelsize': 10,
                       'xtick.labelsize': 9, 'ytick.labelsize': 9, 'legend.fontsize': 9, 'figure.constrained_layout.use': True,
                       'image.cmap': 'gray', 'axes.spines.top': False, 'axes.spines.right': False})
+
+def mark_simulated(
+    fig, # a matplotlib figure
+    simulated:bool, # is it of simulated patients or notes? If not, nothing is drawn
+    what:str='patients' # what is simulated
+): # `fig`
+    "Write SIMULATED into the corner of a figure"
+    if simulated: fig.text(.995, .005, f'SIMULATED {what}', ha='right', va='bottom', fontsize=8, color='#cc3311')
+    return fig
 
 def save_figure(
     fig, # a matplotlib figure

@@ -9,12 +9,12 @@ __all__ = ['META_COLUMNS', 'STUDY_COLUMNS', 'NIH_TO_CHEXPERT', 'DATASETS', 'Stud
            'data_root', 'ensure_studies', 'describe_splits', 'label_counts', 'plot_contact_sheet', 'plot_patients',
            'plot_label_states', 'plot_cooccurrence', 'plot_prevalence_by']
 
-# %% ../nbs/01_exploration.ipynb #7a4eacd9
+# %% ../nbs/01_exploration.ipynb #69131dcb
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Sequence
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RunFolder, SIMULATED, atomic_path, content_key, project_root, short_name, write_json
+from .core import OBSERVATIONS, RunFolder, SIMULATED, atomic_path, content_key, mark_simulated, project_root, short_name, write_json
 
 META_COLUMNS = ('image', 'patient_id', 'study_id', 'view', 'projection', 'sex', 'age', 'note', 'split')
 STUDY_COLUMNS = META_COLUMNS + OBSERVATIONS
@@ -299,7 +299,7 @@ def ensure_studies(
     if not run.done('exploration'): return exploration_stage(run)
     return pd.read_parquet(run/'studies.parquet')
 
-# %% ../nbs/01_exploration.ipynb #884f9dd2
+# %% ../nbs/01_exploration.ipynb #785d0580
 def describe_splits(
     table:pd.DataFrame # study table
 ) -> pd.DataFrame: # one row a split
@@ -316,10 +316,6 @@ def label_counts(
     lab = table[list(OBSERVATIONS)]
     return pd.DataFrame({'positive': (lab == 1).sum(), 'negative': (lab == 0).sum(), 'uncertain': (lab == -1).sum(), 'not mentioned': lab.isna().sum(),
                          'positive among annotated': ((lab == 1).sum()/((lab == 1) | (lab == 0)).sum()).round(3)})
-
-def _stamp_simulated(fig, simulated):
-    if simulated: fig.text(.995, .005, 'SIMULATED patients', ha='right', va='bottom', fontsize=8, color='#cc3311')
-    return fig
 
 def plot_contact_sheet(
     table:pd.DataFrame, # study table
@@ -341,7 +337,7 @@ def plot_contact_sheet(
         names = [short_name(o) for o in OBSERVATIONS if row[o] == 1]
         who = ' '.join(str(x) for x in (row.projection, row.sex, f'{row.age:.0f}' if row.age == row.age else None) if x)
         ax.set_title(who + '\n' + (', '.join(names[:2]) + (f' +{len(names) - 2}' if len(names) > 2 else '') or 'nothing positive'), fontsize=7, fontweight='normal')
-    return _stamp_simulated(fig, simulated)
+    return mark_simulated(fig, simulated)
 
 def plot_patients(
     table:pd.DataFrame, # study table
@@ -355,7 +351,7 @@ def plot_patients(
     axes[0].set(title='Age by sex', xlabel='age (years)', ylabel='images')
     counts = table.assign(projection=table.projection.fillna('not stated')).groupby(['split', 'projection']).size().unstack(fill_value=0)
     counts.plot.bar(stacked=True, ax=axes[1], rot=0); axes[1].set(title='Projection by split', xlabel='', ylabel='images')
-    return _stamp_simulated(fig, simulated)
+    return mark_simulated(fig, simulated)
 
 def plot_label_states(
     table:pd.DataFrame, # study table
@@ -369,7 +365,7 @@ def plot_label_states(
         share = (counts[state]/len(table)).to_numpy()
         ax.barh(counts.index, share, left=left, color=color, label=state, edgecolor='white', linewidth=.5); left += share
     ax.set(title='State of each label', xlabel='share of images', xlim=(0, 1)); ax.legend(loc='upper center', bbox_to_anchor=(.45, -.13), ncol=4, frameon=False)
-    return _stamp_simulated(fig, simulated)
+    return mark_simulated(fig, simulated)
 
 def plot_cooccurrence(
     table:pd.DataFrame, # study table
@@ -384,7 +380,7 @@ def plot_cooccurrence(
     names = [f'{short_name(o)} ({int(pos[o].sum())})' for o in pos]
     sns.heatmap(together.to_numpy(), ax=ax, cmap='viridis', vmin=0, vmax=1, annot=True, fmt='.0%', annot_kws={'size': 7}, xticklabels=[short_name(o) for o in pos], yticklabels=names, cbar_kws={'label': 'share'})
     ax.set(title='Of the films positive for the row (count), the share also positive for the column'); ax.tick_params(axis='x', rotation=60)
-    return _stamp_simulated(fig, simulated)
+    return mark_simulated(fig, simulated)
 
 def plot_prevalence_by(
     table:pd.DataFrame, # study table
@@ -402,4 +398,4 @@ def plot_prevalence_by(
             centre, half = (p + 1.92/n)/(1 + 3.84/n), 1.96*np.sqrt(p*(1 - p)/n + .9604/n**2)/(1 + 3.84/n)
             ax.errorbar(centre, np.arange(len(shown)) + .18*(j - .5), xerr=half, fmt='o', ms=4, lw=1.2, label=f'{value} (n={len(part)})')
         ax.set(title=f'Prevalence by {column}', xlabel='share positive among annotated', yticks=range(len(shown)), yticklabels=[short_name(o) for o in shown]); ax.legend(loc='lower right')
-    return _stamp_simulated(fig, simulated)
+    return mark_simulated(fig, simulated)

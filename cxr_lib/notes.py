@@ -8,11 +8,11 @@ __all__ = ['NOTE_MODES', 'MISSING_RATE', 'TYPO_RATE', 'WORDING', 'QUESTIONS', 'D
            'film_share', 'film_description_report', 'leakage_probe', 'probe_verdict', 'plot_probe', 'notes_stage',
            'notes_info', 'describe_mode', 'ensure_notes']
 
-# %% ../nbs/02_notes.ipynb #1f4a12f5
+# %% ../nbs/02_notes.ipynb #24449175
 import re
 from typing import Mapping
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RunFolder, atomic_path, project_root, read_json, short_name, write_json
+from .core import OBSERVATIONS, RunFolder, atomic_path, mark_simulated, project_root, read_json, short_name, write_json
 from .data import DATASETS, ensure_studies
 
 NOTE_MODES = ('real', 'clinical', 'label_leak')
@@ -120,7 +120,7 @@ def label_leak_notes(
                    f'Indication: Evaluate for {", ".join(LEAK[o][2] for o in labels[:max_named])}.')
     return out
 
-# %% ../nbs/02_notes.ipynb #e3e3b8ad
+# %% ../nbs/02_notes.ipynb #43c752b9
 #: Words that name an observation, as regular expressions (matched without regard to case).
 SYNONYMS = {'No Finding': r'no (?:acute )?finding|normal (?:chest|film|study|appearance)|routine screening', 'Enlarged Cardiomediastinum': r'cardiomediastin|wid(?:e|ened) mediastin|mediastinal widening|aneurysm|dilated aorta',
             'Cardiomegaly': r'cardiomegaly|enlarged heart|enlarged cardi', 'Lung Opacity': r'opaci|infiltrat', 'Lung Lesion': r'lesion|nodule|\bmass\b|tumou?r', 'Edema': r'pulmonary (?:o?edema)|\b(?:eval for|evaluate for) edema|fluid overload|, edema',
@@ -224,8 +224,7 @@ def plot_probe(
     for i, why in enumerate(p.reason):
         if why: ax.text(.505, i, why, fontsize=7, va='center', color='#888888')
     ax.set(yticks=y, yticklabels=[short_name(o) for o in p.index], xlim=(.3, 1.01), ylim=(-1.1, len(p) - .4), xlabel='AUROC (95% interval)', title='What a bag of words tells without the image')
-    if simulated: fig.text(.995, .005, 'SIMULATED notes', ha='right', fontsize=8, color='#cc3311')
-    return fig
+    return mark_simulated(fig, simulated, 'notes')
 
 # %% ../nbs/02_notes.ipynb #109ac55e
 def notes_stage(

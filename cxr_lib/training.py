@@ -187,7 +187,7 @@ def fit(
     plain.eval()
     return log
 
-# %% ../nbs/04_training.ipynb #3c857af3
+# %% ../nbs/04_training.ipynb #d02b6f69
 def derangement(
     n:int, # at least 2
     seed:int=0 # which one
@@ -206,12 +206,13 @@ def predict_conditions(
     seed:int=0 # shuffling
 ) -> dict: # condition -> (n, 14) probabilities
     "Probabilities with both modalities, each alone, another patient's note, and no note"
-    sigmoid = lambda z: 1/(1 + np.exp(-z.astype(np.float64)))
+    from scipy.special import expit
+    probability = lambda logits: expit(logits.astype(np.float64))
     own, rows = predict_logits(model, data, rows, device), np.asarray(rows)
     other = rows[derangement(len(rows), seed)] if len(rows) > 1 else rows
-    return {'fused': sigmoid(own['fused']), 'image_only': sigmoid(own['image']), 'note_only': sigmoid(own['note']),
-            'shuffled_note': sigmoid(predict_logits(model, data, rows, device, note_of=other)['fused']),
-            'missing_note': sigmoid(predict_logits(model, data, rows, device, drop_notes=True)['fused'])}
+    return {'fused': probability(own['fused']), 'image_only': probability(own['image']), 'note_only': probability(own['note']),
+            'shuffled_note': probability(predict_logits(model, data, rows, device, note_of=other)['fused']),
+            'missing_note': probability(predict_logits(model, data, rows, device, drop_notes=True)['fused'])}
 
 def prediction_table(
     table:pd.DataFrame, # study table, the predicted rows in order
@@ -224,7 +225,7 @@ def prediction_table(
     labels = table[list(OBSERVATIONS)].reset_index(drop=True).add_prefix('label/')
     return pd.concat([meta, labels, *(pd.DataFrame(p, columns=[f'{c}/{o}' for o in OBSERVATIONS]) for c, p in probabilities.items())], axis=1)
 
-# %% ../nbs/04_training.ipynb #0c77fd1a
+# %% ../nbs/04_training.ipynb #fd50620f
 def fold_splits(
     table:pd.DataFrame, # study table with splits
     folds:int, # 0: the table's own split
@@ -309,7 +310,8 @@ def _negative_example(part, config, training, notes, data, checkpoint, seed, fol
     if config.freeze_text and not encoded: encoded['notes'] = words.precompute(model, device, images=False).note_tokens     # the same for every fold
     words.note_tokens = encoded.get('notes')
     log = fit(model, words, words.rows('train'), words.rows('tuning'), dict(training, epochs=min(8, training['epochs']), note_dropout=0., word_dropout=0., patience=0), seed=seed, checkpoint=checkpoint, branches=('note',), name='label leak', fold=fold)
-    return log, {name: 1/(1 + np.exp(-predict_logits(model.to(device), words, words.rows(name), device, image=False)['note'].astype(np.float64))) for name in ('tuning', 'test')}
+    from scipy.special import expit
+    return log, {name: expit(predict_logits(model.to(device), words, words.rows(name), device, image=False)['note'].astype(np.float64)) for name in ('tuning', 'test')}
 
 def ensure_training(
     run:RunFolder # a run
@@ -324,7 +326,7 @@ def plot_training(
 ): # matplotlib figure
     "Loss and tuning AUROC by epoch; thin lines are folds"
     import matplotlib.pyplot as plt
-    from cxr_lib.core import CONDITION_COLORS
+    from cxr_lib.core import CONDITION_COLORS, mark_simulated
     main = log[log.model == 'multimodal']; folds = list(main.groupby('fold'))
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
     lines = (('train_loss', '#949494', 'training, fused', left), ('tuning_loss', CONDITION_COLORS['fused'], 'tuning, fused', left), ('tuning_auroc', CONDITION_COLORS['fused'], 'fused', right),
@@ -335,5 +337,4 @@ def plot_training(
         if t.tuning_auroc.notna().any(): kept = t.loc[t.tuning_auroc.idxmax()]; right.plot(kept.epoch, kept.tuning_auroc, 'o', mfc='none', color=CONDITION_COLORS['fused'], ms=9)
     left.set(title='Loss', xlabel='epoch', ylabel='binary cross-entropy', ylim=(0, None)); right.set(title='Mean AUROC on the tuning split', xlabel='epoch', ylabel='AUROC')
     right.axhline(.5, color='#888888', lw=1, ls=':'); left.legend(); right.legend()
-    if simulated: fig.text(.995, .005, 'SIMULATED patients', ha='right', fontsize=8, color='#cc3311')
-    return fig
+    return mark_simulated(fig, simulated)
