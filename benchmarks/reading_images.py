@@ -1,20 +1,100 @@
-"""Training images a second: from the pixel cache, against Pillow decode + resize + normalize in every epoch (the baseline).
+"""Reading radiographs: JPEG decoders against each other, and training images a second from the pixel cache against Pillow in every epoch.
 
-    python benchmarks/reading_images.py [FOLDER OF IMAGES] [--size 224] [--epochs 3]
+    python benchmarks/reading_images.py [FOLDER OF IMAGES] [--size 224] [--epochs 10] [--films 48]
 
-One process, one core's worth of work on either side, the same run. Without a folder, 200 noisy films of 1024 x 1024 pixels
-are written and used. Prints images a second of both, and their ratio.
+1. Decoders: Pillow, Pillow's draft mode, OpenCV, OpenCV reduced, and simplejpeg and PyTurboJPEG where they are installed, on JPEGs of
+   2544 x 3056 pixels (as CheXpert's) and 320 x 390 (as CheXpert-small's), and what each makes of a file that is cut short.
+2. First pass: building the cache with one thread and with two, against two processes.
+3. Cache: decode + resize + normalize with Pillow in every epoch (the baseline) against batches of the cache, one core on either side.
+
+1 and 3 are times of the processor, which other work on the machine changes little; 2 is by the clock.
+
+The films are made from the images of the folder (scaled up, with noise); without one, from drawn films.
 """
 import argparse
+import io
+import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
 
-from cxr_lib.images import pixel_cache
+from cxr_lib.images import pixel_cache, read_gray, read_radiograph
+from cxr_lib.rendering import render_radiograph
+
+SIZES = {'large': (2544, 3056), 'small': (320, 390)}
+
+
+def make_films(source, folder, n):
+    "JPEGs in two sizes; returns their paths by size"
+    rng, made = np.random.default_rng(0), {name: [] for name in SIZES}
+    originals = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))[:n] if source else range(n)
+    for i, original in enumerate(originals):
+        film = read_gray(original) if source else render_radiograph({}, age=30 + i % 60, size=320, seed=i, masks=False).image
+        for name, shape in SIZES.items():
+            scaled = cv2.resize(film, shape, interpolation=cv2.INTER_CUBIC).astype(np.float32)
+            if name == 'large': scaled += 8*cv2.GaussianBlur(rng.normal(size=scaled.shape).astype(np.float32), (0, 0), .8)
+            made[name].append(folder/f'{name} {i}.jpg')
+            Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8)).save(made[name][-1], quality=(90, 95)[i % 2])
+    return made
+
+
+def decoders(size):
+    "Name -> function from the bytes of a JPEG to gray levels"
+    def pillow(data): return np.asarray(Image.open(io.BytesIO(data)).convert('L'))
+    def draft(data):
+        with Image.open(io.BytesIO(data)) as im: im.draft('L', (2*size, 2*size)); return np.asarray(im.convert('L'))
+    def opencv(flag): return lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    found = {'Pillow, whole': pillow, f'Pillow, draft for {size} px': draft, 'OpenCV, whole': opencv(cv2.IMREAD_GRAYSCALE),
+             'OpenCV, 1/2': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_2), 'OpenCV, 1/4': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_4), 'OpenCV, 1/8': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_8)}
+    try:
+        from simplejpeg import decode_jpeg
+        found |= {'simplejpeg, whole': lambda data: decode_jpeg(data, 'GRAY'), f'simplejpeg, scaled for {size} px': lambda data: decode_jpeg(data, 'GRAY', min_height=2*size, min_width=2*size, min_factor=1)}
+    except ImportError: print('simplejpeg is not installed: left out')
+    try:
+        from turbojpeg import TJPF_GRAY, TurboJPEG
+        turbo = TurboJPEG()
+        found |= {'PyTurboJPEG, whole': lambda data: turbo.decode(data, pixel_format=TJPF_GRAY), 'PyTurboJPEG, 1/4': lambda data: turbo.decode(data, pixel_format=TJPF_GRAY, scaling_factor=(1, 4))}
+    except (ImportError, RuntimeError): print('PyTurboJPEG or its system library is not installed: left out')
+    return found
+
+
+def on_a_cut_file(decode, data):
+    try: film = decode(data[:int(len(data)*.6)])
+    except Exception: return 'refused'
+    return 'refused' if film is None else 'NOT NOTICED'
+
+
+def compare_decoders(made, size):
+    for name, paths in made.items():
+        films = [p.read_bytes() for p in paths]
+        print(f'{len(films)} {name} JPEGs, {SIZES[name][0]} x {SIZES[name][1]}, {np.mean([len(f) for f in films])/1e3:,.0f} kB on average')
+        for label, decode in decoders(size).items():
+            best = np.inf
+            for _ in range(3):
+                start = time.process_time()
+                for film in films: shape = decode(film).shape
+                best = min(best, (time.process_time() - start)/len(films))
+            print(f'  {label:32} {best*1e3:7.2f} ms of a core   gives {shape[1]:4} x {shape[0]:4}   file cut short: {on_a_cut_file(decode, films[0])}')
+
+
+def read_all(paths, size): return [read_radiograph(p, size) for p in paths][:0]
+
+
+def compare_workers(made, size, folder):
+    for name, paths in made.items():
+        times = {}
+        for workers in (1, 2):
+            start = time.perf_counter(); pixel_cache(paths[0].parent, [p.name for p in paths], size, folder/f'{name} {workers}', progress=False, workers=workers); times[f'{workers} thread(s)'] = time.perf_counter() - start
+        with ProcessPoolExecutor(2) as pool:
+            list(pool.map(read_all, [paths[:1]]*2, [size]*2))                   # started and imported before the clock runs
+            start = time.perf_counter(); list(pool.map(read_all, [paths[i:i+8] for i in range(0, len(paths), 8)], [size]*len(paths))); times['2 processes, not even written'] = time.perf_counter() - start
+        print(f'first pass of the {name} ones at {size} px on {os.cpu_count()} cores: ' + ', '.join(f'{k} {len(paths)/v:,.0f} images/s' for k, v in times.items()))
 
 
 def with_pillow(paths, size):
@@ -24,29 +104,33 @@ def with_pillow(paths, size):
         (torch.from_numpy(np.asarray(image, dtype=np.float32)/255) - .5)/.25
 
 
-def from_cache(pixels, batch_size=64):
-    "Batches of the memory-mapped array, normalized"
-    for rows in np.random.default_rng(0).permutation(len(pixels)).reshape(-1)[:len(pixels)//batch_size*batch_size].reshape(-1, batch_size):
-        (torch.from_numpy(pixels[rows]).float()/255 - .5)/.25
+def from_cache(pixels, batch_size=16):
+    "Batches of the memory-mapped array in random order, normalized"
+    for rows in np.array_split(np.random.default_rng(0).permutation(len(pixels)), -(-len(pixels)//batch_size)): (torch.from_numpy(pixels[rows]).float()/255 - .5)/.25
+
+
+def compare_cache(made, size, epochs, folder):
+    for name, paths in made.items():
+        pixels = pixel_cache(paths[0].parent, [p.name for p in paths], size, folder/f'{name} 1', progress=False)
+        start = time.process_time(); with_pillow(paths, size); pillow = len(paths)/(time.process_time() - start)
+        from_cache(pixels)
+        start = time.process_time()
+        for _ in range(epochs): from_cache(pixels)
+        cached = epochs*len(paths)/(time.process_time() - start)
+        print(f'{name} ones at {size} px, one core: Pillow each epoch {pillow:,.0f} images/s, cache {cached:,.0f} images/s, ratio {cached/pillow:.0f}x')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', nargs='?'); parser.add_argument('--size', type=int, default=224); parser.add_argument('--epochs', type=int, default=3)
+    parser.add_argument('folder', nargs='?'); parser.add_argument('--size', type=int, default=224); parser.add_argument('--epochs', type=int, default=10); parser.add_argument('--films', type=int, default=48)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1); cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as d:
-        folder = Path(args.folder or d)
-        if not args.folder:
-            rng = np.random.default_rng(0)
-            for i in range(200): Image.fromarray((np.linspace(40, 200, 1024)[None] + rng.normal(0, 12, (1024, 1024))).clip(0, 255).astype(np.uint8)).save(folder/f'{i}.jpg', quality=92)
-        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))
-        start = time.perf_counter(); pixels = pixel_cache(folder, names, args.size, Path(d)/'cache', progress=False, workers=1); built = time.perf_counter() - start
-        start = time.perf_counter(); with_pillow([folder/n for n in names], args.size); pillow = len(names)/(time.perf_counter() - start)
-        start = time.perf_counter()
-        for _ in range(args.epochs): from_cache(pixels)
-        cached = args.epochs*(len(names)//64*64)/(time.perf_counter() - start)
-    print(f'{len(names)} images at {args.size} px: Pillow each epoch {pillow:,.0f} images/s, cache {cached:,.0f} images/s, ratio {cached/pillow:.0f}x (building the cache took {built:.1f} s, once)')
+        (Path(d)/'films').mkdir()
+        made = make_films(args.folder, Path(d)/'films', args.films)
+        compare_decoders(made, args.size)
+        compare_workers(made, args.size, Path(d))
+        compare_cache(made, args.size, args.epochs, Path(d))
 
 
 if __name__ == '__main__': main()
