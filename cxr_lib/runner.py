@@ -687,7 +687,7 @@ def run_stages(
         done = max(last, begin)
         return render_index(plan, '' if done == len(STAGES) else f'It was asked to stop after {STAGES[done - 1]} (--until).', only=STAGES[:done])
 
-# %% ../nbs/10_runner.ipynb #933a5b9b
+# %% ../nbs/10_runner.ipynb #e2256b8c
 def print_results(
     folder:Path, # of a finished run
     file=None # where to; standard output if None
@@ -749,6 +749,14 @@ def _demo_command(args):
     print(' '.join(command), flush=True)
     if not args.print: sys.exit(subprocess.call(command))
 
+def _download_command(args):
+    from cxr_lib.download import DOWNLOADS, DownloadError, describe_downloads, fetch
+    if not args.name: print(describe_downloads()); return
+    check_name('data set', args.name, DOWNLOADS)
+    try: fetch(args.name, args.to, images=args.images, accept_licence=args.accept_licence)
+    except DownloadError as e: raise UsageError(e) from None
+    except KeyboardInterrupt: print('\ncxr: interrupted. What came so far is kept: the same command goes on from there.', file=sys.stderr); sys.exit(130)
+
 def _parser():
     from cxr_lib import __version__
     p = argparse.ArgumentParser(prog='cxr', description='Multimodal reasoning on chest X-rays: run the stage notebooks and read their reports.', epilog=RESEARCH_USE)
@@ -772,6 +780,11 @@ def _parser():
     w.add_argument('run', metavar='RUN'); w.set_defaults(call=_where_command)
     d = commands.add_parser('demo', help='open the demo notebook in JupyterLab')
     d.add_argument('--print', action='store_true', help='only print the command'); d.set_defaults(call=_demo_command)
+    g = commands.add_parser('download', help='fetch a public data set; without a name: list what there is', epilog='The same command resumes a download that was stopped.')
+    g.add_argument('name', nargs='?', metavar='NAME', help='which one; without it, a list with sizes and licences is printed')
+    g.add_argument('--to', metavar='FOLDER', help='where to (default: data/NAME in the project)')
+    g.add_argument('--images', action='store_true', help='fetch the images too, where they are apart from the reports (openi)')
+    g.add_argument('--accept-licence', action='store_true', help='accept the terms that are shown'); g.set_defaults(call=_download_command)
     return p
 
 def main(
