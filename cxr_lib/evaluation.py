@@ -8,12 +8,12 @@ __all__ = ['DIFFERENCES', 'IMAGE_COLUMNS', 'evaluate', 'subgroups', 'verdict', '
            'compare_external', 'external_table', 'plot_external', 'about_notes', 'published_predictions',
            'evaluate_stage']
 
-# %% ../nbs/05_evaluation.ipynb #3ed66bec
+# %% ../nbs/05_evaluation.ipynb #9999be67
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, project_root, read_json,
                           save_figure, set_theme, short_name, write_json)
-from .data import NIH_TO_CHEXPERT
+from .studies import NIH_TO_CHEXPERT
 from .metrics import (CONDITIONS, brier_score, calibration, calibration_error, check_predictions, check_probabilities, choose_thresholds,
                              conditions_in, count_cases, decision_metrics, interval, known_labels, named_interval, rank_condition,
                              read_predictions, refuse_cells, resample_patients)

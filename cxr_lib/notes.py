@@ -226,7 +226,7 @@ def plot_probe(
     ax.set(yticks=y, yticklabels=[short_name(o) for o in p.index], xlim=(.3, 1.01), ylim=(-1.1, len(p) - .4), xlabel='AUROC (95% interval)', title='What a bag of words tells without the image')
     return mark_simulated(fig, simulated, 'notes')
 
-# %% ../nbs/02_notes.ipynb #109ac55e
+# %% ../nbs/02_notes.ipynb #2e916f4e
 def notes_stage(
     run:RunFolder, # a run whose exploration is done
     *,
@@ -236,6 +236,7 @@ def notes_stage(
     "Give every study its note by the chosen mode"
     table, source = ensure_studies(run), read_json(run/'source.json')
     mode = DATASETS[source['dataset']].note_mode if note_mode == 'auto' else note_mode
+    if mode == 'auto': mode = 'real' if table.note.notna().any() else 'clinical'          # a source that may have notes
     if mode not in NOTE_MODES: raise ValueError(f'unknown note_mode {note_mode!r}; known are auto, {", ".join(NOTE_MODES)}')
     if mode == 'real' and table.note.isna().all(): raise ValueError(f'the data set {source["dataset"]!r} has no notes of its own; use note_mode clinical')
     if mode == 'clinical':

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from cxr_lib.core import OBSERVATIONS, RunFolder, write_json
-from cxr_lib.data import NIH_TO_CHEXPERT
+from cxr_lib.studies import NIH_TO_CHEXPERT
 from cxr_lib.notes import (LEAK, NOTE_MODES, OPENI_YARDSTICK, clinical_notes, film_description_report, label_leak_notes, leakage_probe, mention_probe,
                            notes_info, notes_stage, probe_verdict, word_note)
 from cxr_lib.patients import FACTS, draw_patients
