@@ -35,7 +35,7 @@ lint: install
 	@$(RUN) -m ruff check --no-cache .
 nbdev-test: install
 	@echo "== every notebook runs (nbdev_test)"
-	@$(RUN) -u -c "from nbdev.test import nbdev_test; nbdev_test(n_workers=1, do_print=True)"
+	@OMP_NUM_THREADS=1 $(RUN) -u -c "from nbdev.test import nbdev_test; nbdev_test(n_workers=2, do_print=True)"
 pytest: install
 	@echo "== pytest"
 	@$(RUN) -m pytest

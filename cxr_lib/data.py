@@ -24,12 +24,12 @@ from .openi import load_openi
 from .sources import load_covid, load_medmnist, load_nih, unpack_medmnist
 from .folders import load_csv, load_dicom
 
-# %% ../nbs/01_exploration.ipynb #1dcd4908
+# %% ../nbs/01_exploration.ipynb #c049a249
 def simulated_radiograph(
     patient, # one row of the latent table (`draw_patients`), or a mapping with its columns
     size:int=128, # pixels
     masks:bool=True # draw the masks too
-): # `rendering.Radiograph`
+): # `anatomy.Radiograph`
     "Draw (again) the film of a simulated patient"
     from cxr_lib.patients import SIGNS
     from cxr_lib.rendering import render_radiograph
@@ -44,8 +44,8 @@ def _write_film(job):
 
 def _rendering_version():
     "Changes whenever the code that draws changes"
-    import cxr_lib.patients, cxr_lib.rendering
-    return content_key(*(Path(m.__file__).read_text(encoding='utf-8') for m in (cxr_lib.patients, cxr_lib.rendering)))
+    import cxr_lib.anatomy, cxr_lib.patients, cxr_lib.rendering
+    return content_key(*(Path(m.__file__).read_text(encoding='utf-8') for m in (cxr_lib.patients, cxr_lib.anatomy, cxr_lib.rendering)))
 
 def simulate(
     n_patients:int=240, # at least 20

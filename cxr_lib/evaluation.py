@@ -6,7 +6,7 @@
 __all__ = ['DIFFERENCES', 'IMAGE_COLUMNS', 'evaluate', 'subgroups', 'verdict', 'metrics_table', 'auroc_table', 'plot_controls',
            'plot_roc_curves', 'plot_pr_curves', 'plot_reliability', 'plot_subgroups', 'read_external',
            'compare_external', 'external_table', 'plot_external', 'about_notes', 'published_predictions',
-           'evaluate_stage']
+           'with_best_possible', 'evaluate_stage']
 
 # %% ../nbs/05_evaluation.ipynb #9999be67
 from pathlib import Path
@@ -462,7 +462,7 @@ def plot_external(
     fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
     return _signed_off(fig, simulated)
 
-# %% ../nbs/05_evaluation.ipynb #4bab2be5
+# %% ../nbs/05_evaluation.ipynb #19085c52
 def about_notes(
     info:dict, # as chapter 02 wrote it: mode, film_words (share of the notes that describe a film)
     simulated:bool # are the patients simulated?
@@ -481,6 +481,22 @@ def published_predictions(
     found = sorted(Path(read_json(run/'source.json')['root']).glob('published_*predictions.csv'))
     return str(found[0]) if found else ''
 
+def with_best_possible(
+    run:RunFolder, # a run on simulated patients
+    predictions:pd.DataFrame # its prediction table
+) -> pd.DataFrame: # with columns `best_image/<observation>`, and `best_note/…` and `best_fused/…` where the notes are the simulation's own
+    "Add the simulation's exact answers (chapter 00b1): what the film as it is drawn, and the facts behind the note, allow at best"
+    from cxr_lib.best import best_possible
+    source = read_json(run/'source.json') if (run/'source.json').exists() else {}
+    latent = Path(source.get('root', ''))/'latent.parquet'
+    if not source.get('simulated') or not latent.exists(): return predictions
+    people = pd.read_parquet(latent).set_index('image').reindex(predictions['image'])
+    if people['patient_id'].isna().any(): raise ValueError(f'{latent} does not hold the patients of {run/"predictions.parquet"}; run the exploration and what follows it again')
+    notes = pd.read_parquet(run/'studies_with_notes.parquet', columns=['image', 'note']).set_index('image').note.reindex(predictions['image'])
+    best = best_possible(people.reset_index(), notes.notna().to_numpy(), drawn_only=True)
+    if read_json(run/'notes.json')['mode'] != 'clinical': best = best.filter(like='best_image/')              # of notes from labels the network knows nothing
+    return pd.concat([predictions, best.set_index(predictions.index)], axis=1)
+
 def evaluate_stage(
     run:RunFolder, # holds predictions.parquet
     *,
@@ -492,6 +508,7 @@ def evaluate_stage(
     "Write metrics.json, metrics.csv and the pictures into the run's folder (and external_comparison.csv and .png), and leave the stage's stamp"
     if simulated is None: simulated = (run.params('exploration') or {}).get('dataset') == 'simulated'
     predictions = read_predictions(run/'predictions.parquet')
+    if simulated: predictions = with_best_possible(run, predictions)
     run.begin('evaluation')
     metrics = evaluate(predictions, n_bootstrap=n_bootstrap, seed=seed, simulated=simulated)
     if (run/'notes.json').exists(): metrics['verdict'].insert(1, about_notes(read_json(run/'notes.json'), simulated))

@@ -34,6 +34,9 @@ def test_the_report_shows_what_was_promised(report):
     assert gain(metrics)['low'] > 0, 'the note adds nothing to the image'
     assert mean(report, 'shuffled_note')['auroc'] <= mean(report, 'image_only')['auroc']
     assert mean(report, 'label_leak_note_only')['auroc'] > 0.95
+    for condition, best in (('fused', 'best_fused'), ('image_only', 'best_image'), ('note_only', 'best_note')):      # nobody beats the best possible
+        assert mean(report, condition)['auroc'] < mean(report, best)['auroc'], condition
+    assert json.loads((report/'leakage.json').read_text())['means']['words less best']['high'] < 0, 'the notes tell more than the simulation lets them know'
 
 
 @pytest.mark.timeout(1500)
@@ -55,6 +58,9 @@ def test_the_readme_states_what_the_report_shows(report):
         stated = re.search(rf'\| {re.escape(words)}[^|]*\| \**([0-9.]+)', text)
         assert stated, f'the README has no row "{words}"'
         assert float(stated[1]) == pytest.approx(mean(report, condition)['auroc'], abs=OTHER_MACHINE), words
+    for words, condition in {'film and note': 'best_fused', 'film alone': 'best_image', 'note alone': 'best_note'}.items():
+        stated = re.search(rf'\| {re.escape(words)} \|[^|]*\| ([0-9.]+)', text)
+        assert float(stated[1]) == pytest.approx(mean(report, condition)['auroc'], abs=.01), words          # computed, not trained: the same on any machine but for rounding
 
 
 def gain(metrics): return metrics['differences']['fused_minus_image_only']['means']['evaluable']
