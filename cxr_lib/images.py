@@ -157,7 +157,7 @@ def images_that_fail(
     _in_threads(look, len(images), workers, progress, 'checking the images', 8)
     return [(images[i], failed[i]) for i in sorted(failed)]
 
-# %% ../nbs/00e_images.ipynb #5fa6ed0d
+# %% ../nbs/00e_images.ipynb #f1ef1af2
 class _PixelFile:
     "An (n, size, size) array in `pixels.npy`, written chunk by chunk, and the record of the chunks that are done"
     def __init__(self, folder, n, size):
@@ -276,7 +276,7 @@ def pixel_cache(
         lock = cache().lock()
         try: lock.acquire(timeout=0)
         except TimeoutError:
-            if progress: print('Another process is building this pixel cache: waiting for it.')
+            if progress: print('Another process is building this pixel cache: waiting for it.', flush=True)
             lock.acquire()
         try: _build(cache(), root, images, fingerprints, fit, verify, progress, workers)
         finally: lock.release()
