@@ -235,7 +235,7 @@ def test_folds_never_part_a_patient_and_are_nearly_equal(patients, folds, seed):
 
 
 def test_small_real_sources_are_cross_validated_by_default():
-    assert {name: d.folds for name, d in DATASETS.items()} == {'simulated': 0, 'nih': 5, 'covid': 5, 'chexpert': 0}
+    assert {name for name, d in DATASETS.items() if d.folds == 5} == {'nih', 'covid'} and all(d.folds in (0, 5) for d in DATASETS.values())
 
 
 # Predictions
