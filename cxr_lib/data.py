@@ -245,7 +245,7 @@ def ensure_studies(
     if not run.done('exploration'): return exploration_stage(run)
     return pd.read_parquet(run/'studies.parquet')
 
-# %% ../nbs/01_exploration.ipynb #617c0088
+# %% ../nbs/01_exploration.ipynb #b80fc4d7
 def describe_splits(
     table:pd.DataFrame # study table
 ) -> pd.DataFrame: # one row a split
@@ -383,7 +383,7 @@ def plot_prevalence_by(
             n, p = lab.notna().sum(), lab.mean()
             centre, half = (p + 1.92/n)/(1 + 3.84/n), 1.96*np.sqrt(p*(1 - p)/n + .9604/n**2)/(1 + 3.84/n)      # Wilson 1927
             ax.errorbar(centre, np.arange(len(shown)) + .18*(j - .5), xerr=half, fmt='o', ms=4, lw=1.2, label=f'{value} (n={len(part)})')
-        ax.set(title=f'Prevalence by {column}', xlabel='share positive among annotated', yticks=range(len(shown)), yticklabels=[short_name(o) for o in shown]); ax.legend(loc='lower right')
+        ax.set(title=f'Prevalence by {column}', xlabel='share positive among annotated', yticks=range(len(shown)), yticklabels=[short_name(o) for o in shown]); ax.legend(loc='best')
     return mark_simulated(fig, simulated)
 
 def plot_observation_sheet(
