@@ -10,14 +10,14 @@ __all__ = ['DATASETS', 'simulated_radiograph', 'simulate', 'load_simulated', 'Da
            'plot_prevalence_by', 'plot_observation_sheet', 'plot_pixels', 'near_duplicates_across_splits', 'plot_pairs',
            'describe_notes', 'plot_notes', 'note_samples']
 
-# %% ../nbs/01_exploration.ipynb #e2726902
+# %% ../nbs/01_exploration.ipynb #74692c2b
 import inspect, json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
 from .core import OBSERVATIONS, RunFolder, SIMULATED, atomic_path, content_key, mark_simulated, project_root, read_json, short_name, write_json
-from .studies import ALLOWED, Exclusions, check_patient_splits, shared_by_image_split, split_by_patient, validate_studies
+from .studies import AGE_BANDS, ALLOWED, Exclusions, age_band, check_patient_splits, shared_by_image_split, split_by_patient, validate_studies
 from .chexpert import check_chexpert_facts, load_chexpert
 from .mimic import check_mimic, load_mimic, question_share
 from .openi import load_openi
@@ -245,7 +245,7 @@ def ensure_studies(
     if not run.done('exploration'): return exploration_stage(run)
     return pd.read_parquet(run/'studies.parquet')
 
-# %% ../nbs/01_exploration.ipynb #b80fc4d7
+# %% ../nbs/01_exploration.ipynb #f9b80b7b
 def describe_splits(
     table:pd.DataFrame # study table
 ) -> pd.DataFrame: # one row a split
@@ -275,8 +275,9 @@ def describe_overlap(
 ) -> str: # Markdown
     "Say that no patient is in two splits, and what a split by image would have done"
     check_patient_splits(table)
-    share, held = shared_by_image_split(table.patient_id, max(.01, (table.split == 'test').mean())), (table.split == 'test').mean()
-    return (f'No patient is in two splits (checked). {len(table)/table.patient_id.nunique():.2f} images a patient; had {max(.01, held):.0%} of the images been held out at random, '
+    held = max(.01, (table.split == 'test').mean())
+    share = shared_by_image_split(table.patient_id, held)
+    return (f'No patient is in two splits (checked). {len(table)/table.patient_id.nunique():.2f} images a patient; had {held:.0%} of the images been held out at random, '
             f'**{share:.0%} of them would have shown a patient who is also in training**.')
 
 def label_counts(
@@ -359,7 +360,7 @@ def group_of(
     attribute:str # 'projection', 'sex', 'view', 'split', 'age' (in bands) or 'devices'
 ) -> pd.Series: # group of each row; missing where unknown
     "The subgroup that each row belongs to"
-    if attribute == 'age': return pd.cut(table.age, [-1, 40, 60, 80, 200], right=False, labels=['under 40', '40 to 59', '60 to 79', '80 and over']).astype(object)
+    if attribute == 'age': return age_band(table.age)
     if attribute == 'devices': return table['Support Devices'].map({1.: 'with devices', 0.: 'without devices'})
     return table[attribute]
 
@@ -376,7 +377,7 @@ def plot_prevalence_by(
     for ax in axes.flat[len(columns):]: ax.axis('off')
     for ax, column in zip(axes.flat, columns):
         group = group_of(table, column)
-        for j, value in enumerate(sorted(group.dropna().unique(), key=lambda g: (g != 'under 40', g))):
+        for j, value in enumerate(sorted(group.dropna().unique(), key=lambda g: (g != AGE_BANDS[0], g))):
             part = table[group == value]
             lab = part[shown].where(part[shown].isin((0, 1)))
             if column == 'devices': lab['Support Devices'] = np.nan                    # that is what the groups are made of

@@ -8,12 +8,12 @@ __all__ = ['DIFFERENCES', 'IMAGE_COLUMNS', 'evaluate', 'subgroups', 'verdict', '
            'compare_external', 'external_table', 'plot_external', 'about_notes', 'published_predictions',
            'with_best_possible', 'evaluate_stage']
 
-# %% ../nbs/05_evaluation.ipynb #9999be67
+# %% ../nbs/05_evaluation.ipynb #ae5481cc
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, project_root, read_json,
                           save_figure, set_theme, short_name, write_json)
-from .studies import NIH_TO_CHEXPERT
+from .studies import AGE_BANDS, NIH_TO_CHEXPERT, age_band
 from .metrics import (CONDITIONS, brier_score, calibration, calibration_error, check_predictions, check_probabilities, choose_thresholds,
                              conditions_in, count_cases, decision_metrics, interval, known_labels, named_interval, rank_condition,
                              read_predictions, refuse_cells, resample_patients)
@@ -92,11 +92,10 @@ def evaluate(
         calibration=calibration(test, tuning), subgroups=subgroups(test, clusters, weights, cases))
     return metrics | dict(verdict=verdict(metrics))
 
-# %% ../nbs/05_evaluation.ipynb #b6f47aef
+# %% ../nbs/05_evaluation.ipynb #724f434e
 def _groups_of(table):
     "Attribute -> group of each row (missing where unknown)"
-    age = pd.cut(pd.to_numeric(table['age'], errors='coerce'), [-1, 40, 60, 80, 200], right=False, labels=['under 40', '40 to 59', '60 to 79', '80 and over'])
-    return {'sex': table['sex'], 'age': age.astype(object), 'projection': table['projection'], 'view': table['view']}
+    return {'sex': table['sex'], 'age': age_band(table['age']), 'projection': table['projection'], 'view': table['view']}
 
 def subgroups(
     test:pd.DataFrame, # test rows of a prediction table
@@ -111,7 +110,7 @@ def subgroups(
     found = []
     for attribute, group in _groups_of(test).items():
         rows = {g: np.flatnonzero(group == g) for g in (pd.unique(group.dropna()) if attribute != 'age' else
-                ['under 40', '40 to 59', '60 to 79', '80 and over']) if (group == g).any()}
+                AGE_BANDS) if (group == g).any()}
         if attribute != 'age': rows = dict(sorted(rows.items(), key=lambda item: str(item[0])))
         small = {g: len(np.unique(clusters[at])) < min_patients for g, at in rows.items()}
         enough = [set(count_cases(test.iloc[at], min_cases).query('evaluable').index) for g, at in rows.items() if not small[g]]

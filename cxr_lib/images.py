@@ -107,7 +107,7 @@ def read_radiograph(
     film, shape, _ = _decode(path, size, fit)
     return _square(film, *shape, size, fit)
 
-# %% ../nbs/00e_images.ipynb #0834a131
+# %% ../nbs/00e_images.ipynb #3559464f
 CHUNK = 32 # images that are decoded, checksummed and recorded together
 
 def _in_threads(work:Callable, n:int, workers=None, progress=False, desc='', chunk=CHUNK):
@@ -144,18 +144,13 @@ def scan_images(
 def images_that_fail(
     root:str|Path, # folder that the paths are relative to
     images:Sequence[str], # paths relative to `root`
-    size:int=64, # side in pixels: the smaller, the faster
     progress:bool=True, # show a progress bar
-    workers:int|None=None # decoding threads
+    workers:int|None=None # decoding threads; the number of processors if None
 ) -> list[tuple[str, str]]: # (image, reason), in the order of `images`
-    "Which images can't be read, and why (`scan_images` tells it too)"
-    images, failed = [str(i) for i in images], {}
-    def look(first, last):
-        for i in range(first, last):
-            try: read_radiograph(os.path.join(root, images[i]), size)
-            except RadiographError as e: failed[i] = str(e)
-    _in_threads(look, len(images), workers, progress, 'checking the images', 8)
-    return [(images[i], failed[i]) for i in sorted(failed)]
+    "Which images can't be read, and why: what `scan_images` says of them"
+    seen = scan_images(root, images, progress, workers)[0]
+    seen = seen[seen.error.notna()]
+    return list(zip(seen.image, seen.error))
 
 # %% ../nbs/00e_images.ipynb #f1ef1af2
 class _PixelFile:

@@ -8,11 +8,12 @@ __all__ = ['NOTE_MODES', 'MISSING_RATE', 'TYPO_RATE', 'WORDING', 'QUESTIONS', 'D
            'named_recall', 'dial_notes', 'dial_curve', 'plot_dial_curve', 'quick_scores', 'side_by_side',
            'plot_side_by_side', 'notes_stage', 'notes_info', 'read_certificate', 'describe_mode', 'ensure_notes']
 
-# %% ../nbs/02_notes.ipynb #e4199d90
+# %% ../nbs/02_notes.ipynb #4c2aa6b9
 import re
 from typing import Mapping
 import numpy as np, pandas as pd
 from .core import CONDITION_COLORS, OBSERVATIONS, RunFolder, atomic_path, mark_simulated, project_root, read_json, write_json
+from .chexpert import CHEXPERT_FACTS
 from .data import DATASETS, ensure_studies
 from .leakage import (FILM_WORDS, OPENI_YARDSTICK, SYNONYMS, Certificate, film_description_report, film_share, leakage_certificate, leakage_probe,  # noqa: F401  (the probes were here once)
                              mean_auroc, mention_probe, plot_probe, probe_verdict)
@@ -126,9 +127,9 @@ def label_leak_notes(
                    f'Indication: Evaluate for {", ".join(LEAK[o][2] for o in labels[:max_named])}.')
     return out
 
-# %% ../nbs/02_notes.ipynb #433a6202
+# %% ../nbs/02_notes.ipynb #26eeeee7
 #: Positives in CheXpert's validation table of 234 films, in column order.
-CHEXPERT_VALID_POSITIVES = dict(zip(OBSERVATIONS, (38, 109, 68, 126, 1, 45, 33, 8, 80, 8, 67, 1, 0, 107)))
+CHEXPERT_VALID_POSITIVES = {o: CHEXPERT_FACTS[f'valid: {o} positive'] for o in OBSERVATIONS}
 #: Recalls at precision 1.0 that the public project which this one descends from reports for image and note together.
 PUBLISHED_RECALLS = {'Enlarged Cardiomediastinum': 1.0, 'Cardiomegaly': 1.0, 'Pneumothorax': 0.75, 'Atelectasis': 0.2625, 'Edema': 0.1778, 'Consolidation': 0.1515}
 
