@@ -18,9 +18,13 @@ from PIL import Image
 
 from cxr_lib.core import OBSERVATIONS, RunFolder, seed_everything, write_json
 from cxr_lib.data import DATASETS, check_patient_splits
-from cxr_lib.model import build_model, learn_tokenizer, load_model, make_config, model_stage, split_overrides
-from cxr_lib.training import (StudyData, derangement, ensure_training, fit, fold_splits, masked_bce, mean_auroc, predict_conditions, predict_logits, training_stage,
-                              training_targets)
+from cxr_lib.checkpoints import load_model
+from cxr_lib.conditions import derangement, note_donors, predict_conditions
+from cxr_lib.dataset import StudyData, mean_auroc, predict_logits
+from cxr_lib.encoders import learn_tokenizer
+from cxr_lib.losses import masked_bce, training_targets
+from cxr_lib.model import build_model, make_config, model_stage, split_overrides
+from cxr_lib.training import ensure_training, fit, fold_splits, training_stage
 
 # Killed and resumed
 
@@ -105,10 +109,10 @@ def test_a_finished_run_is_not_trained_again_and_keeps_no_checkpoints(killed, mo
 # Labels
 
 def test_label_policies_change_uncertain_labels_and_no_others():
-    table = pd.DataFrame({o: [1., 0., -1., np.nan] for o in OBSERVATIONS})
+    table = pd.DataFrame({o: [1., 0., -1., np.nan] for o in OBSERVATIONS}).assign(image=list('abcd'))
     for policy, uncertain in (('ignore', np.nan), ('ones', 1.), ('zeros', 0.)):
         assert np.array_equal(training_targets(table, policy)[:, 0].numpy(), np.array([1, 0, uncertain, np.nan], np.float32), equal_nan=True)
-    assert table.iloc[2].eq(-1).all()                                                     # the study table itself is left alone
+    assert table.iloc[2, :14].eq(-1).all()                                                     # the study table itself is left alone
 
 
 @settings(max_examples=40, deadline=None)
@@ -254,8 +258,8 @@ def test_shuffled_notes_and_missing_notes_leave_the_image_as_it_is():
     config, tokenizer = make_config('tiny', 'image_size=64'), learn_tokenizer(table.note, 100)
     model = build_model(config, tokenizer).eval()
     data = StudyData(table, '', config, tokenizer, pixels=rng.integers(0, 256, (12, 64, 64), dtype=np.uint8))
-    out = predict_conditions(model, data, np.arange(12), seed=3)
-    order = derangement(12, 3)
+    out = predict_conditions(model, data, np.arange(12), seed=3, n_permutations=2).probabilities
+    order = note_donors(table, data.notes['has_note'].numpy(), 3, 2)[0][0]
     with torch.no_grad(): by_hand = torch.sigmoid(model(torch.from_numpy(data.pixels), **{k: v[order] for k, v in data.notes.items()})['fused']).numpy()
     assert np.allclose(out['shuffled_note'], by_hand, atol=1e-5)
     assert np.allclose(out['fused'][2::3], out['missing_note'][2::3], atol=1e-6) and not np.allclose(out['fused'][0], out['missing_note'][0], atol=1e-6)
@@ -272,3 +276,58 @@ def test_training_stops_after_patience_and_ends_with_its_best_epoch(tmp_path):
     best = max(row['tuning_auroc'] for row in log)
     assert log[-1]['epoch'] - max(row['epoch'] for row in log if row['best']) <= 2
     assert mean_auroc(data.targets[data.rows('tuning')].numpy(), predict_logits(model, data, data.rows('tuning'))['fused']) == pytest.approx(best)
+
+
+# Several processes, and what cannot be written
+
+TOGETHER = '''
+import json, sys
+import cxr_lib
+import numpy as np, pandas as pd, torch
+from cxr_lib.core import OBSERVATIONS, seed_everything
+from cxr_lib.dataset import StudyData
+from cxr_lib.encoders import learn_tokenizer
+from cxr_lib.model import build_model, make_config
+from cxr_lib.training import fit
+rng = np.random.default_rng(4)
+n = 48
+table = pd.DataFrame({'image': [f'{i}.png' for i in range(n)], 'patient_id': [f'p{i}' for i in range(n)], 'note': ['cough and fever', 'fall from ladder', None]*(n//3),
+                      'split': ['train', 'train', 'tuning']*(n//3), **{o: rng.choice([0., 1., np.nan], n) for o in OBSERVATIONS}})
+seed_everything(0)
+config = make_config('tiny', dict(image_encoder='test_vit', image_size=64, dropout=0., text_config=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                     hidden_dropout_prob=0., attention_probs_dropout_prob=0.)))
+tokenizer = learn_tokenizer(table.note, 100)
+data = StudyData(table, '', config, tokenizer, pixels=rng.integers(0, 256, (n, 64, 64), dtype=np.uint8))
+log = fit(build_model(config, tokenizer), data, data.rows('train'), data.rows('tuning'), dict(epochs=3, batch_size=8, lr=1e-3, note_lr=1e-3, weight_decay=.01, warmup=.2, note_dropout=.3,
+          word_dropout=.3, augment=False, patience=0, accumulate=int(sys.argv[2])), seed=5)
+from accelerate import PartialState
+if PartialState().is_main_process: json.dump(dict(log=log, processes=PartialState().num_processes), open(sys.argv[1], 'w'))
+'''
+
+
+def test_two_processes_and_two_parts_take_the_steps_of_one(tmp_path):
+    (tmp_path/'together.py').write_text(TOGETHER)
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'HF_HUB_OFFLINE': '1', 'ACCELERATE_USE_CPU': 'true'}
+    def losses(name, *command, accumulate=1):
+        done = subprocess.run([sys.executable, *command, 'together.py', f'{name}.json', str(accumulate)], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = json.loads((tmp_path/f'{name}.json').read_text())
+        return found['processes'], np.array([[row['train_loss'], row['tuning_loss'], row['tuning_auroc']] for row in found['log']])
+    one, two, parts = losses('one'), losses('two', '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+                                            '--dynamo_backend', 'no', '--main_process_port', '0'), losses('parts', accumulate=2)
+    assert (one[0], two[0], parts[0]) == (1, 2, 1)
+    assert np.abs(one[1] - two[1]).max() < 1e-4 and np.abs(one[1] - parts[1]).max() < 1e-4 and one[1][0, 0] != one[1][-1, 0]
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_the_first_epoch(tmp_path, monkeypatch):
+    table = pd.DataFrame({'image': [f'{i}.png' for i in range(12)], 'patient_id': [f'p{i}' for i in range(12)], 'note': 'cough', 'split': ['train', 'tuning']*6, **{o: [0., 1.]*6 for o in OBSERVATIONS}})
+    config, tokenizer = make_config('tiny', 'image_size=64'), learn_tokenizer(['cough'], 50)
+    data = StudyData(table, '', config, tokenizer, pixels=np.zeros((12, 64, 64), np.uint8))
+    (tmp_path/'file').write_text('')
+    monkeypatch.setattr('cxr_lib.training.batch_rows', lambda *a: [np.arange(4)])
+    def training(checkpoint): return fit(build_model(config, tokenizer), data, data.rows('train'), data.rows('tuning'), split_overrides('tiny', 'epochs=1')[1], checkpoint=checkpoint)
+    with pytest.raises(OSError, match='Make the folder writable'): training(tmp_path/'file'/'below'/'x.pt')
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr('shutil.disk_usage', lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match='Free space'): training(tmp_path/'x.pt')
+    assert not (tmp_path/'x.pt').exists()
