@@ -10,8 +10,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from cxr_lib.core import COMPETITION, OBSERVATIONS, RunFolder, write_json
-from cxr_lib.evaluation import (compare_external, evaluate, evaluate_stage, external_table, metrics_table, plot_controls, plot_reliability, plot_subgroups, published_predictions,
-                                read_external, verdict)
+from cxr_lib.external import compare_external, external_table, read_external
+from cxr_lib.evaluation import (evaluate, evaluate_stage, metrics_table, plot_controls, plot_reliability, plot_subgroups, published_predictions,
+                                verdict)
 from cxr_lib.metrics import choose_thresholds, synthetic_predictions
 
 DATA = Path(__file__).resolve().parent.parent.parent/'shared'/'data'
