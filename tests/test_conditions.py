@@ -26,7 +26,7 @@ def studies(n=30, seed=0):
     notes = [None if rng.random() < .15 else ' '.join(rng.choice(words, rng.integers(1, 9))) for _ in range(n)]
     table = pd.DataFrame({'image': [f'{i}.png' for i in range(n)], 'patient_id': [f'p{i*2//3}' for i in range(n)], 'sex': 'Female', 'age': 50., 'projection': 'PA', 'view': 'Frontal', 'note': notes,
                           'split': 'test', **{o: rng.choice([1, 0, -1, np.nan], n, p=[.3, .4, .1, .2]) for o in OBSERVATIONS}})
-    return table, rng.integers(0, 256, (n, 32, 32), dtype=np.uint8)
+    return table, rng.integers(0, 256, (n, 64, 64), dtype=np.uint8)
 
 
 TABLE, PIXELS = studies()
@@ -41,7 +41,7 @@ def _built(overrides):
     return model
 
 
-def make_model(overrides='image_size=32'): return copy.deepcopy(_built(overrides))
+def make_model(overrides='image_size=64'): return copy.deepcopy(_built(overrides))
 
 
 def fresh(model, table=TABLE, pixels=PIXELS): return StudyData(table, '', model.config, TOKENIZER, pixels=pixels)
@@ -149,7 +149,7 @@ def test_unknown_labels_get_a_shuffled_note_and_an_impossible_contradiction_is_s
 
 @pytest.mark.parametrize('kept', [False, True])
 def test_each_condition_is_what_a_full_forward_pass_gives(kept):
-    model = make_model('image_size=32 freeze_image=true freeze_text=true' if kept else 'image_size=32')
+    model = make_model('image_size=64 freeze_image=true freeze_text=true' if kept else 'image_size=64')
     data, plain, rows = fresh(model), fresh(model), np.arange(4, 28)
     if kept: data.precompute(model, token_dtype='float32')
     out = predict_conditions(model, data, rows, seed=3, n_permutations=4, batch_size=10)
