@@ -623,7 +623,7 @@ def test_what_is_not_on_the_hub_is_said_with_the_remedy(cache, tmp_path, no_netw
         with pytest.raises(CheckpointError) as error: PretrainedClassifier.from_pretrained(name, revision=revision, cache_dir=cache)
         remedy = f'hf download {name}{" --revision v2" if revision else ""} --local-dir FOLDER'
         for said in (name, remedy, 'copy FOLDER here', 'LocalEntryNotFoundError'): assert said in str(error.value), error.value
-    for name in ('reports/steps/model', './model', str(tmp_path/'nowhere'), 'model', 'someone/model.pt', 'https://huggingface.co/someone/cxr-tiny'):
+    for name in ('reports/nowhere/model', './model', str(tmp_path/'nowhere'), 'model', 'someone/model.pt', 'https://huggingface.co/someone/cxr-tiny'):
         with pytest.raises(CheckpointError, match='no such folder, and not the id of a model'): checkpoint_folder(name)
     (tmp_path/'here').mkdir()
     with pytest.raises(CheckpointError, match="has no revision 'v1'"): checkpoint_folder(tmp_path/'here', 'v1')

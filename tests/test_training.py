@@ -313,8 +313,7 @@ def test_two_processes_and_two_parts_take_the_steps_of_one(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         found = json.loads((tmp_path/f'{name}.json').read_text())
         return found['processes'], np.array([[row['train_loss'], row['tuning_loss'], row['tuning_auroc']] for row in found['log']])
-    one, two, parts = losses('one'), losses('two', '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-                                            '--dynamo_backend', 'no', '--main_process_port', '0'), losses('parts', accumulate=2)
+    one, two, parts = losses('one'), losses('two', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'), losses('parts', accumulate=2)
     assert (one[0], two[0], parts[0]) == (1, 2, 1)
     assert np.abs(one[1] - two[1]).max() < 1e-4 and np.abs(one[1] - parts[1]).max() < 1e-4 and one[1][0, 0] != one[1][-1, 0]
 
