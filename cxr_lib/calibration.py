@@ -29,7 +29,7 @@ def bin_edges(
     "Edges of the bins of a reliability diagram"
     if n_bins < 1: raise ValueError(f'n_bins is {n_bins}; expected 1 or more')
     if equal not in ('width', 'mass'): raise ValueError(f"equal is {equal!r}; expected 'width' or 'mass'")
-    if equal == 'width' or not len(probabilities): return np.linspace(0, 1, n_bins+1)
+    if equal == 'width' or not len(probabilities): return np.arange(n_bins+1)/n_bins                  # 0.6 lies on the edge 9/15, and linspace gives 0.6000000000000001
     within = np.unique(np.quantile(np.asarray(probabilities, float), np.arange(1, n_bins)/n_bins))
     return np.concatenate([[0.], within[(within > 0) & (within < 1)], [1.]])
 

@@ -6,7 +6,8 @@
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
            'MAX_PIXELS', 'IMPLIES', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name', 'atomic_path',
            'write_json', 'read_json', 'project_root', 'content_key', 'RunFolder', 'run_folder', 'versions',
-           'seed_everything', 'choose_device', 'choose_precision', 'set_theme', 'mark_simulated', 'save_figure']
+           'seed_everything', 'choose_device', 'choose_precision', 'set_theme', 'mark_simulated', 'sign_figure',
+           'draw_interval', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
 import contextlib, hashlib, json, os, random, shutil, time
@@ -210,6 +211,31 @@ def mark_simulated(
     "Write SIMULATED into the corner of a figure"
     if simulated: fig.text(.995, .005, f'SIMULATED {what}', ha='right', va='bottom', fontsize=8, color='#cc3311')
     return fig
+
+def sign_figure(
+    fig, # a matplotlib figure
+    simulated:bool # are the patients simulated?
+): # `fig`, closed, so that a notebook shows it once
+    "The footer that every picture of the evaluation has: research use, and whether the patients are simulated"
+    import matplotlib.pyplot as plt
+    fig.supxlabel(f'{SIMULATED}  {RESEARCH_USE}' if simulated else RESEARCH_USE, fontsize=9,
+                  color='#cc3311' if simulated else '#555555', weight='bold' if simulated else 'normal')
+    plt.close(fig)
+    return fig
+
+def draw_interval(
+    ax, # matplotlib axes
+    y:float, # height
+    value:float|None, # of a statistic; None, as JSON writes NaN, draws nothing
+    low:float|None, # of its interval
+    high:float|None, # of its interval
+    color:str, # of both
+    hollow:bool=False # an empty dot: shown, but not counted
+):
+    "A value with its interval, horizontally"
+    value, low, high = (float('nan') if v is None else v for v in (value, low, high))
+    ax.plot([low, high], [y, y], color=color, lw=2.2, solid_capstyle='round', zorder=3)
+    ax.plot(value, y, 'o', ms=7, color=color, mfc='white' if hollow else color, zorder=4)
 
 def save_figure(
     fig, # a matplotlib figure

@@ -256,9 +256,7 @@ def is_frozen(
 ) -> bool: # does the encoder say the same of the same input for as long as the model is trained?
     "Is an encoder's output constant?"
     if encoder not in ('image', 'text'): raise ValueError(f"encoder is {encoder!r}; expected 'image' or 'text'")
-    frozen = getattr(model, f'{encoder}_is_frozen', None)
-    if frozen is None: frozen = getattr(model.config, f'freeze_{encoder}')
-    return bool(frozen) and not any(p.requires_grad for p in getattr(model, f'{encoder}_encoder').parameters())
+    return getattr(model, f'{encoder}_is_frozen')
 
 class StudyData:
     "Pixels, note tokens and targets of a study table; batches by row number"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASSIFIERS', 'TEXT_HEADS', 'ATTENTION', 'learn_tokenizer', 'make_tokenizer', 'tokenize', 'backbone_defaults',
-           'check_pixels', 'ImageEncoder', 'load_backbone', 'make_text_encoder', 'layer_groups', 'unfreeze',
-           'train_unfrozen', 'add_lora', 'merge_lora', 'checkpoint_activations']
+           'check_pixels', 'ImageEncoder', 'load_backbone', 'plain_text_config', 'make_text_encoder', 'layer_groups',
+           'unfreeze', 'train_unfrozen', 'add_lora', 'merge_lora', 'checkpoint_activations']
 
 # %% ../nbs/02a_encoders.ipynb #0b76d251
 import contextlib, importlib.util, pickle, sys
@@ -325,13 +325,18 @@ def _pretrained_text_encoder(name):
                              f'{", ".join(map(repr, keys[:3]))}')
     return encoder
 
+def plain_text_config(
+    values # of a Hugging Face configuration
+) -> dict: # without paths of a machine, versions, and what decides precision
+    "What of a text encoder's configuration is architecture"
+    return {k: v for k, v in values.items() if k not in ('_name_or_path', 'transformers_version', 'architectures', 'dtype', 'torch_dtype')}
+
 def _random_text_encoder(config, vocab_size):
     "An encoder of `text_config` with random weights; needs no network"
     from transformers import CONFIG_MAPPING, AutoConfig
-    plain = lambda values: {k: v for k, v in values.items() if k not in ('transformers_version', 'architectures', 'dtype', 'torch_dtype', '_name_or_path')}
-    values = plain(dict(config.text_config))
+    values = plain_text_config(config.text_config)
     if 'model_type' not in values and config.text_encoder and not config.text_encoder.startswith('package:') and Path(config.text_encoder).is_dir():
-        values = plain(AutoConfig.from_pretrained(config.text_encoder).to_dict()) | values
+        values = plain_text_config(AutoConfig.from_pretrained(config.text_encoder).to_dict()) | values
     kind = values.pop('model_type', 'bert')
     make, small = _text_class(kind), kind == 'bert' and not config.text_encoder
     values.setdefault('vocab_size', vocab_size)

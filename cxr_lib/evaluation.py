@@ -10,12 +10,13 @@ __all__ = ['DIFFERENCES', 'evaluate', 'subgroups', 'verdict', 'metrics_table', '
 # %% ../nbs/05_evaluation.ipynb #ae5481cc
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, project_root, read_json,
-                          save_figure, set_theme, short_name, write_json)
+from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, draw_interval, project_root, read_json,
+                          save_figure, set_theme, short_name, sign_figure, write_json)
 from .studies import AGE_BANDS, age_band
-from .external import compare_external, plot_external, read_external
-from .metrics import (CONDITIONS, brier_score, calibration, calibration_error, check_predictions, choose_thresholds,
-                             conditions_in, count_cases, decision_metrics, interval, known_labels, named_interval, rank_condition,
+from .calibration import calibration_error
+from .external import compare_external, model_name, plot_external, read_external
+from .metrics import (CONDITIONS, brier_score, calibration, check_predictions, choose_thresholds,
+                             conditions_in, count_cases, decision_metrics, interval, known_labels, mean_over, named_interval, rank_condition,
                              read_predictions, resample_patients)
 
 # %% ../nbs/05_evaluation.ipynb #bd299e5c
@@ -47,15 +48,11 @@ def _averaged(cases):
     evaluable = [o for o in OBSERVATIONS if cases.loc[o, 'evaluable']]
     return {'evaluable': evaluable, 'competition': [o for o in evaluable if o in COMPETITION]}
 
-def _mean_over(values, observations):
-    "Mean over observations within each resample: (14, 1 + n_bootstrap) -> (1 + n_bootstrap,)"
-    return values[[OBSERVATIONS.index(o) for o in observations]].mean(0) if observations else np.full(values.shape[1], np.nan)
-
 def _mean_metrics(ranks, observations):
     "Mean AUROC and average precision with intervals"
-    area = interval(_mean_over(ranks[0], observations))
+    area = interval(mean_over(ranks[0], observations))
     return dict(auroc=area['value'], low=area['low'], high=area['high'], undefined_resamples=area['undefined_resamples'],
-                **named_interval('auprc', _mean_over(ranks[1], observations)), n_observations=len(observations), observations=list(observations),
+                **named_interval('auprc', mean_over(ranks[1], observations)), n_observations=len(observations), observations=list(observations),
                 reason='' if observations else 'no observation has enough cases')
 
 def _difference(a, b, cases):
@@ -63,7 +60,7 @@ def _difference(a, b, cases):
     observations = {o: interval(a[k] - b[k]) | dict(reason=cases.loc[o, 'reason']) for k, o in enumerate(OBSERVATIONS)}
     for o, d in observations.items():
         if min(cases.loc[o, ['n_positive', 'n_negative']]) < 2: d |= dict(low=np.nan, high=np.nan)
-    means = {m: interval(_mean_over(a, chosen) - _mean_over(b, chosen)) | dict(n_observations=len(chosen), reason='' if chosen else 'no observation has enough cases')
+    means = {m: interval(mean_over(a, chosen) - mean_over(b, chosen)) | dict(n_observations=len(chosen), reason='' if chosen else 'no observation has enough cases')
              for m, chosen in _averaged(cases).items()}
     return dict(observations=observations, means=means)
 
@@ -118,7 +115,7 @@ def subgroups(
         for g, at in rows.items():
             row = dict(attribute=attribute, group=str(g), n_images=len(at), n_patients=len(np.unique(clusters[at])), small=small[g], observations=common,
                        reason='' if common else f'no observation has {min_cases} positives and negatives in every group')
-            for c in ('fused', 'image_only'): row |= named_interval(c, _mean_over(rank_condition(test.iloc[at], c, clusters[at], weights)[0], common))
+            for c in ('fused', 'image_only'): row |= named_interval(c, mean_over(rank_condition(test.iloc[at], c, clusters[at], weights)[0], common))
             if common and np.isnan(row['fused']): row['reason'] = 'a class is absent in this group'
             found.append(row)
     return found
@@ -196,21 +193,7 @@ def auroc_table(
     return pd.DataFrame.from_dict(table, orient='index')
 
 # %% ../nbs/05_evaluation.ipynb #e69695bf
-def _signed_off(fig, simulated):
-    "The footer that every picture has: research use, and whether the patients are simulated"
-    import matplotlib.pyplot as plt
-    fig.supxlabel(f'{SIMULATED}  {RESEARCH_USE}' if simulated else RESEARCH_USE, fontsize=9,
-                  color='#cc3311' if simulated else '#555555', weight='bold' if simulated else 'normal')
-    plt.close(fig)                                    # else a notebook shows the figure twice
-    return fig
-
 def _color(condition): return CONDITION_COLORS['best_possible' if condition.startswith('best') else condition]
-
-def _point(ax, y, value, low, high, color, hollow=False):
-    "A value with its interval, horizontally"
-    value, low, high = (np.nan if v is None else v for v in (value, low, high))
-    ax.plot([low, high], [y, y], color=color, lw=2.2, solid_capstyle='round', zorder=3)
-    ax.plot(value, y, 'o', ms=7, color=color, mfc='white' if hollow else color, zorder=4)
 
 def _remark(ax, x, y, text, **more):
     "Small grey words in a plot, legible on grid lines"
@@ -225,7 +208,7 @@ def _controls_means(ax, metrics):
         if leak:
             ax.axhspan(y-.45, y+.45, facecolor='#cc331110', edgecolor='#cc331166', hatch='////', lw=0)
             _remark(ax, .505, y, 'negative example:\nnotes made from labels', color='#cc3311', weight='bold')
-        _point(ax, y, m['auroc'], m['low'], m['high'], _color(c), hollow=leak)
+        draw_interval(ax, y, m['auroc'], m['low'], m['high'], _color(c), hollow=leak)
         if m['auroc'] is not None and m['auroc'] == m['auroc']: _remark(ax, 1.03, y, _f(m['auroc']), fontsize=9, color=_color(c) if leak else '#222222')
     for c, style in zip([c for c in means if c.startswith('best')], ('--', ':', '-.', '--')):
         if means[c]['auroc'] is not None and means[c]['auroc'] == means[c]['auroc']:
@@ -250,12 +233,12 @@ def plot_controls(
     rows = [('Mean', gain['means']['evaluable'])] + [(short_name(o), d) for o, d in gain['observations'].items()]
     for y, (name, d) in enumerate(rows):
         grey = bool(d['reason'])
-        _point(right, y, d['value'], d['low'], d['high'], '#aaaaaa' if grey else '#222222' if y == 0 else CONDITION_COLORS['fused'], hollow=grey)
+        draw_interval(right, y, d['value'], d['low'], d['high'], '#aaaaaa' if grey else '#222222' if y == 0 else CONDITION_COLORS['fused'], hollow=grey)
         if d['value'] is None or d['value'] != d['value']: _remark(right, .01, y, d['reason'], transform=right.get_yaxis_transform())
     right.axvline(0, color='#666666', lw=1)
     right.axhline(.5, color='#cccccc', lw=1)
     right.set(yticks=range(len(rows)), yticklabels=[n for n, _ in rows], ylim=(len(rows)-.5, -.5), xlabel='AUROC, image + note minus image only', title='What the note adds (95% interval)')
-    return _signed_off(fig, simulated or metrics['simulated'])
+    return sign_figure(fig, simulated or metrics['simulated'])
 
 # %% ../nbs/05_evaluation.ipynb #bdc6a03a
 def _panels(draw, title, xlabel, ylabel, simulated):
@@ -272,7 +255,7 @@ def _panels(draw, title, xlabel, ylabel, simulated):
     fig.supylabel(ylabel, fontsize=10)
     for ax in (*axes[2, :4], axes[1, 4]): ax.set_xlabel(xlabel)
     fig.suptitle(title, weight='bold')
-    return _signed_off(fig, simulated)
+    return sign_figure(fig, simulated)
 
 def _numbers_in(ax, lines, loc):
     "Small coloured numbers in a corner of a panel: loc is 'lower right' or 'upper right'"
@@ -357,14 +340,14 @@ def plot_subgroups(
         at.append(y); labels.append(f'{row["attribute"]}: {row["group"]}\n{row["n_patients"]} patients, {row["n_images"]} images')
         if row['fused'] is None or row['fused'] != row['fused']: _remark(ax, .01, y, row['reason'], transform=ax.get_yaxis_transform())
         for c, shift in (('fused', -.16), ('image_only', .16)):
-            _point(ax, y+shift, row[c], row[f'{c}_low'], row[f'{c}_high'], '#bbbbbb' if row['small'] else _color(c), hollow=row['small'])
+            draw_interval(ax, y+shift, row[c], row[f'{c}_low'], row[f'{c}_high'], '#bbbbbb' if row['small'] else _color(c), hollow=row['small'])
         if row['reason'] == '': _remark(ax, 1.01, y, f'{len(row["observations"])} obs.' + (', small' if row['small'] else ''), transform=ax.get_yaxis_transform())
         y += 1
     for c in ('fused', 'image_only'): ax.plot([], [], 'o-', color=_color(c), label=CONDITIONS[c])
     ax.plot([], [], 'o-', color='#bbbbbb', mfc='white', label='fewer than 30 patients')
     ax.set(yticks=at, yticklabels=labels, ylim=(y-.4, -.6), xlabel='mean AUROC (95% interval)', title='Subgroups of the test patients')
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.65/(2.2 + .52*len(rows))), ncols=3, frameon=False)
-    return _signed_off(fig, simulated or metrics['simulated'])
+    return sign_figure(fig, simulated or metrics['simulated'])
 
 # %% ../nbs/05_evaluation.ipynb #19085c52
 def about_notes(
@@ -423,7 +406,7 @@ def evaluate_stage(
     other = external or published_predictions(run)
     if other:
         path = Path(other) if Path(other).exists() else project_root()/other
-        comparison = compare_external(predictions, read_external(path), _model_name(path), n_bootstrap=n_bootstrap, seed=seed)
+        comparison = compare_external(predictions, read_external(path), model_name(path), n_bootstrap=n_bootstrap, seed=seed)
         pictures['external_comparison'], tables['external_comparison'] = plot_external(comparison, simulated), comparison
     for name, table in tables.items():
         with atomic_path(run/f'{name}.csv') as tmp: table.to_csv(tmp, index=False)
@@ -431,7 +414,3 @@ def evaluate_stage(
     write_json(run/'metrics.json', metrics)
     run.finish('evaluation', dict(n_bootstrap=n_bootstrap, seed=seed, external=str(external)))
     return metrics
-
-def _model_name(path):
-    "What to call the model of a file: DenseNet-121 where the file says so, else the file's name"
-    return 'DenseNet-121' if 'densenet121' in path.stem.lower() else path.stem

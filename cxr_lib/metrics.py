@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['CONDITIONS', 'REQUIRED_CONDITIONS', 'DESCRIPTION', 'conditions_in', 'synthetic_predictions', 'refuse_cells',
            'check_probabilities', 'check_predictions', 'read_predictions', 'ranking_metrics', 'auroc', 'auprc',
-           'resample_patients', 'interval', 'named_interval', 'count_cases', 'known_labels', 'rank_condition',
-           'youden_threshold', 'choose_thresholds', 'decision_metrics', 'brier_score', 'reliability_bins',
-           'calibration_error', 'scale_temperature', 'fit_temperature', 'calibration', 'delong_test']
+           'resample_patients', 'interval', 'named_interval', 'too_few_cases', 'count_cases', 'known_labels',
+           'rank_condition', 'mean_over', 'youden_threshold', 'choose_thresholds', 'decision_metrics', 'brier_score',
+           'calibration', 'delong_test']
 
 # %% ../nbs/04a_metrics.ipynb #a0926dc3
 from pathlib import Path
 import numpy as np, pandas as pd
-from scipy import optimize, sparse, special, stats
+from scipy import sparse, special, stats
+from .calibration import calibration_error, fit_temperature, reliability_bins, scale_temperature
 from .core import OBSERVATIONS
 
 # %% ../nbs/04a_metrics.ipynb #88454fa8
@@ -224,8 +225,12 @@ def named_interval(
     return {name: i['value'], f'{name}_low': i['low'], f'{name}_high': i['high']}
 
 # %% ../nbs/04a_metrics.ipynb #0dbc01fa
-def _why_not(n_positive, n_negative, min_cases):
-    "Why an observation is kept out of the mean; '' if it is not"
+def too_few_cases(
+    n_positive:int, # of an observation
+    n_negative:int, # of it
+    min_cases:int # positives and negatives needed
+) -> str: # '' if there are enough
+    "Why an observation is kept out of the mean"
     if n_positive + n_negative == 0: return 'not labelled in these data'
     if n_positive == 0 or n_negative == 0: return f'undefined: no {"positive" if n_positive == 0 else "negative"} case'
     few = min(n_positive, n_negative)
@@ -240,7 +245,7 @@ def count_cases(
     labels = table[[f'label/{o}' for o in OBSERVATIONS]].to_numpy(float)
     counts = pd.DataFrame({'n_positive': (labels == 1).sum(0), 'n_negative': (labels == 0).sum(0), 'n_uncertain': (labels == -1).sum(0),
                            'n_missing': np.isnan(labels).sum(0)}, index=pd.Index(OBSERVATIONS, name='observation'))
-    counts['reason'] = [_why_not(p, n, min_cases) for p, n in zip(counts['n_positive'], counts['n_negative'])]
+    counts['reason'] = [too_few_cases(p, n, min_cases) for p, n in zip(counts['n_positive'], counts['n_negative'])]
     counts['evaluable'] = counts['reason'] == ''
     return counts
 
@@ -266,6 +271,13 @@ def rank_condition(
         rows, labels = known_labels(table, o)
         found[:, k] = ranking_metrics(labels, table[f'{condition}/{o}'].to_numpy(float)[rows], weights, clusters[rows])
     return found
+
+def mean_over(
+    values:np.ndarray, # (14, 1 + n_bootstrap) of one statistic, as a row of `rank_condition`
+    observations:list # which of the 14
+) -> np.ndarray: # (1 + n_bootstrap,), NaN where none is named
+    "Mean over observations within each resample"
+    return values[[OBSERVATIONS.index(o) for o in observations]].mean(0) if observations else np.full(values.shape[1], np.nan)
 
 # %% ../nbs/04a_metrics.ipynb #dfec10f6
 def youden_threshold(
@@ -316,44 +328,6 @@ def brier_score(
     together = np.zeros(len(labels), int)
     with np.errstate(divide='ignore', invalid='ignore'):
         return _sum_by(together, clusters, 1, weights, (probabilities-labels)**2)[0]/_sum_by(together, clusters, 1, weights)[0]
-
-def reliability_bins(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-    n_bins:int=15, # of equal width
-) -> pd.DataFrame: # one row a bin that is not empty: n, probability (mean), observed (share of positives)
-    "Mean probability against the share of positives, by bin of probability"
-    labels, p = np.asarray(labels, float), np.asarray(probabilities, float)
-    bins = pd.DataFrame({'bin': np.clip((p*n_bins).astype(int), 0, n_bins-1), 'probability': p, 'observed': labels}).groupby('bin')
-    return bins.mean().assign(n=bins.size())[['n', 'probability', 'observed']].reset_index(drop=True)
-
-def calibration_error(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-    n_bins:int=15, # of equal width
-) -> float: # from 0 (perfect) to 1; NaN without images
-    "Expected calibration error (Naeini et al. 2015)"
-    bins = reliability_bins(labels, probabilities, n_bins)
-    return float((bins['n']*(bins['probability'] - bins['observed']).abs()).sum()/bins['n'].sum()) if len(bins) else float('nan')
-
-def scale_temperature(
-    probabilities, # any shape
-    temperature, # above 1 softens, below 1 sharpens; broadcasts
-) -> np.ndarray: # probabilities
-    "Divide the logits by a temperature"
-    return special.expit(special.logit(np.clip(probabilities, 1e-7, 1-1e-7))/temperature)
-
-def fit_temperature(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-) -> float: # from 1/20 to 20; NaN unless both classes are there
-    "The temperature with the highest likelihood (Guo et al. 2017)"
-    labels, logits = np.asarray(labels, float), special.logit(np.clip(probabilities, 1e-7, 1-1e-7))
-    if len(np.unique(labels)) < 2: return float('nan')
-    def loss(log_temperature):
-        z = logits*np.exp(-log_temperature)
-        return np.mean(np.logaddexp(0, z) - labels*z)
-    return float(np.exp(optimize.minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method='bounded').x))
 
 def _pool(table, condition, observations):
     "Known labels, probabilities and folds of several observations, one after the other"

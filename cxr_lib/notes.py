@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NOTE_MODES', 'MISSING_RATE', 'TYPO_RATE', 'WORDING', 'QUESTIONS', 'DISTRACTORS', 'PLAIN_REASONS', 'LEAK',
            'CHEXPERT_VALID_POSITIVES', 'PUBLISHED_RECALLS', 'word_note', 'clinical_notes', 'label_leak_notes',
-           'named_recall', 'dial_notes', 'dial_curve', 'plot_dial_curve', 'quick_scores', 'side_by_side',
-           'plot_side_by_side', 'notes_stage', 'notes_info', 'read_certificate', 'describe_mode', 'ensure_notes']
+           'named_recall', 'tilt_to_prevalence', 'dial_notes', 'dial_curve', 'plot_dial_curve', 'quick_scores',
+           'side_by_side', 'plot_side_by_side', 'notes_stage', 'notes_info', 'read_certificate', 'describe_mode',
+           'ensure_notes']
 
 # %% ../nbs/02_notes.ipynb #4c2aa6b9
 import re
@@ -143,6 +144,26 @@ def named_recall(
     weights = np.ones(len(table)) if weights is None else np.asarray(weights, float)
     named = positive & (np.cumsum(positive, axis=1) <= max_named)
     with np.errstate(invalid='ignore'): return pd.Series((weights @ named)/(weights @ positive), list(OBSERVATIONS))
+
+# %% ../nbs/02_notes.ipynb #f3e11726
+def tilt_to_prevalence(
+    table:pd.DataFrame, # the observations as 1 and 0
+    shares:dict, # observation -> share that it shall have, between 0 and 1
+) -> np.ndarray: # (n,) weights, summing to 1
+    "The weights nearest to equal ones (in relative entropy) under which each observation has its share"
+    from scipy import optimize
+    x, target = table[list(shares)].to_numpy(float), np.array(list(shares.values()))
+    def dual(b):
+        z = x @ b
+        w = np.exp(z - z.max())
+        return np.log(w.sum()) + z.max() - b @ target, w @ x/w.sum() - target
+    with np.errstate(over='ignore', invalid='ignore'):                          # where no weights exist it runs away, and is refused below
+        z = x @ optimize.minimize(dual, np.zeros(len(target)), jac=True, method='BFGS').x
+        z = np.nan_to_num(z)
+    w = np.exp(z - z.max())/np.exp(z - z.max()).sum()
+    if not np.allclose(w @ x, target, atol=1e-3):
+        raise ValueError('no weights give these shares: an observation has no positive rows, or only such, or few; take more rows')
+    return w
 
 # %% ../nbs/02_notes.ipynb #31b20a9f
 def dial_notes(

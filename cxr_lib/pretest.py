@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CONDITIONS_COMPARED', 'CLOSEST', 'COLORS', 'TICKS', 'STRATUM_COLORS', 'pretest_edges', 'resampled_mean',
            'stratum_name', 'strata_areas', 'overlap_weights', 'effective_size', 'balanced_auroc', 'in_steps',
-           'matched_auroc', 'log_odds', 'row_thresholds', 'movement', 'pretest_report', 'pretest_table', 'sign_figure',
-           'plot_pretest', 'plot_balanced', 'pretest_sentences']
+           'matched_auroc', 'log_odds', 'row_thresholds', 'movement', 'pretest_report', 'pretest_table', 'plot_pretest',
+           'plot_balanced', 'pretest_sentences']
 
 # %% ../nbs/04c_pretest.ipynb #13457a06
 import numpy as np, pandas as pd
 from scipy import sparse, special, stats
-from .core import CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, set_theme, short_name
-from .metrics import (CONDITIONS, choose_thresholds, count_cases, known_labels, named_interval, ranking_metrics)
+from .core import CONDITION_COLORS, OBSERVATIONS, set_theme, short_name, sign_figure
+from .metrics import CONDITIONS, choose_thresholds, count_cases, known_labels, named_interval, ranking_metrics, too_few_cases
 
 #: What is measured within strata and on the balanced set. The first is the post-test probability, the last the pre-test probability.
 CONDITIONS_COMPARED = ('fused', 'image_only', 'note_only')
@@ -46,9 +46,7 @@ def resampled_mean(
 
 def _few(n_positive, n_negative, least):
     "Why an AUROC of so many cases is undefined or weak; '' if it is neither"
-    if not n_positive or not n_negative: return f'undefined: no {"negative" if n_positive else "positive"} case' if n_positive + n_negative else 'undefined: no labelled case'
-    few, kind = min((n_positive, 'positive'), (n_negative, 'negative'))
-    return f'only {few} {kind} case{"s" if few > 1 else ""}, fewer than {least}' if few < least else ''
+    return too_few_cases(n_positive, n_negative, least) if n_positive or n_negative else 'undefined: no labelled case'
 
 def _area(name, values, n_positive, n_negative):
     "AUROC with interval; drawing one case again and again is no interval"
@@ -314,17 +312,6 @@ def pretest_table(
     return table.astype({c: float for c in table.columns.difference(words)})[[c for c in table if c not in words] + words]
 
 # %% ../nbs/04c_pretest.ipynb #be985f75
-def sign_figure(
-    fig, # a matplotlib figure
-    simulated:bool, # are the patients simulated?
-): # `fig`, closed, so that a notebook shows it once
-    "The footer that every picture has: research use, and whether the patients are simulated"
-    import matplotlib.pyplot as plt
-    fig.supxlabel(f'{SIMULATED}  {RESEARCH_USE}' if simulated else RESEARCH_USE, fontsize=9,
-                  color='#cc3311' if simulated else '#555555', weight='bold' if simulated else 'normal')
-    plt.close(fig)
-    return fig
-
 def _number(x): return np.nan if x is None else x            # null in JSON
 def _is(x): return x is not None and x == x
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_AUROC', 'PUBLISHED_MEAN', 'PUBLISHED_SUPPORTS', 'N_IMAGES', 'KINDS', 'hanley_mcneil_error',
-           'auroc_interval', 'tilt_to_prevalence', 'note_rule_scores', 'leak_table', 'believability', 'seed_table',
-           'mean_readings', 'published_comparison', 'comparison_page', 'plot_published']
+           'auroc_interval', 'note_rule_scores', 'leak_table', 'believability', 'seed_table', 'mean_readings',
+           'published_comparison', 'comparison_page', 'plot_published']
 
 # %% ../nbs/04f_published.ipynb #8e4876ea
 import functools
@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from scipy import optimize, stats
 from .core import OBSERVATIONS, SIMULATED, mark_simulated, set_theme, short_name
 from .metrics import auroc
-from .notes import CHEXPERT_VALID_POSITIVES, PUBLISHED_RECALLS, named_recall
+from .notes import CHEXPERT_VALID_POSITIVES, PUBLISHED_RECALLS, named_recall, tilt_to_prevalence
 from .patients import draw_patients
 
 #: AUROC by observation on CheXpert's validation set, image and note together, as published by the project that this one descends from.
@@ -60,24 +60,6 @@ def _check_auroc(value, n_positive, n_negative):
         if n < 0 or n != int(n): raise ValueError(f'{name} is {n!r}; expected a count')
 
 # %% ../nbs/04f_published.ipynb #e9e38979
-def tilt_to_prevalence(
-    table:pd.DataFrame, # the observations as 1 and 0
-    shares:dict, # observation -> share that it shall have, between 0 and 1
-) -> np.ndarray: # (n,) weights, summing to 1
-    "The weights nearest to equal ones (in relative entropy) under which each observation has its share"
-    x, target = table[list(shares)].to_numpy(float), np.array(list(shares.values()))
-    def dual(b):
-        z = x @ b
-        w = np.exp(z - z.max())
-        return np.log(w.sum()) + z.max() - b @ target, w @ x/w.sum() - target
-    with np.errstate(over='ignore', invalid='ignore'):                          # where no weights exist it runs away, and is refused below
-        z = x @ optimize.minimize(dual, np.zeros(len(target)), jac=True, method='BFGS').x
-        z = np.nan_to_num(z)
-    w = np.exp(z - z.max())/np.exp(z - z.max()).sum()
-    if not np.allclose(w @ x, target, atol=1e-3):
-        raise ValueError('no weights give these shares: an observation has no positive rows, or only such, or few; take more rows')
-    return w
-
 def note_rule_scores(
     table:pd.DataFrame, # the 14 observations; 1 is positive
     max_named:int=2, # how many positive labels a note names, in column order

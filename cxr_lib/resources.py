@@ -12,6 +12,8 @@ from typing import Mapping
 import torch, torch.nn as nn
 from .core import atomic_path
 
+def _bytes(tensors): return sum(t.numel()*t.element_size() for t in tensors)
+
 def activation_bytes(
     model:nn.Module, # in training mode or not; left as it was
     inputs:Mapping, # keyword arguments of a small batch
@@ -22,7 +24,7 @@ def activation_bytes(
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights: seen[storage.data_ptr()] = max(seen.get(storage.data_ptr(), 0), min(storage.nbytes(), tensor.numel()*tensor.element_size()))
+        if storage.data_ptr() not in weights: seen[storage.data_ptr()] = max(seen.get(storage.data_ptr(), 0), min(storage.nbytes(), _bytes([tensor])))
         held.append(tensor)                                                  # else its memory is used again, and counted once for two
         return tensor
     held, buffers, was_training = [], {k: b.clone() for k, b in model.named_buffers()}, model.training
@@ -43,8 +45,7 @@ def memory_estimate(
     ema:bool=False # is a moving average of the weights kept?
 ) -> dict: # part -> bytes, and their sum `total`
     "Peak memory of a training step with AdamW"
-    size = lambda tensors: sum(t.numel()*t.element_size() for t in tensors)
-    weights, trained = size([*model.parameters(), *model.buffers()]), size(p for p in model.parameters() if p.requires_grad)
+    weights, trained = _bytes([*model.parameters(), *model.buffers()]), _bytes(p for p in model.parameters() if p.requires_grad)
     n = len(next(iter(inputs.values())))
     if n < 3: raise ValueError(f'the batch has {n} patients; 3 at least, or what a patient costs cannot be told from what the weights cost')
     few, all_of_them = (activation_bytes(model, {k: v[:m] for k, v in inputs.items()}, precision) for m in (2, n))
@@ -67,8 +68,7 @@ def checkpoint_bytes(
     ema:bool=False # is a moving average of the weights kept?
 ) -> int: # bytes, about
     "Size of a training checkpoint: the weights two or three times, and AdamW's moments"
-    size = lambda tensors: sum(t.numel()*t.element_size() for t in tensors)
-    return size([*model.parameters(), *model.buffers()])*(2 + ema) + 2*size(p for p in model.parameters() if p.requires_grad)
+    return _bytes([*model.parameters(), *model.buffers()])*(2 + ema) + 2*_bytes(p for p in model.parameters() if p.requires_grad)
 
 def check_disk(
     folder:str|Path, # where files will be written; made if it isn't there

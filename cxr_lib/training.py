@@ -74,9 +74,6 @@ def batch_rows(
     order = np.random.default_rng([seed, epoch]).permutation(np.asarray(rows))
     return np.split(order[:len(order)//size*size], len(order)//size)
 
-def _parts(n, pieces): # a batch of n patients in so many pieces; each gets some, if there are enough
-    return [p for p in np.array_split(np.arange(n), pieces)]
-
 class _Progress:
     "What a checkpoint holds besides weights and optimizer: where the training is, and what was best"
     def __init__(self): self.epoch, self.step, self.total, self.log, self.best, self.best_score = 0, 0, 0., [], None, -math.inf
@@ -154,7 +151,7 @@ def fit(
             torch.manual_seed(now)
             keep, words = torch.rand(len(rows)) >= t['note_dropout'], hide_words(torch.ones(len(rows), data.notes['attention_mask'].shape[1], dtype=torch.long), t['word_dropout'])
             labels = (~data.targets[rows].isnan()).sum().clamp_min(1)                             # of the whole batch, whoever computes it
-            own = _parts(len(rows), t['accumulate']*processes)[accelerator.process_index::processes]
+            own = np.array_split(np.arange(len(rows)), t['accumulate']*processes)[accelerator.process_index::processes]
             for k, part in enumerate(own):
                 torch.manual_seed(now + 1 + k*processes + accelerator.process_index)
                 i = torch.as_tensor(rows[part])
@@ -228,6 +225,9 @@ def _code() -> list: # what decides, besides data and parameters, where a checkp
     import cxr_lib
     return [(Path(cxr_lib.__file__).parent/f'{module}.py').read_text(encoding='utf-8') for module in ('images', 'encoders', 'model', 'dataset', 'losses', 'training')]
 
+def _token_folder() -> Path: # where the tokens of frozen encoders are kept, for every fold and every run
+    return project_root()/'data'/'cache'/'tokens'
+
 def training_stage(
     run:RunFolder, # a run whose model is chosen
     *,
@@ -249,8 +249,10 @@ def training_stage(
     params = dict(epochs=epochs, folds=folds, label_policy=label_policy, negative_example=negative_example, n_permutations=n_permutations, seed=seed)
     key, device = run.key('training', params), choose_device()
     checkpoints = run/'.checkpoints'/content_key(key, table.to_csv(index=False), asdict(config), training, _code())   # resume only what had the same data, settings and code
-    pixels, encoded, logs, parts, permutations, reasons = None, {}, [], [], [], {}
+    pixels, logs, parts, permutations, reasons = None, [], [], [], {}
     show = LiveCurves(source['simulated']) if live else None
+    def write_log(log):
+        with atomic_path(run/'training_log.csv') as tmp: pd.DataFrame(log).to_csv(tmp, index=False)
     splits = fold_splits(table, folds, seed=seed)
     for split in splits:
         for name in ('train', 'tuning', 'test'):
@@ -262,14 +264,14 @@ def training_stage(
         tokenizer = make_tokenizer(config, part.note[part.split == 'train'])
         model = build_model(config, tokenizer)
         data = StudyData(part, data_root(run), config, tokenizer, label_policy, pixels); pixels = data.pixels
-        data.precompute(model, device, cache=project_root()/'data'/'cache'/'tokens')         # of frozen encoders; the same for every fold, and found again
+        data.precompute(model, device, cache=_token_folder())                                 # of frozen encoders; the same for every fold, and found again
         def note_down(log):
-            with atomic_path(run/'training_log.csv') as tmp: pd.DataFrame(logs + log).to_csv(tmp, index=False)
+            write_log(logs + log)
             if show: show(logs + log)
         logs += fit(model, data, data.rows('train'), data.rows('tuning'), training, seed=seed, checkpoint=checkpoints/f'multimodal-{k}.pt', fold=fold,
                     on_epoch=note_down, tensorboard=run/'tensorboard' if tensorboard else None)
         if k == 0: save_model(model, tokenizer, run/'model', dict(preset=chosen['preset'], dataset=source['dataset'], simulated=source['simulated'], fold=fold))
-        leak = _negative_example(part, config, training, label_leak_notes(part, seed=seed), data, checkpoints/f'label-leak-{k}.pt', seed, fold, encoded) if negative_example else None
+        leak = _negative_example(part, config, training, label_leak_notes(part, seed=seed), data, checkpoints/f'label-leak-{k}.pt', seed, fold) if negative_example else None
         if leak: logs += leak[0]
         for name in ('tuning', 'test'):
             rows = data.rows(name)
@@ -278,7 +280,7 @@ def training_stage(
             parts.append(prediction_table(part.iloc[rows], probabilities, name, fold))
             if name == 'test': permutations.append((found.permutations, part.image.iloc[rows])); reasons |= found.reasons
     predictions = pd.concat(parts, ignore_index=True)
-    with atomic_path(run/'training_log.csv') as tmp: pd.DataFrame(logs).to_csv(tmp, index=False)
+    write_log(logs)
     with atomic_path(run/'predictions.parquet') as tmp: predictions.to_parquet(tmp)
     write_permutations(run/'shuffled_notes.npz', np.concatenate([p for p, _ in permutations], 1), pd.concat([i for _, i in permutations]))
     write_json(run/'conditions.json', dict(n_permutations=n_permutations, reasons=reasons))
@@ -286,7 +288,7 @@ def training_stage(
     shutil.rmtree(run/'.checkpoints', ignore_errors=True)
     return predictions
 
-def _negative_example(part, config, training, notes, data, checkpoint, seed, fold, encoded):
+def _negative_example(part, config, training, notes, data, checkpoint, seed, fold):
     "A note-only model trained and tested on notes that leak the label -> (log, split -> probabilities)"
     leaky = part.assign(note=notes)
     seed_everything(seed)
@@ -294,8 +296,7 @@ def _negative_example(part, config, training, notes, data, checkpoint, seed, fol
     model, device = build_model(config, tokenizer), choose_device()
     words = StudyData(leaky, '', config, tokenizer, pixels=data.pixels)
     words.targets = data.targets
-    if model.text_is_frozen: words.note_tokens = encoded.setdefault('notes', None) or words.precompute(model, device, images=False).note_tokens
-    encoded['notes'] = words.note_tokens                                                   # of a frozen encoder the same for every fold
+    words.precompute(model, device, images=False, cache=_token_folder())
     log = fit(model, words, words.rows('train'), words.rows('tuning'), dict(training, epochs=min(8, training['epochs']), note_dropout=0., word_dropout=0., patience=0, ema=0., gradient_checkpointing=False, layer_decay=1.), seed=seed, checkpoint=checkpoint, branches=('note',), name='label leak', fold=fold)
     from scipy.special import expit
     return log, {name: expit(predict_logits(model.to(device), words, words.rows(name), device, image=False)['note'].astype(np.float64)) for name in ('tuning', 'test')}

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import cxr_lib.checkpoints as checkpoints
+from cxr_lib.calibration import apply_calibration, fit_calibration
 from cxr_lib.checkpoints import (FORMAT, CheckpointError, PretrainedClassifier, check_calibration, check_thresholds, checkpoint_folder, load_model,
                                  preprocessing_of, read_weights, save_calibration, save_model)
 from cxr_lib.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
@@ -175,7 +176,6 @@ def test_an_embedding_with_more_rows_than_word_pieces(tiny, tmp_path):
 
 @pytest.mark.parametrize('family', ['distilbert', 'roberta', 'electra', 'modernbert'])
 def test_text_encoders_of_other_families_are_rebuilt(family, tiny, tmp_path, no_network):
-    if importlib.util.find_spec('cxr_lib.encoders') is None: pytest.skip('this cxr_lib builds BERT only')
     from transformers import AutoConfig, AutoModel
     more = {'distilbert': dict(dim=32, n_layers=1, n_heads=2, hidden_dim=48), 'roberta': BERT, 'electra': BERT | dict(embedding_size=32),
             'modernbert': BERT | dict(bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)}[family]
@@ -203,7 +203,6 @@ def test_the_offline_preset_comes_back(tmp_path, no_network):
 
 
 def test_lora_adapters_are_merged_into_the_file_and_stay_in_the_model(tiny, tmp_path):
-    if not hasattr(make_config('tiny'), 'lora_rank'): pytest.skip('this cxr_lib has no adapters')
     pytest.importorskip('peft', reason='peft is not installed')
     model, tokenizer = new_model(4, tiny[1], 'image_size=64 freeze_text=true lora_rank=4 lora_on=text')
     for k, p in model.named_parameters():
@@ -219,8 +218,7 @@ def test_lora_adapters_are_merged_into_the_file_and_stay_in_the_model(tiny, tmp_
 def test_adapters_that_cannot_be_merged_are_not_saved(tiny, tmp_path, monkeypatch):
     adapted = new_model()[0]
     adapted.head[2].lora_A = torch.nn.Linear(2, 2)
-    for module in ('cxr_lib.encoders', 'cxr_lib.model'):
-        if module in sys.modules: monkeypatch.setattr(sys.modules[module], 'merge_lora', lambda m: m, raising=False)
+    monkeypatch.setattr('cxr_lib.checkpoints.merge_lora', lambda m: m)
     with pytest.raises(CheckpointError, match='still holds LoRA adapters .*Use merge_lora'): save_model(adapted, tiny[1], tmp_path/'other')
     assert not (tmp_path/'other').exists()
 
@@ -421,6 +419,7 @@ def test_a_library_that_computes_something_else_is_noticed(saved, monkeypatch):
 KILLED = '''
 import os, signal, sys, torch
 import cxr_lib.checkpoints as checkpoints
+from cxr_lib.calibration import apply_calibration, fit_calibration
 from cxr_lib.checkpoints import load_model, save_model
 model, tokenizer = load_model(sys.argv[1])
 with torch.no_grad(): model.missing_note.add_(1)
@@ -510,7 +509,7 @@ def stand_in(monkeypatch):
         t = np.array([calibration['observations'][o]['temperature'] for o in OBSERVATIONS])
         p = np.asarray(probabilities, float)
         return 1/(1 + np.exp(-np.log(p/(1 - p))/t))
-    monkeypatch.setitem(sys.modules, 'cxr_lib.calibration', types.SimpleNamespace(apply_calibration=apply_calibration))
+    monkeypatch.setattr('cxr_lib.checkpoints.apply_calibration', apply_calibration)
     return apply_calibration
 
 
@@ -528,14 +527,13 @@ def test_probabilities_are_calibrated(tiny, stand_in):
 
 
 def test_the_calibration_chapter_is_what_is_applied(tiny, original):
-    calibration = pytest.importorskip('cxr_lib.calibration', reason='the calibration chapter is not there')
     raw = PretrainedClassifier(tiny[0], tiny[1]).predict(tiny[2][:3], TEXTS)
     probabilities = raw[columns('fused')].to_numpy()
     labels = np.random.default_rng(0).integers(0, 2, (3, 14)).astype(float)
     for method in ('temperature', 'platt', 'isotonic', 'none'):
-        fitted = json.loads(json.dumps(calibration.fit_calibration(labels, probabilities, method)))
+        fitted = json.loads(json.dumps(fit_calibration(labels, probabilities, method)))
         got = PretrainedClassifier(tiny[0], tiny[1], fitted).predict(tiny[2][:3], TEXTS)
-        assert np.allclose(got[columns('fused')], calibration.apply_calibration(probabilities, fitted), equal_nan=True)
+        assert np.allclose(got[columns('fused')], apply_calibration(probabilities, fitted), equal_nan=True)
 
 
 # Predictions
