@@ -12,7 +12,7 @@ __all__ = ['EVIDENCE', 'BEST', 'label_inputs', 'enumerate_posterior', 'node_fact
 import numpy as np, pandas as pd
 from scipy import special, stats
 from .core import IMPLIES, OBSERVATIONS, mark_simulated, short_name
-from .patients import MEASURES, NETWORK, SIGNS, VISIBLE_FROM, Network, draw_facts, draw_findings, fact_probability, node_probability
+from .patients import MEASURES, NETWORK, SIGNS, VISIBLE_FROM, Network, draw_facts, draw_findings, fact_probability, node_probability, strength_log_ratio
 from .metrics import CONDITIONS, interval, rank_condition, resample_patients
 
 EVIDENCE = ('demographics', 'note', 'image', 'film')
@@ -51,7 +51,9 @@ def enumerate_posterior(
     if 'image' in given:
         pa = np.array([network.pa_share[s] for s in settings])[state[0]]
         p = p*(pa if patient['projection'] == 'PA' else 1 - pa)
-        for s in network.signs: p = p*stats.norm.pdf(patient[f'strength/{s}'] - network.separation[s]*v[s])
+        for s in network.signs:
+            x = patient[f'strength/{s}']; shown, absent = stats.norm.pdf(x - network.separation[s]), stats.norm.pdf(x)
+            p = p*np.where(v[s], (1 - network.occult)*shown + network.occult*absent, absent)
     labels = labels_from_findings({s: v[s] for s in network.signs})
     return pd.Series({o: float((p*labels[o]).sum()/p.sum()) for o in OBSERVATIONS})
 
@@ -86,9 +88,8 @@ def fact_factor(fact, reported, has_note, network) -> tuple: # scope, log table 
 
 def strength_factor(sign, strength, network, drawn_only=False) -> tuple: # scope, log table (2, n)
     "How much likelier this strength is with the sign than without"
-    d = network.separation[sign]
-    ratio = d*strength - d*d/2
-    if drawn_only and not MEASURES[sign].always: ratio = np.where(strength > VISIBLE_FROM, ratio, stats.norm.logcdf(VISIBLE_FROM - d) - stats.norm.logcdf(VISIBLE_FROM))
+    hides = drawn_only and not MEASURES[sign].always
+    ratio = strength_log_ratio(strength, network.separation[sign], network.occult, VISIBLE_FROM if hides else -np.inf)
     return (sign,), np.stack([np.zeros_like(ratio), ratio])
 
 def label_factor(observation, inputs, network) -> tuple: # scope, log table (2, inputs..., 1)

@@ -8,7 +8,7 @@ __all__ = ['CLASSIFIERS', 'TEXT_HEADS', 'ATTENTION', 'learn_tokenizer', 'make_to
            'unfreeze', 'train_unfrozen', 'add_lora', 'merge_lora', 'checkpoint_activations']
 
 # %% ../nbs/02a_encoders.ipynb #0b76d251
-import contextlib, importlib.util, pickle, sys
+import contextlib, functools, importlib.util, pickle, sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +98,21 @@ def tokenize(
     return {'input_ids': enc['input_ids'], 'attention_mask': enc['attention_mask']*has[:, None], 'has_note': has}
 
 # %% ../nbs/02a_encoders.ipynb #6a353983
+@functools.cache
+def _register_backbones():
+    "Make `resnet8_chest` known to timm"
+    from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+    from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+    stages = tuple(ByoBlockCfg('basic', d=1, c=width, s=2, gs=None, br=1.) for width in (48, 96, 192))
+    layout = ByoModelCfg(stages, stem_type='3x3', stem_chs=24, stem_pool='', downsample='avg', num_features=0)
+    def resnet8_chest(pretrained=False, **kwargs):
+        return build_model_with_cfg(ByobNet, 'resnet8_chest', pretrained, model_cfg=layout, feature_cfg=dict(flatten_sequential=True), **kwargs)
+    module = sys.modules[__name__]                                     # timm finds the card of a model in the module that it comes from
+    module.default_cfgs = generate_default_cfgs({'resnet8_chest.untrained': dict(url='', input_size=(3, 64, 64), pool_size=(4, 4), mean=(.5,)*3, std=(.25,)*3,
+                                                                                 first_conv='stem.conv', classifier='head.fc', interpolation='bilinear', crop_pct=1.)})
+    resnet8_chest.__module__ = __name__
+    register_model(resnet8_chest)
+
 def backbone_defaults(
     name:str # a timm backbone, with or without a tag: 'resnet50', 'resnet50.a1_in1k'
 ) -> dict: # image_size (pixels), mean and std (of pixels from 0 to 1, one a channel), fixed (True: built for one image size), hub (its repository)
@@ -105,6 +120,7 @@ def backbone_defaults(
     import timm
     from timm.data import resolve_data_config
     from timm.models import resolve_pretrained_cfg
+    _register_backbones()
     architecture, _, tag = name.partition('.')
     if not timm.is_model(architecture): raise ValueError(f'timm has no model {name!r}; see timm.list_models()')
     try: card = resolve_pretrained_cfg(architecture, pretrained_cfg=tag or None).to_dict()

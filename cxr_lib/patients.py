@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIGNS', 'AGE', 'MALE_SHARE', 'SETTINGS', 'PA_SHARE', 'COMORBIDITIES', 'FINDINGS', 'SOURCES', 'FACT_KINDS', 'FACTS',
-           'REPORTED', 'SEPARATION', 'FILM_CM', 'VISIBLE_FROM', 'MEASURES', 'NETWORK', 'CHEXPERT_COUNTS', 'Node',
-           'network_order', 'node_probability', 'draw_network', 'Fact', 'fact_probability', 'likelihood_ratio_table',
-           'labels_from_findings', 'Measure', 'measure_table', 'Network', 'draw_patients', 'draw_findings',
-           'draw_facts', 'prevalence_table', 'draw_context', 'facts_from_labels']
+           'REPORTED', 'SEPARATION', 'OCCULT', 'FILM_CM', 'VISIBLE_FROM', 'MEASURES', 'NETWORK', 'CHEXPERT_COUNTS',
+           'Node', 'network_order', 'node_probability', 'draw_network', 'Fact', 'fact_probability',
+           'likelihood_ratio_table', 'labels_from_findings', 'strength_log_ratio', 'Measure', 'measure_table',
+           'Network', 'draw_patients', 'draw_findings', 'draw_facts', 'prevalence_table', 'draw_context',
+           'facts_from_labels']
 
 # %% ../nbs/00b_patients.ipynb #b8481fad
 from dataclasses import dataclass, field
@@ -197,9 +198,25 @@ def labels_from_findings(
     return {o: labels[o] for o in OBSERVATIONS}
 
 # %% ../nbs/00b_patients.ipynb #91981aab
-#: Distance between the mean strengths with and without each sign, in standard deviations.
-SEPARATION = {'Enlarged Cardiomediastinum': 2.3, 'Cardiomegaly': 2.4, 'Lung Opacity': 2.3, 'Lung Lesion': 2.5, 'Edema': 2.3, 'Consolidation': 2.5,
-              'Pneumonia': 2.3, 'Atelectasis': 2.3, 'Pneumothorax': 2.6, 'Pleural Effusion': 2.3, 'Pleural Other': 2.4, 'Fracture': 2.6, 'Support Devices': 2.8}
+#: Distance between the mean strengths with and without each sign where it is not occult, in standard deviations.
+SEPARATION = {'Enlarged Cardiomediastinum': 3.8, 'Cardiomegaly': 4.0, 'Lung Opacity': 3.8, 'Lung Lesion': 4.1, 'Edema': 3.8, 'Consolidation': 4.1,
+              'Pneumonia': 3.8, 'Atelectasis': 3.8, 'Pneumothorax': 4.3, 'Pleural Effusion': 3.8, 'Pleural Other': 4.0, 'Fracture': 4.3, 'Support Devices': 4.6}
+#: P(the film of a patient with a finding looks as if it were not there). The order of magnitude: Bradley SH et al. Br J Gen Pract 2019;69:e827-35 (lung cancer);
+#: Alrajhi K et al. Chest 2012;141:703-8 (pneumothorax, supine).
+OCCULT = 0.15
+
+def strength_log_ratio(
+    strength:np.ndarray, # strengths as they are seen
+    separation:float, # distance of the means, standard deviations
+    occult:float=OCCULT, # share of those with the finding whose film does not show it
+    visible_from:float=-np.inf # strengths up to here all look the same
+) -> np.ndarray: # log of P(strength | finding)/P(strength | no finding)
+    "How much likelier a strength is with the finding than without"
+    from scipy.special import log_ndtr
+    strength, d = np.asarray(strength, float), separation
+    with np.errstate(divide='ignore'): shown, hidden = np.log1p(-occult), np.log(occult)
+    unseen = log_ndtr(visible_from - d) - log_ndtr(visible_from) if np.isfinite(visible_from) else 0.
+    return np.logaddexp(shown + np.where(strength > visible_from, d*strength - d*d/2, unseen), hidden)
 
 # %% ../nbs/00b_patients.ipynb #aea7a519
 FILM_CM = 40. # width of the film in centimetres, in the plane of the body
@@ -238,7 +255,7 @@ MEASURES = {
     'Support Devices': Measure('number of devices (rounded up)', 'devices', 0., 1/.9, most=5., also='contrast of the first one')}
 
 def measure_table() -> pd.DataFrame: # one row a sign
-    "What each strength drives, with its mean value in patients without and with the sign"
+    "What each strength drives, with its mean value in patients without the sign and in those who show it"
     def mean(m, d):
         z = np.linspace(-5, 5, 2001); w = np.exp(-z*z/2)
         return float((m.at(z + d)*w).sum()/w.sum())
@@ -264,10 +281,11 @@ class Network:
     facts:tuple = FACTS # of `Fact`
     reported:float = REPORTED # P(a fact that is present gets into the note)
     separation:Mapping[str, float] = field(default_factory=lambda: SEPARATION) # finding -> distance of the mean strengths
+    occult:float = OCCULT # P(the film does not show it | a finding)
     def __post_init__(self):
         mean, sd, low, high = self.age
         if not (np.isfinite(mean) and 0 < sd < np.inf and 0 <= low < high <= 130): raise ValueError(f'age is {self.age}; expected mean, standard deviation above 0, lowest and highest age in years')
-        _refuse_shares('network', {'male_share': self.male_share, 'reported': self.reported})
+        _refuse_shares('network', {'male_share': self.male_share, 'reported': self.reported, 'occult': self.occult})
         _refuse_shares('settings', self.settings, sum_to_one=True); _refuse_shares('pa_share', self.pa_share)
         if set(self.pa_share) != set(self.settings): raise ValueError(f'pa_share names {sorted(self.pa_share)}; expected a share for each setting {sorted(self.settings)}')
         self.order()
@@ -307,7 +325,8 @@ def draw_patients(
     table = {'patient_id': [f'SIM{seed:03d}{i:06d}' for i in range(n)], 'sex': np.where(male == 1, 'Male', 'Female'), 'age': age,
              'setting': setting, 'projection': np.where(pa == 1, 'PA', 'AP'), **{c.name: v[c.name] for c in network.comorbidities}}
     table |= {f'sign/{s}': v[s] for s in network.signs}
-    table |= {f'strength/{s}': (rng.standard_normal(n) + network.separation[s]*v[s]).round(4) for s in network.signs}
+    hidden = np.random.default_rng([seed, 2]).random((n, len(network.signs))) < network.occult
+    table |= {f'strength/{s}': (rng.standard_normal(n) + network.separation[s]*v[s]*~hidden[:, k]).round(4) for k, s in enumerate(network.signs)}
     table |= draw_facts(v, rng, network)
     return pd.DataFrame({**table, **labels_from_findings(v)})
 

@@ -39,6 +39,12 @@ def crowd(): return draw_patients(12_000, 21)
 def known(crowd): return {name: posterior(crowd, g) for name, g in CONDITIONS.items()}
 
 
+def density(strength, sign, present, network):
+    "Of a strength, given whether the patient has the finding; some of those who have it do not show it"
+    shown, absent = stats.norm.pdf(strength - network.separation[sign]), stats.norm.pdf(strength)
+    return np.where(np.asarray(present) == 1, (1 - network.occult)*shown + network.occult*absent, absent)
+
+
 def surprise(labels, p):
     "Positives counted less positives expected, in standard errors"
     return ((labels - p).sum()/np.sqrt((p*(1 - p)).sum())).to_numpy()
@@ -63,7 +69,7 @@ def networks(draw):
     facts = tuple(Fact(f'fact {i}', draw(st.floats(.05, .3)), {c: (draw(st.floats(1, 3)), 'assumed') for c in draw(st.lists(st.sampled_from([*sick, *signs]), max_size=3, unique=True))}, denied=draw(st.floats(0, 1)))
                   for i in range(draw(st.integers(0, 3))))
     return Network(settings={'ward': .3, 'clinic': .7}, pa_share={'ward': draw(st.floats(0, 1)), 'clinic': .5}, comorbidities=tuple(nodes[:len(sick)]), findings=tuple(nodes[len(sick):]), facts=facts,
-                   reported=draw(st.floats(.1, 1)), separation={s: draw(st.floats(0, 3)) for s in signs})
+                   reported=draw(st.floats(.1, 1)), occult=draw(st.sampled_from((0., .15, .6))), separation={s: draw(st.floats(0, 3)) for s in signs})
 
 
 @settings(max_examples=25, deadline=None)
@@ -139,7 +145,7 @@ def test_the_posterior_of_a_film_is_that_of_simulated_patients_weighted_by_likel
     exact = posterior(few, ('note', 'image'), network=network)
     for row in few.index:
         w = np.ones(len(many))
-        for s in network.signs: w *= stats.norm.pdf(few.loc[row, f'strength/{s}'] - network.separation[s]*many[f'sign/{s}'])
+        for s in network.signs: w *= density(few.loc[row, f'strength/{s}'], s, many[f'sign/{s}'], network)
         w *= np.abs((few.loc[row, 'projection'] == 'AP') - many.setting.map(network.pa_share))
         for f in network.facts:
             said, causes = few.loc[row, f'reported/{f.name}'], [(c, lr) for c, (lr, _) in f.causes.items()]
@@ -325,7 +331,7 @@ def test_the_mixture_below_the_middle_is_bayes_rule_written_out():
     for i, row in patients.iterrows():
         all_states = [chance(s) for s in states]; anybody = sum(p*says(row, v) for p, v in all_states); total, edema = 0., {o: 0. for o in OBSERVATIONS}
         for p, v in all_states:
-            shows = np.prod([stats.norm.pdf(row[f'strength/{s}'] - network.separation[s]*v[s]) for s in network.signs])*(network.pa_share[v['setting']] if row.projection == 'PA' else 1 - network.pa_share[v['setting']])
+            shows = np.prod([density(row[f'strength/{s}'], s, v[s], network) for s in network.signs])*(network.pa_share[v['setting']] if row.projection == 'PA' else 1 - network.pa_share[v['setting']])
             w = p*shows*(own*says(row, v) + (1 - own)*anybody); total += w
             labels = labels_from_findings({s: np.array([v[s]]) for s in network.signs})
             for o in OBSERVATIONS: edema[o] += w*labels[o][0]
