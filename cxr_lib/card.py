@@ -7,12 +7,12 @@ __all__ = ['TYPES', 'SCHEMAS', 'OPTIONAL_BLOCKS', 'METRICS_SCHEMA', 'OPTIONAL_PA
            'Entry', 'describe_schema', 'check_metrics', 'card_parts', 'look_up', 'number', 'is_simulated', 'model_card',
            'write_model_card']
 
-# %% ../nbs/04j_card.ipynb #d200dda9
+# %% ../nbs/04j_card.ipynb #04c413a0
 import re
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, read_json, run_folder
+from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, project_root, read_json
 from .metrics import CONDITIONS
 from .fairness import RATES
 
@@ -218,17 +218,23 @@ def check_metrics(
     if missing: raise ValueError(f'{name}: conditions.{missing[0]} is missing; run the evaluation stage again with this version of cxr_lib')
     return metrics
 
-# %% ../nbs/04j_card.ipynb #a11ce1bf
+# %% ../nbs/04j_card.ipynb #92bb4016
 NOT_MEASURED, NOT_RECORDED = 'not measured', 'not recorded'
 _FILES = {'config': 'config.json', 'source': 'source.json', 'notes': 'notes.json', 'leakage': 'leakage.json', 'architecture': 'architecture.json', 'model': 'model/config.json',
           'metrics': 'metrics.json', 'training_log': 'training_log.csv', 'studies': 'studies.parquet', 'exclusions': 'exclusions.csv'}
+
+def _existing(run):
+    "The folder of a run; unlike `run_folder`, it does not make one"
+    folder = run.path if isinstance(run, RunFolder) else Path(run)
+    if not folder.is_dir() and folder.name == str(run): folder = project_root()/'reports'/folder
+    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: no such run; give the name of a run, or its folder')
+    return folder
 
 def card_parts(
     run:RunFolder|str|Path # a run: its folder, or its name
 ) -> dict: # name of the run; config, source, notes, leakage, architecture, model, metrics, training_log, studies, exclusions: what the files hold, None where there is none
     "Read what a model card is made from"
-    folder = run.path if isinstance(run, RunFolder) else Path(run)
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: no such run; give the folder of a run, such as reports/default')
+    folder = _existing(run)
     readers, parts = {'.json': read_json, '.csv': pd.read_csv, '.parquet': pd.read_parquet}, {}
     for name, file in _FILES.items():
         path = folder/file
@@ -273,7 +279,7 @@ def _table(header, rows):
     clean = lambda cell: str(cell).replace('|', '/').replace('\n', ' ')
     return ['| ' + ' | '.join(map(clean, header)) + ' |', '|' + '---|'*len(header), *('| ' + ' | '.join(map(clean, row)) + ' |' for row in rows), '']
 
-# %% ../nbs/04j_card.ipynb #425a3653
+# %% ../nbs/04j_card.ipynb #f5e7eb29
 def _details(parts):
     "What the model is, from config.json, architecture.json and model/config.json"
     model, counts = look_up(parts, 'model', 'model') or look_up(parts, 'architecture', 'model') or {}, look_up(parts, 'architecture', 'parameters') or {}
@@ -281,7 +287,7 @@ def _details(parts):
     weights = look_up(parts, 'model', 'files', 'model.safetensors', 'sha256')
     text = model.get('text_encoder') or ('a small BERT with random initial weights, vocabulary from the training notes' if model else None)
     facts = {'Kind': 'image encoder, text encoder, bidirectional cross-attention between patches and words, a head of 14 sigmoid outputs; auxiliary heads read the image alone and the note alone',
-             'Preset': look_up(parts, 'architecture', 'preset') or look_up(parts, 'model', 'preset'), 'Changes to the preset': look_up(parts, 'architecture', 'overrides') or 'none',
+             'Preset': look_up(parts, 'architecture', 'preset') or look_up(parts, 'model', 'preset'), 'Changes to the preset': (look_up(parts, 'architecture', 'overrides') or 'none') if parts['architecture'] else None,
              'Image encoder': model.get('image_encoder'), 'Text encoder': text, 'Image size': f'{model["image_size"]} x {model["image_size"]} pixels' if 'image_size' in model else None,
              'Longest note': f'{model["max_tokens"]} tokens' if 'max_tokens' in model else None, 'Parameters': counts.get('total'), 'Format': look_up(parts, 'model', 'format'),
              'SHA-256 of the weights': f'`{weights}`' if weights else None, 'Fold that the saved model is of': look_up(parts, 'model', 'fold') if look_up(parts, 'model', 'fold') not in (None, -1) else 'no folds' if parts['model'] else None,
@@ -326,7 +332,7 @@ def _splits(parts):
         from cxr_lib.data import DATASETS
         folds = DATASETS[look_up(parts, 'source', 'dataset')].folds if look_up(parts, 'source', 'dataset') in DATASETS else 0
     if folds: return [f'- {len(table):,} images of {table["patient_id"].nunique():,} patients in {folds} folds by patient: each test prediction comes from a model that has not seen the patient.']
-    return [f'- {split}: {len(rows):,} images of {rows["patient_id"].nunique():,} patients' for split, rows in table.groupby('split')] if 'split' in table and table['split'].notna().any() else \
+    return [f'- {split}: {len(rows):,} images of {rows["patient_id"].nunique():,} patients' for split in ('train', 'tuning', 'test') for rows in [table[table['split'] == split]]] if 'split' in table and table['split'].notna().any() else \
         [f'- {len(table):,} images of {table["patient_id"].nunique():,} patients; split: {NOT_RECORDED}']
 
 def _evaluation_data(parts):
@@ -389,7 +395,7 @@ def _ethics(parts):
     said = look_up(parts, 'metrics', 'fairness', 'sentences')
     return ['- A model that is wrong more often for some patients harms them first. Under-diagnosis, calling a patient healthy who is not, delays treatment (Seyyed-Kalantari et al. 2021).',
             *([f'- {s}' for s in said] if said else [f'- Gaps between groups, under-diagnosis by group, shortcuts through devices and projection: {NOT_MEASURED}']),
-            '- Labels that were mined from reports repeat what the reporting physicians saw and wrote, and for whom.', '- The model folder holds weights and a vocabulary made from notes; no images and no notes. It has not been tested for what it may have memorized: ' + NOT_MEASURED + '.']
+            '- Labels that were mined from reports repeat what the reporting physicians saw and wrote, and for whom.', '- The model folder holds weights and a tokenizer, whose vocabulary may come from the training notes; no images and no notes. It has not been tested for what it may have memorized: ' + NOT_MEASURED + '.']
 
 def _caveats(parts):
     "What to keep in mind"
@@ -401,7 +407,7 @@ def _caveats(parts):
     return (lines or [f'- What the numbers say: {NOT_MEASURED}']) + ['- Another hospital, another scanner, another year: ' + NOT_MEASURED + '.', '- Agreement with radiologists: ' + NOT_MEASURED + '.',
             *([f'- Absent when this card was written: {", ".join(absent)}.'] if absent else [])]
 
-# %% ../nbs/04j_card.ipynb #7f5dfb90
+# %% ../nbs/04j_card.ipynb #93237283
 def is_simulated(
     parts:dict # from `card_parts`
 ) -> bool: # True as soon as one of the files says so
@@ -428,7 +434,7 @@ def write_model_card(
     run:RunFolder|str|Path # a run: its folder, or its name
 ) -> Path: # of the file
     "Write `<run>/model_card.md`, whole or not at all"
-    folder = run if isinstance(run, RunFolder) else run_folder(run)
+    folder = _existing(run)
     text = model_card(folder)
     with atomic_path(folder/'model_card.md') as tmp: tmp.write_text(text, encoding='utf-8')
     return folder/'model_card.md'

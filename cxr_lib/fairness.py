@@ -265,7 +265,7 @@ def shortcut_probe(
     for row, p in zip(rows, adjusted): row |= dict(p_holm=float(p), found=bool(p < level), detectable=float(reach*row['standard_error']))
     return dict(condition=condition, level=level, n_tested=n, rows=rows)
 
-# %% ../nbs/04d_fairness.ipynb #0edf152d
+# %% ../nbs/04d_fairness.ipynb #2e61932b
 def _is(x): return x is not None and x == x
 def _number(x): return 'undefined' if not _is(x) else f'{x:.3f}'
 def _between(low, high): return f' [{low:.3f}, {high:.3f}]' if _is(low) and _is(high) else ''
@@ -274,7 +274,7 @@ def _gap_sentences(gaps, what, only_shown=False, level=.05):
     "The largest gap over attributes, and whether it is shown"
     usable = [g for g in gaps if _is(g['gap'])]
     if only_shown and not any(_is(g['p']) and g['p'] < level for g in usable): return []
-    if not usable: return [f'No gap in {what} can be measured: ' + '; '.join(f'{g["attribute"]}, {g["reason"]}' for g in gaps) + '.']
+    if not usable: return [f'No gap in {what} can be measured: no attribute has two groups with enough patients and cases.']
     top = max(usable, key=lambda g: g['gap'])
     pairs = sum(g['n_pairs'] for g in usable)
     text = (f'The largest gap in {what} is by {top["attribute"]}: {_number(top["worst_value"])} for {top["worst"]} against {_number(top["best_value"])} for {top["best"]}, '
