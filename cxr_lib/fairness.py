@@ -36,7 +36,7 @@ def group_rows(
     order = {name: i for i, name in enumerate(AGE_BANDS)} | {NOT_KNOWN: 99}
     return {g: np.flatnonzero(names == g) for g in sorted(set(names), key=lambda g: (order.get(g, 50 if g not in AGE_BANDS else 0), g))}
 
-# %% ../nbs/04d_fairness.ipynb #8f8f8aff
+# %% ../nbs/04d_fairness.ipynb #42742c6e
 def _subgroup_areas(test, clusters, weights, cases, min_cases, min_patients):
     "Rows as `subgroup_performance` gives them, and attribute -> group -> (1 + n_bootstrap,) mean AUROC of image + note, of the groups that are compared"
     found, arrays = [], {}
@@ -50,8 +50,9 @@ def _subgroup_areas(test, clusters, weights, cases, min_cases, min_patients):
         for g, at in rows.items():
             there = count_cases(test.iloc[at], 1).loc[common]
             own = [o for o in common if there.loc[o, 'evaluable']]              # all of them in a group that is compared
-            row = dict(attribute=attribute, group=g, n_images=len(at), n_patients=patients[g], small=patients[g] < min_patients, compared=g in compared, observations=common,
-                       n_averaged=len(own), reason='' if own and own == common else f'no observation has {min_cases} positives and negatives in every group' if not common else
+            row = dict(attribute=attribute, group=g, n_images=len(at), n_patients=patients[g], small=patients[g] < min_patients, compared=g in compared,
+                       observations=common, n_averaged=len(own), reason='' if own and own == common else
+                       f'no observation has {min_cases} positives and negatives in every group' if not common else
                        f'only {len(own)} of {len(common)} observations have both classes here' if own else 'a class is absent in this group')
             for c in ('fused', 'image_only'):
                 part = test.iloc[at][[f'{k}/{o}' for k in ('label', c) for o in own]]
@@ -69,16 +70,22 @@ def subgroup_performance(
     *,
     min_cases:int=5, # positives and negatives an observation needs in each group
     min_patients:int=30, # a group with fewer is `small`
-) -> list[dict]: # one row a group: attribute, group, n_images, n_patients, small, compared, observations, n_averaged, fused and image_only with _low and _high, reason
-    "Mean AUROC by sex, age band, projection, view and support devices"
+) -> list[dict]: # one row a group, as described below
+    """Mean AUROC by sex, age band, projection, view and support devices
+
+    A row holds attribute, group, n_images, n_patients, small, compared, observations, n_averaged, fused and image_only with _low and _high, reason.
+    """
     return _subgroup_areas(test, clusters, weights, cases, min_cases, min_patients)[0]
 
-# %% ../nbs/04d_fairness.ipynb #932a2b75
+# %% ../nbs/04d_fairness.ipynb #0ad83077
 def group_gaps(
     values:dict, # attribute -> group -> (1 + n_bootstrap,) a statistic of the sample and of each resample; only groups that are to be compared
     higher_is_better:bool=True, # of the statistic
-) -> list[dict]: # a row for each attribute: attribute, best, worst, their values, gap, low, high, low_all, high_all (simultaneous), p, by_chance, n_pairs, reason
-    "Best against worst group of each attribute, corrected for having been picked"
+) -> list[dict]: # a row for each attribute, as described below
+    """Best against worst group of each attribute, corrected for having been picked
+
+    A row holds attribute, best, worst, best_value, worst_value, gap, low, high, low_all and high_all (for all pairs at once), p, by_chance, n_pairs, reason.
+    """
     groups = {a: {g: np.asarray(v, float) for g, v in by.items() if not np.isnan(v[0])} for a, by in values.items()}
     pairs = [(a, g, h) for a, by in groups.items() for g, h in combinations(by, 2)]
     n = max((len(v) - 1 for by in groups.values() for v in by.values()), default=0)
@@ -92,7 +99,9 @@ def group_gaps(
     for a, by in groups.items():
         of = [i for i, pair in enumerate(pairs) if pair[0] == a]
         if not of:
-            found.append(dict(attribute=a, n_pairs=0, reason=f'{len(by) or "no"} group{"" if len(by) == 1 else "s"} large enough, with enough cases, to compare') | dict.fromkeys(('best', 'worst'), '')
+            found.append(dict(attribute=a, n_pairs=0,
+                              reason=f'{len(by) or "no"} group{"" if len(by) == 1 else "s"} large enough, with enough cases, to compare')
+                         | dict.fromkeys(('best', 'worst'), '')
                          | dict.fromkeys(('best_value', 'worst_value', 'gap', 'low', 'high', 'low_all', 'high_all', 'p', 'by_chance'), np.nan)); continue
         i = max(of, key=lambda i: abs(difference[i, 0]))
         sign, (_, g, h) = (1 if difference[i, 0] >= 0 else -1), pairs[i]
@@ -107,7 +116,7 @@ def group_gaps(
             p=float((1 + (farthest >= t - 1e-12).sum())/(1 + len(farthest))) if tested[i] else np.nan))
     return found
 
-# %% ../nbs/04d_fairness.ipynb #7bf014a0
+# %% ../nbs/04d_fairness.ipynb #5b379341
 #: Rate -> how sentences call it
 RATES = {'under': 'under-diagnosis (a finding, and called No Finding)', 'over': 'over-diagnosis (no finding, and not called No Finding)',
          'missed': 'the mean miss rate', 'false_alarm': 'the mean false-alarm rate'}
@@ -187,14 +196,15 @@ def underdiagnosis(
         for g, at in rows.items():
             row, values_of = _group_rates(at, wrong, clusters, weights, common)
             reason = 'No Finding has no threshold or no label' if not len(wrong['under'][0]) else 'no patient with a finding' if not row['n_under'] else ''
-            found.append(dict(attribute=attribute, group=g, n_images=len(at), n_patients=len(np.unique(clusters[at])), n_patients_with_finding=sick[g], small=sick[g] < min_patients,
+            found.append(dict(attribute=attribute, group=g, n_images=len(at), n_patients=len(np.unique(clusters[at])), n_patients_with_finding=sick[g],
+                              small=sick[g] < min_patients,
                               compared=g in compared, averaged=common, **row, reason=reason))
             if g in compared:
                 for name, a in arrays.items(): a[attribute][g] = values_of[name]
     return dict(condition=condition, rows=found, gaps={name: group_gaps(a, higher_is_better=False) for name, a in arrays.items()},
                 reason='' if len(wrong['under'][0]) else 'No Finding has no threshold or no label: nobody can be called healthy')
 
-# %% ../nbs/04d_fairness.ipynb #f1b94657
+# %% ../nbs/04d_fairness.ipynb #33adf55b
 #: Context -> between which films the AUROC is taken
 SHORTCUT_CONTEXTS = {'projection': 'between films of the same projection', 'support devices': 'with and without support devices apart'}
 
@@ -255,17 +265,21 @@ def shortcut_probe(
     condition:str='fused', # one of `CONDITIONS`
     min_cases:int=10, # positives and negatives needed in every stratum
     level:float=.05, # chance of any false alarm among all tests
-) -> dict: # condition, level, n_tested, rows (one for each context and observation: counts, pooled, within, drop with _low and _high, p, p_holm, found, detectable, reason)
-    "How much of each observation's AUROC disappears when films are only compared within the same projection, or with and without support devices apart"
+) -> dict: # condition, level, n_tested, rows (one for each context and observation, as described below)
+    """How much of each observation's AUROC disappears when films are only compared within the same projection, or with and without support devices apart
+
+    A row holds context, observation, n_images, n_patients, strata, pooled, within and drop with _low and _high, standard_error, p, p_holm, found, detectable, reason.
+    """
     groups = attribute_values(test)
-    rows = [_probe(test, c, groups[c], o, condition, clusters, weights, min_cases) for c in SHORTCUT_CONTEXTS for o in OBSERVATIONS if (c, o) != ('support devices', 'Support Devices')]
+    rows = [_probe(test, c, groups[c], o, condition, clusters, weights, min_cases) for c in SHORTCUT_CONTEXTS for o in OBSERVATIONS
+            if (c, o) != ('support devices', 'Support Devices')]
     adjusted = holm([r['p'] for r in rows])
     n = int((~np.isnan(adjusted)).sum())
     reach = stats.norm.isf(level/n) + stats.norm.isf(.2) if n else np.nan         # a drop of so many standard errors is found with 80% chance
     for row, p in zip(rows, adjusted): row |= dict(p_holm=float(p), found=bool(p < level), detectable=float(reach*row['standard_error']))
     return dict(condition=condition, level=level, n_tested=n, rows=rows)
 
-# %% ../nbs/04d_fairness.ipynb #2e61932b
+# %% ../nbs/04d_fairness.ipynb #b39ee229
 def _is(x): return x is not None and x == x
 def _number(x): return 'undefined' if not _is(x) else f'{x:.3f}'
 def _between(low, high): return f' [{low:.3f}, {high:.3f}]' if _is(low) and _is(high) else ''
@@ -277,25 +291,31 @@ def _gap_sentences(gaps, what, only_shown=False, level=.05):
     if not usable: return [f'No gap in {what} can be measured: no attribute has two groups with enough patients and cases.']
     top = max(usable, key=lambda g: g['gap'])
     pairs = sum(g['n_pairs'] for g in usable)
-    text = (f'The largest gap in {what} is by {top["attribute"]}: {_number(top["worst_value"])} for {top["worst"]} against {_number(top["best_value"])} for {top["best"]}, '
-            f'a difference of {_number(top["gap"])}{_between(top["low"], top["high"])}.')
+    text = (f'The largest gap in {what} is by {top["attribute"]}: {_number(top["worst_value"])} for {top["worst"]} against {_number(top["best_value"])} '
+            f'for {top["best"]}, a difference of {_number(top["gap"])}{_between(top["low"], top["high"])}.')
     if not _is(top['p']): return [text + f' It could not be tested: {top["reason"]}.']
     shown = top['p'] < level
-    text += (f' It is the largest of {pairs} and so exaggerated; equal groups of these sizes would differ by {_number(top["by_chance"])} on average. With all pairs taken into account the interval is'
+    text += (f' It is the largest of {pairs} and so exaggerated; equal groups of these sizes would differ by {_number(top["by_chance"])} on average. '
+             f'With all pairs taken into account the interval is'
              f'{_between(top["low_all"], top["high_all"])}, p = {top["p"]:.3f}: {"the gap is not luck alone" if shown else "no gap is shown"}.')
     others = [g for g in usable if g is not top and _is(g['p']) and g['p'] < level]
-    return [text] + [f'Also shown: by {g["attribute"]}, {g["worst"]} {_number(g["worst_value"])} against {g["best"]} {_number(g["best_value"])} (p = {g["p"]:.3f}).' for g in others]
+    return [text] + [f'Also shown: by {g["attribute"]}, {g["worst"]} {_number(g["worst_value"])} against {g["best"]} {_number(g["best_value"])} (p = {g["p"]:.3f}).'
+                     for g in others]
 
 def _shortcut_sentences(probe):
     "Which observations lose discrimination within a context"
-    if not probe['n_tested']: return ['Whether the context is read instead of the finding could not be tested: no observation has enough cases in every context.']
+    if not probe['n_tested']:
+        return ['Whether the context is read instead of the finding could not be tested: no observation has enough cases in every context.']
     found = [r for r in probe['rows'] if r['found']]
-    said = [f'Part of the discrimination of {r["observation"]} comes from the context ({r["context"]}): AUROC {_number(r["pooled"])} over all films, {_number(r["within"])} '
-            f'{SHORTCUT_CONTEXTS[r["context"]]}, a drop of {_number(r["drop"])}{_between(r["drop_low"], r["drop_high"])} (Holm-corrected p = {r["p_holm"]:.3f}).' for r in found]
+    said = [f'Part of the discrimination of {r["observation"]} comes from the context ({r["context"]}): AUROC {_number(r["pooled"])} over all films, '
+            f'{_number(r["within"])} {SHORTCUT_CONTEXTS[r["context"]]}, a drop of {_number(r["drop"])}{_between(r["drop_low"], r["drop_high"])} '
+            f'(Holm-corrected p = {r["p_holm"]:.3f}).' for r in found]
     worst = max((r for r in probe['rows'] if _is(r['p']) and not r['found']), key=lambda r: r['detectable'], default=None)
     quiet = f'{probe["n_tested"]} pairs of observation and context were tested'
-    quiet += f'; the least is known about {worst["observation"]} ({worst["context"]}), where a drop of up to {_number(worst["detectable"])} could have gone unseen.' if worst else '.'
-    return said + [quiet] if found else [f'No observation is shown to lose discrimination when films are compared within the same projection, or with and without support devices apart. {quiet}']
+    if worst: quiet += f'; the least is known about {worst["observation"]} ({worst["context"]}), where a drop of up to {_number(worst["detectable"])} could have gone unseen'
+    quiet += '.'
+    nothing = 'No observation is shown to lose discrimination when films are compared within the same projection, or with and without support devices apart.'
+    return said + [quiet] if found else [f'{nothing} {quiet}']
 
 def fairness_sentences(
     report:dict # from `fairness`, or read back from metrics.json
@@ -304,8 +324,10 @@ def fairness_sentences(
     said = _gap_sentences(report['gaps'], 'mean AUROC')
     under = report['underdiagnosis']
     if under['reason']: said.append(f'Under-diagnosis: {under["reason"]}.')
-    for name, words in RATES.items():                    # the costly errors are mentioned where there is something to say
-        if name in ('missed', 'false_alarm') or not under['reason']: said += _gap_sentences(under['gaps'][name], words, only_shown=name in ('over', 'false_alarm'))
+    quiet = ('over', 'false_alarm')                                # the costly errors are mentioned where there is something to say
+    for name, words in RATES.items():
+        if under['reason'] and name in ('under', 'over'): continue
+        said += _gap_sentences(under['gaps'][name], words, only_shown=name in quiet)
     said += _shortcut_sentences(report['shortcuts'])
     if small := [f'{r["attribute"]} {r["group"]} ({r["n_patients"]} patients)' for r in report['subgroups'] if r['small']]:
         said.append(f'Too small to judge, and shown in grey: {"; ".join(small)}.')
@@ -327,14 +349,16 @@ def fairness(
     if clusters is None or weights is None: check_predictions(predictions)
     test, tuning = (predictions[predictions['split'] == split].reset_index(drop=True) for split in ('test', 'tuning'))
     if clusters is None or weights is None: clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
-    if len(clusters) != len(test): raise ValueError(f"{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients(test['patient_id']) from the test rows in the table's order")
+    if len(clusters) != len(test):
+        raise ValueError(f"{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients(test['patient_id']) from the test rows in order")
     subgroups, areas = _subgroup_areas(test, clusters, weights, count_cases(test, min_cases), min_group_cases, min_patients)
     report = dict(subgroups=subgroups, gaps=group_gaps(areas), shortcuts=shortcut_probe(test, clusters, weights, min_cases=min_cases),
-                  underdiagnosis=underdiagnosis(test, choose_thresholds(tuning), clusters, weights, min_cases=min_cases, min_patients=min_patients), simulated=bool(simulated),
+                  underdiagnosis=underdiagnosis(test, choose_thresholds(tuning), clusters, weights, min_cases=min_cases, min_patients=min_patients),
+                  simulated=bool(simulated),
                   settings=dict(n_bootstrap=weights.shape[1] - 1, min_cases=min_cases, min_group_cases=min_group_cases, min_patients=min_patients))
     return report | dict(sentences=fairness_sentences(report))
 
-# %% ../nbs/04d_fairness.ipynb #f643a9e0
+# %% ../nbs/04d_fairness.ipynb #fd861742
 _GREY = '#aaaaaa'
 
 def _group_axis(axes, rows, counts):
@@ -399,7 +423,8 @@ def plot_underdiagnosis(
     under = metrics.get('underdiagnosis') or metrics['fairness']['underdiagnosis']
     rows, height = under['rows'], 2.4 + .5*len(under['rows'])
     fig, axes = plt.subplots(1, 2, figsize=(13, height), sharey=True)
-    kinds = ((('under', 'called No Finding, and has a finding (under-diagnosis)', '#d55e00'), ('over', 'not called No Finding, and has none (over-diagnosis)', '#0173b2')),
+    kinds = ((('under', 'called No Finding, and has a finding (under-diagnosis)', '#d55e00'),
+              ('over', 'not called No Finding, and has none (over-diagnosis)', '#0173b2')),
              (('missed', 'observation missed', '#d55e00'), ('false_alarm', 'false alarm', '#0173b2')))
     heights = _group_axis(axes, rows, lambda r: f'{r["n_under"]:,} images with, {r["n_over"]:,} without a finding')
     for ax, lines in zip(axes, kinds):
@@ -434,7 +459,8 @@ def plot_shortcuts(
             else: _remark(ax, y, f'{row["pooled"]:.2f} → {row["within"]:.2f}', x=1.01, color='#cc3311' if row['found'] else '#666666')
         if context == 'support devices': _remark(ax, OBSERVATIONS.index('Support Devices'), 'this is the context itself')
         ax.axvline(0, color='#666666', lw=1)
-        ax.set(yticks=range(14), yticklabels=[short_name(o) for o in OBSERVATIONS], ylim=(13.5, -.5), xlabel='pooled minus within-context AUROC (95% interval)', title=SHORTCUT_CONTEXTS[context])
+        ax.set(yticks=range(14), yticklabels=[short_name(o) for o in OBSERVATIONS], ylim=(13.5, -.5),
+               xlabel='pooled minus within-context AUROC (95% interval)', title=SHORTCUT_CONTEXTS[context])
     axes[1].plot([], [], 'o-', color='#cc3311', label=f'shown (Holm, {probe["n_tested"]} tests)')
     axes[1].plot([], [], 'o-', color='#555555', label='not shown')
     _below(axes[1], 6.6, 2)

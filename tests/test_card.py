@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cxr_lib.card import (METRICS_SCHEMA, NOT_MEASURED, NOT_RECORDED, OPTIONAL_BLOCKS, SCHEMAS, SECTIONS, TYPES, Entry, card_parts, check_metrics, describe_schema, look_up, model_card,
+from cxr_lib.card import (METRICS_SCHEMA, NOT_MEASURED, NOT_RECORDED, SCHEMAS, SECTIONS, TYPES, Entry, card_parts, check_metrics, describe_schema, look_up, model_card,
                           number, write_model_card)
 from cxr_lib.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, read_json, write_json
 from cxr_lib.evaluation import evaluate
@@ -55,7 +55,9 @@ def test_what_the_evaluation_writes_passes_in_memory_and_from_the_file(predictio
 
 def test_both_versions_and_the_optional_blocks(stored):
     for name in SCHEMAS: check_metrics(stored | dict(schema=name))
-    check_metrics(stored | {k: {'anything': [1]} for k in OPTIONAL_BLOCKS})
+    blocks = {k for k, e in METRICS_SCHEMA.items() if e.type == 'block' and '.' not in k}
+    assert blocks == {'comparisons', 'conformal', 'pretest', 'published', 'permutations'} and not any(METRICS_SCHEMA[k].required for k in blocks)
+    check_metrics(stored | {k: {'anything': [1]} for k in blocks})
     check_metrics({k: v for k, v in stored.items() if k != 'fairness'})
     with pytest.raises(ValueError, match='conformal is'): check_metrics(stored | dict(conformal=3))
     with pytest.raises(ValueError, match='schema is None'): check_metrics({})
@@ -165,7 +167,7 @@ def test_the_card_says_what_the_files_say(run, metrics):
     card = model_card(run)
     for text in ('Preset: tiny', "{'dropout': 0.2}", 'Parameters: 444,906', 'ab12'*16, 'torch 9.9.9', 'Label policy: ignore', 'Seed of the training: 5'): assert text in section(card, 'Model details')
     assert 'timm' not in section(card, 'Model details')                                    # not installed: no version
-    assert '0011223344556677' in section(card, 'Evaluation data') and '0.610 [0.550, 0.670]' in card and '0.25 of them contain words' in card
+    assert '0011223344556677' in section(card, 'Evaluation data') and '0.610 [0.550, 0.670]' in card and 'describe a film: 0.250' in card
     assert 'train: 1 images' in section(card, 'Training data') and '3 epochs, 1 training run; mean AUROC on the tuning split at the chosen epoch 0.711' in card and 'Excluded images: 1' in card
     means = metrics['conditions']['fused']['means']['evaluable']
     assert f'| image + note | {means["auroc"]:.3f} [{means["low"]:.3f}, {means["high"]:.3f}] |' in card
