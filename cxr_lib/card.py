@@ -7,15 +7,16 @@ __all__ = ['TYPES', 'SCHEMAS', 'OPTIONAL_PARTS', 'METRICS_SCHEMA', 'NOT_MEASURED
            'read_layout', 'describe_schema', 'check_metrics', 'card_parts', 'look_up', 'number', 'is_simulated',
            'model_card', 'write_model_card']
 
-# %% ../nbs/04j_card.ipynb #1453a29b
+# %% ../nbs/04j_card.ipynb #04c413a0
 import re
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 import numpy as np, pandas as pd
 from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, project_root, read_json
 from .metrics import CONDITIONS
+from .fairness import RATES
 
-# %% ../nbs/04j_card.ipynb #513c91d2
+# %% ../nbs/04j_card.ipynb #6caf89f1
 class Entry(NamedTuple):
     "One place in metrics.json"
     type:str # one of `TYPES`
@@ -33,7 +34,7 @@ SCHEMAS = ('cxr_lib.evaluation/1', 'cxr_lib.evaluation/2')
 OPTIONAL_PARTS = ('fairness',)
 
 def read_layout(
-    text:str # a line an entry: `path | type | unit | meaning`. A line without bars and with a colon at its end names what the indented lines after it are inside of
+    text:str # a line an entry: `path | type | unit | meaning`; a line that ends with a colon names what the indented lines after it are inside of
 ) -> dict[str, Entry]: # path -> entry. `path*` stands for path, path_low and path_high, `path?` need not be there
     "A layout from its table"
     found, inside = {}, ['']
@@ -149,7 +150,7 @@ fairness:
     shortcuts.level | share |       | chance of any false alarm among all tests
     shortcuts.n_tested | count | tests | in the Holm correction
 
-fairness.gaps[], fairness.underdiagnosis.gaps.under[], fairness.underdiagnosis.gaps.over[], fairness.underdiagnosis.gaps.missed[], fairness.underdiagnosis.gaps.false_alarm[]:
+fairness.gaps[], fairness.underdiagnosis.gaps.<rate>[]:
     attribute   | text  |           | what patients are compared by
     best        | text  |           | group with the best value
     worst       | text  |           | group with the worst
@@ -209,7 +210,7 @@ published?    | block |             | beside the published table (chapter 04f)
 permutations? | block |             | mean over shuffles of the notes, with interval
 ''')
 
-# %% ../nbs/04j_card.ipynb #2538dc20
+# %% ../nbs/04j_card.ipynb #e5938a3b
 def describe_schema(
     under:str='' # only paths that start with this
 ) -> pd.DataFrame: # path, type, unit, meaning, required; an interval's ends in one row with its number
@@ -219,10 +220,11 @@ def describe_schema(
         base = re.sub(r'_(low|high)$', '', path)
         if not path.startswith(under) or base != path and base in METRICS_SCHEMA: continue
         whole = f'{path} (and _low, _high)' if f'{path}_low' in METRICS_SCHEMA else path
-        rows.append(dict(path=whole, type=e.type, unit=e.unit, meaning=e.meaning, required='yes' if e.required and path.split('.')[0] not in OPTIONAL_PARTS else 'no'))
+        needed = e.required and path.split('.')[0] not in OPTIONAL_PARTS
+        rows.append(dict(path=whole, type=e.type, unit=e.unit, meaning=e.meaning, required='yes' if needed else 'no'))
     return pd.DataFrame(rows, columns=['path', 'type', 'unit', 'meaning', 'required'])
 
-# %% ../nbs/04j_card.ipynb #2d155216
+# %% ../nbs/04j_card.ipynb #2328bfe2
 def _is_of(kind, value):
     "Is the value of this type?"
     if kind == 'text': return isinstance(value, str)
@@ -231,9 +233,9 @@ def _is_of(kind, value):
     if kind == 'block': return isinstance(value, (Mapping, list, tuple))
     if isinstance(value, (bool, np.bool_)): return False
     if kind in ('count', 'whole'): return isinstance(value, (int, np.integer)) and (kind == 'whole' or value >= 0)
-    if value is None or isinstance(value, float) and value != value: return True                        # undefined
+    if value is None: return True                                                                       # undefined
     low, high = {'share': (0, 1), 'difference': (-1, 1), 'number': (-1e300, 1e300)}[kind]
-    return isinstance(value, (int, float, np.number)) and low - 1e-9 <= value <= high + 1e-9
+    return isinstance(value, (int, float, np.number)) and bool(value != value or low - 1e-9 <= value <= high + 1e-9)
 
 def _tree():
     "The layout as nested dictionaries; a list is the key '[]'"
@@ -248,6 +250,7 @@ def _tree():
 def _allowed(key, wildcard):
     "May `key` stand for `wildcard`?"
     if wildcard == '<condition>': return key in CONDITIONS
+    if wildcard == '<rate>': return key in RATES
     if wildcard == '<difference>': return any(f'{a}_minus_{b}' == key for a in CONDITIONS for b in CONDITIONS)
     if wildcard == '<fold>': return re.fullmatch(r'-?\d+', key) is not None
     return key in OBSERVATIONS or wildcard == '<observation or all>' and key == 'all'
@@ -266,7 +269,7 @@ def _check(node, value, path, name):
     wildcard = next((k for k in node if k.startswith('<')), None)
     inside = lambda key: f'{path}.{key}' if path else str(key)
     if not wildcard: wanted = [k for k, e in node.items() if (not isinstance(e, Entry) or e.required) and (path or k not in OPTIONAL_PARTS)]
-    else: wanted = {'<observation>': OBSERVATIONS, '<observation or all>': ('all', *OBSERVATIONS)}.get(wildcard, ())
+    else: wanted = {'<observation>': OBSERVATIONS, '<observation or all>': ('all', *OBSERVATIONS), '<rate>': RATES}.get(wildcard, ())
     for key in wanted:
         if key not in value: raise ValueError(f'{name}: {inside(key)} is missing; run the evaluation stage again with this version of cxr_lib')
     for key, below in value.items():
@@ -287,10 +290,10 @@ def check_metrics(
     if missing: raise ValueError(f'{name}: conditions.{missing[0]} is missing; run the evaluation stage again with this version of cxr_lib')
     return metrics
 
-# %% ../nbs/04j_card.ipynb #95ff4553
+# %% ../nbs/04j_card.ipynb #83af8229
 NOT_MEASURED, NOT_RECORDED = 'not measured', 'not recorded'
-_FILES = {'config': 'config.json', 'source': 'source.json', 'notes': 'notes.json', 'leakage': 'leakage.json', 'architecture': 'architecture.json', 'model': 'model/config.json',
-          'metrics': 'metrics.json', 'training_log': 'training_log.csv', 'studies': 'studies.parquet', 'exclusions': 'exclusions.csv'}
+_FILES = {'config': 'config.json', 'source': 'source.json', 'notes': 'notes.json', 'leakage': 'leakage.json', 'architecture': 'architecture.json',
+          'model': 'model/config.json', 'metrics': 'metrics.json', 'training_log': 'training_log.csv', 'studies': 'studies.parquet', 'exclusions': 'exclusions.csv'}
 
 def _existing(run):
     "The folder of a run; unlike `run_folder`, it does not make one"
@@ -301,7 +304,7 @@ def _existing(run):
 
 def card_parts(
     run:RunFolder|str|Path # a run: its folder, or its name
-) -> dict: # `run`: its name; and what each file holds (config, source, notes, leakage, architecture, model, metrics, training_log, studies, exclusions), or None
+) -> dict: # `run`: its name; and what each file holds, or None: config, source, notes, leakage, architecture, model, metrics, training_log, studies, exclusions
     "Read what a model card is made from"
     folder = _existing(run)
     readers, parts = {'.json': read_json, '.csv': pd.read_csv, '.parquet': pd.read_parquet}, {}
@@ -349,7 +352,7 @@ def _table(header, rows):
     clean = lambda cell: str(cell).replace('|', '/').replace('\n', ' ')
     return ['| ' + ' | '.join(map(clean, header)) + ' |', '|' + '---|'*len(header), *('| ' + ' | '.join(map(clean, row)) + ' |' for row in rows), '']
 
-# %% ../nbs/04j_card.ipynb #bcf226be
+# %% ../nbs/04j_card.ipynb #8c9ddeff
 def _details(parts):
     "What the model is, from config.json, architecture.json and model/config.json"
     model = look_up(parts, 'model', 'model') or look_up(parts, 'architecture', 'model') or {}
@@ -358,7 +361,8 @@ def _details(parts):
     weights, changes = look_up(parts, 'model', 'files', 'model.safetensors', 'sha256'), look_up(parts, 'architecture', 'overrides')
     facts = {'Kind': 'image encoder, text encoder, bidirectional cross-attention between patches and words, a head of 14 sigmoid outputs; '
                      'auxiliary heads read the image alone and the note alone',
-             'Preset': look_up(parts, 'architecture', 'preset') or look_up(parts, 'model', 'preset'), 'Changes to the preset': 'none' if changes == {} else changes,
+             'Preset': look_up(parts, 'architecture', 'preset') or look_up(parts, 'model', 'preset'),
+             'Changes to the preset': 'none' if changes == {} else changes,
              'Image encoder': model.get('image_encoder'),
              'Text encoder': model.get('text_encoder') or ('a small BERT with random initial weights, vocabulary from the training notes' if model else None),
              'Image size': f'{model["image_size"]} x {model["image_size"]} pixels' if 'image_size' in model else None,
@@ -380,7 +384,9 @@ def _factors(parts):
     "Which groups were looked at"
     groups = look_up(parts, 'metrics', 'subgroups') or []
     seen = {}
-    for row in groups: seen.setdefault(row['attribute'], []).append(f'{row["group"]} ({row["n_patients"]:,} patients' + (', too few to judge)' if row['small'] else ')'))
+    for row in groups:
+        few = ', too few to judge' if row['small'] else ''
+        seen.setdefault(row['attribute'], []).append(f'{row["group"]} ({row["n_patients"]:,} patients{few})')
     lines = [f'- {attribute}: {", ".join(names)}' for attribute, names in seen.items()] or [f'- Groups of patients: {NOT_MEASURED}']
     return lines + [f'- Ethnicity, language, insurance, hospital, scanner, and every group that is not listed: {NOT_MEASURED}']
 
@@ -400,7 +406,8 @@ def _about_source(parts):
     name = look_up(parts, 'source', 'dataset')
     if name is None: return [f'- Data set: {NOT_RECORDED}']
     from cxr_lib.data import DATASETS
-    return [f'- Data set: {name}. {DATASETS[name].about if name in DATASETS else ""}'.rstrip(), f'- Fingerprint of the table: `{_stated(look_up(parts, "source", "fingerprint"))}`']
+    about = f' {DATASETS[name].about}' if name in DATASETS else ''
+    return [f'- Data set: {name}.{about}', f'- Fingerprint of the table: `{_stated(look_up(parts, "source", "fingerprint"))}`']
 
 def _folds(parts):
     "Number of cross-validation folds; -1 in the parameters stands for the source's own"
@@ -422,7 +429,8 @@ def _splits(parts):
 def _evaluation_data(parts):
     "On whom it was measured"
     m = parts['metrics'] or {}
-    test = f'- Test: {number(m["n_images"])} images of {number(m["n_patients"])} patients; {number(m["n_with_note"])} with a note' if m else f'- Test images: {NOT_MEASURED}'
+    test = f'- Test images: {NOT_MEASURED}'
+    if m: test = f'- Test: {number(m["n_images"])} images of {number(m["n_patients"])} patients; {number(m["n_with_note"])} with a note'
     tuning = f'- Tuning (early stopping, thresholds, temperature): {number(m.get("n_tuning_images"))} images. Nothing was chosen on the test images.'
     return [*_about_source(parts), test, tuning, *_notes(parts)]
 
@@ -468,10 +476,11 @@ def _remarks(row): return '; '.join(x for x in ('too few patients to judge' if r
 def _group_tables(m):
     "Discrimination and under-diagnosis by group"
     lines = _table(['attribute', 'group', 'images', 'patients', f'mean AUROC, {CONDITIONS["fused"]}', f'mean AUROC, {CONDITIONS["image_only"]}', 'remark'],
-                   [[r['attribute'], r['group'], number(r['n_images']), number(r['n_patients']), _three(r, 'fused'), _three(r, 'image_only'), _remarks(r)] for r in m['subgroups']])
+                   [[r['attribute'], r['group'], number(r['n_images']), number(r['n_patients']), _three(r, 'fused'), _three(r, 'image_only'), _remarks(r)]
+                    for r in m['subgroups']])
     if not (under := look_up(m, 'fairness', 'underdiagnosis', 'rows')): return lines + [f'Under-diagnosis by group: {NOT_MEASURED}.', '']
-    return lines + _table(['attribute', 'group', 'images with a finding', 'called No Finding (under-diagnosis)', 'images without', 'not called No Finding (over-diagnosis)', 'remark'],
-                          [[r['attribute'], r['group'], number(r['n_under']), _three(r, 'under'), number(r['n_over']), _three(r, 'over'), _remarks(r)] for r in under])
+    names = ['attribute', 'group', 'images with a finding', 'called No Finding (under-diagnosis)', 'images without', 'not called No Finding (over-diagnosis)', 'remark']
+    return lines + _table(names, [[r['attribute'], r['group'], number(r['n_under']), _three(r, 'under'), number(r['n_over']), _three(r, 'over'), _remarks(r)] for r in under])
 
 def _analyses(parts):
     "The numbers"
@@ -485,15 +494,16 @@ def _analyses(parts):
     lines += [f'What the note adds to the image: {_three(gain, "value", "value")} of mean AUROC.', '', f'### {CONDITIONS["fused"]}, by observation', '']
     fused = m['conditions']['fused']['observations']
     lines += _table(['observation', 'positive', 'negative', 'AUROC', 'sensitivity', 'specificity', 'ECE', 'remark'],
-                    [[o, number(f['n_positive']), number(f['n_negative']), _three(f, 'auroc', 'auroc'), _three(f, 'sensitivity'), _three(f, 'specificity'), number(f['ece']), f['reason']]
-                     for o, f in fused.items()])
+                    [[o, number(f['n_positive']), number(f['n_negative']), _three(f, 'auroc', 'auroc'), _three(f, 'sensitivity'), _three(f, 'specificity'),
+                      number(f['ece']), f['reason']] for o, f in fused.items()])
     ece = {when: look_up(m, 'calibration', 'observations', 'all', when, 'ece') for when in ('before', 'after')}
     return [*lines, '### Groups', '', *_group_tables(m), '### Calibration', '',
             f'Expected calibration error over all observations: {number(ece["before"])} as predicted, {number(ece["after"])} after temperature scaling.', '']
 
 def _ethics(parts):
     "What could harm"
-    said = look_up(parts, 'metrics', 'fairness', 'sentences') or [f'Gaps between groups, under-diagnosis by group, shortcuts through devices and projection: {NOT_MEASURED}']
+    said = look_up(parts, 'metrics', 'fairness', 'sentences') or \
+        [f'Gaps between groups, under-diagnosis by group, shortcuts through devices and projection: {NOT_MEASURED}']
     return ['- A model that is wrong more often for some patients harms them first. Under-diagnosis, calling a patient healthy who is not, delays treatment '
             '(Seyyed-Kalantari et al. 2021).', *[f'- {s}' for s in said],
             '- Labels that were mined from reports repeat what the reporting physicians saw and wrote, and for whom.',

@@ -204,7 +204,7 @@ def underdiagnosis(
     return dict(condition=condition, rows=found, gaps={name: group_gaps(a, higher_is_better=False) for name, a in arrays.items()},
                 reason='' if len(wrong['under'][0]) else 'No Finding has no threshold or no label: nobody can be called healthy')
 
-# %% ../nbs/04d_fairness.ipynb #33adf55b
+# %% ../nbs/04d_fairness.ipynb #7bf5219d
 #: Context -> between which films the AUROC is taken
 SHORTCUT_CONTEXTS = {'projection': 'between films of the same projection', 'support devices': 'with and without support devices apart'}
 
@@ -268,7 +268,8 @@ def shortcut_probe(
 ) -> dict: # condition, level, n_tested, rows (one for each context and observation, as described below)
     """How much of each observation's AUROC disappears when films are only compared within the same projection, or with and without support devices apart
 
-    A row holds context, observation, n_images, n_patients, strata, pooled, within and drop with _low and _high, standard_error, p, p_holm, found, detectable, reason.
+    A row holds context, observation, n_images, n_patients, strata, pooled, within and drop with _low and _high, standard_error, p, p_holm, found,
+    detectable and reason.
     """
     groups = attribute_values(test)
     rows = [_probe(test, c, groups[c], o, condition, clusters, weights, min_cases) for c in SHORTCUT_CONTEXTS for o in OBSERVATIONS
@@ -279,7 +280,7 @@ def shortcut_probe(
     for row, p in zip(rows, adjusted): row |= dict(p_holm=float(p), found=bool(p < level), detectable=float(reach*row['standard_error']))
     return dict(condition=condition, level=level, n_tested=n, rows=rows)
 
-# %% ../nbs/04d_fairness.ipynb #b39ee229
+# %% ../nbs/04d_fairness.ipynb #1be936a6
 def _is(x): return x is not None and x == x
 def _number(x): return 'undefined' if not _is(x) else f'{x:.3f}'
 def _between(low, high): return f' [{low:.3f}, {high:.3f}]' if _is(low) and _is(high) else ''
@@ -299,8 +300,8 @@ def _gap_sentences(gaps, what, only_shown=False, level=.05):
              f'With all pairs taken into account the interval is'
              f'{_between(top["low_all"], top["high_all"])}, p = {top["p"]:.3f}: {"the gap is not luck alone" if shown else "no gap is shown"}.')
     others = [g for g in usable if g is not top and _is(g['p']) and g['p'] < level]
-    return [text] + [f'Also shown: by {g["attribute"]}, {g["worst"]} {_number(g["worst_value"])} against {g["best"]} {_number(g["best_value"])} (p = {g["p"]:.3f}).'
-                     for g in others]
+    return [text] + [f'Also shown: by {g["attribute"]}, {_number(g["worst_value"])} for {g["worst"]} against {_number(g["best_value"])} for {g["best"]} '
+                     f'(p = {g["p"]:.3f}).' for g in others]
 
 def _shortcut_sentences(probe):
     "Which observations lose discrimination within a context"
@@ -312,7 +313,8 @@ def _shortcut_sentences(probe):
             f'(Holm-corrected p = {r["p_holm"]:.3f}).' for r in found]
     worst = max((r for r in probe['rows'] if _is(r['p']) and not r['found']), key=lambda r: r['detectable'], default=None)
     quiet = f'{probe["n_tested"]} pairs of observation and context were tested'
-    if worst: quiet += f'; the least is known about {worst["observation"]} ({worst["context"]}), where a drop of up to {_number(worst["detectable"])} could have gone unseen'
+    if worst:
+        quiet += f'; the least is known about {worst["observation"]} ({worst["context"]}), where a drop of up to {_number(worst["detectable"])} could have gone unseen'
     quiet += '.'
     nothing = 'No observation is shown to lose discrimination when films are compared within the same projection, or with and without support devices apart.'
     return said + [quiet] if found else [f'{nothing} {quiet}']
@@ -350,7 +352,7 @@ def fairness(
     test, tuning = (predictions[predictions['split'] == split].reset_index(drop=True) for split in ('test', 'tuning'))
     if clusters is None or weights is None: clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
     if len(clusters) != len(test):
-        raise ValueError(f"{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients(test['patient_id']) from the test rows in order")
+        raise ValueError(f'{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients from the patients of the test rows, in order')
     subgroups, areas = _subgroup_areas(test, clusters, weights, count_cases(test, min_cases), min_group_cases, min_patients)
     report = dict(subgroups=subgroups, gaps=group_gaps(areas), shortcuts=shortcut_probe(test, clusters, weights, min_cases=min_cases),
                   underdiagnosis=underdiagnosis(test, choose_thresholds(tuning), clusters, weights, min_cases=min_cases, min_patients=min_patients),
