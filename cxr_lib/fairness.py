@@ -116,7 +116,7 @@ def group_gaps(
             p=float((1 + (farthest >= t - 1e-12).sum())/(1 + len(farthest))) if tested[i] else np.nan))
     return found
 
-# %% ../nbs/04d_fairness.ipynb #5b379341
+# %% ../nbs/04d_fairness.ipynb #6c054894
 #: Rate -> how sentences call it
 RATES = {'under': 'under-diagnosis (a finding, and called No Finding)', 'over': 'over-diagnosis (no finding, and not called No Finding)',
          'missed': 'the mean miss rate', 'false_alarm': 'the mean false-alarm rate'}
@@ -194,7 +194,10 @@ def underdiagnosis(
                   and all(np.isin(wrong[k, o][0], rows[g]).sum() >= min_cases for g in compared for k in ('miss', 'alarm'))]
         for a in arrays.values(): a[attribute] = {}
         for g, at in rows.items():
-            row, values_of = _group_rates(at, wrong, clusters, weights, common)
+            patients, local = np.unique(clusters[at], return_inverse=True)                       # only the group's patients: less to multiply
+            own = np.full(len(clusters), -1)
+            own[at] = local
+            row, values_of = _group_rates(at, wrong, own, weights[patients], common)
             reason = 'No Finding has no threshold or no label' if not len(wrong['under'][0]) else 'no patient with a finding' if not row['n_under'] else ''
             found.append(dict(attribute=attribute, group=g, n_images=len(at), n_patients=len(np.unique(clusters[at])), n_patients_with_finding=sick[g],
                               small=sick[g] < min_patients,
