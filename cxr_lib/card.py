@@ -16,7 +16,7 @@ from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path,
 from .metrics import CONDITIONS
 from .fairness import RATES
 
-# %% ../nbs/04j_card.ipynb #6caf89f1
+# %% ../nbs/04j_card.ipynb #8ae278e8
 class Entry(NamedTuple):
     "One place in metrics.json"
     type:str # one of `TYPES`
@@ -93,6 +93,8 @@ conditions.<condition>.observations.<observation>:
     accuracy*    | share | share of images | called rightly there
     brier*       | share | squared probability | mean squared distance between probability and label
     ece          | share | probability     | expected calibration error
+    ece_low?     | share | probability     | lower end of its 95% interval
+    ece_high?    | share | probability     | upper end of it
     n_positive   | count | images          | positives
     n_negative   | count | images          | negatives
     n_decided    | count | images          | images whose fold has a threshold
@@ -112,13 +114,19 @@ differences.<difference>.means.evaluable, differences.<difference>.means.competi
 
 calibration:
     condition   | text  |           | whose probabilities
-    temperature.<fold> | number |   | fitted on the tuning rows of the fold
-    reason      | text  |           | why there is no temperature; empty if there is
+    method?     | text  |           | the map from predicted to calibrated probability; temperature scaling where nothing is said
+    temperature.<fold> | number |   | fitted on the tuning rows of the fold; none for another method
+    maps?       | block |           | what another method fitted, by fold
+    reason      | text  |           | why there is no map; empty if there is
     observations.<observation or all>.n | count | images | labels measured
 
 calibration.observations.<observation or all>.before, calibration.observations.<observation or all>.after:
-    brier       | share | squared probability | Brier score before or after temperature scaling
+    brier       | share | squared probability | Brier score before or after the map
+    brier_low?  | share | squared probability | lower end of its 95% interval
+    brier_high? | share | squared probability | upper end of it
     ece         | share | probability | expected calibration error
+    ece_low?    | share | probability | lower end of its 95% interval
+    ece_high?   | share | probability | upper end of it
     bins[].n    | count | images    | in the bin
     bins[].probability | share | probability | mean of the bin
     bins[].observed | share | share of images | positives in the bin
@@ -352,7 +360,7 @@ def _table(header, rows):
     clean = lambda cell: str(cell).replace('|', '/').replace('\n', ' ')
     return ['| ' + ' | '.join(map(clean, header)) + ' |', '|' + '---|'*len(header), *('| ' + ' | '.join(map(clean, row)) + ' |' for row in rows), '']
 
-# %% ../nbs/04j_card.ipynb #8c9ddeff
+# %% ../nbs/04j_card.ipynb #bc95e84e
 def _details(parts):
     "What the model is, from config.json, architecture.json and model/config.json"
     model = look_up(parts, 'model', 'model') or look_up(parts, 'architecture', 'model') or {}
@@ -396,7 +404,7 @@ def _measures(parts):
     enough = f' ({least} positives and {least} negatives)' if least is not None else ''
     return [f'- Discrimination: AUROC and average precision by observation; their means over the observations that have enough cases{enough}.',
             "- Decisions: sensitivity and specificity at Youden's threshold, chosen on the tuning split.",
-            '- Calibration: expected calibration error and Brier score, before and after temperature scaling fitted on the tuning split.',
+            '- Calibration: expected calibration error and Brier score, before and after a map that is fitted on the tuning split.',
             '- Controls: the same films with no note, another patient\'s note, and a note for the opposite findings.',
             f'- Uncertainty: 95% intervals from {_stated(n)} resamples of patients (seed {_stated(seed)}). '
             'No interval covers how another training run would have turned out.']
@@ -497,8 +505,9 @@ def _analyses(parts):
                     [[o, number(f['n_positive']), number(f['n_negative']), _three(f, 'auroc', 'auroc'), _three(f, 'sensitivity'), _three(f, 'specificity'),
                       number(f['ece']), f['reason']] for o, f in fused.items()])
     ece = {when: look_up(m, 'calibration', 'observations', 'all', when, 'ece') for when in ('before', 'after')}
+    method = look_up(m, 'calibration', 'method') or 'temperature'
     return [*lines, '### Groups', '', *_group_tables(m), '### Calibration', '',
-            f'Expected calibration error over all observations: {number(ece["before"])} as predicted, {number(ece["after"])} after temperature scaling.', '']
+            f'Expected calibration error over all observations: {number(ece["before"])} as predicted, {number(ece["after"])} after calibration ({method}).', '']
 
 def _ethics(parts):
     "What could harm"

@@ -64,11 +64,14 @@ def test_both_versions_and_the_optional_blocks(stored):
     with pytest.raises(ValueError, match="schema is 'cxr_lib.evaluation/9'"): check_metrics(stored | dict(schema='cxr_lib.evaluation/9'))
 
 
+BLOCKS = ('strata', 'maps')
+
+
 def places(value, path=()):
     "Every place of a file, but for the single texts of a list and what is inside a block"
     if path: yield path
     for key, below in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) and value and isinstance(value[0], dict) else ():
-        yield from places(below, (*path, key)) if key != 'strata' else ()
+        yield from places(below, (*path, key)) if key not in BLOCKS else ()
 
 
 def named(path): return ''.join(f'[{key}]' if isinstance(key, int) else f'.{key}' for key in path)[1:]
@@ -85,7 +88,9 @@ def changed(metrics, path, change):
 
 def may_be_absent(path):
     "Items of a list, folds, most conditions and differences, and what is optional"
-    return isinstance(path[-1], int) or path[-1] in ('compared', 'n_averaged', 'fairness') or path[-2:-1] == ('temperature',) or path[0] == 'thresholds' and len(path) in (2, 4) \
+    ends = ('ece_low', 'ece_high', *(('brier_low', 'brier_high', 'method', 'maps') if path[0] == 'calibration' else ()))
+    if isinstance(path[-1], int) or path[-1] in ('n_averaged', 'fairness', *ends) or path[::2] == ('subgroups', 'compared'): return True
+    return path[-2:-1] == ('temperature',) or path[0] == 'thresholds' and len(path) in (2, 4) \
         or path[0] == 'differences' and len(path) == 2 or path[0] == 'conditions' and len(path) == 2 and path[1] not in ('fused', 'image_only', 'note_only')
 
 
