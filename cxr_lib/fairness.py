@@ -207,9 +207,9 @@ def underdiagnosis(
     return dict(condition=condition, rows=found, gaps={name: group_gaps(a, higher_is_better=False) for name, a in arrays.items()},
                 reason='' if len(wrong['under'][0]) else 'No Finding has no threshold or no label: nobody can be called healthy')
 
-# %% ../nbs/04d_fairness.ipynb #7bf5219d
-#: Context -> between which films the AUROC is taken
-SHORTCUT_CONTEXTS = {'projection': 'between films of the same projection', 'support devices': 'with and without support devices apart'}
+# %% ../nbs/04d_fairness.ipynb #90f01d8a
+#: Context -> how sentences say that films are compared within it
+SHORTCUT_CONTEXTS = {'projection': 'within the same projection', 'support devices': 'with and without support devices apart'}
 
 def holm(
     p # (n,) p values; NaN where nothing was tested
@@ -245,7 +245,7 @@ def _probe(test, context, group, observation, condition, clusters, weights, min_
     names, strata = np.unique(group.to_numpy()[rows].astype(str), return_inverse=True)
     counts = [(int((labels[strata == k] == 1).sum()), int((labels[strata == k] == 0).sum())) for k in range(len(names))]
     found = dict(context=context, observation=observation, n_images=len(rows), n_patients=len(np.unique(clusters[rows])),
-                 strata=[dict(group=g, n_positive=p, n_negative=n) for g, (p, n) in zip(names, counts)], reason='')
+                 strata=[dict(group=str(g), n_positive=p, n_negative=n) for g, (p, n) in zip(names, counts)], reason='')
     short = [f'{g}: {too_few_cases(p, n, min_cases)}' for g, (p, n) in zip(names, counts) if too_few_cases(p, n, min_cases)]
     if len(names) < 2: found['reason'] = f'all films with a known {context} are {names[0]}' if len(names) else f'no film has both a known {context} and a label'
     elif short: found['reason'] = short[0]
@@ -283,7 +283,7 @@ def shortcut_probe(
     for row, p in zip(rows, adjusted): row |= dict(p_holm=float(p), found=bool(p < level), detectable=float(reach*row['standard_error']))
     return dict(condition=condition, level=level, n_tested=n, rows=rows)
 
-# %% ../nbs/04d_fairness.ipynb #1be936a6
+# %% ../nbs/04d_fairness.ipynb #ba6cb2d5
 def _is(x): return x is not None and x == x
 def _number(x): return 'undefined' if not _is(x) else f'{x:.3f}'
 def _between(low, high): return f' [{low:.3f}, {high:.3f}]' if _is(low) and _is(high) else ''
@@ -319,8 +319,9 @@ def _shortcut_sentences(probe):
     if worst:
         quiet += f'; the least is known about {worst["observation"]} ({worst["context"]}), where a drop of up to {_number(worst["detectable"])} could have gone unseen'
     quiet += '.'
-    nothing = 'No observation is shown to lose discrimination when films are compared within the same projection, or with and without support devices apart.'
-    return said + [quiet] if found else [f'{nothing} {quiet}']
+    by = {c: any(r['context'] == c and _is(r['p']) for r in probe['rows']) for c in SHORTCUT_CONTEXTS}
+    if not found: said = [f'No observation is shown to lose discrimination {", or ".join(SHORTCUT_CONTEXTS[c] for c in by if by[c])}.']
+    return said + [quiet] + [f'Nothing could be tested {SHORTCUT_CONTEXTS[c]}: too few cases.' for c in by if not by[c]]
 
 def fairness_sentences(
     report:dict # from `fairness`, or read back from metrics.json

@@ -1,6 +1,7 @@
 """Groups, gaps, under-diagnosis and shortcuts: numbers against direct computation, false alarms counted over seeds, what was planted is found, small groups are shown, bad input."""
 import json
 from itertools import chain, combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,11 @@ from cxr_lib.core import OBSERVATIONS, read_json, write_json
 from cxr_lib.fairness import _subgroup_areas
 from cxr_lib.fairness import (ATTRIBUTES, NOT_KNOWN, RATES, SHORTCUT_CONTEXTS, fairness, fairness_sentences, group_gaps, group_rows, has_finding, holm, plot_shortcuts,
                               plot_subgroups, plot_underdiagnosis, shortcut_probe, subgroup_performance, underdiagnosis, within_auroc)
-from cxr_lib.metrics import auroc, choose_thresholds, count_cases, known_labels, resample_patients, synthetic_predictions
+from cxr_lib.metrics import REQUIRED_CONDITIONS, auroc, choose_thresholds, count_cases, known_labels, resample_patients, synthetic_predictions
+from cxr_lib.sources import load_nih
+from cxr_lib.studies import NIH_TO_CHEXPERT
 
+DATA = Path(__file__).resolve().parent.parent.parent/'shared'/'data'
 quick = settings(max_examples=60, deadline=None)
 
 
@@ -271,6 +275,36 @@ def test_what_cannot_be_tested_has_a_reason(practice):
     assert found['shortcuts']['n_tested'] == 0 and all(reasons.values())
     assert reasons['projection', 'Atelectasis'] == 'all films with a known projection are PA' and 'no film has both' in reasons['support devices', 'Atelectasis']
     assert any('could not be tested' in s for s in found['sentences'])
+
+
+def test_a_context_without_cases_is_not_called_clean(practice):
+    found = fairness(practice.assign(**{'label/Support Devices': np.nan}), n_bootstrap=10)['sentences']
+    assert 'No observation is shown to lose discrimination within the same projection.' in found
+    assert 'Nothing could be tested with and without support devices apart: too few cases.' in found
+
+
+# ---- real films
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f'the shared real data ({DATA}) are not on this machine')
+def test_a_published_model_on_real_films():
+    "NIH ChestX-ray14 (Wang et al. 2017), predictions of J. Zech's DenseNet-121: it misses three times as much on PA films as on AP films, at one threshold for both"
+    studies = load_nih(DATA/'nih')
+    published = pd.read_csv(DATA/'nih'/'published_densenet121_predictions.csv').set_index('Image Index').reindex(studies['image'].map(lambda i: Path(i).name))
+    said = {o: published[[f'prob_{n}' for n, to in NIH_TO_CHEXPERT.items() if to == o and f'prob_{n}' in published]].max(axis=1).to_numpy() for o in OBSERVATIONS}
+    said['No Finding'] = 1 - published.max(axis=1).to_numpy()
+    columns = [studies[list(OBSERVATIONS)].add_prefix('label/').reset_index(drop=True)]
+    columns += [pd.DataFrame({f'{c}/{o}': np.nan_to_num(said[o], nan=.5) for o in OBSERVATIONS}) for c in REQUIRED_CONDITIONS]
+    tuned = np.random.default_rng(0).random(len(studies)) < .3
+    table = pd.concat([studies[['image', 'patient_id', 'sex', 'age', 'projection', 'view', 'note']].reset_index(drop=True).assign(split=np.where(tuned, 'tuning', 'test'), fold=-1), *columns], axis=1)
+    found = fairness(table, n_bootstrap=200)
+    gap = next(g for g in found['underdiagnosis']['gaps']['missed'] if g['attribute'] == 'projection')
+    assert gap['worst'] == 'PA' and gap['p'] < .05 and gap['low_all'] > 0 and gap['worst_value'] > 2*gap['best_value']
+    rows = {r['group']: r for r in found['underdiagnosis']['rows'] if r['attribute'] == 'projection'}
+    test, cut = of(table, 'test'), choose_thresholds(of(table, 'tuning')).loc[-1]
+    for g, row in rows.items():
+        ill = [test[(test['projection'] == g) & (test[f'label/{o}'] == 1)] for o in row['averaged']]
+        assert row['missed'] == pytest.approx(np.mean([(part[f'fused/{o}'] < cut[o]).mean() for o, part in zip(row['averaged'], ill)]))
+    assert not any(r['found'] for r in found['shortcuts']['rows']) and any(s.startswith('Nothing could be tested with and without support devices') for s in found['sentences'])
 
 
 # ---- the whole
