@@ -77,7 +77,7 @@ def subgroup_performance(
     """
     return _subgroup_areas(test, clusters, weights, cases, min_cases, min_patients)[0]
 
-# %% ../nbs/04d_fairness.ipynb #0ad83077
+# %% ../nbs/04d_fairness.ipynb #51e64a2b
 def group_gaps(
     values:dict, # attribute -> group -> (1 + n_bootstrap,) a statistic of the sample and of each resample; only groups that are to be compared
     higher_is_better:bool=True, # of the statistic
@@ -109,10 +109,11 @@ def group_gaps(
         best, worst = (high, low) if higher_is_better else (low, high)
         gap, t = interval(sign*difference[i]), abs(difference[i, 0])/error[i]
         reach = np.quantile(farthest, .95)*error[i] if tested[i] else np.nan
-        equal = np.array([v[1:] - v[0] for v in by.values()])
+        spread = np.ptp([v[1:] - v[0] for v in by.values()], axis=0)                   # of equal groups
+        spread = spread[~np.isnan(spread)]
         found.append(dict(attribute=a, n_pairs=len(of), reason='' if tested[i] else 'the resamples do not vary: nothing can be tested', best=best, worst=worst,
             best_value=float(by[best][0]), worst_value=float(by[worst][0]), gap=gap['value'], low=gap['low'], high=gap['high'],
-            low_all=float(gap['value'] - reach), high_all=float(gap['value'] + reach), by_chance=float(np.nanmean(equal.max(0) - equal.min(0))),
+            low_all=float(gap['value'] - reach), high_all=float(gap['value'] + reach), by_chance=float(spread.mean()) if len(spread) else np.nan,
             p=float((1 + (farthest >= t - 1e-12).sum())/(1 + len(farthest))) if tested[i] else np.nan))
     return found
 
@@ -207,7 +208,7 @@ def underdiagnosis(
     return dict(condition=condition, rows=found, gaps={name: group_gaps(a, higher_is_better=False) for name, a in arrays.items()},
                 reason='' if len(wrong['under'][0]) else 'No Finding has no threshold or no label: nobody can be called healthy')
 
-# %% ../nbs/04d_fairness.ipynb #90f01d8a
+# %% ../nbs/04d_fairness.ipynb #dcaee2a3
 #: Context -> how sentences say that films are compared within it
 SHORTCUT_CONTEXTS = {'projection': 'within the same projection', 'support devices': 'with and without support devices apart'}
 
@@ -247,7 +248,8 @@ def _probe(test, context, group, observation, condition, clusters, weights, min_
     found = dict(context=context, observation=observation, n_images=len(rows), n_patients=len(np.unique(clusters[rows])),
                  strata=[dict(group=str(g), n_positive=p, n_negative=n) for g, (p, n) in zip(names, counts)], reason='')
     short = [f'{g}: {too_few_cases(p, n, min_cases)}' for g, (p, n) in zip(names, counts) if too_few_cases(p, n, min_cases)]
-    if len(names) < 2: found['reason'] = f'all films with a known {context} are {names[0]}' if len(names) else f'no film has both a known {context} and a label'
+    if not len(known): found['reason'] = too_few_cases(0, 0, min_cases)
+    elif len(names) < 2: found['reason'] = f'{context}: {names[0]} wherever it is known' if len(names) else f'{context}: not known'
     elif short: found['reason'] = short[0]
     if found['reason']:
         return found | dict.fromkeys([f'{k}{end}' for k in ('pooled', 'within', 'drop') for end in ('', '_low', '_high')] + ['standard_error', 'p'], np.nan)

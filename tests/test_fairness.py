@@ -273,7 +273,8 @@ def test_what_cannot_be_tested_has_a_reason(practice):
     found = fairness(t, n_bootstrap=10)
     reasons = {(r['context'], r['observation']): r['reason'] for r in found['shortcuts']['rows']}
     assert found['shortcuts']['n_tested'] == 0 and all(reasons.values())
-    assert reasons['projection', 'Atelectasis'] == 'all films with a known projection are PA' and 'no film has both' in reasons['support devices', 'Atelectasis']
+    assert reasons['projection', 'Atelectasis'] == 'projection: PA wherever it is known' and reasons['support devices', 'Atelectasis'] == 'support devices: not known'
+    assert reasons['projection', 'Edema'] == reasons['support devices', 'Edema'] == 'not labelled in these data'
     assert any('could not be tested' in s for s in found['sentences'])
 
 
@@ -328,6 +329,14 @@ def test_given_resamples_are_used(practice, test, report):
 def test_bad_tables_are_refused(practice):
     with pytest.raises(ValueError, match='lacks the columns'): fairness(practice.drop(columns='fused/Edema'))
     with pytest.raises(ValueError, match="split 'test'"): fairness(practice[practice['split'] == 'tuning'])
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('n', [0, 1, 2])
+def test_next_to_no_resamples_give_no_intervals(practice, n):
+    found = fairness(practice, n_bootstrap=n)
+    assert all(np.isfinite(g['gap']) for g in found['gaps'] if g['n_pairs']) and (n > 1 or all(np.isnan(g['p']) for g in found['gaps'])) and json.dumps(found)
+    for draw in (plot_subgroups, plot_underdiagnosis, plot_shortcuts): draw(found)
 
 
 def test_a_few_patients_give_a_report_without_numbers(practice):
