@@ -9,8 +9,12 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from cxr_lib.metrics import (auprc, auroc, calibration_error, check_predictions, delong_test, fit_temperature, interval, ranking_metrics, read_predictions,
-                             resample_patients, scale_temperature, synthetic_predictions, youden_threshold)
+from cxr_lib.calibration import scale_temperature
+from cxr_lib.core import OBSERVATIONS
+from cxr_lib.metrics import (auprc, auroc, auroc_covariance, brier_score, calibration, calibration_error, calibration_interval, check_predictions, choose_threshold, choose_thresholds,
+                             compare_conditions, decision_metrics, delong_interval, delong_test, fit_temperature, holm, interval, known_labels, mean_over, micro_average,
+                             rank_condition, ranking_metrics, read_predictions, resample_patients, resampled_calibration_error, settle_labels, synthetic_predictions, threshold_table,
+                             youden_threshold)
 
 DATA = Path(__file__).resolve().parent.parent.parent/'shared'/'data'
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f'the shared real data ({DATA}) are not on this machine')
