@@ -98,6 +98,12 @@ def test_one_positive_and_none():
     assert np.isnan(auroc([], [])) and np.isnan(youden_threshold([0, 0], [.1, .2])) and np.isnan(fit_temperature([1, 1], [.1, .2]))
 
 
+def test_bootstrap_is_fifty_times_faster_than_a_loop():
+    "benchmarks/bootstrap.py at the size of CheXpert's validation set, where it measures several hundred"
+    from runpy import run_path
+    assert run_path(str(Path(__file__).resolve().parent.parent/'benchmarks'/'bootstrap.py'))['measure'](234, 200, 1000, loop=10, repeats=3) > 50
+
+
 def correlated(r, n_positive, n_negative, images=2):
     "Labels, scores and patients: label + patient effect (sd .7) + image noise (sd 1); the true AUROC is `TRUE_AREA`"
     label = np.repeat(np.repeat([1, 0], [n_positive, n_negative]), images)
