@@ -211,6 +211,12 @@ def _in_main(accelerator, call, *args):
         if said and not error: error = RuntimeError(f'the main process has ended the training ({said})')
     if error: raise error
 
+def _has_unused(shell, inputs, branches):
+    "Are there weights that no branch's loss depends on, such as a published BERT's pooler? Processes would wait for their gradients for ever"
+    shell.eval(); out = shell(**inputs)
+    gradients = torch.autograd.grad(sum(v.sum() for k, v in out.items() if k.split('_')[0] in branches), [p for p in shell.parameters() if p.requires_grad], allow_unused=True)
+    return any(g is None for g in gradients)
+
 def _announce_memory(model, data, rows, patients, precision, device, image, ema):
     "Print the estimate of the peak"
     print(describe_memory(memory_estimate(model, data.batch(torch.as_tensor(rows[:4]), device, image=image), patients, precision, ema), patients), flush=True)
@@ -254,7 +260,8 @@ def fit(
     if three.any() and t['loss'] != 'bce': raise ValueError(f'loss is {t["loss"]!r}; the label policies multiclass and best are for loss bce')
     precision = choose_precision() if t['precision'] == 'auto' else t['precision']
     AcceleratorState._reset_state()                                       # else a second training in one process keeps the first one's precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=choose_device() == 'cpu', kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])    # a BERT's pooler, say
+    sharing = DistributedDataParallelKwargs()
+    accelerator = Accelerator(mixed_precision=precision, cpu=choose_device() == 'cpu', kwargs_handlers=[sharing])
     device, main, processes = accelerator.device, accelerator.is_main_process, accelerator.num_processes
     model.to(device); shell = _Shell(model, branches, bool(three.any())).to(device)
     loss_of, plan, at, ema = make_loss(t['loss'], targets[train]), batch_rows(train, t['batch_size'], seed, 0), _Progress(), _moving_average(model, t['ema'])
@@ -265,6 +272,7 @@ def fit(
         _in_main(accelerator, lambda: (check_disk(Path(checkpoint).parent, checkpoint_bytes(model, t['ema'] > 0)), remove_unfinished(checkpoint)))
         with accelerator.main_process_first(): saved = read_checkpoint(checkpoint)
     if saved: _refuse_other_model(shell.state_dict(), saved['model'], checkpoint); shell.load_state_dict(saved['model'])
+    if processes > 1: sharing.find_unused_parameters = _has_unused(shell, data.batch(torch.as_tensor(train[:2]), device, image=image, augmented=t['augment'] and image), branches)
     if t['gradient_checkpointing']: model.set_gradient_checkpointing(True)
     if main and fold <= 0 and len(branches) > 1 and len(train) > 3:
         _announce_memory(model, data, train, max(map(len, batch_parts(len(plan[0]), t['accumulate'], processes, 0))), precision, device, image, t['ema'] > 0)
