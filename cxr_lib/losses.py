@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_POLICIES', 'BEST_POLICY', 'LOSSES', 'training_targets', 'masked_bce', 'class_weights', 'asymmetric_loss',
-           'pairwise_loss', 'make_loss']
+           'pairwise_loss', 'three_class_loss', 'make_loss']
 
 # %% ../nbs/03c_losses.ipynb #68ba6838
 from typing import Callable
@@ -13,15 +13,15 @@ import torch, torch.nn.functional as F
 from .core import OBSERVATIONS, content_key
 
 #: Policy -> what an uncertain label counts as: (lowest, highest), NaN: not at all. `best` differs by observation.
-LABEL_POLICIES = {'ignore': (np.nan, np.nan), 'ones': (1., 1.), 'zeros': (0., 0.), 'smooth_ones': (.55, .85), 'smooth_zeros': (0., .3), 'best': None}
-#: Irvin 2019, table 3, as far as one head can follow it: all others are ignored.
-BEST_POLICY = {'Atelectasis': 'ones', 'Edema': 'ones'}
+LABEL_POLICIES = {'ignore': (np.nan, np.nan), 'ones': (1., 1.), 'zeros': (0., 0.), 'smooth_ones': (.55, .85), 'smooth_zeros': (0., .3), 'multiclass': (-1., -1.), 'best': None}
+#: Irvin 2019, table 3, as far as one training can follow it: all others are ignored.
+BEST_POLICY = {'Atelectasis': 'ones', 'Cardiomegaly': 'multiclass', 'Edema': 'ones', 'Pleural Effusion': 'multiclass'}
 
 def training_targets(
     table:pd.DataFrame, # study table
     label_policy:str='ignore', # one of `LABEL_POLICIES`
     seed:int=0 # of the smooth policies; each study's draw depends on its image and observation, not on its place in the table
-) -> torch.Tensor: # (n, 14) float from 0 to 1, or NaN (not in the loss)
+) -> torch.Tensor: # (n, 14) float from 0 to 1, NaN (not in the loss), or -1 (uncertain, a class of its own)
     "Labels as training targets"
     if label_policy not in LABEL_POLICIES: raise ValueError(f'unknown label_policy {label_policy!r}; known are {", ".join(LABEL_POLICIES)}')
     y = table[list(OBSERVATIONS)].to_numpy(dtype=np.float32).copy()
@@ -82,6 +82,17 @@ def pairwise_loss(
     pairs = pair.sum((0, 1))
     wrong = (F.softplus(s[None] - s[:, None])*pair).sum((0, 1))/pairs.clamp_min(1)
     return wrong.sum()/(pairs > 0).sum().clamp_min(1)
+
+def three_class_loss(
+    logits:torch.Tensor, # (n, k) positive against negative: their sigmoid is the probability without "uncertain"
+    uncertain:torch.Tensor, # (n, k) uncertain against negative
+    targets:torch.Tensor, # (n, k) of 1, 0, -1 (uncertain), NaN where there is no label
+    count:torch.Tensor|float|None=None # as in `masked_bce`
+) -> torch.Tensor:
+    "Cross-entropy over positive, negative and uncertain (U-MultiClass of Irvin et al. 2019, section 3.1)"
+    z, u = logits.float(), uncertain.float()
+    chosen = torch.where(targets == 1, z, torch.where(targets == -1, u, 0.))                   # the negative class's logit is 0
+    return _mean_there(torch.logsumexp(torch.stack([torch.zeros_like(z), z, u]), 0) - chosen, targets, count)
 
 LOSSES = ('bce', 'weighted_bce', 'asymmetric', 'auc')
 

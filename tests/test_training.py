@@ -1,11 +1,18 @@
 """Training: a run that is killed ends as if it had not been; odd labels and missing notes do not stop it."""
+import contextlib
+import hashlib
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import traceback
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,71 +22,146 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
-from cxr_lib.core import OBSERVATIONS, RunFolder, seed_everything, write_json
-from cxr_lib.data import DATASETS, check_patient_splits
+from cxr_lib.core import OBSERVATIONS, RunFolder, read_json, run_folder, seed_everything, write_json
+from cxr_lib.data import DATASETS, check_patient_splits, exploration_stage
 from cxr_lib.checkpoints import load_model
 from cxr_lib.conditions import note_donors, predict_conditions
 from cxr_lib.dataset import StudyData, mean_auroc, predict_logits
 from cxr_lib.encoders import learn_tokenizer
-from cxr_lib.losses import masked_bce, training_targets
+from cxr_lib.losses import masked_bce
 from cxr_lib.model import build_model, make_config, model_stage, split_overrides
-from cxr_lib.training import ensure_training, fit, fold_splits, training_stage
+from cxr_lib.notes import notes_stage
+from cxr_lib.training import (_Progress, _Shell, batch_parts, branch_loss, check_finite, ensure_training, fit, fold_splits, read_checkpoint, step_seed, training_stage,
+                              write_checkpoint)
 
-# Killed and resumed
+# Killed and resumed: a subprocess imports everything once and forks a child for each training
 
-TRAINER = '''
-import shutil, sys, time
-from cxr_lib.core import run_folder
-from cxr_lib.training import training_stage
-import accelerate, sklearn.metrics, transformers.models.bert.modeling_bert, timm
-from transformers import BertModel, PreTrainedTokenizerFast
-if __name__ == '__main__':
-    if sys.argv[1] == 'prepare':
-        from cxr_lib.data import exploration_stage
-        from cxr_lib.model import model_stage
-        from cxr_lib.notes import notes_stage
-        run = run_folder('prepared')
-        exploration_stage(run, n_patients=48, image_size=64, seed=1); notes_stage(run); model_stage(run, overrides='image_size=64')
-        shutil.copytree(run.path, run.path.with_name('whole'))
-    for name in sys.argv[1:] if sys.argv[1] != 'prepare' else ['whole']:
-        print('ready', flush=True); start = time.monotonic()
-        training_stage(run_folder(name), epochs=3)
-        print(time.monotonic() - start, flush=True)
-'''
+SETTINGS = dict(epochs=3, batch_size=8, lr=1e-3, note_lr=1e-3, weight_decay=.01, warmup=.2, note_dropout=.3, word_dropout=.3, augment=False, patience=0)
+SMALL = dict(image_encoder='test_vit', image_size=64, text_config=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+N_KILLS = 20
+
+
+def small_training(n=36, dropout=.1, seed=0, label_policy='ignore', labels=(0., 1., np.nan)):
+    "A model of a few thousand weights and random films -> (model, data)"
+    rng = np.random.default_rng(4)
+    table = pd.DataFrame({'image': [f'{i}.png' for i in range(n)], 'patient_id': [f'p{i}' for i in range(n)], 'note': ['cough and fever', 'fall from ladder', None]*(n//3),
+                          'split': ['train', 'train', 'tuning']*(n//3), **{o: rng.choice(labels, n) for o in OBSERVATIONS}})
+    words = SMALL['text_config'] | dict(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    seed_everything(seed)
+    config, tokenizer = make_config('tiny', SMALL | dict(dropout=dropout, text_config=words)), learn_tokenizer(table.note, 100)
+    return build_model(config, tokenizer), StudyData(table, '', config, tokenizer, label_policy, pixels=rng.integers(0, 256, (n, 64, 64), dtype=np.uint8))
+
+
+def train_small(model, data, checkpoint=None, **settings):
+    more = {k: settings.pop(k) for k in ('on_epoch', 'tensorboard', 'seed', 'branches') if k in settings}
+    return fit(model, data, data.rows('train'), data.rows('tuning'), SETTINGS | settings, checkpoint=checkpoint, **(dict(seed=5) | more))
+
+
+def fingerprint(model): return hashlib.sha256(b''.join(v.numpy().tobytes() for v in model.state_dict().values())).hexdigest()
+
+
+def in_child(work, *args):
+    "Do something in a forked child -> its process number"
+    process = os.fork()
+    if process: return process
+    code = 1
+    try: work(*args); code = 0
+    except BaseException: traceback.print_exc()
+    finally: os._exit(code)
+
+
+def kill_after(process, seconds):
+    "Kill a child -> was it still at work?"
+    time.sleep(seconds); os.kill(process, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+def timed(work, *args):
+    start = time.monotonic()
+    process = in_child(work, *args)
+    assert os.waitpid(process, 0)[1] == 0
+    return time.monotonic() - start
+
+
+def train_in_folder(folder):
+    model, data = small_training()
+    log = train_small(model, data, folder/'last.pt', accumulate=2, ema=.9, augment=True, checkpoint_minutes=0.)
+    write_json(folder/'end.json', dict(weights=fingerprint(model), log=log))
+
+
+def kill_small_trainings(home, draw):
+    "Kill as many trainings, each at another moment, and let them go on"
+    (home/'small-whole').mkdir()
+    seconds, found = timed(train_in_folder, home/'small-whole'), []
+    for k in range(N_KILLS):
+        folder = home/f'small-{k}'
+        for attempt in range(6):                                                      # a kill that came too late is no kill
+            shutil.rmtree(folder, ignore_errors=True); folder.mkdir()
+            if kill_after(in_child(train_in_folder, folder), seconds*.9**attempt*draw.uniform(k, k + 1)/N_KILLS): break
+        left = read_checkpoint(folder/'last.pt')
+        found.append(dict(left=None if left is None else [left['progress']['epoch'], left['progress']['step']], ended=(folder/'end.json').exists()))
+        (folder/'.last.4711.tmp.pt').write_bytes(b'half')                             # as of a process that was killed while it wrote
+        timed(train_in_folder, folder)
+        found[-1] |= dict(end=read_json(folder/'end.json'), files=sorted(p.name for p in folder.iterdir()))
+    write_json(home/'small.json', dict(whole=read_json(home/'small-whole'/'end.json'), killed=found))
+
+
+def prepare_stage():
+    run = run_folder('prepared')
+    exploration_stage(run, n_patients=48, image_size=64, seed=1); notes_stage(run); model_stage(run, overrides=dict(SMALL, checkpoint_minutes=0.))
+
+
+def train_stage(name): training_stage(run_folder(name), epochs=3, n_permutations=2)
+
+
+def kill_stages(home, draw):
+    "Kill a whole stage at three moments, and let it go on"
+    reports, names = home/'reports', ['killed-0', 'killed-1', 'killed-2']
+    timed(prepare_stage)
+    shutil.copytree(reports/'prepared', reports/'whole')
+    seconds = timed(train_stage, 'whole')
+    for k, name in enumerate(names):
+        for attempt in range(6):
+            shutil.rmtree(reports/name, ignore_errors=True); shutil.copytree(reports/'prepared', reports/name)
+            if kill_after(in_child(train_stage, name), seconds*.8**attempt*draw.uniform(k, k + 1)/3) and not RunFolder(reports/name).done('training'): break
+        shutil.copytree(reports/name, reports/f'as-left-{name}')
+        timed(train_stage, name)
+
+
+def kill_all(home):
+    import accelerate, matplotlib.pyplot, scipy.special, sklearn.metrics, timm.utils, transformers.models.bert.modeling_bert  # noqa: F401  once, for all children
+    torch.set_num_threads(1)
+    draw = random.Random()
+    kill_stages(Path(home), draw); kill_small_trainings(Path(home), draw)
+
+
+def environment(home): return {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT/'tests')]), 'CXR_HOME': str(home), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
+                               'HF_HUB_OFFLINE': '1', 'TOKENIZERS_PARALLELISM': 'false', 'ACCELERATE_USE_CPU': 'true', 'MPLBACKEND': 'agg'}
 
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
-    "One run that was left alone and three that were killed at a random moment, then resumed: (reports folder, names of the killed)"
+    "Runs that were left alone, and others that were killed at random moments, then resumed: (home folder, names of the killed stages)"
+    if not hasattr(os, 'fork'): pytest.skip('this system has no fork')
     home = tmp_path_factory.mktemp('home')
-    reports, draw = home/'reports', random.Random()
-    (home/'trainer.py').write_text(TRAINER)
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'CXR_HOME': str(home), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'HF_HUB_OFFLINE': '1'}
-    def start(*names): return subprocess.Popen([sys.executable, 'trainer.py', *names], cwd=home, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    def finish(process):
-        said = process.communicate(timeout=120)[0]
-        assert process.returncode == 0, said
-        return said.split()
-    seconds, names = float(finish(start('prepare'))[-1]), ['killed-0', 'killed-1', 'killed-2']
-    for i, name in enumerate(names):
-        for _ in range(4):                                                            # a kill that came too late is no kill
-            shutil.rmtree(reports/name, ignore_errors=True)
-            shutil.copytree(reports/'prepared', reports/name)
-            process = start(name)
-            assert process.stdout.readline() == 'ready\n'
-            time.sleep(seconds*draw.uniform(i, i + 1)/3)
-            process.kill()
-            process.communicate()
-            if not RunFolder(reports/name).done('training'): break
-            seconds *= .7
-        shutil.copytree(reports/name, reports/f'as-left-{name}')
-    finish(start(*names))
-    return reports, names
+    done = subprocess.run([sys.executable, '-c', f'import test_training; test_training.kill_all({str(home)!r})'], cwd=home, env=environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home, ['killed-0', 'killed-1', 'killed-2']
+
+
+def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_weights_and_log_to_the_last_bit(killed):
+    found = json.loads((killed[0]/'small.json').read_text())
+    assert len(found['killed']) == N_KILLS and not any(k['ended'] for k in found['killed'])                  # all were killed before their end
+    for k in found['killed']: assert k['end'] == found['whole'], k['left']
+    assert all(k['files'] == ['end.json', 'last.previous.pt', 'last.pt'] for k in found['killed'])          # nothing half-written stays
+    inside = {tuple(k['left']) for k in found['killed'] if k['left'] and k['left'][1]}
+    assert len(inside) >= 2, inside                                                                         # epoch and step: some went on from within an epoch
 
 
 def test_a_killed_and_resumed_run_has_the_weights_and_predictions_of_one_that_was_left_alone(killed):
-    reports, names = killed
+    reports, names = killed[0]/'reports', killed[1]
     whole = pd.read_parquet(reports/'whole'/'predictions.parquet')
     log = pd.read_csv(reports/'whole'/'training_log.csv')
     assert log.groupby('model').epoch.apply(list).to_dict() == {'multimodal': [1, 2, 3], 'label leak': [1, 2, 3]}
@@ -90,40 +172,19 @@ def test_a_killed_and_resumed_run_has_the_weights_and_predictions_of_one_that_wa
 
 
 def test_what_a_kill_leaves_is_whole_or_absent_and_never_marked_as_done(killed):
-    reports, names = killed
+    reports, names = killed[0]/'reports', killed[1]
     for name in names:
         left = RunFolder(reports/f'as-left-{name}')
         assert not left.done('training') and left.done('model')
-        for path in (left/'.checkpoints').rglob('[!.]*.pt'): assert torch.load(path, weights_only=True)['epoch'] in (1, 2, 3)
+        for path in (left/'.checkpoints').rglob('[!.]*.pt'): assert torch.load(path, weights_only=True)['epoch'] in (0, 1, 2, 3)
         if (left/'predictions.parquet').exists(): assert len(pd.read_parquet(left/'predictions.parquet'))
         if (left/'model').exists(): load_model(left/'model')
 
 
 def test_a_finished_run_is_not_trained_again_and_keeps_no_checkpoints(killed, monkeypatch):
-    reports, _ = killed
-    run = RunFolder(reports/'whole')
+    run = RunFolder(killed[0]/'reports'/'whole')
     monkeypatch.setattr('cxr_lib.training.fit', None)                                     # would fail if it were called
     assert run.done('training') and len(ensure_training(run)) and not (run/'.checkpoints').exists()
-
-
-# Labels
-
-def test_label_policies_change_uncertain_labels_and_no_others():
-    table = pd.DataFrame({o: [1., 0., -1., np.nan] for o in OBSERVATIONS}).assign(image=list('abcd'))
-    for policy, uncertain in (('ignore', np.nan), ('ones', 1.), ('zeros', 0.)):
-        assert np.array_equal(training_targets(table, policy)[:, 0].numpy(), np.array([1, 0, uncertain, np.nan], np.float32), equal_nan=True)
-    assert table.iloc[2, :14].eq(-1).all()                                                     # the study table itself is left alone
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.sampled_from([0., 1., float('nan')]), min_size=14, max_size=14), min_size=1, max_size=6), st.integers(0, 99))
-def test_a_missing_label_never_enters_the_loss(rows, seed):
-    targets, logits = torch.tensor(rows), torch.randn(len(rows), 14, generator=torch.Generator().manual_seed(seed)).requires_grad_()
-    loss = masked_bce(logits, targets)
-    loss.backward()
-    there = ~targets.isnan()
-    assert torch.isfinite(loss) and (logits.grad[~there] == 0).all() and ((logits.grad[there] != 0).all())
-    if there.any(): assert torch.isclose(loss, torch.nn.functional.binary_cross_entropy_with_logits(logits[there], targets[there]), atol=1e-6)
 
 
 # A run of odd data
@@ -263,44 +324,277 @@ def test_training_stops_after_patience_and_ends_with_its_best_epoch(tmp_path):
     assert mean_auroc(data.targets[data.rows('tuning')].numpy(), predict_logits(model, data, data.rows('tuning'))['fused']) == pytest.approx(best)
 
 
-# Several processes, and what cannot be written
+# Several processes
 
-TOGETHER = '''
-import json, sys
-import cxr_lib
-import numpy as np, pandas as pd, torch
-from cxr_lib.core import OBSERVATIONS, seed_everything
-from cxr_lib.dataset import StudyData
-from cxr_lib.encoders import learn_tokenizer
-from cxr_lib.model import build_model, make_config
-from cxr_lib.training import fit
-rng = np.random.default_rng(4)
-n = 48
-table = pd.DataFrame({'image': [f'{i}.png' for i in range(n)], 'patient_id': [f'p{i}' for i in range(n)], 'note': ['cough and fever', 'fall from ladder', None]*(n//3),
-                      'split': ['train', 'train', 'tuning']*(n//3), **{o: rng.choice([0., 1., np.nan], n) for o in OBSERVATIONS}})
-seed_everything(0)
-config = make_config('tiny', dict(image_encoder='test_vit', image_size=64, dropout=0., text_config=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                     hidden_dropout_prob=0., attention_probs_dropout_prob=0.)))
-tokenizer = learn_tokenizer(table.note, 100)
-data = StudyData(table, '', config, tokenizer, pixels=rng.integers(0, 256, (n, 64, 64), dtype=np.uint8))
-log = fit(build_model(config, tokenizer), data, data.rows('train'), data.rows('tuning'), dict(epochs=3, batch_size=8, lr=1e-3, note_lr=1e-3, weight_decay=.01, warmup=.2, note_dropout=.3,
-          word_dropout=.3, augment=False, patience=0, accumulate=int(sys.argv[2])), seed=5)
-from accelerate import PartialState
-if PartialState().is_main_process: json.dump(dict(log=log, processes=PartialState().num_processes), open(sys.argv[1], 'w'))
-'''
+def curves(log): return [[row['train_loss'], row['tuning_loss'], row['tuning_auroc']] for row in log]
 
 
-def test_two_processes_and_two_parts_take_the_steps_of_one(tmp_path):
-    (tmp_path/'together.py').write_text(TOGETHER)
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'HF_HUB_OFFLINE': '1', 'ACCELERATE_USE_CPU': 'true'}
-    def losses(name, *command, accumulate=1):
-        done = subprocess.run([sys.executable, *command, 'together.py', f'{name}.json', str(accumulate)], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        found = json.loads((tmp_path/f'{name}.json').read_text())
-        return found['processes'], np.array([[row['train_loss'], row['tuning_loss'], row['tuning_auroc']] for row in found['log']])
-    one, two, parts = losses('one'), losses('two', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'), losses('parts', accumulate=2)
-    assert (one[0], two[0], parts[0]) == (1, 2, 1)
-    assert np.abs(one[1] - two[1]).max() < 1e-4 and np.abs(one[1] - parts[1]).max() < 1e-4 and one[1][0, 0] != one[1][-1, 0]
+def curves_of_all_sizes():
+    "Loss curves of batches that are easy and hard to share: halves, parts, fewer patients than parts, fewer than processes"
+    found = {}
+    for name, settings in dict(plain={}, parts=dict(accumulate=2), ragged=dict(batch_size=5, accumulate=4), single=dict(batch_size=1, epochs=1)).items():
+        model, data = small_training(n=24 if name == 'single' else 36, dropout=0.)
+        model.text_encoder.pooler = torch.nn.Linear(32, 32)                            # as in many published BERTs: computed, and used by nothing
+        found[name] = curves(train_small(model, data, **settings))
+    return found
+
+
+def pruned(log):
+    if log[-1]['epoch'] == 2: raise LookupError('not worth going on')
+
+
+def work_together(home):
+    "What each of two processes does; it tells what it saw"
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+    rank, wrote = int(os.environ['RANK']), []
+    def watch(event, args):
+        writes = event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in ('os.rename', 'os.mkdir', 'os.remove', 'os.rmdir')) and str(args[0]).startswith(str(home)): wrote.append(f'{event} {args[0]}')
+    sys.addaudithook(watch)
+    torch.set_num_threads(1)
+    found = dict(curves=curves_of_all_sizes())
+    # stopped within the second epoch, then resumed
+    original, calls = StudyData.batch, [0]
+    def stopped(self, *args, **kwargs):
+        calls[0] += kwargs.get('has_note') is not None
+        if calls[0] > 5: raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+    StudyData.batch = stopped
+    with contextlib.suppress(KeyboardInterrupt): train_small(*small_training(dropout=0.), Path(home)/'together.pt', checkpoint_minutes=0.)
+    StudyData.batch = original
+    model, data = small_training(dropout=0., seed=9)                                   # other weights: those of the checkpoint count
+    found['resumed'] = dict(calls=calls[0], log=train_small(model, data, Path(home)/'together.pt', checkpoint_minutes=0.), weights=fingerprint(model))
+    model, data = small_training(dropout=0.)
+    found['whole'] = dict(log=train_small(model, data), weights=fingerprint(model))
+    for name, settings in dict(pruned=dict(on_epoch=pruned), diverged=dict(lr=1e30, note_lr=1e30, clip=0.)).items():
+        try: train_small(*small_training(dropout=0.), **settings); found[name] = ''
+        except Exception as e: found[name] = f'{type(e).__name__}: {e}'
+    predictions = training_stage(RunFolder(Path(home)/'reports'/'odd'), epochs=1, folds=0, n_permutations=2)
+    found |= dict(table=hashlib.sha256(predictions.to_csv().encode()).hexdigest(), wrote=len(wrote) if rank == 0 else wrote)
+    everyone = gather_object([found])
+    if rank == 0: write_json(Path(home)/'together.json', everyone)
+    PartialState().destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def together(tmp_path_factory):
+    "What two processes saw, started by torchrun: [main, other]"
+    home = tmp_path_factory.mktemp('together')
+    with pytest.MonkeyPatch.context() as patch: odd_run(home, patch, n=24)
+    (home/'together.py').write_text(f'import test_training\ntest_training.work_together({str(home)!r})\n')
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', 'together.py'], cwd=home, env=environment(home), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((home/'together.json').read_text()), home
+
+
+def test_two_processes_and_two_parts_take_the_steps_of_one(together, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    one, (main, other) = curves_of_all_sizes(), together[0]
+    assert main['curves'] == other['curves'] and one['plain'][0][0] != one['plain'][-1][0]
+    for name, curve in one.items(): assert np.allclose(curve, np.array(main['curves'][name], float), atol=1e-4, rtol=0, equal_nan=True), (name, curve, main['curves'][name])
+    assert np.abs(np.array(one['plain']) - np.array(one['parts'])).max() < 1e-4
+
+
+def test_two_processes_that_were_stopped_within_an_epoch_log_what_they_would_have_logged(together):
+    main, other = together[0]
+    assert main['resumed']['calls'] == 6 and main['resumed']['log'] == main['whole']['log'] == other['resumed']['log']
+    assert main['resumed']['weights'] == main['whole']['weights'] == other['resumed']['weights']
+
+
+def test_what_ends_a_training_ends_it_in_all_processes(together):
+    main, other = together[0]
+    assert main['pruned'] == 'LookupError: not worth going on' and 'LookupError: not worth going on' in other['pruned']
+    assert main['diverged'] == other['diverged'] and main['diverged'].startswith('FloatingPointError: ')
+
+
+def test_only_the_main_process_writes_and_all_return_the_same_table(together):
+    (main, other), home = together
+    assert other['wrote'] == [] and main['wrote'] > 10 and main['table'] == other['table']
+    run = RunFolder(home/'reports'/'odd')
+    whole(run, pd.read_parquet(run/'predictions.parquet'), 6)
+    assert hashlib.sha256(ensure_training(run).to_csv().encode()).hexdigest() == main['table']
+
+
+# What stops a training, what does not, and what it leaves
+
+def test_a_training_ended_from_outside_closes_its_bar_and_its_writer(tmp_path, monkeypatch):
+    closed = []
+    class Bar:
+        def __init__(self, *args, **kwargs): pass
+        def update(self): pass
+        def set_postfix(self, **kwargs): pass
+        def close(self): closed.append('bar')
+    class Writer:
+        def close(self): closed.append('writer')
+    monkeypatch.setattr('tqdm.auto.tqdm', Bar); monkeypatch.setattr('cxr_lib.training._tensorboard', lambda *args: Writer()); monkeypatch.setattr('cxr_lib.training._write_scalars', lambda *args: None)
+    model, data = small_training()
+    before = model.forward
+    with pytest.raises(LookupError, match='not worth'): train_small(model, data, on_epoch=pruned, tensorboard=tmp_path, gradient_checkpointing=True, precision='bf16')
+    assert sorted(closed) == ['bar', 'writer'] and model.forward == before and not model.training
+    assert not any(getattr(m, 'gradient_checkpointing', False) or getattr(m, 'grad_checkpointing', False) for m in model.modules()) and all(p.grad is None for p in model.parameters())
+
+
+def test_the_log_that_is_passed_on_is_the_whole_log():
+    seen = []
+    log = train_small(*small_training(), on_epoch=lambda log: seen.append([(row['epoch'], row['tuning_auroc']) for row in log]))
+    assert [len(s) for s in seen] == [1, 2, 3] and seen[-1] == [(row['epoch'], row['tuning_auroc']) for row in log]
+
+
+def test_a_model_trained_in_bf16_computes_in_fp32_afterwards():
+    model, data = small_training()
+    dtypes, names = [], set(vars(model))
+    hook = model.head.register_forward_hook(lambda module, given, out: dtypes.append((module.training, out.dtype)))
+    train_small(model, data, precision='bf16', epochs=1)
+    hook.remove()
+    assert (True, torch.bfloat16) in dtypes and set(vars(model)) == names
+    inside = []
+    model.head[2].register_forward_hook(lambda module, given, out: inside.append(out.dtype))
+    out = predict_logits(model, data, data.rows('tuning'))
+    assert inside == [torch.float32] and out['fused'].dtype == np.float32
+    assert train_small(model, data, precision='no', epochs=1)                             # and the next training is in the precision that it asks for
+    assert inside[-1] == torch.float32 and set(inside) == {torch.float32}
+
+
+@pytest.mark.parametrize('seed', [0, 2**32 - 1])
+def test_the_smallest_and_the_largest_seed_train(seed):
+    model, data = small_training(seed=seed)
+    assert np.isfinite([row['train_loss'] for row in train_small(model, data, seed=seed, epochs=1)]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 10_000), step=st.integers(0, 10**7), part=st.integers(-1, 500))
+def test_the_seed_of_a_step_is_one_that_torch_takes_and_no_other_has_it(seed, epoch, step, part):
+    value = step_seed(seed, epoch, step, part)
+    torch.Generator().manual_seed(value)
+    assert 0 <= value < 2**63 and value == step_seed(seed, epoch, step, part)
+    assert value not in (step_seed(seed, epoch, step + 1, part), step_seed(seed, epoch + 1, step, part), step_seed(seed, epoch, step, part + 1), step_seed((seed + 1) % 2**32, epoch, step, part))
+
+
+@settings(max_examples=80, deadline=None)
+@given(n=st.integers(1, 70), accumulate=st.integers(1, 20), processes=st.integers(1, 9))
+def test_every_patient_of_a_batch_is_computed_once_and_all_processes_go_back_equally_often(n, accumulate, processes):
+    own = [batch_parts(n, accumulate, processes, k) for k in range(processes)]
+    assert sorted(i for parts in own for part in parts for i in part) == list(range(n)) and len({len(parts) for parts in own}) == 1
+    assert len(own[0]) <= accumulate and (n < processes or all(len(part) for parts in own for part in parts)) and len(own[0][0])
+
+
+@pytest.mark.parametrize('damage', ['bit', 'short', 'empty', 'other', 'list'])
+def test_a_damaged_checkpoint_is_reported_and_set_aside_and_the_training_goes_on_from_the_one_before(tmp_path, damage):
+    file = tmp_path/'last.pt'
+    model, data = small_training()
+    train_small(model, data)
+    with pytest.raises(LookupError): train_small(*small_training(), file, on_epoch=pruned)
+    content = bytearray(file.read_bytes())
+    if damage == 'bit': content[len(content)//2] ^= 1
+    elif damage == 'short': content = content[:len(content)*2//3]
+    elif damage == 'empty': content = b''
+    elif damage == 'other': content = b'not a checkpoint'
+    if damage == 'list': torch.save([1, 2], file)
+    else: file.write_bytes(content)
+    resumed, data = small_training(seed=3)
+    with pytest.warns(UserWarning, match='last.pt is damaged'): log = train_small(resumed, data, file)
+    assert (tmp_path/'last.pt.damaged').exists() and [row['epoch'] for row in log] == [1, 2, 3] and fingerprint(resumed) == fingerprint(model)
+    (tmp_path/'last.previous.pt').write_bytes(b''); file.write_bytes(b'')
+    again, data = small_training()
+    with warnings.catch_warnings(record=True) as said: warnings.simplefilter('always', UserWarning); train_small(again, data, file)       # nothing is left: from the beginning
+    assert [str(w.message).split(' (')[0] for w in said if 'damaged' in str(w.message)] == [f'{tmp_path/name} is damaged' for name in ('last.pt', 'last.previous.pt')]
+    assert fingerprint(again) == fingerprint(model)
+
+
+def test_the_checkpoint_of_another_model_is_an_error_and_stays(tmp_path):
+    model, data = small_training()
+    write_checkpoint(tmp_path/'x.pt', dict(model={'w': torch.zeros(2)}, optimizer={}, progress=_Progress().state()))
+    with pytest.raises(ValueError, match='checkpoint of another model'): train_small(model, data, tmp_path/'x.pt')
+    assert [p.name for p in tmp_path.iterdir()] == ['x.pt']
+
+
+def test_a_disk_that_is_full_later_is_reported_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path/'x.pt', dict(model={}, optimizer={}, progress=_Progress().state(), epoch=1))
+    def full(content, path): Path(path).write_bytes(b'half'); raise RuntimeError('PytorchStreamWriter failed writing file data/0: file write failed')
+    monkeypatch.setattr('torch.save', full)
+    with pytest.raises(OSError, match='free space or check the disk'): write_checkpoint(tmp_path/'x.pt', {})
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ['x.pt'] and read_checkpoint(tmp_path/'x.pt')['epoch'] == 1
+
+
+def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    run = odd_run(tmp_path, monkeypatch, n=12)
+    (run/'.model.77.tmp').mkdir(); (run/'.model.77.tmp'/'model.safetensors').write_bytes(b'half')
+    for name in ('.training_log.77.tmp.csv', '.predictions.77.tmp.parquet', '.mine.csv', '.notes.77.tmp.csv'): (run/name).write_bytes(b'half')
+    training_stage(run, epochs=1, folds=0, negative_example=False, n_permutations=1)
+    assert sorted(p.name for p in run.path.glob('.*')) == ['.mine.csv', '.notes.77.tmp.csv', '.stages']
+
+
+@pytest.mark.parametrize('how, why', [(dict(lr=1e30, note_lr=1e30, clip=0.), 'the loss is'), (dict(lr=1e30, note_lr=1e30, batch_size=24), 'on the tuning split|the loss is|the norm')])
+def test_a_loss_that_is_no_number_ends_the_training_with_epoch_step_rate_and_remedy(tmp_path, how, why):
+    model, data = small_training()
+    with pytest.raises(FloatingPointError, match=why) as error: train_small(model, data, tmp_path/'x.pt', checkpoint_minutes=0., **how)
+    said = str(error.value)
+    assert re.search(r'in epoch \d, (step \d of \d|on the tuning split), at a learning rate of \de\+(29|30)', said) and 'Lower lr and note_lr' in said
+    if (left := read_checkpoint(tmp_path/'x.pt')): assert len(json.loads(left['progress']['log'])) == left['progress']['epoch']
+
+
+def test_a_gradient_that_is_no_number_is_an_error_unless_the_scaler_leaves_the_step_out():
+    check_finite(.7, np.inf, True, 'epoch 1', 1e-3)
+    check_finite(.7, 2., False, 'epoch 1', 1e-3)
+    for loss, norm, scaled in ((np.nan, 1., True), (np.inf, 1., False), (.7, np.inf, False), (.7, np.nan, False)):
+        with pytest.raises(FloatingPointError, match='in epoch 1, at a learning rate of 0.001'): check_finite(loss, norm, scaled, 'epoch 1', 1e-3)
+
+
+@pytest.mark.parametrize('rows', ['train', 'tuning'])
+def test_no_rows_at_all_are_refused(rows):
+    model, data = small_training()
+    use = {name: data.rows(name) for name in ('train', 'tuning')} | {rows: np.array([], int)}
+    with pytest.raises(ValueError, match='both need one at least'): fit(model, data, use['train'], use['tuning'], SETTINGS)
+
+
+# Labels that are uncertain
+
+@pytest.mark.parametrize('policy', ['ignore', 'ones', 'zeros', 'smooth_ones', 'smooth_zeros', 'multiclass', 'best'])
+def test_selection_looks_at_certain_labels_only_whatever_the_policy(policy):
+    model, data = small_training(label_policy=policy, labels=(0., 1., -1., np.nan))
+    seen = []
+    log = train_small(model, data, on_epoch=lambda log: seen.append(predict_logits(model, data, data.rows('tuning'))), epochs=2)
+    labels = data.table[list(OBSERVATIONS)].to_numpy()[data.rows('tuning')]
+    for row, logits in zip(log, seen):
+        for column, branch in (('tuning_auroc', 'fused'), ('tuning_auroc_image', 'image'), ('tuning_auroc_note', 'note')):
+            by_hand = [roc_auc_score(y[np.isin(y, (0, 1))], z[np.isin(y, (0, 1))]) for y, z in zip(labels.T, logits[branch].T) if min((y == 0).sum(), (y == 1).sum()) >= 3]
+            assert row[column] == pytest.approx(np.mean(by_hand), abs=1e-12)
+        assert 0 < row['train_loss'] < 2 and np.isfinite(row['tuning_loss'])
+
+
+def test_three_classes_learn_from_uncertain_labels_and_leave_the_model_as_it_was(tmp_path):
+    model, data = small_training(label_policy='multiclass', labels=(0., 1., -1.))
+    names, start = set(model.state_dict()), fingerprint(model)
+    log = train_small(model, data, tmp_path/'x.pt')
+    assert set(model.state_dict()) == names and fingerprint(model) != start and not model.head._forward_pre_hooks
+    left = torch.load(tmp_path/'x.pt', weights_only=True)['model']
+    heads = {k: v for k, v in left.items() if k.startswith('uncertain')}
+    assert len(heads) == 6 and all((v != 0).any() for v in heads.values())                               # one for each branch, and it has learned
+    resumed, data = small_training(label_policy='multiclass', labels=(0., 1., -1.), seed=7)
+    with pytest.raises(LookupError): train_small(*small_training(label_policy='multiclass', labels=(0., 1., -1.)), tmp_path/'y.pt', on_epoch=pruned)
+    assert train_small(resumed, data, tmp_path/'y.pt') == log and fingerprint(resumed) == fingerprint(model)
+    with pytest.raises(ValueError, match='multiclass and best are for loss bce'): train_small(*small_training(label_policy='multiclass', labels=(0., 1., -1.)), loss='asymmetric')
+
+
+def test_one_logit_more_is_the_softmax_of_three_in_a_training_step():
+    model, data = small_training(label_policy='multiclass', labels=(0., 1., -1., np.nan), dropout=0.)
+    shell, y = _Shell(model, ('fused', 'image', 'note'), True).eval(), data.targets[:12]
+    for p in shell.uncertain.parameters(): torch.nn.init.normal_(p)
+    out, three = shell(**data.batch(torch.arange(12))), torch.ones(14, dtype=torch.bool)
+    for b in ('fused', 'image', 'note'):
+        logits = torch.stack([torch.zeros_like(out[b]), out[b], out[f'{b}_uncertain']], -1)
+        expected = torch.nn.functional.cross_entropy(logits[~y.isnan()], y[~y.isnan()].long() % 3)
+        assert torch.isclose(branch_loss(out, b, y, (~y.isnan()).sum(), masked_bce, three), expected, atol=1e-5)
+
+
+# What cannot be written, and what is said beforehand
+
+def test_the_memory_that_a_step_needs_is_said_before_the_first(capsys):
+    said = []
+    train_small(*small_training(), on_epoch=lambda log: said.append(capsys.readouterr().out), accumulate=2)
+    assert said[0].startswith('About ') and 'GB of memory at the peak of a step' in said[0] and '4 patients at a time' in said[0] and said[1:] == ['', '']
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_the_first_epoch(tmp_path, monkeypatch):
