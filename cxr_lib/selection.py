@@ -348,7 +348,7 @@ def nested_selection(
                                                     for n, p in {'nested': answers[winners[-1]][1], **{n: b for n, (_, b) in answers.items()}}.items())], axis=1))
     return Selection(pd.concat(parts, ignore_index=True), pd.DataFrame(rows_of_scores), winners, computed)
 
-# %% ../nbs/04i_selection.ipynb #5cf8eb86
+# %% ../nbs/04i_selection.ipynb #d3d66468
 def selection_summary(
     selection:Selection, # what was found
     external:pd.DataFrame|None=None, # another model's probabilities, as from `read_external`
@@ -360,6 +360,7 @@ def selection_summary(
 ) -> dict: # JSON-able: models {name: auroc, shared, one_to_one (with _low and _high, and paired differences), chosen, tuning, test}, observations, optimism
     "Mean AUROC of the nested selection, of each candidate, and of another model on the same images"
     test, names = selection.predictions, list(dict.fromkeys(selection.scores.candidate))
+    if external is not None and name in ('nested', *names): raise ValueError(f'the other model cannot be called {name!r}: a candidate is; rename one of them')
     cases, (clusters, weights) = count_cases(test, min_cases), resample_patients(test['patient_id'], n_bootstrap, seed)
     for o in OBSERVATIONS:                                                     # an answer that is undefined would be ranked somewhere
         silent = [n for n in names if test.loc[test[f'label/{o}'].isin((0, 1)), f'{n}/{o}'].isna().any()]

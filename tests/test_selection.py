@@ -271,6 +271,7 @@ def test_another_model_is_compared_on_the_same_images_and_observations(found):
     assert m['noisy']['shared_difference'] == m['noisy']['one_to_one_difference'] == 0 and m['the other']['one_to_one'] == m['noisy']['one_to_one'] == m['clear']['one_to_one_external']
     assert np.isclose(m['nested']['one_to_one'] - m['the other']['one_to_one'], m['nested']['one_to_one_difference']) and m['nested']['one_to_one_difference_low'] > 0
     assert m['nested']['n_one_to_one'] == 7 and 'the other on the same images' in ' '.join(selection_verdict(summary)) and 'shared, minus the other' in selection_table(summary)
+    with pytest.raises(ValueError, match='rename one'): selection_summary(selection, theirs, 'clear', n_bootstrap=5)
     labels = [t.get_text() for t in plot_selection(summary, selection.scores).axes[0].get_yticklabels()]
     assert labels[:3] == ['nested selection', 'the other', 'clear (won 3)']
 
