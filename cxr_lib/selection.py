@@ -247,7 +247,7 @@ def _ask(table, candidate, rows, test, splits, seed, trainer, name):
         tuning[np.searchsorted(rows, held)] = p[:len(held)]; answers.append(p[len(held):])
     return tuning, np.mean(answers, 0)
 
-# %% ../nbs/04i_selection.ipynb #d1c2f0a0
+# %% ../nbs/04i_selection.ipynb #ac6eee69
 RESULT_FORMAT = 1   # of the files that keep one candidate of one fold
 
 @dataclass
@@ -340,8 +340,9 @@ def nested_selection(
                 answers[name] = _by_part(found[0], rows, inside), percentile(found[1], found[0]); bar.update()
             tuning = {n: score(labels[rows], a, min_cases) for n, (a, _) in answers.items()}
             winners.append(choose(tuning))
+            counted = [min((y == 1).sum(), (y == 0).sum()) >= min_cases for y in labels[rows].T]              # the same observations in both scores
             for n, (_, b) in answers.items():
-                rows_of_scores.append(dict(fold=k, candidate=n, tuning=tuning[n], test=score(labels[test], b, 2), chosen=n == winners[-1]))
+                rows_of_scores.append(dict(fold=k, candidate=n, tuning=tuning[n], test=score(labels[test][:, counted], b[:, counted], 1), chosen=n == winners[-1]))
             given = table.iloc[test][['image', 'patient_id']].assign(split='test', fold=k).reset_index(drop=True)
             label = table.iloc[test][columns].reset_index(drop=True).add_prefix('label/')
             parts.append(pd.concat([given, label, *(pd.DataFrame(p, columns=[f'{n}/{o}' for o in columns])
