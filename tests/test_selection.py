@@ -152,12 +152,17 @@ def test_only_what_is_missing_or_damaged_is_computed_again(found, tmp_path):
     assert select(table, NOISE, tmp_path)[0].computed == 0
 
 
-@pytest.mark.parametrize('more', [dict(seed=1), dict(inner=3), dict(folds=4), dict(key='other films')])
+@pytest.mark.parametrize('more', [dict(seed=1, folds=2), dict(inner=3, folds=2), dict(key='other films', folds=2)])
 def test_other_settings_are_other_results(found, tmp_path, more):
     table = found[0]
-    select(table, {'a': 1.}, tmp_path)
-    assert select(table, {'a': 1.}, tmp_path, **more)[0].computed == more.get('folds', 3)
-    assert select(table, {'a': 2.}, tmp_path)[0].computed == 3 and select(table, {'renamed': 1.}, tmp_path)[0].computed == 0
+    select(table, {'a': 1.}, tmp_path, folds=2)
+    assert select(table, {'a': 1.}, tmp_path, **more)[0].computed == 2
+
+
+def test_another_candidate_or_number_of_folds_is_another_result_and_another_name_is_not(tmp_path):
+    table = studies()
+    select(table, {'a': 1.}, tmp_path, folds=2)
+    assert [select(table, *args)[0].computed for args in (({'a': 2.}, tmp_path), ({'renamed': 2.}, tmp_path))] == [3, 0]
 
 
 def test_the_keys_of_films_and_code(tmp_path):
