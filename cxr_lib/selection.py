@@ -429,7 +429,7 @@ def selection_verdict(
     best = max((n for n in summary['models'] if 'chosen' in summary['models'][n]), key=lambda n: np.nan_to_num(summary['models'][n]['auroc'], nan=-1))
     return said + [f'The best single candidate is {best} with {_said(summary["models"][best], "auroc") or "no defined figure"}; it was found by looking at the test patients, so this figure is not to be quoted.']
 
-# %% ../nbs/04i_selection.ipynb #259816fa
+# %% ../nbs/04i_selection.ipynb #df7091ce
 def plot_selection(
     summary:dict, # from `selection_summary`
     scores:pd.DataFrame, # of a `Selection`
@@ -456,7 +456,7 @@ def plot_selection(
     span = [np.nanmin(scores[['tuning', 'test']]) - .02, np.nanmax(scores[['tuning', 'test']]) + .02]
     right.plot(span, span, color='#666666', lw=1, ls=':', label='equal')
     right.set(xlabel='tuning score (mean AUROC on training patients, out of fold)', ylabel='test score (mean AUROC)', title=f'Each candidate in each fold; optimism {summary["optimism"]["optimism"]:+.3f}')
-    right.legend(loc='best')
+    right.locator_params(nbins=6); right.legend(loc='best')
     return sign_figure(fig, simulated)
 
 def write_selection(
