@@ -63,7 +63,7 @@ def describe_memory(
 ) -> str: # one line
     "Say it in words"
     shown = ', '.join(f'{k} {v/1e9:.2f}' for k, v in estimate.items() if k != 'total' and v >= 5e6)
-    return f'About {estimate["total"]/1e9:.2f} GB of memory at the peak of a step, libraries not counted (GB: {shown}; {batch_size} patients at a time)'
+    return f'About {estimate["total"]/1e9:.2f} GB of memory at the peak of a step, libraries not counted ({f"GB: {shown}; " if shown else ""}{batch_size} patients at a time)'
 
 # %% ../nbs/03f_resources.ipynb #plan0001
 def plan_memory(

@@ -107,3 +107,4 @@ def test_a_folder_below_a_file_and_a_folder_that_forbids_writing_are_refused(tmp
 def test_a_line_says_the_total_and_leaves_out_what_is_next_to_nothing():
     said = describe_memory({'weights': 840e6, 'moving average': 0, 'activations': 5.4e9, 'total': 6.24e9}, 32)
     assert 'About 6.24 GB' in said and 'weights 0.84' in said and '32 patients at a time' in said and 'moving average' not in said
+    assert describe_memory({'weights': 1e6, 'total': 1e6}, 8) == 'About 0.00 GB of memory at the peak of a step, libraries not counted (8 patients at a time)'
