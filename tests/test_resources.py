@@ -96,6 +96,13 @@ def test_a_disk_with_less_than_twice_the_need_is_refused(tmp_path_factory, free,
     assert not list(folder.iterdir())
 
 
+def test_checkpoints_that_will_be_replaced_count_as_free(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr('shutil.disk_usage', lambda path: usage._replace(free=500))
+    check_disk(tmp_path, 1000, there=1500)
+    with pytest.raises(OSError, match='Free space'): check_disk(tmp_path, 1000, there=1400)
+
+
 def test_a_folder_below_a_file_and_a_folder_that_forbids_writing_are_refused(tmp_path):
     (tmp_path/'file').write_text('')
     with pytest.raises(OSError, match='Make the folder writable'): check_disk(tmp_path/'file'/'below')

@@ -348,10 +348,10 @@ def curves(log): return [[row['train_loss'], row['tuning_loss'], row['tuning_aur
 def curves_of_all_sizes():
     "Loss curves of batches that are easy and hard to share: halves, parts, fewer patients than parts, fewer than processes"
     found = {}
-    for name, settings in dict(plain={}, parts=dict(accumulate=2), ragged=dict(batch_size=5, accumulate=4, epochs=1), single=dict(batch_size=1, epochs=1)).items():
+    for name, more in dict(plain={}, parts=dict(accumulate=2), ragged=dict(batch_size=5, accumulate=4, epochs=1), single=dict(batch_size=1, epochs=1)).items():
         model, data = small_training(n=12 if name == 'single' else 36, dropout=0.)
         model.text_encoder.pooler = torch.nn.Linear(32, 32)                            # as in many published BERTs: computed, and used by nothing
-        found[name] = curves(train_small(model, data, **settings))
+        found[name] = curves(train_small(model, data, **more))
     return found
 
 
@@ -384,8 +384,8 @@ def work_together(home):
     found['resumed'] = dict(calls=calls[0], log=train_small(model, data, Path(home)/'together.pt', checkpoint_minutes=0.), weights=fingerprint(model))
     model, data = small_training(dropout=0.)
     found['whole'] = dict(log=train_small(model, data), weights=fingerprint(model))
-    for name, settings in dict(pruned=dict(on_epoch=pruned), diverged=dict(lr=1e30, note_lr=1e30, clip=0.)).items():
-        try: train_small(*small_training(dropout=0.), **settings); found[name] = ''
+    for name, more in dict(pruned=dict(on_epoch=pruned), diverged=dict(lr=1e30, note_lr=1e30, clip=0.)).items():
+        try: train_small(*small_training(dropout=0.), **more); found[name] = ''
         except Exception as e: found[name] = f'{type(e).__name__}: {e}'
     predictions = training_stage(RunFolder(Path(home)/'reports'/'odd'), epochs=1, folds=0, n_permutations=2)
     found |= dict(table=hashlib.sha256(predictions.to_csv().encode()).hexdigest(), wrote=len(wrote) if rank == 0 else wrote)
