@@ -99,7 +99,7 @@ def kill_small_trainings(home, draw):
         folder = home/f'small-{k}'
         for attempt in range(6):                                                      # a kill that came too late is no kill
             shutil.rmtree(folder, ignore_errors=True); folder.mkdir()
-            if kill_after(in_child(train_in_folder, folder), seconds*.9**attempt*draw.uniform(k, k + 1)/N_KILLS): break
+            if kill_after(in_child(train_in_folder, folder), seconds*.9**attempt*draw.uniform(k, k + 1)/N_KILLS) and not (folder/'end.json').exists(): break
         left = read_checkpoint(folder/'last.pt')
         found.append(dict(left=None if left is None else [left['progress']['epoch'], left['progress']['step']], ended=(folder/'end.json').exists()))
         (folder/'.last.4711.tmp.pt').write_bytes(b'half')                             # as of a process that was killed while it wrote
