@@ -63,7 +63,7 @@ def describe_memory(
 ) -> str: # one line
     "Say it in words"
     shown = ', '.join(f'{k} {v/1e9:.2f}' for k, v in estimate.items() if k != 'total' and v >= 5e6)
-    return f'About {estimate["total"]/1e9:.2f} GB of memory at the peak of a step, libraries not counted (GB: {shown}; {batch_size} patients at a time)'
+    return f'About {estimate["total"]/1e9:.2f} GB of memory at the peak of a step, libraries not counted ({f"GB: {shown}; " if shown else ""}{batch_size} patients at a time)'
 
 # %% ../nbs/03f_resources.ipynb #plan0001
 def plan_memory(
@@ -92,7 +92,8 @@ def checkpoint_bytes(
 
 def check_disk(
     folder:str|Path, # where files will be written; made if it isn't there
-    need:int=0 # bytes of the largest file; twice as much must be free, as the new one is written beside the old
+    need:int=0, # bytes of the largest file; twice as much must be free, as the new one is written beside the old
+    there:int=0 # bytes of what is there already and will be replaced
 ):
     "Raise `OSError` with the remedy if the folder can't be written to, or the disk is too full"
     folder = Path(folder)
@@ -103,6 +104,6 @@ def check_disk(
     except OSError as e:
         raise OSError(e.errno, f'the training cannot write its checkpoints ({e.strerror or e}). Make the folder writable, or choose another run folder', str(folder)) from None
     free = shutil.disk_usage(folder).free
-    if free < 2*need:
+    if free + there < 2*need:
         raise OSError(errno.ENOSPC, f'a checkpoint takes {need/1e9:.2f} GB and is written beside the one before it; only {free/1e9:.2f} GB are free. '
                                     'Free space, or set CXR_HOME to a folder on another disk', str(folder))

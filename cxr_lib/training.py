@@ -34,7 +34,7 @@ def training_values(
     if t['loss'] == 'auc' and t['accumulate'] > 1: raise ValueError('loss auc compares the patients of a batch; it cannot be accumulated over parts (accumulate=1)')
     if t['precision'] not in ('auto', 'no', 'bf16', 'fp16'): raise ValueError(f'precision is {t["precision"]!r}; expected auto, no, bf16 or fp16')
     if t['precision'] == 'fp16' and choose_device() == 'cpu': raise ValueError('precision fp16 needs a GPU; on a processor take bf16 or no')
-    for name, low, high in (('accumulate', 1, t['batch_size']), ('layer_decay', 1e-3, 1), ('ema', 0, .99999), ('clip', 0, math.inf), ('note_dropout', 0, 1), ('word_dropout', 0, 1), ('warmup', 0, 1)):
+    for name, low, high in (('accumulate', 1, t['batch_size']), ('layer_decay', 1e-3, 1), ('ema', 0, .99999), ('clip', 0, math.inf), ('note_dropout', 0, 1), ('word_dropout', 0, 1), ('warmup', 0, 1), ('checkpoint_minutes', 0, math.inf)):
         if not low <= t[name] <= high: raise ValueError(f'{name} is {t[name]}; expected {low} to {high}')
     return t
 
@@ -269,7 +269,8 @@ def fit(
     optimizer, steps, saved = torch.optim.AdamW(groups, betas=(.9, t['beta2'])), len(plan)*t['epochs'], None
     rates = [g['lr'] for g in optimizer.param_groups]
     if checkpoint:
-        _in_main(accelerator, lambda: (check_disk(Path(checkpoint).parent, checkpoint_bytes(model, t['ema'] > 0)), remove_unfinished(checkpoint)))
+        there = sum(p.stat().st_size for p in (Path(checkpoint), previous_checkpoint(checkpoint)) if p.is_file())
+        _in_main(accelerator, lambda: (remove_unfinished(checkpoint), check_disk(Path(checkpoint).parent, checkpoint_bytes(model, t['ema'] > 0), there)))
         with accelerator.main_process_first(): saved = read_checkpoint(checkpoint)
     if saved: _refuse_other_model(shell.state_dict(), saved['model'], checkpoint); shell.load_state_dict(saved['model'])
     if processes > 1: sharing.find_unused_parameters = _has_unused(shell, data.batch(torch.as_tensor(train[:2]), device, image=image, augmented=t['augment'] and image), branches)

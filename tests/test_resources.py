@@ -96,6 +96,13 @@ def test_a_disk_with_less_than_twice_the_need_is_refused(tmp_path_factory, free,
     assert not list(folder.iterdir())
 
 
+def test_checkpoints_that_will_be_replaced_count_as_free(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr('shutil.disk_usage', lambda path: usage._replace(free=500))
+    check_disk(tmp_path, 1000, there=1500)
+    with pytest.raises(OSError, match='Free space'): check_disk(tmp_path, 1000, there=1400)
+
+
 def test_a_folder_below_a_file_and_a_folder_that_forbids_writing_are_refused(tmp_path):
     (tmp_path/'file').write_text('')
     with pytest.raises(OSError, match='Make the folder writable'): check_disk(tmp_path/'file'/'below')
@@ -107,3 +114,4 @@ def test_a_folder_below_a_file_and_a_folder_that_forbids_writing_are_refused(tmp
 def test_a_line_says_the_total_and_leaves_out_what_is_next_to_nothing():
     said = describe_memory({'weights': 840e6, 'moving average': 0, 'activations': 5.4e9, 'total': 6.24e9}, 32)
     assert 'About 6.24 GB' in said and 'weights 0.84' in said and '32 patients at a time' in said and 'moving average' not in said
+    assert describe_memory({'weights': 1e6, 'total': 1e6}, 8) == 'About 0.00 GB of memory at the peak of a step, libraries not counted (8 patients at a time)'

@@ -99,7 +99,7 @@ def kill_small_trainings(home, draw):
         folder = home/f'small-{k}'
         for attempt in range(6):                                                      # a kill that came too late is no kill
             shutil.rmtree(folder, ignore_errors=True); folder.mkdir()
-            if kill_after(in_child(train_in_folder, folder), seconds*.9**attempt*draw.uniform(k, k + 1)/N_KILLS): break
+            if kill_after(in_child(train_in_folder, folder), seconds*.9**attempt*draw.uniform(k, k + 1)/N_KILLS) and not (folder/'end.json').exists(): break
         left = read_checkpoint(folder/'last.pt')
         found.append(dict(left=None if left is None else [left['progress']['epoch'], left['progress']['step']], ended=(folder/'end.json').exists()))
         (folder/'.last.4711.tmp.pt').write_bytes(b'half')                             # as of a process that was killed while it wrote
@@ -226,7 +226,8 @@ def test_a_data_set_without_any_note_runs_and_its_answers_do_not_depend_on_notes
 
 def test_no_positives_at_all_runs_and_is_selected_by_loss(tmp_path, monkeypatch):
     run = odd_run(tmp_path, monkeypatch, **{o: 0. for o in OBSERVATIONS})
-    whole(run, training_stage(run, epochs=2, folds=0), 9)
+    whole(run, training_stage(run, epochs=2, folds=0, loss='weighted_bce', precision='bf16'), 9)
+    assert {k: run.params('training')[k] for k in ('loss', 'precision')} == dict(loss='weighted_bce', precision='bf16')
     log = pd.read_csv(run/'training_log.csv')
     assert log.tuning_auroc.isna().all() and log.groupby('model').best.any().all()
 
@@ -238,9 +239,16 @@ def test_no_certain_label_at_all_runs_and_stays_where_it_began(tmp_path, monkeyp
     assert (pd.read_csv(run/'training_log.csv').train_loss == 0).all()
 
 
+def test_a_run_with_three_classes_gives_probabilities_like_any_other(tmp_path, monkeypatch):
+    rng = np.random.default_rng(3)
+    run = odd_run(tmp_path, monkeypatch, **{o: rng.choice([0., 1., -1., np.nan], 36) for o in OBSERVATIONS})
+    whole(run, training_stage(run, epochs=1, folds=0, label_policy='multiclass'), 9)
+    assert (pd.read_csv(run/'training_log.csv').train_loss > 0).all()
+
+
 def test_a_single_tuning_and_test_patient_run(tmp_path, monkeypatch):
     run = odd_run(tmp_path, monkeypatch, n=20, split=['train']*18 + ['tuning', 'test'])
-    whole(run, training_stage(run, epochs=1, folds=0), 1)
+    whole(run, training_stage(run, epochs=1, folds=0, seed=2**32 - 1), 1)                  # and the largest seed
 
 
 @pytest.mark.parametrize('empty', ['train', 'tuning', 'test'])
@@ -253,6 +261,14 @@ def test_an_empty_split_is_refused_before_anything_is_trained(tmp_path, monkeypa
 def test_another_label_policy_is_refused(tmp_path, monkeypatch):
     run = odd_run(tmp_path, monkeypatch, n=8)
     with pytest.raises(ValueError, match="unknown label_policy 'maybe'; known are ignore, ones, zeros"): training_stage(run, epochs=1, folds=0, label_policy='maybe')
+
+
+@pytest.mark.parametrize('wrong, why', [(dict(loss='hinge'), "loss is 'hinge'; known are bce"), (dict(precision='fp8'), "precision is 'fp8'; expected auto, no, bf16 or fp16")])
+def test_another_loss_or_precision_is_refused_before_anything_is_touched(tmp_path, monkeypatch, wrong, why):
+    run = odd_run(tmp_path, monkeypatch, n=8)
+    before = sorted(p.name for p in run.path.rglob('*'))
+    with pytest.raises(ValueError, match=why): training_stage(run, epochs=1, folds=0, **wrong)
+    assert sorted(p.name for p in run.path.rglob('*')) == before
 
 
 def test_a_run_with_other_parameters_does_not_resume_from_foreign_checkpoints(tmp_path, monkeypatch):
@@ -332,10 +348,10 @@ def curves(log): return [[row['train_loss'], row['tuning_loss'], row['tuning_aur
 def curves_of_all_sizes():
     "Loss curves of batches that are easy and hard to share: halves, parts, fewer patients than parts, fewer than processes"
     found = {}
-    for name, settings in dict(plain={}, parts=dict(accumulate=2), ragged=dict(batch_size=5, accumulate=4), single=dict(batch_size=1, epochs=1)).items():
-        model, data = small_training(n=24 if name == 'single' else 36, dropout=0.)
+    for name, more in dict(plain={}, parts=dict(accumulate=2), ragged=dict(batch_size=5, accumulate=4, epochs=1), single=dict(batch_size=1, epochs=1)).items():
+        model, data = small_training(n=12 if name == 'single' else 36, dropout=0.)
         model.text_encoder.pooler = torch.nn.Linear(32, 32)                            # as in many published BERTs: computed, and used by nothing
-        found[name] = curves(train_small(model, data, **settings))
+        found[name] = curves(train_small(model, data, **more))
     return found
 
 
@@ -350,7 +366,8 @@ def work_together(home):
     rank, wrote = int(os.environ['RANK']), []
     def watch(event, args):
         writes = event == 'open' and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        if (writes or event in ('os.rename', 'os.mkdir', 'os.remove', 'os.rmdir')) and str(args[0]).startswith(str(home)): wrote.append(f'{event} {args[0]}')
+        made = event == 'os.mkdir' and not os.path.exists(args[0])                        # "make it if it isn't there" of what is there changes nothing
+        if (writes or made or event in ('os.rename', 'os.remove', 'os.rmdir')) and str(args[0]).startswith(str(home)): wrote.append(f'{event} {args[0]}')
     sys.addaudithook(watch)
     torch.set_num_threads(1)
     found = dict(curves=curves_of_all_sizes())
@@ -367,8 +384,8 @@ def work_together(home):
     found['resumed'] = dict(calls=calls[0], log=train_small(model, data, Path(home)/'together.pt', checkpoint_minutes=0.), weights=fingerprint(model))
     model, data = small_training(dropout=0.)
     found['whole'] = dict(log=train_small(model, data), weights=fingerprint(model))
-    for name, settings in dict(pruned=dict(on_epoch=pruned), diverged=dict(lr=1e30, note_lr=1e30, clip=0.)).items():
-        try: train_small(*small_training(dropout=0.), **settings); found[name] = ''
+    for name, more in dict(pruned=dict(on_epoch=pruned), diverged=dict(lr=1e30, note_lr=1e30, clip=0.)).items():
+        try: train_small(*small_training(dropout=0.), **more); found[name] = ''
         except Exception as e: found[name] = f'{type(e).__name__}: {e}'
     predictions = training_stage(RunFolder(Path(home)/'reports'/'odd'), epochs=1, folds=0, n_permutations=2)
     found |= dict(table=hashlib.sha256(predictions.to_csv().encode()).hexdigest(), wrote=len(wrote) if rank == 0 else wrote)
@@ -479,27 +496,34 @@ def test_every_patient_of_a_batch_is_computed_once_and_all_processes_go_back_equ
     assert len(own[0]) <= accumulate and (n < processes or all(len(part) for parts in own for part in parts)) and len(own[0][0])
 
 
-@pytest.mark.parametrize('damage', ['bit', 'short', 'empty', 'other', 'list'])
-def test_a_damaged_checkpoint_is_reported_and_set_aside_and_the_training_goes_on_from_the_one_before(tmp_path, damage):
-    file = tmp_path/'last.pt'
+@pytest.fixture(scope='module')
+def ended_early(tmp_path_factory):
+    "A training that was left alone, and the folder of one that was ended after its second epoch: (weights, folder)"
+    folder = tmp_path_factory.mktemp('ended')
     model, data = small_training()
     train_small(model, data)
-    with pytest.raises(LookupError): train_small(*small_training(), file, on_epoch=pruned)
+    with pytest.raises(LookupError): train_small(*small_training(), folder/'last.pt', on_epoch=pruned)
+    return fingerprint(model), folder
+
+
+@pytest.mark.parametrize('damage', ['bit', 'short', 'empty', 'other', 'list', 'both'])
+def test_a_damaged_checkpoint_is_reported_and_set_aside_and_the_training_goes_on_from_the_one_before(ended_early, tmp_path, damage):
+    weights, folder = ended_early
+    shutil.copytree(folder, tmp_path/'x'); file = tmp_path/'x'/'last.pt'
     content = bytearray(file.read_bytes())
     if damage == 'bit': content[len(content)//2] ^= 1
     elif damage == 'short': content = content[:len(content)*2//3]
-    elif damage == 'empty': content = b''
     elif damage == 'other': content = b'not a checkpoint'
+    else: content = b''
     if damage == 'list': torch.save([1, 2], file)
     else: file.write_bytes(content)
-    resumed, data = small_training(seed=3)
-    with pytest.warns(UserWarning, match='last.pt is damaged'): log = train_small(resumed, data, file)
-    assert (tmp_path/'last.pt.damaged').exists() and [row['epoch'] for row in log] == [1, 2, 3] and fingerprint(resumed) == fingerprint(model)
-    (tmp_path/'last.previous.pt').write_bytes(b''); file.write_bytes(b'')
-    again, data = small_training()
-    with warnings.catch_warnings(record=True) as said: warnings.simplefilter('always', UserWarning); train_small(again, data, file)       # nothing is left: from the beginning
-    assert [str(w.message).split(' (')[0] for w in said if 'damaged' in str(w.message)] == [f'{tmp_path/name} is damaged' for name in ('last.pt', 'last.previous.pt')]
-    assert fingerprint(again) == fingerprint(model)
+    if damage == 'both': (tmp_path/'x'/'last.previous.pt').write_bytes(b'')                        # nothing is left: from the beginning
+    names = ['last.pt', 'last.previous.pt'] if damage == 'both' else ['last.pt']
+    resumed, data = small_training(seed=0 if damage == 'both' else 3)                              # other weights: those of the checkpoint count
+    with warnings.catch_warnings(record=True) as said: warnings.simplefilter('always', UserWarning); log = train_small(resumed, data, file)
+    assert [str(w.message).split(' (')[0] for w in said if 'damaged' in str(w.message)] == [f'{tmp_path/"x"/name} is damaged' for name in names]
+    assert {p.name for p in file.parent.glob('*.damaged')} == {f'{name}.damaged' for name in names}
+    assert [row['epoch'] for row in log] == [1, 2, 3] and fingerprint(resumed) == weights
 
 
 def test_the_checkpoint_of_another_model_is_an_error_and_stays(tmp_path):
