@@ -18,7 +18,7 @@ from .conditions import read_permutations
 from .predictions import CONDITIONS, check_predictions, conditions_in, read_predictions
 from .metrics import (auroc, brier_score, calibration, calibration_interval, choose_thresholds, compare_conditions, count_cases, decision_metrics,
                              interval, known_labels, mean_over, named_interval, rank_condition, ranking_metrics, resample_patients)
-from .pretest import plot_balanced, plot_pretest, pretest_report, pretest_sentences
+from .pretest import plot_balanced, plot_pretest, pretest_report
 from .fairness import fairness, plot_shortcuts, plot_subgroups, plot_underdiagnosis
 from .conformal import conformal_report, plot_conformal, plot_risk_coverage
 from .published import comparison_page, plot_published, published_comparison

@@ -11,12 +11,10 @@ __all__ = ['IMAGE_COLUMNS', 'PATIENT_COLUMNS', 'ONE_TO_ONE', 'read_external', 'r
 import contextlib, csv, gzip, io, warnings, zlib
 from pathlib import Path
 import numpy as np, pandas as pd
-from scipy import sparse
 from .core import COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, atomic_path, draw_interval, save_figure, set_theme, short_name, sign_figure, write_json
 from .studies import NIH_TO_CHEXPERT
 from .sources import nih_labels
-from .calibration import bin_edges, bin_of
-from .metrics import brier_score, check_probabilities, count_cases, known_labels, mean_over, named_interval, rank_condition, refuse_cells, resample_patients
+from .metrics import brier_score, calibration_interval, check_probabilities, count_cases, known_labels, mean_over, named_interval, rank_condition, refuse_cells, resample_patients
 
 IMAGE_COLUMNS = ('image', 'Image Index', 'Path', 'path', 'image_id', 'filename', 'file')
 PATIENT_COLUMNS = ('patient_id', 'Patient ID', 'PatientID', 'patientid', 'subject_id')
@@ -188,13 +186,6 @@ def _none_matches(name, external, images, kind='test'):
                       f'both must name images alike (e.g. {images.iloc[0]} and {external.index[0]})')
 
 # %% ../nbs/04g_external.ipynb #ff5047e5
-def _ece_resampled(labels, p, weights, clusters, n_bins=15):
-    "Expected calibration error (bins of equal width) of the sample and of every resample: (1 + n_bootstrap,)"
-    bins = bin_of(p, bin_edges(p, n_bins))
-    gap = sparse.csr_matrix((p - labels, (bins, clusters)), shape=(n_bins, len(weights))) @ weights
-    total = np.bincount(clusters, minlength=len(weights)) @ weights
-    with np.errstate(divide='ignore', invalid='ignore'): return np.abs(gap).sum(0)/total
-
 def evaluate_external(
     path:str|Path|pd.DataFrame, # file of probabilities, or a table as from `read_external`
     labels:str|Path|pd.DataFrame, # file of labels, or a study table, see `read_labels`
@@ -228,7 +219,7 @@ def evaluate_external(
         rows, y = known_labels(test, o)
         if o in external and len(rows):
             p = test[f'external/{o}'].to_numpy(float)[rows]
-            found |= named_interval('brier', brier_score(y, p, weights, clusters[rows])) | named_interval('ece', _ece_resampled(y, p, weights, clusters[rows]))
+            found |= named_interval('brier', brier_score(y, p, weights, clusters[rows])) | calibration_interval(y, p, weights, clusters[rows])
             found |= dict(mean_probability=float(p.mean()), prevalence=float(y.mean()))
         else: found |= {f'{m}{end}': np.nan for m in ('brier', 'ece') for end in ('', '_low', '_high')} | dict(mean_probability=np.nan, prevalence=np.nan)
         if min(cases.loc[o, ['n_positive', 'n_negative']]) < 2:      # drawing one case again and again is no interval

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'NOT_KNOWN', 'RATES', 'SHORTCUT_CONTEXTS', 'attribute_values', 'group_rows', 'subgroup_performance',
-           'group_gaps', 'has_finding', 'underdiagnosis', 'holm', 'within_auroc', 'shortcut_probe',
-           'fairness_sentences', 'fairness', 'plot_subgroups', 'plot_underdiagnosis', 'plot_shortcuts']
+           'group_gaps', 'has_finding', 'underdiagnosis', 'within_auroc', 'shortcut_probe', 'fairness_sentences',
+           'fairness', 'plot_subgroups', 'plot_underdiagnosis', 'plot_shortcuts']
 
 # %% ../nbs/04d_fairness.ipynb #fa84f0f3
 from itertools import combinations
@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from scipy import stats
 from .core import CONDITION_COLORS, OBSERVATIONS, draw_interval, set_theme, short_name, sign_figure
 from .studies import AGE_BANDS, age_band
-from .metrics import (CONDITIONS, check_predictions, choose_thresholds, count_cases, interval, known_labels, mean_over, named_interval, rank_condition,
+from .metrics import (holm, CONDITIONS, check_predictions, choose_thresholds, count_cases, interval, known_labels, mean_over, named_interval, rank_condition,
                              ranking_metrics, resample_patients, too_few_cases)
 from .pretest import resampled_mean, row_thresholds
 
@@ -211,16 +211,6 @@ def underdiagnosis(
 # %% ../nbs/04d_fairness.ipynb #dcaee2a3
 #: Context -> how sentences say that films are compared within it
 SHORTCUT_CONTEXTS = {'projection': 'within the same projection', 'support devices': 'with and without support devices apart'}
-
-def holm(
-    p # (n,) p values; NaN where nothing was tested
-) -> np.ndarray: # (n,) adjusted, NaN where nothing was tested
-    "Holm's step-down correction (1979): the chance of any false alarm among all tests stays below the level"
-    p = np.asarray(p, float)
-    tested = np.flatnonzero(~np.isnan(p))
-    order, adjusted = tested[np.argsort(p[tested], kind='stable')], np.full(len(p), np.nan)
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)), 1)
-    return adjusted
 
 def within_auroc(
     labels, # (n,) 1 positive, 0 negative

@@ -104,7 +104,7 @@ def check_name(
 
 # %% ../nbs/10_runner.ipynb #99ff8367
 #: What `cxr run` passes unless told otherwise: for every data set, and for one data set only.
-RUN_DEFAULTS = {'any': {'n_bootstrap': 1000}, 'simulated': {'n_patients': 6000}}
+RUN_DEFAULTS = {'any': {'n_bootstrap': 1000}, 'simulated': {'n_patients': 24_000, 'tuning_fraction': .1, 'test_fraction': .1}}
 
 #: Parameters that name a file or folder.
 _PATHS = {'root', 'external'}
@@ -476,7 +476,8 @@ def _number(text):
 
 #: File name (without .png) -> caption, in the order of the front page; other pictures follow.
 _FIGURES = {'controls': 'What the image and the note contribute', 'contact_sheet': 'A sample of the films', 'leakage_probe': 'What the notes alone give away', 'roc_curves': 'ROC curves', 'external_comparison': 'Beside another model on the same images',
-            'pr_curves': 'Precision and recall', 'reliability': 'Calibration', 'training_curves': 'Training', 'subgroups': 'Subgroups'}
+            'pr_curves': 'Precision and recall', 'reliability': 'Calibration', 'pretest': 'From pre-test to post-test probability', 'balanced': 'Balanced by pre-test probability', 'underdiagnosis': 'Who is called healthy and is not',
+            'context': 'Does the discrimination come from the context?', 'conformal': 'Prediction sets', 'risk_coverage': 'Errors among the surest cases', 'published': 'Beside the published table', 'training_curves': 'Training', 'subgroups': 'Subgroups'}
 
 def figures(
     folder:Path # of a run
@@ -558,7 +559,8 @@ def render_index(
         took = f' <span class="quiet">{read_json(stamp).get("seconds", 0):.0f} s</span>' if stage in only and stamp.exists() else ''
         links.append(f'<li><a href="{e(page.name)}">{e(title)}</a>{took}<p class="quiet">{e(_plain_markdown(summary))}</p><a class="quiet" href="{e(executed.name)}">notebook</a></li>' if stage in only
                      else f'<li><b class="quiet">{e(title)}</b><p class="quiet">not run yet</p></li>')
-    parts.append(f'<section><h2>The executed notebooks</h2><ol class="notebooks">{"".join(links)}</ol></section>')
+    others = [f'<li><a href="{e(name)}">{e(title)}</a></li>' for name, title in (('model_card.md', 'Model card'), ('published.md', 'Beside the published table'), ('metrics.json', 'All numbers')) if (plan.folder/name).exists()]
+    parts.append(f'<section><h2>The executed notebooks</h2><ol class="notebooks">{"".join(links)}</ol>' + (f'<h2>Other files</h2><ul>{"".join(others)}</ul>' if others else '') + '</section>')
     parts += [f'<section>{picture(p)}</section>' for p in pictures[1:]]
     used = [(stage, p.name, repr(plan.values(stage)[p.name]), p.comment) for stage in STAGES for p in plan.known[stage]]
     parts.append('<section><details><summary>Parameters</summary>' + _html_table(used, ('stage', 'parameter', 'value', ''), (0, 1, 2, 3)) + '</details>')

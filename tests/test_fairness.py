@@ -11,9 +11,9 @@ from scipy import special, stats
 
 from cxr_lib.core import OBSERVATIONS, read_json, write_json
 from cxr_lib.fairness import _subgroup_areas
-from cxr_lib.fairness import (ATTRIBUTES, NOT_KNOWN, RATES, SHORTCUT_CONTEXTS, fairness, fairness_sentences, group_gaps, group_rows, has_finding, holm, plot_shortcuts,
+from cxr_lib.fairness import (ATTRIBUTES, NOT_KNOWN, RATES, SHORTCUT_CONTEXTS, fairness, fairness_sentences, group_gaps, group_rows, has_finding, plot_shortcuts,
                               plot_subgroups, plot_underdiagnosis, shortcut_probe, subgroup_performance, underdiagnosis, within_auroc)
-from cxr_lib.metrics import REQUIRED_CONDITIONS, auroc, choose_thresholds, count_cases, known_labels, resample_patients, synthetic_predictions
+from cxr_lib.metrics import holm, REQUIRED_CONDITIONS, auroc, choose_thresholds, count_cases, known_labels, resample_patients, synthetic_predictions
 from cxr_lib.sources import load_nih
 from cxr_lib.studies import NIH_TO_CHEXPERT
 
