@@ -9,12 +9,12 @@ __all__ = ['GRID', 'FIXED', 'FORGOTTEN_HOURS', 'SAMPLERS', 'PRUNERS', 'grid_for'
            'trial_resamples', 'plot_optimism', 'importance_table', 'plot_importance', 'plot_history', 'plot_parallel',
            'write_best', 'sweep_stage', 'sweep_figures']
 
-# %% ../nbs/04h_sweep.ipynb #fb226043
-import contextlib, itertools, json, math, os, shlex, shutil, socket, time
+# %% ../nbs/04h_sweep.ipynb #3a585f58
+import contextlib, itertools, json, math, os, shlex, socket, time
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RunFolder, atomic_path, choose_device, content_key, read_json, save_figure, seed_everything, sign_figure, write_json
+from .core import RunFolder, atomic_path, choose_device, content_key, read_json, save_figure, seed_everything, sign_figure, write_json
 from .data import DATASETS, check_patient_splits, data_root
 from .encoders import make_tokenizer
 from .model import PRESETS, build_model, make_config, parse_overrides, split_overrides
