@@ -29,7 +29,7 @@ def _optuna():
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
-# %% ../nbs/04h_sweep.ipynb #6fa9bb41
+# %% ../nbs/04h_sweep.ipynb #6e59612e
 #: The seed project's grid, for its model (the preset base).
 GRID = {'lr': (1e-5, 3e-5, 5e-5, 1e-4), 'batch_size': (16, 32, 64), 'dropout': (.1, .2, .3), 'fusion_heads': (4, 8, 12), 'frozen': ('both', 'image', 'text', 'none'), 'weight_decay': (.01, .05, .1)}
 #: What cannot differ between trials: it would change the data, or the length of a trial.
@@ -60,7 +60,7 @@ def trial_overrides(
             if value not in GRID['frozen']: raise ValueError(f'frozen is {value!r}; expected {", ".join(GRID["frozen"])}')
             out |= dict(freeze_image=value in ('both', 'image'), freeze_text=value in ('both', 'text'))
         else: out[name] = value
-    if 'lr' in settings and 'note_lr' not in settings: out['note_lr'] = float(f'{base["note_lr"]*settings["lr"]/base["lr"]:.6g}')
+    if 'note_lr' not in settings and _is_scale([settings.get('lr')]): out['note_lr'] = float(f'{base["note_lr"]*settings["lr"]/base["lr"]:.6g}')
     return out
 
 def check_space(
@@ -401,7 +401,7 @@ class TrainTrial:
         resampled = resampled_scores(targets, logits, data.table.patient_id.iloc[self.tuning])
         return dict(score=max(e['tuning_auroc'] for e in log), epochs=len(log), resampled=[round(float(v), 6) for v in resampled])
 
-# %% ../nbs/04h_sweep.ipynb #1473828a
+# %% ../nbs/04h_sweep.ipynb #43dc4298
 def expected_maximum(
     n:int # independent draws, at least 1
 ) -> float: # 0 for 1, 0.564 for 2
@@ -410,18 +410,20 @@ def expected_maximum(
     return float(integrate.quad(lambda x: x*n*stats.norm.pdf(x)*stats.norm.cdf(x)**(n - 1), -9, 9, limit=200)[0])
 
 def selection_optimism(
-    resampled:np.ndarray # (trials, 1 + resamples) scores, in the order of the trials, as from `resampled_scores`; column 0 is the sample itself
-) -> pd.DataFrame: # indexed by number of trials: best (tuning score), independent (s times the expected maximum), measured (bootstrap)
+    resampled:np.ndarray, # (trials, 1 + resamples) scores, as from `resampled_scores`; column 0 is the sample itself
+    n_orders:int=40 # random orders of the trials that are averaged
+) -> pd.DataFrame: # indexed by number of trials: best (expected best score of so many of these trials), independent (s times the expected maximum), measured (bootstrap)
     "How much too high the best score is expected to be, by the number of trials"
     s = np.atleast_2d(np.asarray(resampled, float))
-    s = s[:, ~np.isnan(s).any(0)]
-    spread = np.std(s[:, 1:], axis=1, ddof=1).mean() if s.shape[1] > 2 else np.nan
-    rows = {}
-    for k in range(1, len(s) + 1):
-        winner = s[:k, 1:].argmax(0)
-        measured = float(np.mean(s[winner, np.arange(1, s.shape[1])] - s[winner, 0])) if s.shape[1] > 2 else np.nan
-        rows[k] = dict(best=s[:k, 0].max(), independent=spread*expected_maximum(k), measured=measured)
-    return pd.DataFrame(rows).T.rename_axis('trials')
+    s = s[:, ~np.isnan(s).any(0)]; n, measurable, r = len(s), s.shape[1] > 2, np.random.default_rng(0)
+    spread, best, measured = np.std(s[:, 1:], axis=1, ddof=1).mean() if measurable else np.nan, np.zeros(n), np.full(n, 0. if measurable else np.nan)
+    for order in (r.permutation(n) for _ in range(n_orders)):
+        best += np.maximum.accumulate(s[order, 0])/n_orders
+        winner = order[0]
+        for k, trial in enumerate(order):                                          # the winner of each resample so far
+            winner = np.where(s[trial, 1:] > s[winner, np.arange(1, s.shape[1])], trial, winner)
+            if measurable: measured[k] += np.mean(s[winner, np.arange(1, s.shape[1])] - s[winner, 0])/n_orders
+    return pd.DataFrame(dict(best=best, independent=[spread*expected_maximum(k) for k in range(1, n + 1)], measured=measured), index=pd.RangeIndex(1, n + 1, name='trials'))
 
 def trial_resamples(
     study # as from `run_sweep`
@@ -437,16 +439,16 @@ def plot_optimism(
     "Best tuning score by number of trials, and how much of it is expected to be luck"
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
-    left.step(found.index, found.best, where='post', color='#0173b2', marker='o', ms=4, label='as reported by the search')
+    left.plot(found.index, found.best, 'o-', color='#0173b2', ms=4, label='as reported by the search')
     left.plot(found.index, found.best - found.measured.clip(lower=0), 's--', ms=4, color='#029e73', label='less the measured optimism')
     right.plot(found.index, found.independent, ':', marker='o', ms=4, color='#949494', label='equal settings, independent noise')
     right.plot(found.index, found.measured, 's-', ms=4, color='#d55e00', label='measured: resampled tuning patients')
     right.axhline(0, color='#888888', lw=1)
-    left.set(title='The best tuning score grows with the search', xlabel='finished trials', ylabel='mean AUROC, tuning split'); right.set(title='How much of it is luck', xlabel='finished trials', ylabel='expected optimism (AUROC)')
-    for ax in (left, right): ax.legend(); ax.xaxis.get_major_locator().set_params(integer=True)
+    left.set(title='The best tuning score grows with the search', xlabel='finished trials (mean over their orders)', ylabel='mean AUROC, tuning split'); right.set(title='How much of it is luck', xlabel='finished trials', ylabel='expected optimism (AUROC)')
+    for ax in (left, right): ax.legend(loc='lower right'); ax.xaxis.get_major_locator().set_params(integer=True)
     return sign_figure(fig, simulated)
 
-# %% ../nbs/04h_sweep.ipynb #13860b69
+# %% ../nbs/04h_sweep.ipynb #ce09a5e2
 def importance_table(
     study, # as from `run_sweep`
     method:str='fanova', # 'fanova' or 'decrease'
@@ -477,7 +479,7 @@ def plot_importance(
     fig, ax = plt.subplots(figsize=(8, 1.6 + .4*len(table)))
     ax.barh(range(len(table)), table.importance.fillna(0), color='#0173b2')
     for y, (value, reason) in enumerate(zip(table.importance, table.reason)): ax.text(.01 + (0 if reason else value), y, f'undefined: {reason}' if reason else f'{value:.2f}', va='center', fontsize=9, color='#555555')
-    ax.set(yticks=range(len(table)), yticklabels=table.index, ylim=(len(table) - .5, -.5), xlim=(0, 1.1), xlabel="share of the tuning score's variation", title=f'Importance of each setting ({n_trials} finished trials)')
+    ax.set(yticks=range(len(table)), yticklabels=table.index, ylim=(len(table) - .5, -.5), xlim=(0, 1.1), xlabel="share of the tuning score's variation", title=f'Importance of each setting ({n_trials} finished trials)'); ax.grid(axis='y', visible=False)
     return sign_figure(fig, simulated)
 
 def plot_history(
@@ -486,12 +488,12 @@ def plot_history(
 ): # matplotlib figure
     "Score of each trial in the order of their beginning, and the best so far"
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(8, 3.6)); finished = table[table.state == 'finished']
+    fig, ax = plt.subplots(figsize=(8, 3.6)); table = table[table.state.isin(['finished', 'pruned', 'failed'])]; table = table.assign(place=np.arange(1, len(table) + 1)); finished = table[table.state == 'finished']
     for state, marker, color, label in (('finished', 'o', '#0173b2', 'finished'), ('pruned', 'x', '#949494', 'pruned (its last score)'), ('failed', 'v', '#cc3311', 'failed (no score)')):
         t = table[table.state == state]
-        if len(t): ax.plot(t.trial, t.score if state != 'failed' else np.full(len(t), table.score.min() if table.score.notna().any() else 0), marker, color=color, label=f'{label}: {len(t)}')
-    if len(finished): ax.step(finished.trial, finished.score.cummax(), where='post', color='#d55e00', lw=1.5, label='best so far')
-    ax.set(title='The course of the search', xlabel='trial', ylabel='mean AUROC, tuning split'); ax.legend(); ax.xaxis.get_major_locator().set_params(integer=True)
+        if len(t): ax.plot(t.place, t.score if state != 'failed' else np.full(len(t), table.score.min() if table.score.notna().any() else 0), marker, color=color, label=f'{label}: {len(t)}')
+    if len(finished): ax.step(finished.place, finished.score.cummax(), where='post', color='#d55e00', lw=1.5, label='best so far')
+    ax.set(title='The course of the search', xlabel='trial, in the order of their beginning', ylabel='mean AUROC, tuning split'); ax.legend(); ax.xaxis.get_major_locator().set_params(integer=True)
     return sign_figure(fig, simulated)
 
 def plot_parallel(

@@ -1,7 +1,9 @@
 """Sweeps: processes that share one, processes that die, points that repeat, and journals, spaces and samplers that cannot be."""
 import json
 import math
+import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
 from hypothesis import given, settings, strategies as st
 
@@ -38,66 +41,73 @@ def states(folder): return trials_table(open_sweep(folder)).state.value_counts()
 
 # ---- several processes
 
-WORKER = '''
-import json, sys, time
-from cxr_lib.sweep import run_sweep
-seconds, n, log = float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-def slow(settings, report):
-    print('begun', flush=True)
-    with open(log, 'a') as f: f.write(json.dumps(settings) + '\\n')
-    time.sleep(seconds)
-    return dict(score=settings['lr'] + settings['dropout'], epochs=1)
-run_sweep(sys.argv[1], slow, json.loads(sys.argv[5]), n_trials=n, sampler='random', patience=.05)
-print('done', flush=True)
-'''
+# On Linux the processes are forked: they need not import the library again, which takes longer than all their trials.
+PROCESSES = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
 
 
-def worker(folder, seconds, n, log):
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
-    return subprocess.Popen([sys.executable, '-c', WORKER, str(folder), str(seconds), str(n), str(log), json.dumps(SPACE)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def work(folder, seconds, n, log):
+    def slow(s, report):
+        with open(log, 'a') as f: f.write(json.dumps(s) + '\n')
+        time.sleep(seconds)
+        return smooth(s)
+    run_sweep(folder, slow, SPACE, n_trials=n, sampler='random', patience=.05)
+
+
+def worker(*args):
+    process = PROCESSES.Process(target=work, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def begun(log): return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def wait_for(what):
+    deadline = time.monotonic() + 90
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(.005)
 
 
 def test_two_processes_share_a_sweep_and_finish_exactly_as_many_trials_as_asked(tmp_path):
-    both = [worker(tmp_path/'sweep', .25, 11, tmp_path/f'{k}.log') for k in range(2)]
-    for p in both:
-        out, err = p.communicate(timeout=120)
-        assert p.returncode == 0 and 'done' in out, err
+    logs = [tmp_path/'a', tmp_path/'b']
+    both = [worker(tmp_path/'sweep', .1, 11, log) for log in logs]
+    for p in both: p.join(90); assert p.exitcode == 0
     table = pd.read_csv(tmp_path/'sweep'/'trials.csv')
     assert len(table) == 11 and (table.state == 'finished').all() and not table[list(SPACE)].duplicated().any()
-    did = [len((tmp_path/f'{k}.log').read_text().splitlines()) if (tmp_path/f'{k}.log').exists() else 0 for k in range(2)]
-    assert sum(did) == 11 and min(did) > 0, did                                   # both worked, and nothing was done twice
-    assert table.pid.nunique() == 2
+    assert len(begun(logs[0])) + len(begun(logs[1])) == 11 and begun(logs[0]) and begun(logs[1])        # both worked, and nothing was done twice
+    assert set(table.pid) == {p.pid for p in both}
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL')
 def test_a_killed_process_loses_nothing(tmp_path):
     folder, log = tmp_path/'sweep', tmp_path/'log'
-    process = worker(folder, .1, 6, log)
-    for _ in range(3): assert process.stdout.readline() == 'begun\n'              # the third trial is under way
-    time.sleep(.02); os.kill(process.pid, signal.SIGKILL); process.communicate()
+    process = worker(folder, .3, 6, log)
+    wait_for(lambda: len(begun(log)) == 3)                                         # the third trial is under way
+    os.kill(process.pid, signal.SIGKILL); process.join(30)
     assert states(folder) == {'finished': 2, 'running': 1}                        # as it was left
-    under_way = json.loads(log.read_text().splitlines()[2])
     tried = []
     study = run_sweep(folder, lambda s, report: tried.append(s) or smooth(s), SPACE, n_trials=6, sampler='random')
-    assert tried[0] == under_way and len(tried) == 4                              # the lost one first, the finished ones not again
+    assert tried[0] == begun(log)[2] and len(tried) == 4                          # the lost one first, the finished ones not again
     assert states(folder) == {'finished': 6, 'killed': 1}
     done = trials_table(study).query('state == "finished"')
     assert not done[list(SPACE)].duplicated().any()
     assert run_sweep(folder, None, SPACE, n_trials=6, sampler='random').best_value == study.best_value      # nothing left to do: the objective is not called
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL')
 def test_the_survivor_takes_over_while_it_runs(tmp_path):
     "The last trial belongs to a process that dies: the other one waits for it, sees that, and does it"
-    slow = worker(tmp_path/'sweep', 60, 3, tmp_path/'slow')
-    assert slow.stdout.readline() == 'begun\n'
+    slow = worker(tmp_path/'sweep', 300, 3, tmp_path/'slow')
+    wait_for(lambda: begun(tmp_path/'slow'))
     fast = worker(tmp_path/'sweep', .01, 3, tmp_path/'fast')
-    for _ in range(2): assert fast.stdout.readline() == 'begun\n'
-    time.sleep(.3); assert fast.poll() is None                                     # waits
-    slow.kill(); slow.communicate()
-    out, err = fast.communicate(timeout=60)
-    assert fast.returncode == 0 and 'done' in out, err
+    wait_for(lambda: len(begun(tmp_path/'fast')) == 2)
+    fast.join(.5); assert fast.is_alive() and len(begun(tmp_path/'fast')) == 2     # waits
+    os.kill(slow.pid, signal.SIGKILL)                                              # and nobody asks for its exit code: it is gone all the same
+    fast.join(60); assert fast.exitcode == 0
     assert states(tmp_path/'sweep') == {'finished': 3, 'killed': 1}
-    assert (tmp_path/'fast').read_text().splitlines()[-1] == (tmp_path/'slow').read_text().strip()
+    assert begun(tmp_path/'fast')[-1] == begun(tmp_path/'slow')[0]
+    slow.join(30)
 
 
 def test_an_interrupted_trial_is_tried_again(tmp_path):
@@ -272,7 +282,6 @@ def test_the_winner_feeds_the_command_line(tmp_path):
     config, (_, training) = make_config('tiny', best['overrides']), split_overrides('tiny', best['overrides'])
     assert (config.dropout, config.image_size, config.head_hidden, config.freeze_text, config.freeze_image) == (.2, 64, 32, False, False)
     assert training['lr'] == .004 and training['note_lr'] == .001                      # in the preset's proportion
-    import shlex
     words = shlex.split(best['command'])
     given = {words[k + 1]: words[k + 2] for k, w in enumerate(words) if w == '-p'} | {'preset': words[words.index('--preset') + 1]}
     plan = plan_run(given, home=ROOT)
@@ -362,7 +371,7 @@ def test_a_real_trial_never_sees_the_test_split(studies, films, tmp_path):
     assert (tables[0].state == 'finished').all(), tables[0].reason.tolist()
     pd.testing.assert_frame_equal(*(t[['score', *space]] for t in tables))             # other answers in the test split change nothing
     for t in study.get_trials(): assert t.value == pytest.approx(t.user_attrs['resampled'][0], abs=1e-5) and len(t.user_attrs['resampled']) == 201
-    with pytest.raises(AssertionError, match='may not look at the test split'): objective.data.batch(__import__('torch').as_tensor([0, 40]))
+    with pytest.raises(AssertionError, match='may not look at the test split'): objective.data.batch(torch.as_tensor([0, 40]))
     assert 'optimism' in sweep_figures(study)
 
 
