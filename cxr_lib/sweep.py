@@ -187,7 +187,7 @@ def trial_state(
 
 def _trials(study, *states): return [t for t in study.get_trials(deepcopy=False) if trial_state(t) in states]
 
-# %% ../nbs/04h_sweep.ipynb #2fa4f750
+# %% ../nbs/04h_sweep.ipynb #6b367004
 SAMPLERS, PRUNERS = ('tpe', 'random', 'grid', 'cmaes'), ('median', 'halving', 'none')
 
 def check_search(
@@ -254,8 +254,10 @@ def claim_trial(
     "Take the next trial, those of dead processes first"
     optuna = _optuna()
     with _claiming(folder):
+        me = this_process()
         for t in _trials(study, 'running'):
-            if not is_alive(t.user_attrs.get('owner')): study.tell(t.number, state=optuna.trial.TrialState.FAIL)
+            owner = t.user_attrs.get('owner')
+            if not is_alive(owner) or {k: owner[k] for k in me} == me: study.tell(t.number, state=optuna.trial.TrialState.FAIL)
         done, running = _trials(study, 'finished', 'pruned', 'failed'), _trials(study, 'running')
         if len(done) + len(running) >= n_trials: return 'wait' if running else None
         taken = {_point(t, space) for t in done + running}

@@ -237,7 +237,7 @@ def test_a_corrupt_journal_is_named_with_its_line(tmp_path):
         with pytest.raises(ValueError, match=r'journal.log, line 5, is not a journal .*move it away'): run_sweep(tmp_path, smooth, SPACE, n_trials=5)
     journal.write_bytes(whole)
     run_sweep(tmp_path, smooth, SPACE, n_trials=5)
-    assert states(tmp_path) == {'finished': 5}
+    assert sum(states(tmp_path).values()) == 5 == len(trials_table(open_sweep(tmp_path))[list(SPACE)].drop_duplicates())
 
 
 @settings(max_examples=12, deadline=None)
@@ -322,10 +322,10 @@ def test_the_expected_maximum_grows_as_it_must(n):
 def test_the_optimism_of_a_choice_is_what_repeated_tuning_splits_show():
     "Equal models with independent noise: the mean excess of the best over many tuning splits is the formula's"
     r, excess, said = np.random.default_rng(1), [], []
-    for _ in range(40):
+    for _ in range(25):
         y, s = (r.random((80, 1)) < .4).astype(float), r.random((8, 80, 1))
-        scores = np.array([resampled_scores(y, x, np.arange(80), 40) for x in s])
-        luck = selection_optimism(scores)
+        scores = np.array([resampled_scores(y, x, np.arange(80), 25) for x in s])
+        luck = selection_optimism(scores, n_orders=1)
         excess.append(luck.best[8] - .5); said.append(luck.independent[8])
     assert np.mean(said) == pytest.approx(np.mean(excess), abs=.02) and np.mean(excess) > .06
     assert selection_optimism(scores[:1, :1]).measured.isna().all()                    # no resamples, no estimate
@@ -352,16 +352,16 @@ def studies():
 
 @pytest.fixture
 def films(monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 255, (48, 32, 32), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 64), np.uint8)
     monkeypatch.setattr('cxr_lib.dataset.pixel_cache', lambda root, images, *a: pixels[:len(images)])
 
 
-SMALL = 'image_size=32 fusion_dim=16 head_hidden=16'
+SMALL = 'image_size=64 fusion_dim=16 head_hidden=16'
 
 
 def test_a_real_trial_never_sees_the_test_split(studies, films, tmp_path):
     other = studies.copy(); test = other.split == 'test'
-    other.loc[test, list(OBSERVATIONS)] = 1 - other.loc[test, list(OBSERVATIONS)]; other.loc[test, 'note'] = 'something else'
+    other.loc[test, list(OBSERVATIONS)] = 1 - other.loc[test, list(OBSERVATIONS)]; other.loc[test, 'note'] = list(studies.note[test][::-1])        # as long as before: word dropout draws for the longest note of the table
     space = dict(lr=[.001, .004], frozen=['none', 'both'], fusion_heads=[4, 8], batch_size=[8])
     tables = []
     for name, table in (('a', studies), ('b', other)):
