@@ -450,23 +450,20 @@ def plot_optimism(
     for ax in (left, right): ax.legend(loc='lower right'); ax.xaxis.get_major_locator().set_params(integer=True)
     return sign_figure(fig, simulated)
 
-# %% ../nbs/04h_sweep.ipynb #ce09a5e2
+# %% ../nbs/04h_sweep.ipynb #56de7146
 def importance_table(
     study, # as from `run_sweep`
-    method:str='fanova', # 'fanova' or 'decrease'
     seed:int=0 # of the forest
 ) -> pd.DataFrame: # indexed by parameter: importance (they sum to 1; NaN where undefined), reason; the most important first
     "Share of the score's variation that each setting explains, over the finished trials"
     optuna = _optuna()
-    if method not in ('fanova', 'decrease'): raise ValueError(f"method is {method!r}; expected 'fanova' or 'decrease'")
     trials, names = _trials(study, 'finished'), list(study.user_attrs['settings']['space'])
     reasons = {n: '' if len({t.params[n] for t in trials}) > 1 else 'only one value was tried' for n in names}
     if len(trials) < 2: reasons = dict.fromkeys(names, f'{len(trials)} finished trial{"s"*(len(trials) != 1)}; at least 2 are needed')
     elif len({t.value for t in trials}) < 2: reasons = dict.fromkeys(names, 'all finished trials have the same score')
     varied, found = [n for n in names if not reasons[n]], {}
     if varied:
-        evaluator = (optuna.importance.FanovaImportanceEvaluator if method == 'fanova' else optuna.importance.MeanDecreaseImpurityImportanceEvaluator)(seed=seed)
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=varied)
+        found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed), params=varied)
         if not sum(found.values()) > 0: found, reasons = {}, dict.fromkeys(names, 'the forest explains nothing')
     table = pd.DataFrame({'importance': [float(found.get(n, np.nan)) for n in names], 'reason': [reasons[n] for n in names]}, index=pd.Index(names, name='parameter'))
     return table.sort_values('importance', ascending=False, na_position='last', kind='stable')

@@ -301,10 +301,11 @@ def test_importance_finds_what_matters_and_says_what_is_undefined(tmp_path):
     assert importance_table(one).reason.str.startswith('1 finished trial;').all() and importance_table(one).importance.isna().all()
     space = dict(SPACE, batch_size=[32])
     study = run_sweep(tmp_path/'all', lambda s, report: dict(score=s['lr'] + 1e-6*s['dropout']), space, n_trials=24, sampler='grid')
-    for method in ('fanova', 'decrease'):
-        table = importance_table(study, method)
-        assert table.index[0] == 'lr' and table.importance['lr'] > .9 and table.importance.sum() == pytest.approx(1) and table.reason['batch_size'] == 'only one value was tried' and math.isnan(table.importance['batch_size'])
-    with pytest.raises(ValueError, match='method is'): importance_table(study, 'shap')
+    table = importance_table(study)
+    assert table.index[0] == 'lr' and table.importance['lr'] > .9 and table.importance.sum() == pytest.approx(1)
+    assert table.reason['batch_size'] == 'only one value was tried' and math.isnan(table.importance['batch_size'])
+    kind = run_sweep(tmp_path/'kind', lambda s, report: dict(score=float(s['frozen'] == 'text')), space, n_trials=24, sampler='grid')
+    assert importance_table(kind).importance['frozen'] > .9                              # a name, not a number
     for fig in sweep_figures(study, True).values(): assert fig.get_supxlabel().startswith('SIMULATED')
     empty = trials_table(one).iloc[:0]
     for fig in (plot_history(empty), plot_parallel(empty, space), plot_importance(table, 24)): assert fig.get_supxlabel().startswith('Research use')
