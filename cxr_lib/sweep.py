@@ -29,7 +29,7 @@ def _optuna():
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
-# %% ../nbs/04h_sweep.ipynb #6e59612e
+# %% ../nbs/04h_sweep.ipynb #22449d1d
 #: The seed project's grid, for its model (the preset base).
 GRID = {'lr': (1e-5, 3e-5, 5e-5, 1e-4), 'batch_size': (16, 32, 64), 'dropout': (.1, .2, .3), 'fusion_heads': (4, 8, 12), 'frozen': ('both', 'image', 'text', 'none'), 'weight_decay': (.01, .05, .1)}
 #: What cannot differ between trials: it would change the data, or the length of a trial.
@@ -47,6 +47,8 @@ def grid_for(
     grid['fusion_heads'] = [h for h in GRID['fusion_heads'] if dim % h == 0]
     if n_train: grid['batch_size'] = list({len(batch_rows(np.arange(n_train), b, 0, 0)[0]): b for b in reversed(grid['batch_size'])}.values())[::-1]
     return grid
+
+def _is_scale(values): return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 def trial_overrides(
     settings:Mapping, # name -> value of one trial
@@ -187,7 +189,7 @@ def trial_state(
 
 def _trials(study, *states): return [t for t in study.get_trials(deepcopy=False) if trial_state(t) in states]
 
-# %% ../nbs/04h_sweep.ipynb #6b367004
+# %% ../nbs/04h_sweep.ipynb #027283b1
 SAMPLERS, PRUNERS = ('tpe', 'random', 'grid', 'cmaes'), ('median', 'halving', 'none')
 
 def check_search(
@@ -216,8 +218,6 @@ def _pruner(name):
     pruners = _optuna().pruners
     if name == 'median': return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
     return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3) if name == 'halving' else pruners.NopPruner()
-
-def _is_scale(values): return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 def _places(space):
     "Optuna distributions: the place in the list of values; ordered for numbers"
@@ -450,7 +450,7 @@ def plot_optimism(
     for ax in (left, right): ax.legend(loc='lower right'); ax.xaxis.get_major_locator().set_params(integer=True)
     return sign_figure(fig, simulated)
 
-# %% ../nbs/04h_sweep.ipynb #56de7146
+# %% ../nbs/04h_sweep.ipynb #b294bdf9
 def importance_table(
     study, # as from `run_sweep`
     seed:int=0 # of the forest
@@ -492,7 +492,8 @@ def plot_history(
         t = table[table.state == state]
         if len(t): ax.plot(t.place, t.score if state != 'failed' else np.full(len(t), table.score.min() if table.score.notna().any() else 0), marker, color=color, label=f'{label}: {len(t)}')
     if len(finished): ax.step(finished.place, finished.score.cummax(), where='post', color='#d55e00', lw=1.5, label='best so far')
-    ax.set(title='The course of the search', xlabel='trial, in the order of their beginning', ylabel='mean AUROC, tuning split'); ax.legend(); ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(title='The course of the search', xlabel='trial, in the order of their beginning', ylabel='mean AUROC, tuning split'); ax.xaxis.get_major_locator().set_params(integer=True)
+    if len(table): ax.legend()
     return sign_figure(fig, simulated)
 
 def plot_parallel(
