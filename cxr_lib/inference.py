@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROUTES', 'AGREEMENT', 'BRANCHES', 'FAST_FORMAT', 'choose_routes', 'FastModel', 'largest_difference', 'fast_model']
 
-# %% ../nbs/03e_inference.ipynb #bc9785c2
-import copy, threading, warnings
+# %% ../nbs/03e_inference.ipynb #20488cd2
+import copy, sys, threading, warnings
 from pathlib import Path
 from typing import Sequence
 import numpy as np, torch, torch.nn as nn
@@ -23,7 +23,8 @@ ROUTES = {'bf16': dict(hint='bf16', about='bfloat16 products, sums in single pre
 AGREEMENT = .02   # largest difference of a probability that is accepted, on the film-note pairs that travel with the export
 
 def _openvino():
-    "The library and its core, or the remedy"
+    "The library and its core, or the remedy; without the usage statistics that it sends over the network: a program that sees patients calls nobody"
+    if 'openvino' not in sys.modules: sys.modules.setdefault('openvino_telemetry', None)      # as if that package, which it can do without, were not there
     try: import openvino
     except ImportError: raise ImportError('fast inference needs OpenVINO; run: pip install "cxr_lib[fast]"') from None
     return openvino, openvino.Core()

@@ -1,15 +1,20 @@
 """Fast inference: the same answers for any batch, what is refused, and what happens where bfloat16 is missing or does not agree."""
+import importlib.util
 import os
+import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import PARTS, TEXTS, VOCABULARY, build
 from torch import nn
 
-pytest.importorskip('openvino', reason='OpenVINO is not installed (pip install "cxr_lib[fast]")')
+if importlib.util.find_spec('openvino') is None: pytest.skip('OpenVINO is not installed (pip install "cxr_lib[fast]")', allow_module_level=True)     # not imported here: its statistics
 from cxr_lib import inference
 from cxr_lib.checkpoints import CheckpointError, PretrainedClassifier, load_model, save_model
 from cxr_lib.core import read_json, write_json
@@ -72,8 +77,7 @@ def test_bfloat16_agrees_where_logits_spread(trained):
     assert 1e-5 < largest_difference(answer(fast, films, (TEXTS + [None])*3), own) <= AGREEMENT and fast.agreement <= AGREEMENT      # not fp32 by another name
 
 
-@pytest.mark.parametrize('changes', [dict(image_encoder='test_convnext', in_chans=3, image_size=64, fusion_layers=2), dict(image_size=64, pool='mean'),
-                                     dict(image_size=64, text_config=dict(model_type='distilbert', dim=32, n_layers=1, n_heads=2, hidden_dim=48))])
+@pytest.mark.parametrize('changes', [dict(image_encoder='test_convnext', in_chans=3, image_size=64, fusion_layers=2), dict(image_size=64, pool='mean', text_config=dict(model_type='distilbert', dim=32, n_layers=1, n_heads=2, hidden_dim=48))])
 def test_other_architectures(changes):
     model, tokenizer = build(changes)
     fast, films = fast_model(model, 'fp32'), torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
@@ -152,7 +156,7 @@ def test_where_bfloat16_does_not_agree_fp32_is_used_and_said(trained):
 
 def test_an_unknown_route_and_a_missing_library_say_the_remedy(monkeypatch, saved):
     with pytest.raises(ValueError, match='expected auto, bf16 or fp32'): fast_model(saved, 'int8')
-    monkeypatch.setitem(__import__('sys').modules, 'openvino', None)
+    monkeypatch.setitem(sys.modules, 'openvino', None)
     with pytest.raises(ImportError, match=r'pip install "cxr_lib\[fast\]"'): fast_model(saved)
 
 
@@ -193,19 +197,17 @@ def other_weights(folder):
                                           (edit(files=None), 'not of the format'), (edit(made_from='0'*16), 'made from other weights'), (other_weights, 'made from other weights'),
                                           (spoil('about.json', lambda b: b'[]'), 'not of the format')])
 def test_a_stale_or_damaged_export_is_refused_and_deleting_it_helps(saved, tmp_path, damage, said):
-    import shutil
     folder = shutil.copytree(saved, tmp_path/'model')
     damage(folder)
     with pytest.raises(CheckpointError, match=said) as refused: fast_model(folder, 'fp32')
     assert f'Delete {folder/"fast"}' in str(refused.value)
     if damage is other_weights:
         shutil.rmtree(folder/'fast')
-        assert fast_model(folder, 'fp32').agreement < 1e-4
+        assert fast_model(folder, 'fp32').agreement < 1e-4 and (folder/'fast').is_dir()
 
 
 def test_an_export_whose_answers_are_others_is_refused(saved, tmp_path):
     "All checksums right, and still not the model: what another processor or another release might do"
-    import shutil
     from safetensors.torch import load_file, save_file
     folder = shutil.copytree(saved, tmp_path/'model')
     path = folder/'fast'/'examples.safetensors'
@@ -222,8 +224,23 @@ def test_an_undefined_answer_is_never_agreement():
     assert largest_difference(nan, one) == 1 == largest_difference(one, nan) and largest_difference(one, one) == 0
 
 
-def test_a_killed_export_leaves_nothing(saved, tmp_path, monkeypatch):
-    import shutil
+@pytest.fixture
+def traced(saved, monkeypatch):
+    "The graph that was exported, in place of tracing it again"
+    monkeypatch.setattr(inference, '_as_graph', lambda model: inference._openvino()[1].read_model(str(saved/'fast'/'graph.xml')))
+
+
+def test_nothing_is_sent_over_the_network(tmp_path):
+    "OpenVINO's statistics need the package openvino_telemetry, and write into ~/intel"
+    code = ('import sys, torch; from cxr_lib.inference import _openvino; ov, _ = _openvino()\n'
+            'ov.convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2)); assert not sys.modules.get("openvino_telemetry")\n'
+            'assert ov.tools.ovc.telemetry_utils.tm.__name__.endswith("telemetry_stub")')
+    done = subprocess.run([sys.executable, '-c', code], env=os.environ | {'HOME': str(tmp_path), 'USERPROFILE': str(tmp_path), 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert not (tmp_path/'intel').exists()
+
+
+def test_a_killed_export_leaves_nothing(saved, tmp_path, monkeypatch, traced):
     folder = shutil.copytree(saved, tmp_path/'model', ignore=shutil.ignore_patterns('fast'))
     def killed(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
@@ -232,8 +249,7 @@ def test_a_killed_export_leaves_nothing(saved, tmp_path, monkeypatch):
     assert not [p for p in folder.iterdir() if 'fast' in p.name]
 
 
-def test_a_folder_that_cannot_be_written_still_gives_a_fast_model(saved, tmp_path, monkeypatch):
-    import shutil
+def test_a_folder_that_cannot_be_written_still_gives_a_fast_model(saved, tmp_path, monkeypatch, traced):
     folder = shutil.copytree(saved, tmp_path/'model', ignore=shutil.ignore_patterns('fast'))
     def full(*_): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(inference, '_write', full)
