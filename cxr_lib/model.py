@@ -229,7 +229,7 @@ class MultimodalClassifier(nn.Module):
         return self.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
     def note_tokens(self, tokens, attention_mask, has_note):
         "Put the missing-note token in front; exactly one of token and note may be attended to"
-        x = torch.cat([self.missing_note.expand(len(tokens), -1, -1).to(tokens.dtype), self.note_in(tokens)], 1)
+        x = torch.cat([self.missing_note.expand(tokens.shape[0], -1, -1).to(tokens.dtype), self.note_in(tokens)], 1)
         return x, torch.cat([~has_note[:, None], attention_mask.bool() & has_note[:, None]], 1)      # (B, 1+T, d), (B, 1+T)
     def image_logits(self, tokens):
         pooled = torch.cat([tokens.mean(1), tokens.amax(1)], -1) if self.config.pool == 'meanmax' else tokens.mean(1)
