@@ -1,6 +1,6 @@
 """Make the virtual environment and install the project into it: what `make` does before anything else.
 
-    python3 .ci/environment.py [--venv .venv] [--extras offline,train,dev]
+    python3 .ci/environment.py [--venv .venv] [--extras offline,train,fast,dev]
 
 Standard library only, as nothing is installed yet. With no torch in the Python that runs this, the tested set of
 constraints.txt is installed. Where that Python has a torch already (a CUDA build that took an hour, a vendor's build), that
@@ -114,7 +114,7 @@ def with_data_elsewhere(python: Path) -> 'list[str]':
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--venv', default='.venv', help='folder of the environment')
-    parser.add_argument('--extras', default='offline,train,dev', help='extras of settings.ini to install')
+    parser.add_argument('--extras', default='offline,train,fast,dev', help='extras of settings.ini to install')
     args = parser.parse_args()
     check_python()
     folder, constraints = Path(args.venv).absolute(), HERE/'constraints.txt'
