@@ -289,7 +289,7 @@ def fit(
     def step(rows):
         "One step of the optimizer -> its loss, over all processes; time for a checkpoint?"
         torch.manual_seed(step_seed(seed, at.epoch, at.step))
-        keep, words = torch.rand(len(rows)) >= t['note_dropout'], hide_words(torch.ones(len(rows), data.notes['attention_mask'].shape[1], dtype=torch.long), t['word_dropout'])
+        keep, words = torch.rand(len(rows)) >= t['note_dropout'], hide_words(torch.ones(len(rows), model.config.max_tokens, dtype=torch.long), t['word_dropout'])
         labels, known = ((~y[rows].isnan()).sum().clamp_min(1) for y in (targets, certain))           # of the whole batch, whoever computes it
         own, lost = batch_parts(len(rows), t['accumulate'], processes, accelerator.process_index), torch.zeros((), device=device)
         for k, part in enumerate(own):

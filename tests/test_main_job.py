@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHER_MACHINE = 0.03    # how far a mean AUROC may be from the README's: another machine's sums end in other digits, and training magnifies them
+OTHER_MACHINE = 0.02    # how far a mean AUROC may be from the README's: another machine's sums end in other digits, and training magnifies them
+SLACK = 0.005           # the same for the distance from the best possible, which is measured as 0.03 or less where the README's numbers were made
 
 
 @pytest.fixture(scope='module')
@@ -34,6 +35,8 @@ def test_the_report_shows_what_was_promised(report):
     assert gain(metrics)['low'] > 0, 'the note adds nothing to the image'
     assert mean(report, 'shuffled_note')['auroc'] <= mean(report, 'image_only')['auroc']
     assert mean(report, 'label_leak_note_only')['auroc'] > 0.95
+    assert mean(report, 'best_fused')['auroc'] - mean(report, 'fused')['auroc'] <= 0.03 + SLACK, 'too far from the best possible'
+    assert gain(metrics)['value'] >= metrics['differences']['best_fused_minus_best_image']['means']['evaluable']['value']/2, 'less than half of what the note could add'
     for condition, best in (('fused', 'best_fused'), ('image_only', 'best_image'), ('note_only', 'best_note')):      # nobody beats the best possible
         assert mean(report, condition)['auroc'] < mean(report, best)['auroc'], condition
     assert json.loads((report/'leakage.json').read_text())['means']['words less best']['high'] < 0, 'the notes tell more than the simulation lets them know'
@@ -42,7 +45,8 @@ def test_the_report_shows_what_was_promised(report):
 @pytest.mark.timeout(1500)
 def test_every_file_of_the_report_is_there(report):
     for name in ('index.html', 'config.json', 'model/model.safetensors', 'model/config.json', 'training_log.csv', 'training_curves.png', 'predictions.parquet', 'metrics.json',
-                 'metrics.csv', 'roc_curves.png', 'controls.png', 'reliability.png', '01_exploration.html', '05_evaluation.ipynb'):
+                 'metrics.csv', 'roc_curves.png', 'controls.png', 'controls.pdf', 'reliability.png', 'underdiagnosis.png', 'context.png', 'pretest.png', 'conformal.png', 'published.md',
+                 'model_card.md', 'model/calibration.json', 'model/thresholds.json', '01_exploration.html', '05_evaluation.ipynb'):
         assert (report/name).stat().st_size > 0, name
     assert 'SIMULATED' in (report/'index.html').read_text() and 'Research use only' in (report/'index.html').read_text()
     log = pd.read_csv(report/'training_log.csv')

@@ -26,7 +26,7 @@ def settings():
     return parser['DEFAULT']
 
 
-def requirements(): return [Requirement(r) for key in ('requirements', 'offline_requirements', 'train_requirements', 'dev_requirements') for r in settings()[key].split()]
+def requirements(): return [Requirement(r) for key in ('requirements', 'offline_requirements', 'train_requirements', 'fast_requirements', 'dev_requirements') for r in settings()[key].split()]
 
 
 def constraints(): return {canonicalize_name(r.name): r for r in map(Requirement, (line for line in (ROOT/'constraints.txt').read_text().splitlines() if line and line[0] != '#'))}
@@ -48,7 +48,7 @@ def test_conda_environment_names_every_package_of_the_card():
     names = {Requirement(d).name if '=' not in d or '>=' in d else d.split('=')[0] for d in [*(d for d in environment['dependencies'] if isinstance(d, str)), *pip] if not d.startswith('-e')}
     names = {'torch' if n == 'pytorch' else n for n in names}
     assert names >= {'python', 'pip', 'jupyterlab', 'torch', 'transformers', 'timm', 'pandas', 'seaborn', 'scikit-learn', 'ipywidgets', 'papermill', 'nbdev'}
-    assert '-e .[offline,train,dev]' in pip
+    assert '-e .[offline,train,fast,dev]' in pip
     ranges = {canonicalize_name(r.name): r.specifier for r in requirements()}
     for d in [d for d in [*environment['dependencies'], *pip] if isinstance(d, str) and '>=' in d]:
         r = Requirement(d)
@@ -121,7 +121,7 @@ def test_wheel_carries_modules_and_notebooks(copy, tmp_path):
     assert 'cxr = cxr_lib.runner:main' in data['entry_points.txt']
     declared = [Requirement(line.split(': ', 1)[1]) for line in data['METADATA'].splitlines() if line.startswith('Requires-Dist')]
     assert {canonicalize_name(r.name) for r in declared} == {canonicalize_name(r.name) for r in requirements()}
-    assert {m.split(': ')[1] for m in data['METADATA'].splitlines() if m.startswith('Provides-Extra')} == {'offline', 'train', 'dev', 'all'}
+    assert {m.split(': ')[1] for m in data['METADATA'].splitlines() if m.startswith('Provides-Extra')} == {'offline', 'train', 'fast', 'dev', 'all'}
     # Installed elsewhere, the command line finds the notebooks that came along.
     site = tmp_path/'site'
     wheel.extractall(site)
