@@ -120,8 +120,8 @@ def evaluate(
         comparisons={f'{a}_minus_{b}': compare_conditions(test, a, b, min_cases).to_dict('index') for a, b in COMPARED},
         calibration=calibration(test, tuning, clusters=clusters, weights=weights))
     if permutations is not None: metrics['permutations'] = shuffled_notes(permutations, test, ranks['image_only'][0], clusters, weights, cases)
-    metrics['pretest'] = pretest_report(predictions, clusters, weights, thresholds=thresholds['fused'], min_cases=min_cases, simulated=simulated)
-    metrics['conformal'] = conformal_report(test, tuning, clusters=clusters, weights=weights, seed=seed)
+    if len(tuning): metrics['pretest'] = pretest_report(predictions, clusters, weights, thresholds=thresholds['fused'], min_cases=min_cases, simulated=simulated)
+    if len(tuning): metrics['conformal'] = conformal_report(test, tuning, clusters=clusters, weights=weights, seed=seed)       # without tuning rows there is nothing to set limits on
     fair = fairness(predictions, clusters, weights, min_cases=min_cases, simulated=simulated)
     metrics |= dict(subgroups=fair.pop('subgroups'), fairness=fair)
     metrics['published'] = published_comparison(metrics).to_dict('index')
@@ -424,10 +424,12 @@ def evaluate_stage(
     clusters, weights = resample_patients(test['patient_id'], min(n_bootstrap, 200), seed)                    # bands of curves: two hundred resamples are enough to look at
     cuts = {o: float(np.nanmean(list(t.values()))) for o, t in metrics['thresholds']['fused'].items() if t and np.isfinite(list(t.values())).any()}
     pictures = {'controls': plot_controls(metrics), 'roc_curves': plot_roc_curves(predictions, metrics), 'pr_curves': plot_pr_curves(predictions, metrics),
-                'reliability': plot_reliability(metrics), 'pretest': plot_pretest(predictions, metrics['pretest']), 'balanced': plot_balanced(metrics['pretest']),
+                'reliability': plot_reliability(metrics),
                 'subgroups': plot_subgroups(metrics), 'underdiagnosis': plot_underdiagnosis(metrics), 'context': plot_shortcuts(metrics),
-                'conformal': plot_conformal(metrics['conformal'], simulated=simulated), 'published': plot_published(metrics),
+                'published': plot_published(metrics),
                 'risk_coverage': plot_risk_coverage(test, thresholds=cuts, clusters=clusters, weights=weights, simulated=simulated)}
+    if 'pretest' in metrics:
+        pictures |= {'pretest': plot_pretest(predictions, metrics['pretest']), 'balanced': plot_balanced(metrics['pretest']), 'conformal': plot_conformal(metrics['conformal'], simulated=simulated)}
     tables = {'metrics': metrics_table(metrics)}
     for name in ('external_comparison.csv', 'external_comparison.png', 'external_comparison.pdf'): (run/name).unlink(missing_ok=True)      # of an earlier evaluation
     other = external or published_predictions(run)

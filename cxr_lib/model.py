@@ -152,8 +152,7 @@ class CrossAttention(nn.Module):
         else: weight, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.attn_drop if self.training else 0.)
         return self.proj(out.transpose(1, 2).reshape(B, N, C)), weight
 
-def _feed_forward(dim, dropout): return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4*dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4*dim, dim),
-                                                      nn.Dropout(dropout))
+def _feed_forward(dim, dropout): return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4*dim), nn.GELU(), nn.Linear(4*dim, dim), nn.Dropout(dropout))      # dropout at the end only, as in BERT
 
 class FusionBlock(nn.Module):
     "Bidirectional cross-attention between image tokens and note tokens, then a feed-forward layer on each side"

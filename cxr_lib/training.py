@@ -310,6 +310,7 @@ def fit(
         check_finite(lost, norm, accelerator.scaler is not None, f'epoch {at.epoch + 1}, step {at.step + 1} of {len(plan)}', max(g['lr'] for g in optimizer.param_groups))
         optimizer.step(); optimizer.zero_grad()
         return lost, due > 0
+    frozen = {k for k, p in model.named_parameters() if not p.requires_grad}
     def look():
         "The log's row of an epoch"
         chosen = ema.module if ema else model
@@ -319,7 +320,7 @@ def fit(
         row = dict(model=name, fold=fold, epoch=at.epoch + 1, lr=rate, train_loss=at.total/len(plan), tuning_loss=loss, tuning_auroc=mean_auroc(labels, logits[first]))
         row |= {f'tuning_auroc_{b}': mean_auroc(labels, logits[b]) for b in branches[1:]} | dict(best=False)
         row['best'] = _score(row) > at.best_score; at.log.append(row)
-        if row['best']: at.best, at.best_score = {k: v.detach().cpu().clone() for k, v in chosen.state_dict().items()}, _score(row)
+        if row['best']: at.best, at.best_score = {k: v.detach().cpu().clone() for k, v in chosen.state_dict().items() if k not in frozen}, _score(row)
         return row
     writer, written = _tensorboard(tensorboard, name, fold) if main and tensorboard else None, time.monotonic()
     bar = tqdm(total=steps, initial=at.epoch*len(plan) + at.step, desc=name if fold < 0 else f'{name}, fold {fold + 1}', mininterval=1, disable=not accelerator.is_local_main_process)
@@ -343,7 +344,7 @@ def fit(
         if writer: writer.close()
         if t['gradient_checkpointing']: model.set_gradient_checkpointing(False)
         optimizer.zero_grad(); model.eval()
-    if at.best is not None: model.load_state_dict(at.best)
+    if at.best is not None: model.load_state_dict(at.best, strict=False)              # what is frozen is as it was
     return at.log
 
 def _moving_average(model, decay):

@@ -276,7 +276,7 @@ def test_values_that_do_not_go_together_are_refused(overrides, said):
 
 @pytest.mark.parametrize('overrides, said', [(PARTS | FROZEN | dict(unfreeze_image=7), 'test_vit has 6 blocks; 7 of them'),
                                              (PARTS | FROZEN | dict(unfreeze_text=4), 'has 3 blocks; 4 of them'),
-                                             (FROZEN | dict(image_size=64, lora_rank=4), 'test_byobnet has no attention projections')])
+                                             (FROZEN | dict(image_size=64, lora_rank=4), 'resnet8_chest has no attention projections')])
 def test_what_an_encoder_does_not_have_cannot_be_trained(overrides, said):
     with pytest.raises(ValueError, match=said): build(overrides)
 

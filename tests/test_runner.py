@@ -68,7 +68,7 @@ def test_parameters_are_read_from_the_notebooks(project, capsys, monkeypatch):
     monkeypatch.delenv('CXR_HOME', raising=False)
     assert runner.main(['params']) == 0
     out = capsys.readouterr().out
-    assert re.search(r'n_patients +6000 +how many \(stepping through: 24\)', out) and re.search(r"note_dropout +0.1 +share of notes dropped\n", out)
+    assert re.search(r'n_patients +24000 +how many \(stepping through: 24\)', out) and re.search(r"note_dropout +0.1 +share of notes dropped\n", out)
 
 
 def test_values_get_the_type_of_the_default(project):

@@ -281,7 +281,7 @@ def test_the_winner_feeds_the_command_line(tmp_path):
     assert read_json(tmp_path/'best.json')['optimism_measured'] is None              # no resamples were kept: undefined, not 0
     config, (_, training) = make_config('tiny', best['overrides']), split_overrides('tiny', best['overrides'])
     assert (config.dropout, config.image_size, config.head_hidden, config.freeze_text, config.freeze_image) == (.2, 64, 32, False, False)
-    assert training['lr'] == .004 and training['note_lr'] == .001                      # in the preset's proportion
+    assert training['lr'] == .004 and training['note_lr'] == .002                      # in the preset's proportion
     words = shlex.split(best['command'])
     given = {words[k + 1]: words[k + 2] for k, w in enumerate(words) if w == '-p'} | {'preset': words[words.index('--preset') + 1]}
     plan = plan_run(given, home=ROOT)
