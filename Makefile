@@ -36,9 +36,12 @@ lint: install
 nbdev-test: install
 	@echo "== every notebook runs (nbdev_test)"
 	@OMP_NUM_THREADS=1 $(RUN) -u -c "from nbdev.test import nbdev_test; nbdev_test(n_workers=2, do_print=True)"
+# The main job has the machine to itself; the many small tests share it, one core each.
 pytest: install
-	@echo "== pytest"
-	@$(RUN) -m pytest
+	@echo "== pytest: the main job at its full size"
+	@$(RUN) -m pytest tests/test_main_job.py
+	@echo "== pytest: everything else"
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --ignore tests/test_main_job.py
 
 # For those who change a notebook: write the modules, the README.
 export: install

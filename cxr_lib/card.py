@@ -212,6 +212,7 @@ fairness.shortcuts.rows[]:
     reason      | text  |           | why it was not tested; empty if it was
 
 comparisons?  | block |             | DeLong's test by observation, corrected by Holm
+decisions?    | block |             | decisions at thresholds for a sensitivity and a specificity of 0.9
 conformal?    | block |             | prediction sets and their coverage (chapter 04e)
 pretest?      | block |             | within strata of pre-test probability (chapter 04c)
 published?    | block |             | beside the published table (chapter 04f)

@@ -56,7 +56,7 @@ def test_what_the_evaluation_writes_passes_in_memory_and_from_the_file(predictio
 def test_both_versions_and_the_optional_blocks(stored):
     for name in SCHEMAS: check_metrics(stored | dict(schema=name))
     blocks = {k for k, e in METRICS_SCHEMA.items() if e.type == 'block' and '.' not in k}
-    assert blocks == {'comparisons', 'conformal', 'pretest', 'published', 'permutations'} and not any(METRICS_SCHEMA[k].required for k in blocks)
+    assert blocks == {'comparisons', 'decisions', 'conformal', 'pretest', 'published', 'permutations'} and not any(METRICS_SCHEMA[k].required for k in blocks)
     check_metrics(stored | {k: {'anything': [1]} for k in blocks})
     check_metrics({k: v for k, v in stored.items() if k != 'fairness'})
     with pytest.raises(ValueError, match='conformal is'): check_metrics(stored | dict(conformal=3))
@@ -65,7 +65,7 @@ def test_both_versions_and_the_optional_blocks(stored):
 
 
 BLOCKS = ('strata', 'maps')
-LOOSE = ('comparisons', 'conformal', 'pretest', 'published', 'permutations')
+LOOSE = ('comparisons', 'decisions', 'conformal', 'pretest', 'published', 'permutations')
 
 
 def places(value, path=()):
