@@ -353,7 +353,7 @@ def plot_risk_coverage(
     import matplotlib.pyplot as plt
     set_theme()
     fig, axes = plt.subplots(3, 5, figsize=(14, 8.2), sharex=True, layout='none',        # fixed margins: fifteen panels take long to fit
-                             gridspec_kw=dict(left=.06, right=.99, bottom=.09, top=.95, hspace=.22, wspace=.3))
+                             gridspec_kw=dict(left=.085, right=.99, bottom=.09, top=.95, hspace=.22, wspace=.3))
     for ax, o in zip(axes.flat, OBSERVATIONS):
         cut = (thresholds or {}).get(o)
         cut = .5 if cut is None or cut != cut else min(max(cut, 1e-6), 1 - 1e-6)
@@ -373,6 +373,6 @@ def plot_risk_coverage(
     lines = (('#0173b2', '-', CONDITIONS.get(condition, condition)), ('#949494', '--', 'abstaining at random'), ('#029e73', ':', 'best order: errors last'))
     for color, style, label in lines: last.plot([], [], style, color=color, label=label)
     last.legend(loc='center', frameon=False)
-    fig.supxlabel('coverage: share of images answered, the surest first', fontsize=12); fig.supylabel('risk: share of the answers that are wrong', fontsize=12)
+    fig.supxlabel('coverage: share of images answered, the surest first', fontsize=12); fig.supylabel('risk: share of the answers that are wrong', fontsize=12, x=.015)
     plt.close(fig)
     return mark_simulated(fig, simulated)
