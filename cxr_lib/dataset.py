@@ -269,9 +269,10 @@ class StudyData:
         self.targets, self.image_tokens, self.note_tokens = training_targets(self.table, label_policy), None, None
     def __len__(self): return len(self.table)
     def rows(self, split): return np.flatnonzero(self.table.split == split)
-    def precompute(self, model:MultimodalClassifier, device:str='cpu', batch_size:int=64, images:bool=True,
+    def precompute(self, model:MultimodalClassifier, device:str='cpu', batch_size:int=0, images:bool=True,
                    cache:str|Path|None=None, token_dtype:str='float16'):
         "Encode everything (or only the notes) once with whichever encoder is frozen; in memory, or memory-mapped below the folder `cache`"
+        batch_size = batch_size or (16 if device == 'cpu' else 64)               # the activations of more films do not fit into a processor's cache
         self.image_tokens = encode_images(model, self, device, batch_size, cache, token_dtype) if images and is_frozen(model, 'image') else None
         self.note_tokens = encode_notes(model, self, device, batch_size, cache, token_dtype) if is_frozen(model, 'text') else None
         return self
