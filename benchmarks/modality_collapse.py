@@ -40,7 +40,7 @@ def main():
     test = pd.read_parquet(run/'predictions.parquet').query('split == "test"').set_index('image')
     test = pd.concat([test.loc[table.image.iloc[rows]].reset_index(), alone], axis=1)
     clusters, weights = resample_patients(test.patient_id, args.bootstrap)
-    counted = count_cases(test).query('evaluable').index
+    counted = list(count_cases(test).query('evaluable').index)
     together, apart = (mean_over(rank_condition(test, c, clusters, weights)[0], counted) for c in ('image_only', 'alone'))
     found = interval(together - apart)
     print(f'{len(np.unique(test.patient_id)):,} test patients, {len(counted)} observations; mean AUROC of the film alone: {together[0]:.4f} in the model that also reads notes, '
