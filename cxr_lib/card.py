@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, project_root, read_json
+from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, number_text, project_root, read_json
 from .metrics import CONDITIONS
 from .fairness import RATES
 
@@ -346,10 +346,8 @@ def number(
     digits:int=3,
 ) -> str: # with its interval, or 'not measured'
     "A number for reading"
-    def missing(v): return v is None or v != v
-    if missing(value): return NOT_MEASURED
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return f'{value:,}'
-    return f'{value:.{digits}f}' + ('' if missing(low) or missing(high) else f' [{low:.{digits}f}, {high:.{digits}f}]')
+    return number_text(value, low, high, digits, NOT_MEASURED)
 
 def _stated(value, otherwise=NOT_RECORDED):
     "A fact for reading"

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
            'MAX_PIXELS', 'IMPLIES', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name', 'atomic_path',
-           'write_json', 'read_json', 'project_root', 'content_key', 'RunFolder', 'run_folder', 'versions',
-           'seed_everything', 'choose_device', 'choose_precision', 'set_theme', 'mark_simulated', 'sign_figure',
-           'draw_interval', 'save_figure']
+           'remove_unfinished', 'write_json', 'read_json', 'project_root', 'content_key', 'RunFolder', 'run_folder',
+           'versions', 'seed_everything', 'choose_device', 'choose_precision', 'set_theme', 'mark_simulated',
+           'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'draw_interval', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
-import contextlib, hashlib, json, os, random, shutil, time
+import contextlib, hashlib, json, os, random, re, shutil, time
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -57,6 +57,18 @@ def atomic_path(
     finally:
         if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
         elif tmp.exists(): tmp.unlink()
+
+def remove_unfinished(
+    path:str|Path, # final name of a file or folder that is written through `atomic_path`
+    below:bool=False # of everything at any depth below the folder `path` instead
+) -> list: # of what was removed
+    "Remove what killed processes left half-written; call it where no other process writes the same"
+    path = Path(path)
+    stem, suffix = ('.+', r'(\.\w+)?') if below else (re.escape(path.stem), re.escape(path.suffix))
+    found = (path.rglob if below else path.parent.glob)('.*.tmp*')
+    found = sorted((p for p in found if re.fullmatch(rf'\.{stem}\.\d+\.tmp{suffix}', p.name)), reverse=True)      # what is inside a folder before the folder
+    for left in found: shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return found
 
 def _plain(o):
     "What `json` does not know: dataclasses, paths, numpy numbers and arrays"
@@ -222,6 +234,40 @@ def sign_figure(
                   color='#cc3311' if simulated else '#555555', weight='bold' if simulated else 'normal')
     plt.close(fig)
     return fig
+
+def defined(
+    value:float|None # a number; JSON writes NaN as null
+) -> bool:
+    "Is there a number?"
+    return value is not None and value == value
+
+def interval_text(
+    low:float|None, # of an interval
+    high:float|None, # of it
+    digits:int=3
+) -> str: # ' [0.123, 0.456]', or '' where it is undefined
+    "An interval for reading, to stand behind its number"
+    return f' [{low:.{digits}f}, {high:.{digits}f}]' if defined(low) and defined(high) else ''
+
+def number_text(
+    value:float|None, # a statistic
+    low:float|None=None, # of its interval
+    high:float|None=None, # of it
+    digits:int=3,
+    otherwise:str='undefined' # where there is no number
+) -> str: # '0.345 [0.123, 0.456]'
+    "A number with its interval for reading"
+    return f'{value:.{digits}f}' + interval_text(low, high, digits) if defined(value) else otherwise
+
+def remark(
+    ax, # matplotlib axes
+    x:float, # of the axes' data, unless a transform is given
+    y:float, # likewise
+    text:str,
+    **more # of `Axes.text`
+):
+    "Small grey words in a plot, legible on grid lines"
+    ax.text(x, y, text, **dict(fontsize=8.5, va='center', color='#666666', bbox=dict(fc='white', ec='none', pad=1.5)) | more)
 
 def draw_interval(
     ax, # matplotlib axes

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['DIFFERENCES', 'COMPARED', 'MORE_RULES', 'STORED_RULES', 'decisions', 'shuffled_notes', 'evaluate', 'verdict',
            'metrics_table', 'decision_table', 'auroc_table', 'plot_controls', 'plot_roc_curves', 'plot_pr_curves',
-           'plot_reliability', 'about_notes', 'published_predictions', 'with_best_possible', 'test_permutations',
+           'plot_reliability', 'about_notes', 'published_predictions', 'with_best_possible', 'stored_permutations',
            'keep_calibration', 'evaluate_stage']
 
 # %% ../nbs/05_evaluation.ipynb #ae5481cc
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, draw_interval, project_root, read_json,
+from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, defined, draw_interval, number_text, project_root, read_json, remark,
                           save_figure, set_theme, short_name, sign_figure, write_json)
 from .calibration import fit_calibration
 from .checkpoints import save_calibration
 from .conditions import read_permutations
 from .predictions import CONDITIONS, check_predictions, conditions_in, read_predictions
-from .metrics import (auroc, brier_score, calibration, calibration_interval, choose_thresholds, compare_conditions, count_cases, decision_metrics,
+from .metrics import (brier_score, calibration, calibration_interval, choose_thresholds, compare_conditions, count_cases, decision_metrics,
                              interval, known_labels, mean_over, named_interval, rank_condition, ranking_metrics, resample_patients)
 from .pretest import plot_balanced, plot_pretest, pretest_report
 from .fairness import fairness, plot_shortcuts, plot_subgroups, plot_underdiagnosis
@@ -39,7 +39,7 @@ MORE_RULES = ('sensitivity=0.9', 'specificity=0.9')
 def _decided(test, condition, observation, thresholds, clusters, weights):
     "-> (images that have a threshold, decision metrics of every resample)"
     rows, labels = known_labels(test, observation)
-    p, cut = (test[f'{condition}/{observation}'].to_numpy(float)[rows], test['fold'].map(thresholds[observation]).to_numpy(float)[rows] if len(thresholds) else np.full(len(rows), np.nan))
+    p, cut = test[f'{condition}/{observation}'].to_numpy(float)[rows], test['fold'].map(thresholds[observation]).to_numpy(float)[rows]
     has_cut = ~np.isnan(cut)
     return int(has_cut.sum()), decision_metrics(labels[has_cut], p[has_cut] >= cut[has_cut], weights, clusters[rows][has_cut])
 
@@ -110,8 +110,9 @@ def shuffled_notes(
     for k, o in enumerate(OBSERVATIONS):
         rows, labels = known_labels(test, o)
         for j, scores in enumerate(permutations[:, rows, k]):
-            each[k, j] = auroc(labels, scores)
-            ranks[k, 1+j::n] = ranking_metrics(labels, scores, np.ascontiguousarray(weights[:, 1+j::n]), clusters[rows])[0]
+            own = [0, *range(1 + j, weights.shape[1], n)]                                    # the sample, and the resamples that meet this shuffle
+            areas = ranking_metrics(labels, scores, weights[:, own], clusters[rows])[0]
+            each[k, j], ranks[k, own[1:]] = areas[0], areas[1:]
         ranks[k, 0] = each[k].mean()
     def described(values, spread, image, reason): return interval(values) | dict(spread=float(np.std(spread)), minus_image_only=interval(values - image), reason=reason)
     observations = {o: described(ranks[k], each[k], image_only[k], cases.loc[o, 'reason']) for k, o in enumerate(OBSERVATIONS)}
@@ -144,19 +145,19 @@ def evaluate(
         differences={f'{a}_minus_{b}': _difference(ranks[a][0], ranks[b][0], cases) for a, b in DIFFERENCES if a in ranks and b in ranks},
         comparisons={f'{a}_minus_{b}': compare_conditions(test, a, b, min_cases).to_dict('index') for a, b in COMPARED},
         calibration=calibration(test, tuning, clusters=clusters, weights=weights))
-    if len(tuning): metrics['decisions'] = decisions(test, tuning, clusters, weights)
     if permutations is not None: metrics['permutations'] = shuffled_notes(permutations, test, ranks['image_only'][0], clusters, weights, cases)
-    if len(tuning): metrics['pretest'] = pretest_report(predictions, clusters, weights, thresholds=thresholds['fused'], min_cases=min_cases, simulated=simulated)
-    if len(tuning): metrics['conformal'] = conformal_report(test, tuning, clusters=clusters, weights=weights, seed=seed)       # without tuning rows there is nothing to set limits on
-    fair = fairness(predictions, clusters, weights, min_cases=min_cases, simulated=simulated)
+    if len(tuning):                                                                   # without tuning rows there is nothing to set thresholds and limits on
+        metrics |= dict(decisions=decisions(test, tuning, clusters, weights), conformal=conformal_report(test, tuning, clusters=clusters, weights=weights, seed=seed),
+                        pretest=pretest_report(predictions, clusters, weights, thresholds=thresholds['fused'], min_cases=min_cases, simulated=simulated))
+    fair = fairness(predictions, clusters, weights, thresholds=thresholds['fused'], min_cases=min_cases, simulated=simulated)
     metrics |= dict(subgroups=fair.pop('subgroups'), fairness=fair)
     metrics['published'] = published_comparison(metrics).to_dict('index')
     return metrics | dict(verdict=verdict(metrics))
 
 # %% ../nbs/05_evaluation.ipynb #dfbe3820
-def _f(x): return 'undefined' if x is None or x != x else f'{x:.3f}'
-def _signed(d): return _f(d["value"]) if d["low"] is None or d["low"] != d["low"] else f'{_f(d["value"])} [{_f(d["low"])}, {_f(d["high"])}]'
-def _area(m): return _f(m["auroc"]) if m["low"] is None or m["low"] != m["low"] else f'{_f(m["auroc"])} [{_f(m["low"])}, {_f(m["high"])}]'
+def _f(x): return number_text(x)
+def _signed(d): return number_text(d['value'], d['low'], d['high'])
+def _area(m): return number_text(m['auroc'], m['low'], m['high'])
 
 def _note_gain(d, fused, image, where):
     "What the note adds to the image, as far as the interval allows"
@@ -187,7 +188,7 @@ def verdict(
     out = {o: c['reason'] for o, c in metrics['observations'].items() if not c['evaluable']}
     said = [SIMULATED] if metrics['simulated'] else []
     said.append(f'{metrics["n_images"]} test images of {metrics["n_patients"]} patients; the mean is over {14-len(out)} of 14 observations, with 95% intervals from {metrics["n_bootstrap"]} resamples of patients.')
-    headlined = len(out) < 14 and means['fused']['low'] is not None and means['fused']['low'] == means['fused']['low']
+    headlined = len(out) < 14 and defined(means['fused']['low'])
     if headlined and not metrics['n_with_note']:
         said.append(f'No test image has a note, so these data say nothing about reading notes. With the image alone the mean AUROC is {_area(means["image_only"])}.')
     elif headlined:
@@ -245,10 +246,6 @@ def auroc_table(
 # %% ../nbs/05_evaluation.ipynb #e69695bf
 def _color(condition): return CONDITION_COLORS['best_possible' if condition.startswith('best') else condition]
 
-def _remark(ax, x, y, text, **more):
-    "Small grey words in a plot, legible on grid lines"
-    ax.text(x, y, text, **dict(fontsize=8.5, va='center', color='#666666', bbox=dict(fc='white', ec='none', pad=1.5)) | more)
-
 def _controls_means(ax, metrics):
     "Left panel of the controls: mean AUROC of each condition"
     means = {c: m['means']['evaluable'] for c, m in metrics['conditions'].items()}
@@ -258,14 +255,14 @@ def _controls_means(ax, metrics):
         m, leak = means[c], c == 'label_leak_note_only'
         if leak:
             ax.axhspan(y-.45, y+.45, facecolor='#cc331110', edgecolor='#cc331166', hatch='////', lw=0)
-            _remark(ax, .505, y, 'negative example:\nnotes made from labels', color='#cc3311', weight='bold')
+            remark(ax, .505, y, 'negative example:\nnotes made from labels', color='#cc3311', weight='bold')
         draw_interval(ax, y, m['auroc'], m['low'], m['high'], _color(c), hollow=leak)
-        if m['auroc'] is not None and m['auroc'] == m['auroc']: _remark(ax, 1.03, y, _f(m['auroc']), fontsize=9, color=_color(c) if leak else '#222222')
+        if defined(m['auroc']): remark(ax, 1.03, y, _f(m['auroc']), fontsize=9, color=_color(c) if leak else '#222222')
     for c, style in zip([c for c in means if c.startswith('best')], ('--', ':', '-.', '--')):
-        if means[c]['auroc'] is not None and means[c]['auroc'] == means[c]['auroc']:
+        if defined(means[c]['auroc']):
             ax.axvline(means[c]['auroc'], color=_color(c), ls=style, lw=1.6, label=f'{CONDITIONS[c]}: {_f(means[c]["auroc"])}')
     ax.axvline(.5, color='#666666', lw=1, label='chance: 0.500')
-    lowest = min([m['low'] for m in means.values() if m['low'] is not None and m['low'] == m['low']], default=.5)
+    lowest = min([m['low'] for m in means.values() if defined(m['low'])], default=.5)
     ax.set(yticks=range(len(shown)), yticklabels=[CONDITIONS[c] + (f'\n(mean of {many["n_permutations"]} shuffles)' if many and c == 'shuffled_note' else '') for c in shown], ylim=(len(shown)-.5, -.5), xlim=(min(.48, lowest-.03), 1.1),
            xticks=[x for x in np.arange(0, 1.01, .1) if x >= min(.48, lowest-.03)],
            xlabel='mean AUROC', title=f'Mean AUROC over {means["fused"]["n_observations"]} observations')
@@ -285,7 +282,7 @@ def plot_controls(
     for y, (name, d) in enumerate(rows):
         grey = bool(d['reason'])
         draw_interval(right, y, d['value'], d['low'], d['high'], '#aaaaaa' if grey else '#222222' if y == 0 else CONDITION_COLORS['fused'], hollow=grey)
-        if d['value'] is None or d['value'] != d['value']: _remark(right, .01, y, d['reason'], transform=right.get_yaxis_transform())
+        if not defined(d['value']): remark(right, .01, y, d['reason'], transform=right.get_yaxis_transform())
     right.axvline(0, color='#666666', lw=1)
     right.axhline(.5, color='#cccccc', lw=1)
     right.set(yticks=range(len(rows)), yticklabels=[n for n, _ in rows], ylim=(len(rows)-.5, -.5), xlabel='AUROC, image + note minus image only', title='What the note adds (95% interval)')
@@ -322,7 +319,7 @@ def _curve_panel(ax, observation, test, metrics, kind):
     ax.set_title(f'{short_name(observation)}\n{counts["n_positive"]} positive of {counts["n_positive"]+counts["n_negative"]}', fontsize=10, weight='normal' if counts['reason'] else 'bold')
     ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), xticks=[0, .5, 1], yticks=[0, .5, 1])
     if counts['n_positive']*counts['n_negative'] == 0:
-        _remark(ax, .5, .5, counts['reason'].replace(': ', ':\n'), ha='center'); return
+        remark(ax, .5, .5, counts['reason'].replace(': ', ':\n'), ha='center'); return
     rows, labels = known_labels(test, observation)
     if kind == 'roc': ax.plot([0, 1], [0, 1], color='#999999', ls='--', lw=1, label='chance')
     else: ax.axhline(labels.mean(), color='#999999', ls='--', lw=1, label='chance (share of positives)')
@@ -334,7 +331,7 @@ def _curve_panel(ax, observation, test, metrics, kind):
         ax.plot(x, y, color=_color(c), lw=1.8, label=CONDITIONS[c], drawstyle='default' if kind == 'roc' else 'steps-pre', alpha=.5 if counts['reason'] else 1)
         lines.append((f'{found["auroc" if kind == "roc" else "auprc"]:.2f}', _color(c)))
     _numbers_in(ax, lines[::-1], 'lower right' if kind == 'roc' else 'upper right')
-    if counts['reason']: _remark(ax, .5, .5, 'too few to count\nin the mean', ha='center')
+    if counts['reason']: remark(ax, .5, .5, 'too few to count\nin the mean', ha='center')
 
 def plot_roc_curves(
     predictions:pd.DataFrame, # a prediction table
@@ -364,7 +361,7 @@ def plot_reliability(
         one = found['observations'][o]
         ax.set(title=f'{short_name(o)}\n{metrics["observations"][o]["n_positive"]} positive of {one["n"]}', xlim=(-.02, 1.02), ylim=(-.02, 1.02), xticks=[0, .5, 1], yticks=[0, .5, 1])
         ax.title.set_fontsize(10)
-        if not one['n']: _remark(ax, .5, .5, 'not labelled in these data', ha='center'); return
+        if not one['n']: remark(ax, .5, .5, 'not labelled in these data', ha='center'); return
         ax.plot([0, 1], [0, 1], color='#999999', ls='--', lw=1, label='perfect')
         lines = []
         for when, color in (('before', '#949494'), ('after', CONDITION_COLORS['fused'])):
@@ -411,7 +408,7 @@ def with_best_possible(
     if read_json(run/'notes.json')['mode'] != 'clinical': best = best.filter(like='best_image/')              # of notes from labels the network knows nothing
     return pd.concat([predictions, best.set_index(predictions.index)], axis=1)
 
-def test_permutations(
+def stored_permutations(
     run:RunFolder, # with shuffled_notes.npz, which the training leaves
     predictions:pd.DataFrame # its prediction table
 ) -> np.ndarray|None: # (n_permutations, n_test, 14) in the order of the test rows; None if the run has none
@@ -429,8 +426,7 @@ STORED_RULES = ('youden', *MORE_RULES)
 
 def keep_calibration(
     run:RunFolder, # with a saved model
-    predictions:pd.DataFrame, # its prediction table
-    metrics:dict # from `evaluate`
+    predictions:pd.DataFrame # its prediction table
 ):
     "Fit temperatures on the tuning rows of the saved model (the first fold's) and store them with its thresholds, which are for probabilities before calibration"
     tuning = predictions[predictions['split'] == 'tuning']
@@ -453,7 +449,7 @@ def evaluate_stage(
     predictions = read_predictions(run/'predictions.parquet')
     if simulated: predictions = with_best_possible(run, predictions)
     run.begin('evaluation')
-    metrics = evaluate(predictions, n_bootstrap=n_bootstrap, seed=seed, simulated=simulated, permutations=test_permutations(run, predictions))
+    metrics = evaluate(predictions, n_bootstrap=n_bootstrap, seed=seed, simulated=simulated, permutations=stored_permutations(run, predictions))
     if (run/'notes.json').exists(): metrics['verdict'].insert(1, about_notes(read_json(run/'notes.json'), simulated))
     test = predictions[predictions['split'] == 'test'].reset_index(drop=True)
     clusters, weights = resample_patients(test['patient_id'], min(n_bootstrap, 200), seed)                    # bands of curves: two hundred resamples are enough to look at
@@ -478,7 +474,7 @@ def evaluate_stage(
         for suffix in ('png', 'pdf'): save_figure(figure, run/f'{name}.{suffix}')                             # PDF: sharp at any size, for a paper
     with atomic_path(run/'published.md') as tmp: tmp.write_text(comparison_page(metrics), encoding='utf-8')
     write_json(run/'metrics.json', check_metrics(metrics))
-    if (run/'model').is_dir(): keep_calibration(run, predictions, metrics)
+    if (run/'model').is_dir(): keep_calibration(run, predictions)
     run.finish('evaluation', dict(n_bootstrap=n_bootstrap, seed=seed, external=str(external)))
     write_model_card(run)
     return metrics

@@ -11,7 +11,7 @@ __all__ = ['IMAGE_COLUMNS', 'PATIENT_COLUMNS', 'ONE_TO_ONE', 'read_external', 'r
 import contextlib, csv, gzip, io, warnings, zlib
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, atomic_path, draw_interval, save_figure, set_theme, short_name, sign_figure, write_json
+from .core import COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, atomic_path, draw_interval, number_text, save_figure, set_theme, short_name, sign_figure, write_json
 from .studies import NIH_TO_CHEXPERT
 from .sources import nih_labels
 from .metrics import brier_score, calibration_interval, check_probabilities, count_cases, known_labels, mean_over, named_interval, rank_condition, refuse_cells, resample_patients
@@ -253,8 +253,7 @@ def model_name(
 # %% ../nbs/04g_external.ipynb #7cbafb54
 def _text(values, metric):
     "A number with its interval"
-    value, low, high = (np.nan if values.get(k) is None else values[k] for k in (metric, f'{metric}_low', f'{metric}_high'))
-    return '–' if np.isnan(value) else f'{value:.3f}' if np.isnan(low) else f'{value:.3f} [{low:.3f}, {high:.3f}]'
+    return number_text(*(values.get(f'{metric}{end}') for end in ('', '_low', '_high')), otherwise='–')
 
 def external_verdict(
     metrics:dict # from `evaluate_external`

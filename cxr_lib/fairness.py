@@ -11,7 +11,7 @@ __all__ = ['ATTRIBUTES', 'NOT_KNOWN', 'RATES', 'SHORTCUT_CONTEXTS', 'attribute_v
 from itertools import combinations
 import numpy as np, pandas as pd
 from scipy import stats
-from .core import CONDITION_COLORS, OBSERVATIONS, draw_interval, set_theme, short_name, sign_figure
+from .core import CONDITION_COLORS, OBSERVATIONS, defined, draw_interval, interval_text, number_text, remark, set_theme, short_name, sign_figure
 from .studies import AGE_BANDS, age_band
 from .metrics import (holm, CONDITIONS, check_predictions, choose_thresholds, count_cases, interval, known_labels, mean_over, named_interval, rank_condition,
                              ranking_metrics, resample_patients, too_few_cases)
@@ -276,26 +276,22 @@ def shortcut_probe(
     return dict(condition=condition, level=level, n_tested=n, rows=rows)
 
 # %% ../nbs/04d_fairness.ipynb #ba6cb2d5
-def _is(x): return x is not None and x == x
-def _number(x): return 'undefined' if not _is(x) else f'{x:.3f}'
-def _between(low, high): return f' [{low:.3f}, {high:.3f}]' if _is(low) and _is(high) else ''
-
 def _gap_sentences(gaps, what, only_shown=False, level=.05):
     "The largest gap over attributes, and whether it is shown"
-    usable = [g for g in gaps if _is(g['gap'])]
-    if only_shown and not any(_is(g['p']) and g['p'] < level for g in usable): return []
+    usable = [g for g in gaps if defined(g['gap'])]
+    if only_shown and not any(defined(g['p']) and g['p'] < level for g in usable): return []
     if not usable: return [f'No gap in {what} can be measured: no attribute has two groups with enough patients and cases.']
     top = max(usable, key=lambda g: g['gap'])
     pairs = sum(g['n_pairs'] for g in usable)
-    text = (f'The largest gap in {what} is by {top["attribute"]}: {_number(top["worst_value"])} for {top["worst"]} against {_number(top["best_value"])} '
-            f'for {top["best"]}, a difference of {_number(top["gap"])}{_between(top["low"], top["high"])}.')
-    if not _is(top['p']): return [text + f' It could not be tested: {top["reason"]}.']
+    text = (f'The largest gap in {what} is by {top["attribute"]}: {number_text(top["worst_value"])} for {top["worst"]} against {number_text(top["best_value"])} '
+            f'for {top["best"]}, a difference of {number_text(top["gap"], top["low"], top["high"])}.')
+    if not defined(top['p']): return [text + f' It could not be tested: {top["reason"]}.']
     shown = top['p'] < level
-    text += (f' It is the largest of {pairs} and so exaggerated; equal groups of these sizes would differ by {_number(top["by_chance"])} on average. '
+    text += (f' It is the largest of {pairs} and so exaggerated; equal groups of these sizes would differ by {number_text(top["by_chance"])} on average. '
              f'With all pairs taken into account the interval is'
-             f'{_between(top["low_all"], top["high_all"])}, p = {top["p"]:.3f}: {"the gap is not luck alone" if shown else "no gap is shown"}.')
-    others = [g for g in usable if g is not top and _is(g['p']) and g['p'] < level]
-    return [text] + [f'Also shown: by {g["attribute"]}, {_number(g["worst_value"])} for {g["worst"]} against {_number(g["best_value"])} for {g["best"]} '
+             f'{interval_text(top["low_all"], top["high_all"])}, p = {top["p"]:.3f}: {"the gap is not luck alone" if shown else "no gap is shown"}.')
+    others = [g for g in usable if g is not top and defined(g['p']) and g['p'] < level]
+    return [text] + [f'Also shown: by {g["attribute"]}, {number_text(g["worst_value"])} for {g["worst"]} against {number_text(g["best_value"])} for {g["best"]} '
                      f'(p = {g["p"]:.3f}).' for g in others]
 
 def _shortcut_sentences(probe):
@@ -303,15 +299,15 @@ def _shortcut_sentences(probe):
     if not probe['n_tested']:
         return ['Whether the context is read instead of the finding could not be tested: no observation has enough cases in every context.']
     found = [r for r in probe['rows'] if r['found']]
-    said = [f'Part of the discrimination of {r["observation"]} comes from the context ({r["context"]}): AUROC {_number(r["pooled"])} over all films, '
-            f'{_number(r["within"])} {SHORTCUT_CONTEXTS[r["context"]]}, a drop of {_number(r["drop"])}{_between(r["drop_low"], r["drop_high"])} '
+    said = [f'Part of the discrimination of {r["observation"]} comes from the context ({r["context"]}): AUROC {number_text(r["pooled"])} over all films, '
+            f'{number_text(r["within"])} {SHORTCUT_CONTEXTS[r["context"]]}, a drop of {number_text(r["drop"], r["drop_low"], r["drop_high"])} '
             f'(Holm-corrected p = {r["p_holm"]:.3f}).' for r in found]
-    worst = max((r for r in probe['rows'] if _is(r['p']) and not r['found']), key=lambda r: r['detectable'], default=None)
+    worst = max((r for r in probe['rows'] if defined(r['p']) and not r['found']), key=lambda r: r['detectable'], default=None)
     quiet = f'{probe["n_tested"]} pairs of observation and context were tested'
     if worst:
-        quiet += f'; the least is known about {worst["observation"]} ({worst["context"]}), where a drop of up to {_number(worst["detectable"])} could have gone unseen'
+        quiet += f'; the least is known about {worst["observation"]} ({worst["context"]}), where a drop of up to {number_text(worst["detectable"])} could have gone unseen'
     quiet += '.'
-    by = {c: any(r['context'] == c and _is(r['p']) for r in probe['rows']) for c in SHORTCUT_CONTEXTS}
+    by = {c: any(r['context'] == c and defined(r['p']) for r in probe['rows']) for c in SHORTCUT_CONTEXTS}
     if not found: said = [f'No observation is shown to lose discrimination {", or ".join(SHORTCUT_CONTEXTS[c] for c in by if by[c])}.']
     return said + [quiet] + [f'Nothing could be tested {SHORTCUT_CONTEXTS[c]}: too few cases.' for c in by if not by[c]]
 
@@ -336,6 +332,7 @@ def fairness(
     clusters:np.ndarray|None=None, # (n_test,) from `resample_patients` of the test rows; drawn here if None
     weights:np.ndarray|None=None, # (n_patients, 1 + n_bootstrap) with it
     *,
+    thresholds:pd.DataFrame|None=None, # of the fused model, from `choose_thresholds`; Youden's, from the tuning rows, if None
     n_bootstrap:int=1000, # resamples of patients, where none are given
     seed:int=0, # of the resampling
     min_cases:int=10, # positives and negatives an observation needs: over all test rows, in each group for rates, in each context for the shortcut probe
@@ -351,7 +348,7 @@ def fairness(
         raise ValueError(f'{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients from the patients of the test rows, in order')
     subgroups, areas = _subgroup_areas(test, clusters, weights, count_cases(test, min_cases), min_group_cases, min_patients)
     report = dict(subgroups=subgroups, gaps=group_gaps(areas), shortcuts=shortcut_probe(test, clusters, weights, min_cases=min_cases),
-                  underdiagnosis=underdiagnosis(test, choose_thresholds(tuning), clusters, weights, min_cases=min_cases, min_patients=min_patients),
+                  underdiagnosis=underdiagnosis(test, choose_thresholds(tuning) if thresholds is None else thresholds, clusters, weights, min_cases=min_cases, min_patients=min_patients),
                   simulated=bool(simulated),
                   settings=dict(n_bootstrap=weights.shape[1] - 1, min_cases=min_cases, min_group_cases=min_group_cases, min_patients=min_patients))
     return report | dict(sentences=fairness_sentences(report))
@@ -371,9 +368,19 @@ def _group_axis(axes, rows, counts):
     for ax in axes: ax.grid(axis='y', visible=False)
     return at
 
-def _remark(ax, y, text, x=.01, **more):
-    "Small grey words beside a group"
-    ax.text(x, y, text, transform=ax.get_yaxis_transform(), **dict(fontsize=8.5, va='center', color='#666666', bbox=dict(fc='white', ec='none', pad=1)) | more)
+def _beside(ax, y, text, x=.01, **more):
+    "A remark to a group, at a place of the axes' width"
+    remark(ax, x, y, text, transform=ax.get_yaxis_transform(), **more)
+
+def _draw_groups(ax, heights, rows, kinds, pale_label, otherwise=''):
+    "Two numbers a group with their intervals, pale where it cannot be judged; why, where there are none. `kinds`: (name of the number, label, color)"
+    for y, row in zip(heights, rows):
+        pale = row['small'] or row['group'] == NOT_KNOWN
+        for (name, _, color), shift in zip(kinds, (-.16, .16)):
+            draw_interval(ax, y + shift, row[name], row[f'{name}_low'], row[f'{name}_high'], _GREY if pale else color, hollow=pale)
+        if not any(defined(row[name]) for name, _, _ in kinds): _beside(ax, y, row['reason'] or otherwise)
+    for _, label, color in kinds: ax.plot([], [], 'o-', color=color, label=label)
+    ax.plot([], [], 'o-', color=_GREY, mfc='white', label=pale_label)
 
 def _below(ax, height, ncols):
     "A legend below the axis, however tall the figure is"
@@ -381,11 +388,11 @@ def _below(ax, height, ncols):
 
 def _headline(gaps):
     "The largest gap in one line"
-    usable = [g for g in gaps if _is(g['gap'])]
+    usable = [g for g in gaps if defined(g['gap'])]
     if not usable: return 'no two groups can be compared'
     top = max(usable, key=lambda g: g['gap'])
-    said = 'not tested' if not _is(top['p']) else f'p = {top["p"]:.3f} over all pairs: {"shown" if top["p"] < .05 else "not shown"}'
-    return f'Largest gap: {top["attribute"]}, {top["worst"]} {_number(top["worst_value"])}, {top["best"]} {_number(top["best_value"])}\n({said})'
+    said = 'not tested' if not defined(top['p']) else f'p = {top["p"]:.3f} over all pairs: {"shown" if top["p"] < .05 else "not shown"}'
+    return f'Largest gap: {top["attribute"]}, {top["worst"]} {number_text(top["worst_value"])}, {top["best"]} {number_text(top["best_value"])}\n({said})'
 
 def plot_subgroups(
     metrics:dict, # from `fairness`, or metrics.json, which holds its rows as `subgroups` and its gaps in `fairness`
@@ -397,14 +404,10 @@ def plot_subgroups(
     rows, gaps = metrics['subgroups'], metrics.get('gaps') or metrics.get('fairness', {}).get('gaps', [])
     height = 2.4 + .5*len(rows)
     fig, ax = plt.subplots(figsize=(10, height))
-    for y, row in zip(_group_axis([ax], rows, lambda r: f'{r["n_patients"]:,} patients, {r["n_images"]:,} images'), rows):
-        pale = row['small'] or row['group'] == NOT_KNOWN
-        for c, shift in (('fused', -.16), ('image_only', .16)):
-            draw_interval(ax, y + shift, row[c], row[f'{c}_low'], row[f'{c}_high'], _GREY if pale else CONDITION_COLORS[c], hollow=pale)
-        if not _is(row['fused']): _remark(ax, y, row['reason'])
-        else: _remark(ax, y, f'{row["n_averaged"]} obs.' + (', small' if row['small'] else ''), x=1.01)
-    for c in ('fused', 'image_only'): ax.plot([], [], 'o-', color=CONDITION_COLORS[c], label=CONDITIONS[c])
-    ax.plot([], [], 'o-', color=_GREY, mfc='white', label='too few patients to judge, or not known')
+    heights = _group_axis([ax], rows, lambda r: f'{r["n_patients"]:,} patients, {r["n_images"]:,} images')
+    _draw_groups(ax, heights, rows, [(c, CONDITIONS[c], CONDITION_COLORS[c]) for c in ('fused', 'image_only')], 'too few patients to judge, or not known')
+    for y, row in zip(heights, rows):
+        if defined(row['fused']): _beside(ax, y, f'{row["n_averaged"]} obs.' + (', small' if row['small'] else ''), x=1.01)
     fig.suptitle('Mean AUROC by group of test patients', weight='bold', fontsize=12)
     ax.set_xlabel('mean AUROC (95% interval)')
     ax.set_title(_headline(gaps) if gaps else '', weight='normal', fontsize=9.5)
@@ -426,13 +429,7 @@ def plot_underdiagnosis(
              (('missed', 'observation missed', '#d55e00'), ('false_alarm', 'false alarm', '#0173b2')))
     heights = _group_axis(axes, rows, lambda r: f'{r["n_under"]:,} images with, {r["n_over"]:,} without a finding')
     for ax, lines in zip(axes, kinds):
-        for y, row in zip(heights, rows):
-            pale = row['small'] or row['group'] == NOT_KNOWN
-            for (name, _, color), shift in zip(lines, (-.16, .16)):
-                draw_interval(ax, y + shift, row[name], row[f'{name}_low'], row[f'{name}_high'], _GREY if pale else color, hollow=pale)
-            if not any(_is(row[name]) for name, _, _ in lines): _remark(ax, y, row['reason'] or 'too few cases of every observation')
-        for _, label, color in lines: ax.plot([], [], 'o-', color=color, label=label)
-        ax.plot([], [], 'o-', color=_GREY, mfc='white', label='too few patients with a finding, or not known')
+        _draw_groups(ax, heights, rows, lines, 'too few patients with a finding, or not known', 'too few cases of every observation')
         ax.set(xlim=(-.02, 1.02), xlabel='share of images (95% interval)')
         _below(ax, height, 1)
     axes[0].set_title(_headline(under['gaps']['under']), weight='normal', fontsize=9.5)
@@ -453,9 +450,9 @@ def plot_shortcuts(
         for row in (r for r in probe['rows'] if r['context'] == context):
             y = OBSERVATIONS.index(row['observation'])
             draw_interval(ax, y, row['drop'], row['drop_low'], row['drop_high'], '#cc3311' if row['found'] else '#555555')
-            if row['reason']: _remark(ax, y, f'not tested: {row["reason"]}')
-            else: _remark(ax, y, f'{row["pooled"]:.2f} → {row["within"]:.2f}', x=1.01, color='#cc3311' if row['found'] else '#666666')
-        if context == 'support devices': _remark(ax, OBSERVATIONS.index('Support Devices'), 'this is the context itself')
+            if row['reason']: _beside(ax, y, f'not tested: {row["reason"]}')
+            else: _beside(ax, y, f'{row["pooled"]:.2f} → {row["within"]:.2f}', x=1.01, color='#cc3311' if row['found'] else '#666666')
+        if context == 'support devices': _beside(ax, OBSERVATIONS.index('Support Devices'), 'this is the context itself')
         ax.axvline(0, color='#666666', lw=1)
         ax.set(yticks=range(14), yticklabels=[short_name(o) for o in OBSERVATIONS], ylim=(13.5, -.5),
                xlabel='pooled minus within-context AUROC (95% interval)', title=SHORTCUT_CONTEXTS[context])

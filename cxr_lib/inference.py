@@ -14,8 +14,8 @@ from .core import OBSERVATIONS, atomic_path, content_key, read_json, versions, w
 from .checkpoints import PROBE_NOTE, CheckpointError, _find, _merged, _read_config, _sha256, load_model
 from .encoders import check_pixels, tokenize
 from .model import ModelConfig, MultimodalClassifier
+from .data import simulated_radiograph
 from .patients import draw_patients
-from .rendering import SIGNS, render_radiograph
 
 #: Route -> what it asks OpenVINO for, and what it is.
 ROUTES = {'bf16': dict(hint='bf16', about='bfloat16 products, sums in single precision; for processors with AVX512-BF16 or AMX'),
@@ -104,11 +104,8 @@ _NOTES = (PROBE_NOTE, None, 'chest pain after a fall', 'F/U effusion. Orthopnea,
 
 def _examples(model, tokenizer=None):
     "Inputs of the graph for four SIMULATED patients; without a tokenizer the words are drawn"
-    config, films = model.config, []
-    for i, row in enumerate(draw_patients(len(_NOTES), 0).to_dict('records')):
-        film = render_radiograph({s: float(row[f'strength/{s}']) for s in SIGNS}, sex=row['sex'], age=float(row['age']), projection=row['projection'],
-                                 size=max(64, config.image_size), seed=i, masks=False).image
-        films.append(film[:config.image_size, :config.image_size])
+    config, people = model.config, draw_patients(len(_NOTES), 0).to_dict('records')
+    films = [simulated_radiograph(p, max(64, config.image_size), masks=False).image[:config.image_size, :config.image_size] for p in people]
     if tokenizer is not None: words = tokenize(tokenizer, _NOTES, config.max_tokens)
     else:
         length = min(24, config.max_tokens)

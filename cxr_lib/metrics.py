@@ -7,9 +7,9 @@ __all__ = ['ranking_metrics', 'auroc', 'auprc', 'resample_patients', 'interval',
            'known_labels', 'rank_condition', 'mean_over', 'micro_average', 'choose_threshold', 'youden_threshold',
            'threshold_table', 'choose_thresholds', 'decision_metrics', 'brier_score', 'resampled_calibration_error',
            'calibration_interval', 'calibration', 'auroc_covariance', 'delong_interval', 'delong_test', 'holm',
-           'compare_conditions', 'CONDITIONS', 'DESCRIPTION', 'LABEL_POLICIES', 'REQUIRED_CONDITIONS',
-           'check_predictions', 'check_probabilities', 'conditions_in', 'read_predictions', 'refuse_cells',
-           'settle_labels', 'synthetic_predictions']
+           'compare_conditions', 'CONDITIONS', 'DESCRIPTION', 'REQUIRED_CONDITIONS', 'check_predictions',
+           'check_probabilities', 'conditions_in', 'read_predictions', 'refuse_cells', 'settle_labels',
+           'synthetic_predictions']
 
 # %% ../nbs/04a_metrics.ipynb #a0926dc3
 from typing import NamedTuple
@@ -17,9 +17,9 @@ import numpy as np, pandas as pd
 from scipy import stats
 from .calibration import (METHODS, apply_calibration, bin_edges, bin_of, calibration_error, fit_calibration, fit_temperature, reliability_bins)
 from .core import OBSERVATIONS
-from .predictions import (CONDITIONS, DESCRIPTION, LABEL_POLICIES, REQUIRED_CONDITIONS, check_predictions, check_probabilities, conditions_in, read_predictions, refuse_cells,
+from .predictions import (CONDITIONS, DESCRIPTION, REQUIRED_CONDITIONS, check_predictions, check_probabilities, conditions_in, read_predictions, refuse_cells,
                                  settle_labels, synthetic_predictions)
-_all_ = ['CONDITIONS', 'DESCRIPTION', 'LABEL_POLICIES', 'REQUIRED_CONDITIONS', 'check_predictions', 'check_probabilities', 'conditions_in', 'read_predictions', 'refuse_cells',
+_all_ = ['CONDITIONS', 'DESCRIPTION', 'REQUIRED_CONDITIONS', 'check_predictions', 'check_probabilities', 'conditions_in', 'read_predictions', 'refuse_cells',
          'settle_labels', 'synthetic_predictions']
 
 # %% ../nbs/04a_metrics.ipynb #b862b644
@@ -293,6 +293,15 @@ def brier_score(
     with np.errstate(divide='ignore', invalid='ignore'):
         return _sum_by(together, clusters, 1, weights, (probabilities-labels)**2)[0]/_sum_by(together, clusters, 1, weights)[0]
 
+def _bin_gaps(labels, probabilities, weights, clusters, n_bins):
+    "Sums of probability less outcome in each bin, and of images, of every resample: (n_bins, n_resamples), (n_resamples,)"
+    labels, p = np.asarray(labels, float), np.asarray(probabilities, float)
+    return _sum_by(bin_of(p, bin_edges(p, n_bins)), clusters, n_bins, weights, p - labels), _sum_by(np.zeros(len(p), int), clusters, 1, weights)[0]
+
+def _gap_error(gaps, n, centred=False):
+    "The calibration error from `_bin_gaps`"
+    with np.errstate(divide='ignore', invalid='ignore'): return np.abs(gaps/n - centred*gaps[:, :1]/n[0]).sum(0)
+
 def resampled_calibration_error(
     labels, # (n,) 1 positive, 0 negative
     probabilities, # (n,)
@@ -302,9 +311,7 @@ def resampled_calibration_error(
     centred:bool=False, # True: each bin's gap less that of the first column; what noise alone would give
 ) -> np.ndarray: # (n_resamples,); NaN where nothing was drawn
     "Expected calibration error of every resample"
-    labels, p = np.asarray(labels, float), np.asarray(probabilities, float)
-    gaps, n = _sum_by(bin_of(p, bin_edges(p, n_bins)), clusters, n_bins, weights, p - labels), _sum_by(np.zeros(len(p), int), clusters, 1, weights)[0]
-    with np.errstate(divide='ignore', invalid='ignore'): return np.abs(gaps/n - centred*gaps[:, :1]/n[0]).sum(0)
+    return _gap_error(*_bin_gaps(labels, probabilities, weights, clusters, n_bins), centred)
 
 def calibration_interval(
     labels, # (n,) 1 positive, 0 negative
@@ -315,7 +322,8 @@ def calibration_interval(
 ) -> dict: # ece, ece_low, ece_high (95%); NaN without images
     "Expected calibration error with an interval that draws patients and takes the bias of the error into account"
     ece = calibration_error(labels, probabilities, n_bins)
-    resampled, noise = (resampled_calibration_error(labels, probabilities, weights, clusters, n_bins, centred)[1:] for centred in (False, True))
+    gaps, n = _bin_gaps(labels, probabilities, weights, clusters, n_bins)
+    resampled, noise = (_gap_error(gaps, n, centred)[1:] for centred in (False, True))
     if not len(labels) or np.isfinite(resampled).sum() < 2: return dict(ece=ece, ece_low=np.nan, ece_high=np.nan)
     low, high = 2*ece - np.nanpercentile(resampled, [97.5, 2.5])
     return dict(ece=ece, ece_low=0. if ece <= np.nanpercentile(noise, 97.5) else float(np.clip(low, 0, ece)), ece_high=float(np.clip(high, ece, 1)))

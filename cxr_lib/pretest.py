@@ -11,7 +11,7 @@ __all__ = ['CONDITIONS_COMPARED', 'CLOSEST', 'COLORS', 'TICKS', 'STRATUM_COLORS'
 # %% ../nbs/04c_pretest.ipynb #13457a06
 import numpy as np, pandas as pd
 from scipy import sparse, special, stats
-from .core import CONDITION_COLORS, OBSERVATIONS, set_theme, short_name, sign_figure
+from .core import CONDITION_COLORS, OBSERVATIONS, defined, number_text, remark, set_theme, short_name, sign_figure
 from .metrics import CONDITIONS, choose_thresholds, count_cases, known_labels, named_interval, ranking_metrics, too_few_cases
 
 #: What is measured within strata and on the balanced set. The first is the post-test probability, the last the pre-test probability.
@@ -313,7 +313,6 @@ def pretest_table(
 
 # %% ../nbs/04c_pretest.ipynb #be985f75
 def _number(x): return np.nan if x is None else x            # null in JSON
-def _is(x): return x is not None and x == x
 
 COLORS = {'positive': '#d55e00', 'negative': '#0173b2'}
 TICKS = (.001, .01, .1, .5, .9, .99, .999)
@@ -328,7 +327,7 @@ def _movement_panel(ax, test, observation, found, most):
     if not len(rows):
         ax.text(.5, .5, 'not labelled\nin these data', transform=ax.transAxes, ha='center', va='center', fontsize=9, color='#666666'); return
     ax.plot([-end, end], [-end, end], color='#777777', ls='--', lw=1, label='film changes nothing')
-    if _is(found['movement']['threshold']):
+    if defined(found['movement']['threshold']):
         cut = log_odds(found['movement']['threshold'])
         for line in (ax.axhline, ax.axvline): line(cut, color='#444444', ls=':', lw=1.1, label='decision threshold')
     before, after = (np.clip(log_odds(test[f'{c}/{observation}'].to_numpy(float)[rows]), -end, end) for c in ('note_only', 'fused'))
@@ -336,7 +335,7 @@ def _movement_panel(ax, test, observation, found, most):
         of = np.flatnonzero(labels == y)
         if len(of) > most: of = np.random.default_rng(0).choice(of, most, replace=False)
         ax.scatter(before[of], after[of], s=9 if y else 6, color=COLORS[name], alpha=.75 if y else .35, lw=0, label=name, rasterized=True, zorder=3 + y)
-    lines = [(f'{round(found["movement"][f"change_{name}"], 1) + 0.:+.1f}', color) for name, color in COLORS.items() if _is(found['movement'][f'change_{name}'])]
+    lines = [(f'{round(found["movement"][f"change_{name}"], 1) + 0.:+.1f}', color) for name, color in COLORS.items() if defined(found['movement'][f'change_{name}'])]
     for i, (text, color) in enumerate(lines):
         ax.text(.97, .04 + .105*(len(lines) - 1 - i), text, transform=ax.transAxes, ha='right', fontsize=9, weight='bold', color=color, zorder=6, bbox=dict(fc='white', ec='none', alpha=.8, pad=.8))
     if found['reason']: ax.text(.03, .97, 'few cases', transform=ax.transAxes, va='top', fontsize=8, color='#666666')
@@ -367,13 +366,13 @@ def plot_pretest(
 STRATUM_COLORS = ('#9ecae1', '#4292c6', '#08306b')
 
 def _grey_note(ax, y, text):
-    "Why there is nothing in this line"
-    ax.text(.01, y, text, transform=ax.get_yaxis_transform(), fontsize=8, va='center', color='#666666', bbox=dict(fc='white', ec='none', pad=1), zorder=5)
+    "Why there is nothing to see"
+    remark(ax, .01, y, text, transform=ax.get_yaxis_transform(), fontsize=8, zorder=5)
 
 def _balanced_panel(ax, rows):
     "All test images (hollow) against the balanced set (filled, with its interval)"
     for y, (_, whole, balanced, few, reason) in enumerate(rows):
-        if not any(_is(balanced[c]) for c in CONDITIONS_COMPARED):
+        if not any(defined(balanced[c]) for c in CONDITIONS_COMPARED):
             _grey_note(ax, y, reason); continue
         for c, shift in zip(CONDITIONS_COMPARED, (-.24, 0, .24)):
             x0, x1, low, high = (_number(v) for v in (whole(c), balanced[c], balanced[f'{c}_low'], balanced[f'{c}_high']))
@@ -389,7 +388,7 @@ def _balanced_panel(ax, rows):
 def _strata_panel(ax, rows, n_strata):
     "AUROC of the fused model by stratum of pre-test probability"
     for y, (strata, few, reason) in enumerate(rows):
-        if not any(_is(s['fused']) for s in strata): _grey_note(ax, y, reason)
+        if not any(defined(s['fused']) for s in strata): _grey_note(ax, y, reason)
         for k, s in enumerate(strata):
             grey, shift = few or bool(s.get('reason')), .24*(2*k/(max(2, len(strata)) - 1) - 1)
             color = '#bbbbbb' if grey else STRATUM_COLORS[min(2, round(2*k/(n_strata - 1)))]
@@ -424,7 +423,7 @@ def plot_balanced(
     return sign_figure(fig, simulated or report['simulated'])
 
 # %% ../nbs/04c_pretest.ipynb #7e087376
-def _with(d, name): return f'{d[name]:.3f}' + (f' [{d[f"{name}_low"]:.3f}, {d[f"{name}_high"]:.3f}]' if _is(d[f'{name}_low']) else '')
+def _with(d, name): return number_text(*(d[f'{name}{end}'] for end in ('', '_low', '_high')))
 
 def pretest_sentences(
     report:dict # from `pretest_report`, or read back from metrics.json
@@ -437,15 +436,15 @@ def pretest_sentences(
     for c, what in (('image_only', 'the image alone'),):
         change, low, high = (m[f'change_{c}{end}'] for end in ('', '_low', '_high'))
         kept = f'{what} has {_with(m, c)}, against {_with(m, f"all_{c}")} on all test images (change {_with(m, f"change_{c}")})'
-        if not _is(low): said.append(f'There {kept}.')
+        if not defined(low): said.append(f'There {kept}.')
         elif high < 0: said.append(f'There {kept}: part of its AUROC comes from telling the context.')
         else: said.append(f'There {kept}: no loss is shown, so its AUROC does not rest on guessing the context.')
-        if _is(high) and m[f'{c}_low'] <= .5: said.append('On the balanced test set the image is not shown to rank better than chance.')
+        if defined(high) and m[f'{c}_low'] <= .5: said.append('On the balanced test set the image is not shown to rank better than chance.')
     said.append(f'Between patients of the same pre-test probability, image + note ranks with {_with(m, "matched_fused")} and the image alone with {_with(m, "matched_image_only")}.')
     if strata['observations']:
         d, low, high = (strata[f'highest_minus_lowest_fused{end}'] for end in ('', '_low', '_high'))
         way = 'lower' if d < 0 else 'higher'
-        shown = _is(low) and (high < 0 or low > 0)
+        shown = defined(low) and (high < 0 or low > 0)
         said.append(f'In the stratum of highest pre-test probability the mean AUROC of image + note is {abs(d):.3f} {way} than in the lowest [{low:.3f}, {high:.3f}]'
                     + (f', over {len(strata["observations"])} observations.' if shown else ': no difference is shown.'))
     return said

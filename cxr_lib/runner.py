@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RUN_DEFAULTS', 'EXTERNAL', 'UsageError', 'notebooks_folder', 'stage_notebooks', 'Parameter', 'read_parameters',
            'parse_value', 'check_name', 'Plan', 'plan_run', 'library_sources', 'stage_keys', 'finished',
-           'first_unfinished', 'retract', 'sweep_leftovers', 'this_python', 'StageFailed', 'execute', 'formula_image',
-           'draw_formulas', 'render_page', 'read_results', 'figures', 'render_index', 'Progress', 'only_run',
-           'run_stages', 'print_results', 'print_parameters', 'main']
+           'first_unfinished', 'retract', 'this_python', 'StageFailed', 'execute', 'formula_image', 'draw_formulas',
+           'render_page', 'read_results', 'figures', 'render_index', 'Progress', 'only_run', 'run_stages',
+           'print_results', 'print_parameters', 'main']
 
 # %% ../nbs/10_runner.ipynb #901cef8e
 import argparse, ast, base64, contextlib, csv, difflib, hashlib, html, io, json, logging, os, re, shutil, signal, sys, tempfile, threading, time, tokenize
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from .core import RESEARCH_USE, SIMULATED, STAGES, RunFolder, atomic_path, content_key, project_root, read_json, write_json
+from .core import RESEARCH_USE, SIMULATED, STAGES, RunFolder, atomic_path, content_key, project_root, read_json, remove_unfinished, write_json
 
 # %% ../nbs/10_runner.ipynb #c83b85e2
 class UsageError(ValueError):
@@ -236,14 +236,6 @@ def retract(
         stamp.unlink(missing_ok=True)
         RunFolder(plan.folder).begin(stage)
         for path in (page, executed, failed): path.unlink(missing_ok=True)
-
-def sweep_leftovers(
-    folder:Path # of a run
-):
-    "Remove the temporary files that a killed run left (`atomic_path` names them)"
-    for path in sorted(folder.rglob('.*.tmp*'), reverse=True):
-        if not re.fullmatch(r'\..+\.\d+\.tmp(\.\w+)?', path.name): continue
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 # %% ../nbs/10_runner.ipynb #42987458
 def this_python(
@@ -660,7 +652,7 @@ def run_stages(
     last = STAGES.index(until) + 1 if until else len(STAGES)
     if start and STAGES.index(start) >= last: raise UsageError(f'--from {start} comes after --until {until}')
     with only_run(plan.folder):
-        sweep_leftovers(plan.folder)
+        remove_unfinished(plan.folder, below=True)
         keys = stage_keys(plan)
         first = first_unfinished(plan, keys)
         if start and STAGES.index(start) > first: raise UsageError(f'--from {start}: {STAGES[first]} has not finished with these parameters. Leave --from out to run it.')

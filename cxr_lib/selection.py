@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Mapping
 import numpy as np, pandas as pd
-from .core import CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, choose_device, content_key, draw_interval, project_root, read_json, save_figure, seed_everything, set_theme, sign_figure, write_json
+from .core import CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, choose_device, content_key, draw_interval, number_text, project_root, read_json, save_figure, seed_everything, set_theme, sign_figure, write_json
 from .data import check_source, exploration_stage
 from .dataset import StudyData, mean_auroc, predict_logits
 from .encoders import backbone_defaults, make_tokenizer
@@ -22,7 +22,7 @@ from .external import ONE_TO_ONE, compare_external
 from .images import pixel_cache
 from .metrics import count_cases, mean_over, named_interval, rank_condition, resample_patients
 from .model import ModelConfig, build_model, make_config, split_overrides
-from .training import fit, fold_splits
+from .training import fit, fold_splits, token_folder, training_sources
 
 # %% ../nbs/04i_selection.ipynb #a7db38df
 _NO_NOTES = dict(text_encoder='', text_config=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
@@ -188,7 +188,7 @@ class Trainer:
         data = StudyData(table, self.root, c, tokenizer, pixels=self.pixels(table, c.image_size))
         branches, answer = (('image',), 'image') if candidate.condition == 'image_only' else (('fused', 'image', 'note'), 'fused')
         with capture_output():                                                 # one bar for the whole selection, not one for each training
-            data.precompute(model, self.device, cache=project_root()/'data'/'cache'/'tokens')
+            data.precompute(model, self.device, cache=token_folder())
             fit(model, data, train, stop, candidate.training, seed=seed, branches=branches, name=name)
         return expit(predict_logits(model.to(self.device), data, predict, self.device)[answer].astype(np.float64))
 
@@ -207,11 +207,9 @@ ANSWERING = ('Trainer', 'probe', '_span', '_logistic', 'inner_splits', 'blind', 
 def training_code() -> str: # 16 hexadecimal digits
     "A hash of the code that decides what a candidate answers"
     import ast, cxr_lib
-    folder = Path(cxr_lib.__file__).parent
-    own = (folder/'selection.py').read_text(encoding='utf-8')
+    own = (Path(cxr_lib.__file__).parent/'selection.py').read_text(encoding='utf-8')
     parts = {d.name: ast.get_source_segment(own, d) + '\n' for d in ast.parse(own).body if isinstance(d, (ast.FunctionDef, ast.ClassDef))}
-    modules = ('images', 'encoders', 'model', 'dataset', 'losses', 'training')
-    return content_key([(folder/f'{m}.py').read_text(encoding='utf-8') for m in modules], [parts[name] for name in ANSWERING], STRENGTHS)
+    return content_key(training_sources(), [parts[name] for name in ANSWERING], STRENGTHS)
 
 # %% ../nbs/04i_selection.ipynb #7514d86a
 def blind(
@@ -386,8 +384,7 @@ def _beside(test, candidate, external, name, evaluable, n_bootstrap, seed):
     return out
 
 def _said(m, key):
-    value, low, high = (m.get(f'{key}{end}', np.nan) for end in ('', '_low', '_high'))
-    return '' if value is None or value != value else f'{value:.3f} [{low:.3f}, {high:.3f}]'
+    return number_text(*(m.get(f'{key}{end}') for end in ('', '_low', '_high')), otherwise='')
 
 def selection_table(
     summary:dict # from `selection_summary`

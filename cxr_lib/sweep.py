@@ -20,7 +20,7 @@ from .encoders import make_tokenizer
 from .model import PRESETS, build_model, make_config, parse_overrides, split_overrides
 from .dataset import StudyData, mean_auroc, predict_logits
 from .metrics import ranking_metrics, resample_patients
-from .training import batch_rows, fit, training_values
+from .training import batch_rows, fit, token_folder, training_values
 
 def _optuna():
     "The search library, quiet"
@@ -556,12 +556,11 @@ def sweep_stage(
     seed:int=0 # weights, batches, and the order of what is tried
 ) -> dict: # study, trials (a table), best (as in best.json), space
     "Search on the tuning split of a run; write journal, table, winner and pictures into `<run>/sweep/`"
-    from cxr_lib.core import project_root
     from cxr_lib.notes import ensure_notes
     check_search(sampler, pruner, n_trials)
     table, source = ensure_notes(run), read_json(run/'source.json')
     space = check_space(space, preset, overrides, int((table.split == 'train').sum()))
-    objective = TrainTrial(table, data_root(run), preset, overrides, epochs, label_policy, seed, project_root()/'data'/'cache'/'tokens')
+    objective = TrainTrial(table, data_root(run), preset, overrides, epochs, label_policy, seed, token_folder())
     settings = dict(preset=preset, overrides=parse_overrides(overrides), epochs=epochs, label_policy=label_policy, data=content_key(table.to_csv(index=False)))
     study = run_sweep(run/'sweep', objective, space, n_trials=n_trials, sampler=sampler, pruner=pruner, seed=seed, settings=settings)
     best, trials = write_best(study, run/'sweep', preset, overrides, label_policy, source['dataset']), trials_table(study)

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['training_values', 'parameter_groups', 'learning_rate_at', 'branch_loss', 'step_seed', 'batch_rows', 'batch_parts',
-           'remove_unfinished', 'previous_checkpoint', 'write_checkpoint', 'read_checkpoint', 'check_finite', 'fit',
-           'fold_splits', 'is_simulated', 'training_stage', 'ensure_training', 'LiveCurves', 'plot_training']
+           'previous_checkpoint', 'write_checkpoint', 'read_checkpoint', 'check_finite', 'fit', 'fold_splits',
+           'is_simulated', 'training_sources', 'token_folder', 'training_stage', 'ensure_training', 'LiveCurves',
+           'plot_training']
 
 # %% ../nbs/04_training.ipynb #2a6244ed
-import contextlib, glob, json, math, os, shutil, time, warnings, zipfile
+import contextlib, json, math, os, shutil, time, warnings, zipfile
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
-from .core import OBSERVATIONS, RunFolder, atomic_path, choose_device, choose_precision, content_key, project_root, read_json, seed_everything, write_json
+from .core import OBSERVATIONS, RunFolder, atomic_path, choose_device, choose_precision, content_key, project_root, read_json, remove_unfinished, seed_everything, write_json
 from .data import DATASETS, check_patient_splits, data_root
 from .encoders import layer_groups, make_tokenizer
 from .model import TRAINING_DEFAULTS, MultimodalClassifier, build_model, ensure_architecture, make_config, split_overrides
@@ -129,14 +130,6 @@ class _Progress:
     def state(self): return dict(vars(self), log=json.dumps(self.log))
     def load(self, state): vars(self).update({k: state[k] for k in vars(self)}); self.log = json.loads(self.log)
     def stale(self): return self.epoch - max((e['epoch'] for e in self.log if e['best']), default=self.epoch)       # epochs since the best
-
-def remove_unfinished(
-    path:str|Path # final name of a file or folder that is written through `atomic_path`
-) -> list: # of what was removed
-    "Remove what killed processes left half-written beside it; call it where no other process writes the same file"
-    path = Path(path); found = sorted(path.parent.glob(f'.{glob.escape(path.stem)}.[0-9]*.tmp{glob.escape(path.suffix)}'))
-    for left in found: shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return found
 
 def previous_checkpoint(path:str|Path) -> Path: # where the checkpoint before the last one is
     return Path(path).with_name(f'{Path(path).stem}.previous{Path(path).suffix}')
@@ -384,11 +377,13 @@ def fold_splits(
 def is_simulated(run:RunFolder) -> bool: # are the patients of this run simulated?
     return bool(read_json(run/'source.json')['simulated'])
 
-def _code() -> list: # what decides, besides data and parameters, where a checkpoint may go on
+def training_sources() -> list: # of texts
+    "The code that decides, besides data and parameters, where a checkpoint may go on"
     import cxr_lib
     return [(Path(cxr_lib.__file__).parent/f'{module}.py').read_text(encoding='utf-8') for module in ('images', 'encoders', 'model', 'dataset', 'losses', 'training')]
 
-def _token_folder() -> Path: # where the tokens of frozen encoders are kept, for every fold and every run
+def token_folder() -> Path:
+    "Where the tokens of frozen encoders are kept, for every fold and every run"
     return project_root()/'data'/'cache'/'tokens'
 
 def _processes():
@@ -423,7 +418,7 @@ def training_stage(
     folds = DATASETS[source['dataset']].folds if folds < 0 else folds
     params = dict(epochs=epochs, folds=folds, label_policy=label_policy, loss=loss, precision=precision, negative_example=negative_example, n_permutations=n_permutations, seed=seed)
     key, device = run.key('training', params), choose_device()
-    checkpoints = run/'.checkpoints'/content_key(key, table.to_csv(index=False), asdict(config), training, _code())   # resume only what had the same data, settings and code
+    checkpoints = run/'.checkpoints'/content_key(key, table.to_csv(index=False), asdict(config), training, training_sources())   # resume only what had the same data, settings and code
     pixels, logs, parts, permutations, reasons = None, [], [], [], {}
     show = LiveCurves(source['simulated']) if live and main else None
     def write_log(log):
@@ -442,7 +437,7 @@ def training_stage(
         model = build_model(config, tokenizer)
         with state.main_process_first():                                                      # the others find its caches
             data = StudyData(part, data_root(run), config, tokenizer, label_policy, pixels); pixels = data.pixels
-            data.precompute(model, device, cache=_token_folder())                             # of frozen encoders; the same for every fold, and found again
+            data.precompute(model, device, cache=token_folder())                             # of frozen encoders; the same for every fold, and found again
         def note_down(log):
             write_log(logs + log)
             if show: show(logs + log)
@@ -475,7 +470,7 @@ def _negative_example(part, config, training, notes, data, checkpoint, seed, fol
     model, device = build_model(config, tokenizer), choose_device()
     words = StudyData(leaky, '', config, tokenizer, pixels=data.pixels)
     words.targets = data.targets
-    with state.main_process_first(): words.precompute(model, device, images=False, cache=_token_folder())
+    with state.main_process_first(): words.precompute(model, device, images=False, cache=token_folder())
     log = fit(model, words, words.rows('train'), words.rows('tuning'), dict(training, epochs=min(8, training['epochs']), note_dropout=0., word_dropout=0., patience=0, ema=0., gradient_checkpointing=False, layer_decay=1.), seed=seed, checkpoint=checkpoint, branches=('note',), name='label leak', fold=fold)
     from scipy.special import expit
     return log, {name: expit(predict_logits(model.to(device), words, words.rows(name), device, image=False)['note'].astype(np.float64)) for name in ('tuning', 'test') if state.is_main_process}
