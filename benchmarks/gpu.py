@@ -1,0 +1,168 @@
+"""What a CUDA device makes of the `base` preset: is it right, does it fit as estimated, and how fast is it?
+
+    python benchmarks/gpu.py [--images 1280] [--batch 32]
+
+Weights are random numbers of the preset's shapes (ViT-Base/16 and a BERT as large as Bio_ClinicalBERT), images and notes are
+random too: speed and memory do not depend on what is learned. Takes under 8 minutes on any CUDA device that holds the model.
+
+1. Right: logits, loss and gradients of one batch in fp32, bf16 and fp16 against the processor's fp32, as relative error of the
+   whole vector; exits with 1 where one is over its tolerance.
+2. Fits: the peak of allocated memory in training beside what `plan_memory` estimates beforehand.
+3. Fast: images per second in training (the library's own `fit`, second epoch) and in encoding (image encoder alone, for frozen
+   presets; also a ViT-B/14 at 518 pixels, the shape of RAD-DINO).
+"""
+import argparse
+import gc
+import sys
+import time
+
+import numpy as np
+import torch
+
+from cxr_lib.core import OBSERVATIONS
+from cxr_lib.dataset import StudyData
+from cxr_lib.encoders import ImageEncoder, learn_tokenizer
+from cxr_lib.losses import masked_bce
+from cxr_lib.model import MultimodalClassifier, make_config, split_overrides
+from cxr_lib.notes import clinical_notes
+from cxr_lib.patients import draw_patients
+from cxr_lib.resources import plan_memory
+from cxr_lib.training import fit
+
+CLINICAL_BERT = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
+VOCABULARY = 28_996     # word pieces of the cased BERT vocabulary
+PRECISIONS = {'no': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+#: Largest relative error of logits and gradients: rounding of each format, summed over the layers of two encoders.
+TOLERANCE = {'no': (1e-4, 1e-3), 'bf16': (5e-2, 1e-1), 'fp16': (1e-2, 3e-2)}
+
+
+def base_config(**changes):
+    "The preset's shapes with nothing to fetch"
+    return make_config('base', dict(image_weights='', text_encoder='', text_config=CLINICAL_BERT) | changes)
+
+
+def random_batch(config, n, device):
+    "Films, notes of full length, and no missing note but one"
+    generator = torch.Generator().manual_seed(1)
+    size, length = config.image_size, config.max_tokens
+    has_note = torch.ones(n, dtype=torch.bool)
+    has_note[0] = False
+    batch = dict(pixels=torch.randint(0, 256, (n, size, size), generator=generator, dtype=torch.uint8),
+                 input_ids=torch.randint(5, VOCABULARY, (n, length), generator=generator),
+                 attention_mask=torch.ones((n, length), dtype=torch.long), has_note=has_note)
+    targets = torch.randint(0, 2, (n, len(OBSERVATIONS)), generator=generator).float()
+    return {name: value.to(device) for name, value in batch.items()}, targets.to(device)
+
+
+def logits_and_gradients(model, batch, targets, precision):
+    "-> (all logits, all gradients), each one vector of float64 on the processor"
+    kind = batch['pixels'].device.type
+    model.zero_grad()
+    with torch.autocast(kind, dtype=PRECISIONS[precision], enabled=precision != 'no'):
+        out = model(**batch)
+        loss = sum(masked_bce(out[b].float(), targets, targets.numel()) for b in ('fused', 'image', 'note'))
+    scale = 2.**12 if precision == 'fp16' else 1.        # as a gradient scaler does: small gradients are zero in fp16
+    (loss*scale).backward()
+    gradients = [p.grad.flatten().cpu().double()/scale for p in model.parameters() if p.grad is not None]
+    return torch.cat([out[b].flatten().detach().cpu().double() for b in sorted(out)]), torch.cat(gradients)
+
+
+def relative_error(found, expected):
+    return float((found - expected).norm()/expected.norm())
+
+
+def check_right(device):
+    "Print the errors against the processor; False where one is too large"
+    config = base_config(dropout=0., text_config=CLINICAL_BERT | dict(hidden_dropout_prob=0., attention_probs_dropout_prob=0.))
+    torch.manual_seed(0)
+    model = MultimodalClassifier(config, VOCABULARY)
+    torch.nn.init.normal_(model.head[-1].weight, std=.02)       # starts as zeros, behind which an error of the fusion would hide
+    model.train()
+    expected = logits_and_gradients(model, *random_batch(config, 4, 'cpu'), 'no')
+    model.to(device)
+    good = True
+    for precision, (most_logits, most_gradients) in TOLERANCE.items():
+        found = logits_and_gradients(model, *random_batch(config, 4, device), precision)
+        logits, gradients = map(relative_error, found, expected)
+        right = logits <= most_logits and gradients <= most_gradients
+        good &= right
+        print(f'  {precision:<5} logits {logits:.1e} (at most {most_logits:.0e}), gradients {gradients:.1e} '
+              f'(at most {most_gradients:.0e}){"" if right else "   TOO LARGE"}', flush=True)
+    return good
+
+
+def study_data(config, images):
+    "Random films with notes of SIMULATED patients; a fifth of them for tuning"
+    table = draw_patients(images, 0)
+    table['note'] = clinical_notes(table, table.age, table.sex)
+    table['split'] = np.where(np.arange(images) % 5 == 0, 'tuning', 'train')
+    size = config.image_size
+    films = np.random.default_rng(0).integers(0, 256, (images, size, size), dtype=np.uint8)
+    return StudyData(table, '', config, learn_tokenizer(table.note), pixels=films)
+
+
+def train(config, data, precision, batch):
+    "-> (images a second in the second epoch with its tuning pass, peak of allocated bytes)"
+    torch.manual_seed(0)
+    model = MultimodalClassifier(config, VOCABULARY)
+    training = split_overrides('base')[1] | dict(epochs=2, batch_size=batch, precision=precision, patience=0)
+    gc.collect()                # the training before this one is garbage, but its memory counts until it is collected
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    ends = []
+    fit(model, data, data.rows('train'), data.rows('tuning'), training, name=precision,
+        on_epoch=lambda log: (torch.cuda.synchronize(), ends.append(time.perf_counter())))
+    return len(data.table)/(ends[1] - ends[0]), torch.cuda.max_memory_allocated()
+
+
+def encoding_rate(config, precision, device, batch=64, seconds=4.):
+    "Images a second of the image encoder, forward only; films are on the device already"
+    torch.manual_seed(0)
+    encoder = ImageEncoder(config).to(device).eval()
+    films = torch.randint(0, 256, (batch, config.image_size, config.image_size), dtype=torch.uint8, device=device)
+    with torch.inference_mode(), torch.autocast('cuda', dtype=PRECISIONS[precision], enabled=precision != 'no'):
+        for _ in range(3):
+            encoder(films)
+        torch.cuda.synchronize()
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            encoder(films)
+            torch.cuda.synchronize()
+            done += batch
+    return done/(time.perf_counter() - started)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--images', type=int, default=1280, help='of the training, a fifth of them for tuning')
+    parser.add_argument('--batch', type=int, default=32)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit('no CUDA device is there')
+    device, started = torch.device('cuda'), time.perf_counter()
+    properties = torch.cuda.get_device_properties(0)
+    print(f'{properties.name}, {properties.total_memory/2**30:.0f} GiB, torch {torch.__version__}, CUDA {torch.version.cuda}; TF32 is off')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    precisions = [p for p in PRECISIONS if p != 'bf16' or properties.major >= 8]
+    print('Relative error against the processor in fp32, 4 patients:')
+    good = check_right(device)
+    config = base_config()
+    data = study_data(config, args.images)
+    print(f'Training, {args.batch} patients a step:')
+    for precision in precisions:
+        estimate = plan_memory(config, VOCABULARY, args.batch, precision)['total']
+        rate, peak = train(config, data, precision, args.batch)
+        print(f'  {precision:<5} {rate:6.0f} images/s, peak {peak/1e9:5.2f} GB, estimate {estimate/1e9:5.2f} GB '
+              f'(estimate/peak {estimate/peak:.2f})', flush=True)
+    print('Encoding, image encoder alone:')
+    shapes = {'ViT-B/16, 224 px': config,
+              'ViT-B/14, 518 px (as RAD-DINO)': base_config(image_encoder='vit_base_patch14_dinov2', image_size=518)}
+    for name, shape in shapes.items():
+        for precision in precisions:
+            print(f'  {name}, {precision:<5} {encoding_rate(shape, precision, device):7.0f} images/s', flush=True)
+    print(f'in all {time.perf_counter() - started:.0f} s')
+    sys.exit(0 if good else 1)
+
+
+if __name__ == '__main__':
+    main()
