@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['META_COLUMNS', 'STUDY_COLUMNS', 'ALLOWED', 'AGE_BANDS', 'MAX_TABLE_BYTES', 'NIH_TO_CHEXPERT', 'NIH_LABELS',
            'OBSERVATION_SPELLINGS', 'OBSERVATION_MEANINGS', 'age_band', 'StudyTableError', 'refuse_rows', 'Exclusions',
-           'leave_out', 'add_remark', 'escapes_root', 'is_there', 'check_images', 'validate_studies',
-           'check_patient_splits', 'split_by_patient', 'shared_by_image_split', 'table_bytes', 'table_text',
-           'table_delimiter', 'same_column', 'read_table', 'read_csv', 'map_labels', 'observation_name']
+           'leave_out', 'add_remark', 'is_clutter', 'below_root', 'escapes_root', 'is_there', 'check_images',
+           'validate_studies', 'check_patient_splits', 'split_by_patient', 'shared_by_image_split', 'table_bytes',
+           'table_text', 'table_delimiter', 'same_column', 'read_table', 'read_csv', 'map_labels', 'plain_name',
+           'observation_name', 'find_observations', 'join_observation', 'name_observations', 'check_shared_patients']
 
 # %% ../nbs/00f_studies.ipynb #f7103066
 import csv, gzip, io, os, re, warnings, zlib
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 from .core import OBSERVATIONS, content_key
+from .dicom import is_placeholder
 
 META_COLUMNS = ('image', 'patient_id', 'study_id', 'view', 'projection', 'sex', 'age', 'note', 'split')
 STUDY_COLUMNS = META_COLUMNS + OBSERVATIONS
@@ -86,6 +88,26 @@ def add_remark(
     elif text not in exclusions.remarks: exclusions.remarks.append(text)
 
 # %% ../nbs/00f_studies.ipynb #96867c3d
+def is_clutter(
+    name:str # path of a file or folder, or its name in an archive
+) -> bool:
+    "Is it what macOS or Windows leave behind: a companion `._film.png`, anything in `__MACOSX`, `.DS_Store`, `Thumbs.db`?"
+    parts = re.split(r'[/\\]', str(name))
+    return '__MACOSX' in parts or parts[-1].startswith('._') or parts[-1].lower() in ('.ds_store', 'thumbs.db', 'desktop.ini')
+
+def below_root(
+    names:pd.Series, # paths as a table gives them
+    root:str|Path # a folder
+) -> pd.Series: # absolute paths below `root` relative to it; others as they are
+    "Absolute paths as paths within the root, where they lie there"
+    absolute = names.str.match(r'[/\\]|[A-Za-z]:[/\\]', na=False).astype(bool)
+    if not absolute.any(): return names
+    plain = names[absolute].str.replace('\\', '/')
+    for folder in {Path(root).absolute().as_posix().rstrip('/') + '/', Path(root).resolve().as_posix().rstrip('/') + '/'}:
+        inside = plain.str.startswith(folder)
+        plain = plain.mask(inside, plain.str[len(folder):].str.lstrip('/'))
+    return names.where(~absolute, plain.where(~plain.str.match(r'/|[A-Za-z]:/'), names[absolute]).reindex(names.index))
+
 def escapes_root(
     names:pd.Series # paths as a table gives them
 ) -> pd.Series: # True where a path is absolute or climbs out with '..'
@@ -119,6 +141,7 @@ def check_images(
     "Every image lies under `root` and exists; raises `StudyTableError`"
     if missing not in ('refuse', 'exclude'): raise ValueError(f"missing is {missing!r}; expected 'refuse' or 'exclude'")
     refuse_rows(table, escapes_root(table.image), source, 'image', f'a path inside {root}')
+    table = leave_out(table, table.image.map(is_clutter).astype(bool), 'a companion file of macOS or Windows, not an image', exclusions)
     absent = pd.Series(~is_there(table.image, root), index=table.index)
     if len(table) and absent.all(): raise StudyTableError(f'{source}: none of the {len(table)} listed images is under {root} (the first is {table.image.iloc[0]!r}). Check the root folder, and unpack the images into it.')
     if missing == 'refuse': refuse_rows(table, absent, source, 'image', f"a file under {root}. Unpack it, or leave such rows out with missing='exclude'")
@@ -148,6 +171,7 @@ def validate_studies(
         if images or column != 'image': refuse_rows(table, ~known, source, column, 'a text')
         table[column] = table[column].astype(str).where(known, None) if not known.all() else table[column].astype(str)
         refuse_rows(table, table[column].str.strip() == '', source, column, 'a text')
+    if root is not None and images: table['image'] = below_root(table.image, root)
     refuse_rows(table, table.image.duplicated() & table.image.notna(), source, 'image', 'each image once')
     for column, allowed in ALLOWED.items():
         table[column] = table[column].astype(object).where(table[column].notna(), None)
@@ -422,12 +446,14 @@ OBSERVATION_MEANINGS = {
     'Mass': 'Lung Lesion', 'Nodule': 'Lung Lesion', 'Mass/Nodule': 'Lung Lesion', 'Nodule/Mass': 'Lung Lesion',
     'Effusion': 'Pleural Effusion', 'Pleural Thickening': 'Pleural Other'}
 
-def _letters(text):
+def plain_name(
+    text:str # of a column
+) -> str:
     "A name without case, spaces and signs; digits stay, so that pandas' 'Edema.1' is no Edema"
     return re.sub(r'[\W_]+', '', text.casefold())
 
-_SPELLED = {_letters(name): o for name, o in [*zip(OBSERVATIONS, OBSERVATIONS), *OBSERVATION_SPELLINGS.items()]}
-_MEANT = {_letters(name): o for name, o in OBSERVATION_MEANINGS.items()}
+_SPELLED = {plain_name(name): o for name, o in [*zip(OBSERVATIONS, OBSERVATIONS), *OBSERVATION_SPELLINGS.items()]}
+_MEANT = {plain_name(name): o for name, o in OBSERVATION_MEANINGS.items()}
 
 def observation_name(
     text, # a column's name, or a label; anything but text is no name
@@ -435,5 +461,72 @@ def observation_name(
 ) -> str|None: # one of `OBSERVATIONS`; None where it is not understood
     "The observation that a name stands for, in whatever spelling"
     if not isinstance(text, str): return None
-    letters = _letters(text)
+    letters = plain_name(text)
     return _SPELLED.get(letters) or (None if exact else _MEANT.get(letters))
+
+# %% ../nbs/00f_studies.ipynb #a7c1e021
+def find_observations(
+    columns:Sequence[str], # names of columns that may hold labels
+    source:str, # what to call their table in remarks
+    exclusions:Exclusions|None=None # list for remarks
+) -> dict[str, list]: # observation -> its columns, in the order of `OBSERVATIONS`
+    "Which columns hold which observation: those that bear its name, else those that mean it"
+    own, meant = {}, {}
+    for c in columns:
+        o = observation_name(c, exact=True)
+        if o: own.setdefault(o, []).append(c)
+        elif observation_name(c): meant.setdefault(observation_name(c), []).append(c)
+    for o, names in meant.items():
+        if o in own: add_remark(exclusions, f'{source}: {", ".join(names)} is not used, because {o} has a column of its own')
+        else: add_remark(exclusions, f'{source}: {", ".join(names)} is read as {o}')
+    return {o: own.get(o) or meant[o] for o in OBSERVATIONS if o in own or o in meant}
+
+def join_observation(
+    parts:pd.DataFrame, # the columns of one observation, as numbers
+    observation:str, # its name
+    source:str, # what to call the table where the index only numbers the rows
+    names:Sequence[str], # what to call the columns
+    exclusions:Exclusions|None=None # list for remarks
+) -> pd.Series:
+    "One column of an observation from several: spellings of its name must agree, other words are its parts"
+    if parts.shape[1] == 1: return parts.iloc[:, 0]
+    if all(observation_name(n, exact=True) for n in names):
+        add_remark(exclusions, f'{source}: {", ".join(map(repr, names))} hold the same values of {observation} and are read once')
+        return same_column(parts, source, names, observation)
+    return map_labels(parts.set_axis(range(len(names)), axis=1), dict.fromkeys(range(len(names)), observation))[observation]
+
+def name_observations(
+    table:pd.DataFrame, # as from `read_csv`, with labels as 1, 0, -1 or empty in columns of whatever spelling
+    source:str, # what to call it where the index only numbers the rows
+    exclusions:Exclusions|None=None # list for remarks
+) -> pd.DataFrame: # each observation in a column of its own name; the others as they are
+    "Bring the label columns of a table under the names of the observations"
+    found = find_observations(table.columns, source, exclusions)
+    table = table.rename(columns={names[0]: o for o, names in found.items() if len(names) == 1 and names[0] != o and o not in table})
+    for o, names in found.items():
+        if len(names) == 1: continue
+        numbers = table[names].apply(pd.to_numeric, errors='coerce')
+        for c in names: refuse_rows(table, table[c].notna() & ~numbers[c].isin((1, 0, -1)), source, c, '1, 0, -1 or empty')
+        joined = join_observation(numbers, o, source, names, exclusions)
+        table = table.drop(columns=names).assign(**{o: joined})
+    return table
+
+# %% ../nbs/00f_studies.ipynb #a7c1e030
+def check_shared_patients(
+    table:pd.DataFrame, # study table
+    source:str, # what to call it in messages
+    remedy:str, # what to do where one patient_id stands for many patients
+    exclusions:Exclusions|None=None, # list for remarks
+    nobody:pd.Series|None=None # True where an identifier is a placeholder; asked of the identifiers if None
+):
+    "Most images of one patient: an error where that is a placeholder, else a remark"
+    if len(table) < 2: return
+    counts = table.patient_id.value_counts()
+    who, n = counts.index[0], int(counts.iloc[0])
+    placeholder = is_placeholder(who) if nobody is None else bool(nobody[table.patient_id == who].any())
+    said = f'{source}: {n} of {len(table)} images share one patient_id'
+    said += f' ({who})' if nobody is None else ''
+    if placeholder and n > len(table)/2:
+        raise StudyTableError(f'{said}, which names nobody: splits are by patient, so nothing could be tested on other patients. {remedy}')
+    if n == len(table) or n > max(9, len(table)/2) or placeholder and n > 1:
+        add_remark(exclusions, f'{said}: it counts as one patient. If these are several patients: {remedy[0].lower()}{remedy[1:]}')
