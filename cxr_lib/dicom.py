@@ -328,7 +328,9 @@ def _unknown_part(header) -> str|None:
     "A word for the part of the body that is not understood, unless the patient is called so"
     text = _fact(header, 'BodyPartExamined').upper()
     if not text or chest_part(text) is not None: return None
-    people = {w for k in ('PatientName', 'PatientID', 'OtherPatientIDs', 'PatientMotherBirthName') for w in re.findall(r'\w+', _fact(header, k).upper())}
+    try: named = ' '.join(str(header.get(k, '')) for k in ('PatientName', 'PatientID', 'OtherPatientIDs', 'ReferringPhysicianName'))
+    except Exception: return '(not shown)'                                           # on a damaged element pydicom raises nearly anything
+    people = {*re.findall(r'\w+', named.upper())}
     return '(not shown)' if people & {*re.findall(r'\w+', text)} or len(text) > 32 else text
 
 #: What stands where an identifier was removed, without case and signs.
