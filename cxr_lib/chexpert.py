@@ -10,7 +10,7 @@ __all__ = ['CHEXPERT_COLUMNS', 'CHEXPERT_FACTS', 'chexpert_paths', 'chexpert_col
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import OBSERVATIONS
-from .studies import Exclusions, StudyTableError, check_patient_splits, leave_out, read_csv, refuse_rows, validate_studies
+from .studies import Exclusions, StudyTableError, check_patient_splits, leave_out, name_observations, read_csv, refuse_rows, validate_studies
 
 # %% ../nbs/00g_chexpert.ipynb #ff487a4a
 _RELEASE = r'^CheXpert-v1\.0(?:-small)?/'
@@ -52,8 +52,7 @@ def relabel(
     exclusions:Exclusions|None=None # list for rows of the file that match nothing
 ) -> pd.DataFrame: # `table` with these labels
     "Replace the labels by those of another file, joined by name; raises `StudyTableError`"
-    new = read_csv(labels)
-    if 'Lung Opacity' not in new: new = new.rename(columns={'Airspace Opacity': 'Lung Opacity'})     # its name in early versions
+    new = name_observations(read_csv(labels, exclusions=exclusions), str(labels), exclusions)        # early versions say Airspace Opacity
     key = 'Path' if 'Path' in new else 'Study'
     absent = [c for c in (key, *OBSERVATIONS) if c not in new]
     if absent: raise StudyTableError(f'{labels}: missing column(s) {", ".join(absent)}; expected Path or Study and the 14 observations, '
@@ -98,8 +97,10 @@ def load_chexpert(
     root, parts, other = Path(root), [], 'test' if test_split == 'valid' else 'valid'
     for name in ('train', test_split):
         path = _csv(root, name)
-        raw = read_csv(path, (*(('Path',) if name == 'test' else CHEXPERT_COLUMNS), *OBSERVATIONS), filled=('Path',),
-                       dtype={c: str for c in CHEXPERT_COLUMNS if c != 'Age'})
+        raw = read_csv(path, ('Path',) if name == 'test' else CHEXPERT_COLUMNS, filled=('Path',), exclusions=exclusions, dtype={c: str for c in CHEXPERT_COLUMNS if c != 'Age'})
+        raw = name_observations(raw, str(path), exclusions)
+        absent = [o for o in OBSERVATIONS if o not in raw]
+        if absent: raise StudyTableError(f'{path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, raw.columns))}')
         if not len(raw): raise StudyTableError(f'{path}: no rows. Download or copy it again.')
         parts.append(chexpert_columns(raw, str(path)).assign(split=None if name == 'train' else 'test'))
     if _csv(root, other).is_file():

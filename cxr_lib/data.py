@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DATASETS', 'simulated_radiograph', 'simulate', 'load_simulated', 'Dataset', 'check_source', 'source_options',
            'vocabulary_table', 'images_to_scan', 'Scan', 'exploration_stage', 'data_root', 'scanned', 'ensure_studies',
-           'describe_splits', 'describe_exclusions', 'official_facts', 'describe_overlap', 'label_counts',
-           'plot_contact_sheet', 'plot_patients', 'plot_label_states', 'plot_cooccurrence', 'group_of',
+           'describe_splits', 'describe_exclusions', 'describe_remarks', 'official_facts', 'describe_overlap',
+           'label_counts', 'plot_contact_sheet', 'plot_patients', 'plot_label_states', 'plot_cooccurrence', 'group_of',
            'plot_prevalence_by', 'plot_observation_sheet', 'plot_pixels', 'near_duplicates_across_splits', 'plot_pairs',
            'describe_notes', 'plot_notes', 'note_samples']
 
@@ -219,9 +219,10 @@ def exploration_stage(
     if seen:
         with atomic_path(run/'scan.parquet') as tmp: seen.table.to_parquet(tmp)
         with atomic_path(run/'thumbnails.npy') as tmp: np.save(tmp, seen.thumbnails)
-    write_json(run/'source.json', dict(dataset=dataset, root=str(folder), simulated=dataset == 'simulated', has_images=has_images, n_images=len(table), n_excluded=len(exclusions),
+    write_json(run/'source.json', dict(dataset=dataset, root=str(folder), simulated=dataset == 'simulated', has_images=has_images, n_images=len(table), n_excluded=len(exclusions), remarks=exclusions.remarks,
                                        n_patients=table.patient_id.nunique(), fingerprint=content_key(table.drop(columns='note').to_csv(index=False))))
     run.finish('exploration', params)
+    for said in exclusions.remarks: print(f'Remark: {said}', flush=True)
     return table
 
 def data_root(
@@ -262,6 +263,12 @@ def describe_exclusions(
     left = pd.read_csv(run/'exclusions.csv', dtype=str, keep_default_na=False)
     if not len(left): return pd.DataFrame({'rows': [0], 'the first': ['']}, index=pd.Index(['nothing was left out'], name='reason'))
     return left.groupby('reason', sort=False).agg(rows=('row', 'size'), first=('row', 'first')).rename(columns={'first': 'the first'}).sort_values('rows', ascending=False)
+
+def describe_remarks(
+    run:RunFolder # a run whose exploration is done
+) -> pd.DataFrame: # one row a remark
+    "What was noticed about the source's table as a whole"
+    return pd.DataFrame({'remark': read_json(run/'source.json').get('remarks', [])}, dtype=object)
 
 def official_facts(
     run:RunFolder # a run whose exploration is done

@@ -284,6 +284,12 @@ class _Member:
     data:object # open for reading, if a file
     position:int # bytes of the archive read so far
 
+def _is_tar(raw):
+    "Is it a tar without its gzip? Some browsers unpack it while they download"
+    head = raw.read(262)
+    raw.seek(0)
+    return head[257:] == b'ustar'
+
 def _members(archive, folder):
     "What an archive holds, in order; reads it to the end, so that its check sums are checked"
     with open(archive, 'rb') as raw:
@@ -297,8 +303,8 @@ def _members(archive, folder):
                     if i.flag_bits & 1: raise DownloadError(f'{archive}: {i.filename} is encrypted, which no public data set is. Nothing was unpacked.')
                     done += i.compress_size
                     with z.open(i) as data: yield _Member(i.orig_filename, i.file_size, time.mktime((*i.date_time, 0, 0, -1)), kind, data, done)
-        elif magic == b'\x1f\x8b':
-            with gzip.GzipFile(fileobj=raw) as stream:
+        elif magic == b'\x1f\x8b' or _is_tar(raw):
+            with gzip.GzipFile(fileobj=raw) if magic == b'\x1f\x8b' else contextlib.nullcontext(raw) as stream:
                 with tarfile.open(fileobj=stream, mode='r|') as tar:
                     for m in tar:
                         kind = 'folder' if m.isdir() else 'file' if m.isreg() else 'link' if m.issym() or m.islnk() else 'device'
@@ -319,6 +325,7 @@ def member_path(
 
 def _checked(archive, folder, max_files, max_bytes):
     "Members that may be unpacked, each with its place; raises at the first that may not"
+    from cxr_lib.studies import is_clutter
     files = total = 0
     refuse = lambda why: DownloadError(f'{archive}: {why}. It is refused, and nothing was unpacked from it: a data set holds no such thing, so do not trust this file.')
     for m in _members(archive, folder):
@@ -329,7 +336,7 @@ def _checked(archive, folder, max_files, max_bytes):
         target = member_path(m.name, folder)
         if target is None: raise refuse(f'the member {m.name!r} would be written outside {folder}')
         if m.kind not in ('file', 'folder'): raise refuse(f'the member {m.name!r} is a {m.kind}')
-        yield m, target
+        if not is_clutter(m.name): yield m, target
 
 def _is_unpacked(m, target):
     return target.is_file() and not target.is_symlink() and target.stat().st_size == m.size and int(target.stat().st_mtime) == _time(m)

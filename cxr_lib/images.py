@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Sequence
 import numpy as np, pandas as pd
-from .dicom import DICOM_SUFFIXES, read_dicom
+from .dicom import DICOM_SUFFIXES, is_film_name, read_dicom
 from .core import MAX_PIXELS, RadiographError, atomic_path, content_key, read_json, write_json
 
 #: Version of the canonical form: raised by one whenever the same file gives other pixels, so that no older cache is taken for a newer one.
@@ -46,9 +46,18 @@ def to_square(
     return _square(image, *image.shape, size, fit)
 
 # %% ../nbs/00e_images.ipynb #b371b1ad
+def _decode_film(path, size, fit):
+    "Decode a film by its keyed name (chapter 00k): what is said of it does not tell its path"
+    from cxr_lib.folders import film_path
+    real = film_path(path)
+    try: return _decode(real, size, fit)
+    except RadiographError as e: raise RadiographError(f'{str(e).replace(str(real), str(path))} cxr_lib.folders.film_path tells which file it is.') from None
+    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
+
 def _decode(path, size=None, fit='pad'): # (height, width) uint8, (height, width) of the film at full scale, and (width, height, mode) of the file
     from PIL import Image, ImageOps, UnidentifiedImageError
     path = Path(path)
+    if is_film_name(path) and not path.is_file(): return _decode_film(path, size, fit)
     if not path.is_file(): raise RadiographError(f'{path}: no such file. Check the root folder and the image column of the study table.')
     try:
         with path.open('rb') as file:                                            # by path, Pillow would map some TIFFs into memory and scramble the turned ones
@@ -226,10 +235,11 @@ def _refuse(failed, n, root): # failed: reasons
 
 def _fingerprints(root, images, preprocessing, workers): # (n,) uint64
     import hashlib
+    from cxr_lib.folders import film_path
     prints, failed = np.zeros(len(images), np.uint64), {}
     def ask(first, last):
         for i in range(first, last):
-            try: s = os.stat(os.path.join(root, images[i]))
+            try: s = os.stat(film_path(os.path.join(root, images[i])))
             except (OSError, ValueError): failed[i] = f'{os.path.join(root, images[i])}: no such file. Check the root folder and the image column of the study table.'; continue
             prints[i] = int.from_bytes(hashlib.blake2b(repr((images[i], s.st_size, s.st_mtime_ns, *preprocessing)).encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little')
     _in_threads(ask, len(images), workers, chunk=1024)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Iterable
 import numpy as np, pandas as pd
 from .core import OBSERVATIONS
-from .studies import Exclusions, StudyTableError, leave_out, map_labels, read_csv, refuse_rows, validate_studies
+from .studies import Exclusions, StudyTableError, is_clutter, leave_out, name_observations, read_csv, refuse_rows, validate_studies
 
 # %% ../nbs/00h_mimic.ipynb #2505a4bb
 #: Header as written (upper case, punctuation dropped) -> section. Nothing else is ever read.
@@ -315,10 +315,10 @@ def _labels(table, columns, path):
         table[c] = number.astype(float)
     refuse_rows(table, table.study_id.duplicated(), path, 'study_id', 'each study once')
 
-def _read_ids(path, columns):
+def _read_ids(path, columns, exclusions=None):
     "A table whose identifiers are text, filled and of the official form"
     ids = [c for c in ('dicom_id', 'subject_id', 'study_id') if c in columns]
-    table = read_csv(path, columns, filled=ids, dtype={**{c: str for c in ids}, 'split': str, 'ViewPosition': str, 'ViewCodeSequence_CodeMeaning': str})
+    table = read_csv(path, columns, filled=ids, exclusions=exclusions, dtype={**{c: str for c in ids}, 'split': str, 'ViewPosition': str, 'ViewCodeSequence_CodeMeaning': str})
     for c in ids: refuse_rows(table, ~table[c].str.fullmatch(r'\d{8}' if c != 'dicom_id' else r'[0-9A-Za-z-]+'), path, c, 'eight digits' if c != 'dicom_id' else "an identifier such as '02aa804e-bde0afdd-112c0b34-7bc16630-4e384014'")
     return table
 
@@ -351,7 +351,7 @@ def read_reports(
         import zlib
         try:
             with zipfile.ZipFile(source) as archive:
-                held = {i.filename[i.filename.find('files/'):]: i for i in archive.infolist() if i.filename.endswith('.txt')}
+                held = {i.filename[i.filename.find('files/'):]: i for i in archive.infolist() if i.filename.endswith('.txt') and not is_clutter(i.filename)}
                 def one(name):
                     with archive.open(held[name]) as f: return text(f.read(4*MAX_REPORT + 1))
                 return [one(n) if n in held else None for n in names]
@@ -418,7 +418,9 @@ def load_mimic(
     meta['split'] = own.split.map(MIMIC_SPLITS)
 
     label_path = _mimic_file(root, labeler)
-    labels = _read_ids(label_path, ('subject_id', 'study_id', *OBSERVATIONS))
+    labels = name_observations(_read_ids(label_path, ('subject_id', 'study_id'), exclusions), str(label_path), exclusions)
+    absent = [o for o in OBSERVATIONS if o not in labels]
+    if absent: raise StudyTableError(f'{label_path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, labels.columns))}')
     _labels(labels, OBSERVATIONS, label_path)
     labels = leave_out(labels, owner.index.get_indexer(labels.study_id) < 0, f'labels ({labeler}) of a study without an image in the metadata', exclusions, image=None)
     refuse_rows(labels, owner.reindex(labels.study_id).to_numpy() != labels.subject_id, label_path, 'subject_id', 'the patient whom the metadata give for this study')
@@ -426,14 +428,14 @@ def load_mimic(
     source = pd.Series(np.where(pd.Index(labels.study_id).get_indexer(owner.index) < 0, 'none', labeler).astype(object), index=owner.index)
     test_path = root/'mimic-cxr-2.1.0-test-set-labeled.csv'
     if test_labels == 'radiologist' or test_labels == 'auto' and test_path.is_file():
-        named = _read_ids(test_path, ('study_id',))
-        lacking = set(OBSERVATIONS) - {MIMIC_TEST_LABELS.get(c) for c in named}
+        named = name_observations(_read_ids(test_path, ('study_id',), exclusions), str(test_path), exclusions)
+        lacking = set(OBSERVATIONS) - {*named}
         if lacking: raise StudyTableError(f'{test_path}: no column for {", ".join(o for o in OBSERVATIONS if o in lacking)}; it has {", ".join(map(str, named.columns))}')
-        _labels(named, [c for c in named if c in MIMIC_TEST_LABELS], test_path)
+        _labels(named, OBSERVATIONS, test_path)
         named = leave_out(named, owner.index.get_indexer(named.study_id) < 0, "the radiologist's labels of a study without an image in the metadata", exclusions, image=None)
         where = own.split[~meta.study_id.duplicated()].set_axis(owner.index).reindex(named.study_id)
         refuse_rows(named, pd.Series(where.to_numpy() != 'test', index=named.index), test_path, 'study_id', f'a study that {split_path.name} puts into the test split')
-        label.loc[named.study_id] = map_labels(named, MIMIC_TEST_LABELS).to_numpy()
+        label.loc[named.study_id] = named[list(OBSERVATIONS)].to_numpy()
         source.loc[named.study_id] = 'radiologist'
 
     position, code = meta.ViewPosition.str.strip().str.upper(), meta.ViewCodeSequence_CodeMeaning.str.strip().str.lower()

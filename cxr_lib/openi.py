@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Iterator, Mapping
 import numpy as np, pandas as pd
 from .core import IMPLIES, OBSERVATIONS
-from .studies import NIH_TO_CHEXPERT, Exclusions, StudyTableError, leave_out, map_labels, read_csv, refuse_rows, validate_studies
+from .studies import NIH_TO_CHEXPERT, Exclusions, StudyTableError, is_clutter, leave_out, map_labels, read_csv, refuse_rows, validate_studies
 
 # %% ../nbs/00i_openi.ipynb #c98d6bcb
 MAX_REPORT_BYTES = 1_000_000   # of one XML; the largest of the collection has 8,967
@@ -25,18 +25,23 @@ class _SmallReads(gzip.GzipFile):
         if not 0 <= size <= 2*MAX_REPORT_BYTES: raise tarfile.ReadError(f'a header asks for {size} bytes')
         return super().read(size)
 
+def _opened(path:Path):
+    "An archive's tar, also where a browser has unpacked the gzip around it"
+    with path.open('rb') as file: head = file.read(262)
+    return path.open('rb') if head[257:] == b'ustar' else _SmallReads(path)
+
 def _archive_files(path:Path) -> Iterator[tuple[str, bytes]]:
     "Name and content of every XML of a .tgz, in the archive's order, with nothing unpacked"
     where = str(path)
     try:
-        with _SmallReads(path) as stream, tarfile.open(fileobj=stream, mode='r:') as archive:
+        with _opened(path) as stream, tarfile.open(fileobj=stream, mode='r:') as archive:
             for member in archive:
                 where, name = f'{path} member {member.name}', member.name.replace('\\', '/')
                 if name.startswith('/') or '..' in name.split('/') or re.match('[A-Za-z]:', name):
                     raise StudyTableError(f'{where}: the name leads out of the archive. {_AGAIN}')
                 if member.isdir(): continue
                 if not member.isreg(): raise StudyTableError(f'{where}: a link or a device; expected files only. {_AGAIN}')
-                if not name.lower().endswith('.xml'): continue
+                if not name.lower().endswith('.xml') or is_clutter(name): continue
                 if not 0 <= member.size <= MAX_REPORT_BYTES: raise StudyTableError(f'{where}: {member.size} bytes; expected at most {MAX_REPORT_BYTES}. {_AGAIN}')
                 yield member.name, archive.extractfile(member).read()
             stream.seek(archive.offset)                  # tarfile takes a damaged header, or none, for the end
@@ -47,6 +52,7 @@ def _archive_files(path:Path) -> Iterator[tuple[str, bytes]]:
 def _folder_files(path:Path) -> Iterator[tuple[str, bytes]]:
     "Name and content of every XML of a folder"
     for file in sorted(path.glob('*.xml')):
+        if is_clutter(file.name): continue
         if file.stat().st_size > MAX_REPORT_BYTES: raise StudyTableError(f'{file}: {file.stat().st_size} bytes; expected at most {MAX_REPORT_BYTES}. Unpack NLMCXR_reports.tgz again.')
         yield f'{path.name}/{file.name}', file.read_bytes()
 
@@ -216,7 +222,8 @@ def load_openi(
     "Open-i (Demner-Fushman et al. 2016) as a study table whose note is the indication"
     root = Path(root)
     if labels not in ('gold', 'mesh'): raise ValueError(f"labels is {labels!r}; expected 'gold' or 'mesh'")
-    source = root/'NLMCXR_reports.tgz' if (root/'NLMCXR_reports.tgz').is_file() or not (root/'ecgen-radiology').is_dir() else root/'ecgen-radiology'
+    places = [root/'NLMCXR_reports.tgz', root/'NLMCXR_reports.tar', root/'ecgen-radiology']                 # .tar: as Safari leaves it
+    source = next((p for p in places if p.exists()), places[0])
     reports = read_reports(source)
     found = mesh_labels(reports)
     if labels == 'gold':

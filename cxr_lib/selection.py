@@ -197,8 +197,9 @@ def films_key(
     images # paths
 ) -> str: # 16 hexadecimal digits
     "A hash of the content of all films"
+    from cxr_lib.folders import film_path
     seen = hashlib.sha256()
-    for image in images: seen.update(hashlib.sha256((Path(root)/image).read_bytes()).digest())
+    for image in images: seen.update(hashlib.sha256(film_path(Path(root)/image).read_bytes()).digest())
     return content_key(seen.hexdigest())
 
 #: What of this chapter decides a candidate's answers; the rest may change, and results that are kept stay valid.

@@ -115,7 +115,7 @@ CASES = {
     'empty table': (lambda root: folder(root, []), {}, ['studies.csv', 'no rows']),
     'zero-byte table': (text_table(lambda b: b''), {}, ['studies.csv', 'not a readable CSV']),
     'absent table': (lambda root: (folder(root), (root/'studies.csv').unlink())[0], {}, ['studies.csv', 'no such file']),
-    'semicolons for commas': (text_table(lambda b: b.replace(b',', b';')), {}, ['studies.csv', 'no column image', 'image;patient_id']),
+    'bars for commas': (text_table(lambda b: b.replace(b',', b'|')), {}, ['studies.csv', 'no column image', 'image|patient_id']),
     'more cells than columns': (text_table(lambda b: b.replace(b'2.png,', b'2.png,x,y,z,')), {}, ['studies.csv', 'line 4']),
     'Latin-1 text': (lambda root: folder(root, [r | {'study_id': 'é'} for r in rows()], encoding='latin1'), {}, ['studies.csv', 'not UTF-8', 'iconv']),
     'table that is a picture': (lambda root: (folder(root), Image.fromarray(RAMP).save(root/'studies.csv', 'PNG'))[0], {}, ['studies.csv']),

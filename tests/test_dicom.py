@@ -346,7 +346,7 @@ def test_a_number_that_is_a_name_is_refused_without_repeating_it(tmp_path, keywo
 def test_facts_hold_nothing_of_the_header_but_what_is_asked(tmp_path):
     path = write(tmp_path/'film.dcm', ViewPosition='AP', PatientSex='M', BodyPartExamined='PORT CHEST', PatientAge='093Y', IssuerOfPatientID='NOWHERE', Laterality='ZYXWVUT')
     facts = dicom_facts(path, KEY)
-    assert set(facts) == {'modality', 'view', 'projection', 'sex', 'age', 'patient_id', 'study_id', 'film_id', 'chest', 'turned', 'burned_in', 'refused'}
+    assert set(facts) == {'modality', 'view', 'projection', 'sex', 'age', 'patient_id', 'placeholder', 'study_id', 'film_id', 'chest', 'turned', 'burned_in', 'refused'}
     assert (facts['modality'], facts['view'], facts['projection'], facts['sex'], facts['age'], facts['chest'], facts['refused']) == ('DX', 'Frontal', 'AP', 'Male', 90, True, None)
     assert not [w for w in WORDS if w in repr(facts).upper()]
     assert all(len(facts[k]) == 16 and int(facts[k], 16) >= 0 for k in ('patient_id', 'study_id', 'film_id'))

@@ -469,7 +469,7 @@ def test_sex_and_age_come_from_mimic_iv(tmp_path):
 BROKEN = {                                                          # what is wrong: (the copy, what the error says)
     'no metadata': (dict(raw=[('mimic-cxr-2.0.0-metadata.csv.gz', None)]), r'metadata\.csv\.gz: no such file'),
     'gzip cut short': (dict(raw=[('mimic-cxr-2.0.0-split.csv.gz', gzip.compress(b'dicom_id,study_id\n' + bytes(range(256))*9)[:40])]), r'split\.csv\.gz: not a readable CSV'),
-    'not gzip': (dict(raw=[('mimic-cxr-2.0.0-chexpert.csv.gz', b'subject_id,study_id\n')]), r'chexpert\.csv\.gz: not a readable CSV'),
+    'not gzip': (dict(raw=[('mimic-cxr-2.0.0-chexpert.csv.gz', b'subject_id,study_id\n')]), r'chexpert\.csv\.gz: missing column'),
     'empty file': (dict(raw=[('mimic-cxr-2.0.0-metadata.csv.gz', gzip.compress(b''))]), 'not a readable CSV'),
     'only a header': (dict(raw=[('mimic-cxr-2.0.0-metadata.csv.gz', gzip.compress(','.join(META).encode() + b'\n'))]), 'no rows'),
     'no split at all': (dict(raw=[('mimic-cxr-2.0.0-split.csv.gz', gzip.compress(b'dicom_id,study_id,subject_id,split\n'))]), "row 1: dicom_id is 'a-1'; expected an image that"),
