@@ -8,11 +8,11 @@ __all__ = ['IMAGE_COLUMNS', 'PATIENT_COLUMNS', 'ONE_TO_ONE', 'read_external', 'r
            'external_table', 'plot_external', 'malformed_examples']
 
 # %% ../nbs/04g_external.ipynb #8d6c03c0
-import contextlib, csv, gzip, io, warnings, zlib
+import gzip, io
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, atomic_path, draw_interval, number_text, save_figure, set_theme, short_name, sign_figure, write_json
-from .studies import NIH_TO_CHEXPERT
+from .studies import Exclusions, NIH_TO_CHEXPERT, read_table, table_bytes
 from .sources import nih_labels
 from .metrics import brier_score, calibration_interval, check_probabilities, count_cases, known_labels, mean_over, named_interval, rank_condition, refuse_cells, resample_patients
 
@@ -23,68 +23,30 @@ ONE_TO_ONE = ('Cardiomegaly', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasi
 _NAMES = {n.replace('_', ' ').lower(): o for n, o in (*NIH_TO_CHEXPERT.items(), *zip(OBSERVATIONS, OBSERVATIONS))}
 
 # %% ../nbs/04g_external.ipynb #f709796e
-def _open_bytes(path, what):
-    "The content of a file, unpacked if it is gzip; or an error that says what is wrong with it"
+def _named_file(path, what):
+    "The path of a file that is there"
     path = Path(path)
     if not str(path) or str(path) == '.': raise ValueError(f'{what}: no file was named; give the path of a CSV or parquet file')
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; give the path of a CSV or parquet file of {what}')
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in ('.csv', '.parquet', '.gz'))
         raise ValueError(f'{path} is a folder; give a file' + (f' in it, such as {inside[0]}' if inside else ': it holds no CSV or parquet file'))
-    data = path.read_bytes()
-    if not data: raise ValueError(f'{path} is empty (0 bytes); it was cut short, copy or write it again')
-    if data[:2] == b'\x1f\x8b':
-        try: data = gzip.decompress(data)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise ValueError(f'{path} is gzip, but damaged or cut short ({e}); copy it again') from None
-    return data
-
-def _as_text(data, path):
-    "Bytes as text in UTF-8, or an error that says what they are instead"
-    remedy = 'export it as CSV in UTF-8'
-    if data[:2] in (b'\xff\xfe', b'\xfe\xff'): raise ValueError(f'{path} is in UTF-16; {remedy}')
-    if data[:4] == b'PK\x03\x04': raise ValueError(f'{path} is a zip archive or an Excel file; unpack it, or {remedy}')
-    if b'\0' in data[:4096]: raise ValueError(f'{path} is a binary file, not a table; {remedy}')
-    try: text = data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n')
-    except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 (byte {e.start} is {data[e.start]:#04x}); {remedy}') from None
-    if text.lstrip()[:1] in ('{', '['): raise ValueError(f'{path} is JSON, not CSV; read it with pandas.read_json and write it with to_csv(index=False)')
-    head = text.splitlines()[0] if text.strip() else ''
-    if not head.strip(): raise ValueError(f'{path} has no header: its first line is empty; the first line must name the columns')
-    for sign, word in ((';', 'semicolons'), ('\t', 'tabs'), ('|', 'bars')):
-        if sign in head and ',' not in head:
-            raise ValueError(f'{path} is separated by {word} (first line: {head[:60]!r}); save it with commas between and points in the numbers')
-    return text
-
-def _uneven_line(text):
-    "Where a line has not as many cells as the header, in words"
-    rows = csv.reader(io.StringIO(text))
-    wanted = len(next(rows))
-    with contextlib.suppress(csv.Error):
-        for row in rows:
-            if row and len(row) != wanted: return f'line {rows.line_num} has {len(row)} cells, the header {wanted}'
-    return 'it can\'t be split into lines and cells'
+    return path
 
 def _read_table(path, what, image_column=None):
-    "A CSV or parquet file as a table whose columns are unique; names of images and patients as they are written"
-    data = _open_bytes(path, what)
+    "A CSV or parquet file as a table whose columns are unique; names of images and patients as they are written; attrs: remarks"
+    path = _named_file(path, what)
+    data, said = table_bytes(path), Exclusions()
     if data[:4] == b'PAR1':
         try: table = pd.read_parquet(io.BytesIO(data))
         except Exception as e: raise ValueError(f'{path} is not a readable parquet file ({e}); write it again') from None
-        columns = [str(c) for c in table.columns]
+        table.columns = [str(c) for c in table.columns]
     else:
-        text = _as_text(data, path)
-        try: columns = [c.strip() for c in next(csv.reader(io.StringIO(text)))]
-        except csv.Error as e: raise ValueError(f'{path}: the first line does not name columns ({e}); export it as CSV in UTF-8') from None
-        ids = {k: str for k, c in enumerate(columns) if c in (*IMAGE_COLUMNS, *PATIENT_COLUMNS, image_column)}       # 00001 stays 00001
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', pd.errors.ParserWarning)
-            try: table = pd.read_csv(io.StringIO(text), index_col=False, header=None, skiprows=1, names=range(len(columns)), dtype=ids)
-            except pd.errors.EmptyDataError: table = pd.DataFrame(columns=range(len(columns)))
-            except (pd.errors.ParserError, pd.errors.ParserWarning) as e:
-                raise ValueError(f'{path} is no regular table: {_uneven_line(text)}; give every line as many cells as the header') from e
-    twice = [c for k, c in enumerate(columns) if c in columns[:k]]
-    if twice: raise ValueError(f'{path} has the column {twice[0]} {columns.count(twice[0])} times; keep one, or name the others differently')
+        ids = dict.fromkeys((*IMAGE_COLUMNS, *PATIENT_COLUMNS, image_column), str)                  # 00001 stays 00001
+        table = read_table(data, path, dtype=ids, exclusions=said)
     if not len(table): raise ValueError(f'{path} has a header and no rows; write the predictions or labels of at least one image')
-    return table.set_axis(columns, axis=1)
+    table.attrs['remarks'] = said.remarks
+    return table
 
 def _image_column(table, path, image_column=None):
     "The column that names the image"
@@ -428,8 +390,8 @@ def malformed_examples(
     add('a column twice', text.replace('image,Edema,Cardiomegaly', 'image,Edema,Edema'))
     add('other images', good.assign(image=[f'other_{i}' for i in images]))
     add('two files of one name', pd.concat([good.assign(image='a/' + good['image']), good.assign(image='b/' + good['image'])]))
-    add('semicolons', text.replace(',', ';').replace('.', ',').replace(',png', '.png'))
-    add('UTF-16', text.encode('utf-16'))
+    add('bars', text.replace(',', '|'))
+    add('Latin-1', text.replace('image', 'imagé', 1).encode('latin1'))
     add('a folder', None)
     found[-1][1].mkdir(exist_ok=True)
     add('gzip cut short', gzip.compress(text.encode())[:-20], '.csv.gz')

@@ -51,7 +51,7 @@ MESSAGES = {'missing file': ('does not exist', 'give the path'), 'empty file': (
             'an image twice': ('row 12', '0005.png', 'drop the repetition'), 'a column twice': ('Edema 2 times', 'keep one'),
             'other images': ('none of its 12 images', 'other_0000.png', 'name images alike'),
             'two files of one name': ('a/0000.png and b/0000.png', 'with their folders'),
-            'semicolons': ('image;Edema', 'save it with commas'), 'UTF-16': ('UTF-16', 'export it as CSV'), 'a folder': ('is a folder', 'give a file'),
+            'bars': ('image|Edema|Cardiomegaly', 'image_column'), 'Latin-1': ('not UTF-8', 'export it as CSV'), 'a folder': ('is a folder', 'give a file'),
             'gzip cut short': ('damaged or cut short', 'copy it again'), 'JSON in disguise': ('is JSON', 'to_csv'),
             'a binary file': ('binary', 'export it as CSV'),
             'a line too long': ('line 2 has 4 cells, the header 3', 'as many cells'), 'no image name in a row': ('row 3', 'the name of an image'),
@@ -104,7 +104,7 @@ def test_a_good_file_that_is_damaged_is_refused_or_read_as_it_is(tmp_path_factor
 @pytest.mark.parametrize('text, expected', [
     ('image,Edema\na.png,1.3\n', ['row 0', 'a.png', '1.3', 'from 0 to 1']), ('image,Edema\na.png,\n', ['row 0', 'every image']),
     ('image,Edema\na.png,inf\n', ['row 0', 'another scale']),
-    ('image,Edema\na.png,"0,5"\n', ['row 0', "'0,5'", 'decimal point']), ('image\tEdema\na.png\t.5\n', ['tabs', 'commas']),
+    ('image,Edema\na.png,"0,5"\n', ['row 0', "'0,5'", 'decimal point']),
     ('image,Hernia\na.png,.1\n', ['no column maps', 'mapping']),
     ('\nimage,Edema\na.png,.5\n', ['first line is empty']), ('image,Edema\n"a.png,.5\n', ['line 2 has 1 cells']),
     ('PK\x03\x04', ['zip archive or an Excel file']), ('   ', ['no header'])])
@@ -129,6 +129,14 @@ def test_images_are_found_under_the_usual_names_and_keep_their_zeros(tmp_path, c
     found = read_external(path)
     assert list(found.index) == ['00012', '7'] and list(found) == ['Lung Lesion', 'Pleural Effusion', 'Pleural Other']
     assert found['Lung Lesion'].tolist() == [.4, .3]
+
+
+@pytest.mark.parametrize('data', [b'image;Edema\na.png;0,25\nb.png;1\n', b'image\tEdema\na.png\t0.25\nb.png\t1\n', b'image,Edema\na.png,0.25,\nb.png,1,\n',
+                                  'image,Edema\na.png,0.25\nb.png,1\n'.encode('utf-16'), b'image,Edema,Edema\na.png,.25,0.25\nb.png,1,1\n', b'image,Edema\n1,a.png,.25\n2,b.png,1\n'])
+def test_semicolons_tabs_trailing_commas_and_utf16_give_the_same_numbers(tmp_path, data):
+    (tmp_path/'other.csv').write_bytes(data)
+    found = read_external(tmp_path/'other.csv')
+    assert found.index.tolist() == ['a.png', 'b.png'] and found.columns.tolist() == ['Edema'] and found['Edema'].tolist() == [.25, 1]
 
 
 def test_parquet_gzip_and_a_byte_order_mark_are_read_whatever_the_name(tmp_path, other):
