@@ -58,12 +58,11 @@ def _read_file(path): # None for a DICOM file, which is read by its own reader
             head = file.read(132)
             if not head: raise RadiographError(f'{path}: the file is empty. Download or copy it again.')
             if starts_as_dicom(head) or path.suffix.lower() in DICOM_SUFFIXES: return None
-            data = head + file.read(LARGEST_FILE)
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE: raise RadiographError(f'{path}: more than {LARGEST_FILE:,} bytes. Remove it from the table or replace it.')
+            return head + file.read()
     except OSError as e:
         stop_on_machine_error(e, path)
         raise RadiographError(f'{path}: no such file. Check the root folder and the image column of the study table.') from None
-    if len(data) > LARGEST_FILE: raise RadiographError(f'{path}: more than {LARGEST_FILE:,} bytes. Remove it from the table or replace it.')
-    return data
 
 def _open(data, path): # a Pillow image, not decoded yet
     from PIL import Image
