@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Iterable, Sequence
 import torch, torch.nn as nn
-from .core import read_json
+from .core import read_json, stop_on_machine_error
 
 _SPECIAL = dict(unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', mask_token='[MASK]')
 
@@ -233,7 +233,9 @@ def _read_checkpoint(weights):
     if path.suffix != '.safetensors':
         raise ValueError(f'image_weights is {weights!r}; expected hub, package:<name>, a .safetensors file or a folder with model.safetensors')
     try: state = load_file(path)
-    except (OSError, SafetensorError) as e: raise ValueError(f'image_weights {path} cannot be read ({e})') from None
+    except (OSError, SafetensorError) as e:
+        stop_on_machine_error(e, path)
+        raise ValueError(f'image_weights {path} cannot be read ({e})') from None
     card = read_json(path.with_name('config.json')) if path.with_name('config.json').is_file() else {}
     return state, card if isinstance(card, dict) and ('architecture' in card or 'pretrained_cfg' in card) else {}
 

@@ -244,7 +244,9 @@ class _PixelFile:
         try:
             finished, stat = read_json(self.meta)['changed'], self.pixels.stat()
             with self.pixels.open('rb') as f: header = f.read(len(self.header))
-        except (OSError, ValueError, KeyError, TypeError) as e: return f'{type(e).__name__}: {e}'
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            stop_on_machine_error(e, self.folder)
+            return f'{type(e).__name__}: {e}'
         if stat.st_size != self.length: return f'pixels.npy has {stat.st_size:,} bytes instead of {self.length:,}'
         if header != self.header: return 'the header of pixels.npy is not the one that was written'
         touched = stat.st_mtime_ns != finished
@@ -290,7 +292,10 @@ def _fingerprints(root, images, preprocessing, workers): # (n,) uint64
     def ask(first, last):
         for i in range(first, last):
             try: s = os.stat(os.path.join(root, images[i]))
-            except (OSError, ValueError): failed[i] = f'{os.path.join(root, images[i])}: no such file. Check the root folder and the image column of the study table.'; continue
+            except (OSError, ValueError) as e:
+                stop_on_machine_error(e, os.path.join(root, images[i]))
+                failed[i] = f'{os.path.join(root, images[i])}: no such file. Check the root folder and the image column of the study table.'
+                continue
             prints[i] = int.from_bytes(hashlib.blake2b(repr((images[i], s.st_size, s.st_mtime_ns, *preprocessing)).encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little')
     _in_threads(ask, len(images), workers, chunk=1024)
     if failed: _refuse([failed[i] for i in sorted(failed)], len(images), root)
@@ -302,7 +307,9 @@ def _other_caches(file, fingerprints): # {image: (other cache, its image)}
     for folder in sorted(file.folder.parent.glob(f'[0-9a-f]*-{file.size}')):
         if folder == file.folder: continue
         try: theirs = np.load(folder/'fingerprints.npy')
-        except (OSError, ValueError, EOFError): continue
+        except (OSError, ValueError, EOFError) as e:
+            if not isinstance(e, PermissionError): stop_on_machine_error(e, folder)      # another user's cache is none of ours
+            continue
         _, mine, other = np.intersect1d(fingerprints, theirs, return_indices=True)
         if not len(mine): continue
         cache = _PixelFile(folder, len(theirs), file.size); cache.theirs, cache.recent = theirs, lru_cache(8)(cache.read)

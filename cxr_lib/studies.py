@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, content_key
+from .core import OBSERVATIONS, content_key, is_file, stop_on_machine_error
 
 META_COLUMNS = ('image', 'patient_id', 'study_id', 'view', 'projection', 'sex', 'age', 'note', 'split')
 STUDY_COLUMNS = META_COLUMNS + OBSERVATIONS
@@ -91,11 +91,13 @@ def is_there(
     parts = [name.rpartition('/') for name in names]
     many = {folder for folder, n in Counter(folder for folder, _, _ in parts).items() if n >= 8}
     for folder, _, base in parts:
-        if folder not in many: found.append(os.path.isfile(f'{root}/{folder}/{base}')); continue
+        if folder not in many: found.append(is_file(f'{root}/{folder}/{base}')); continue
         if folder not in listed:
             try:
                 with os.scandir(os.path.join(root, folder)) as entries: listed[folder] = {e.name for e in entries if e.is_file()}
-            except OSError: listed[folder] = ()
+            except OSError as e:
+                stop_on_machine_error(e, os.path.join(root, folder))
+                listed[folder] = ()
         found.append(base in listed[folder])
     return np.array(found, bool)
 
@@ -199,7 +201,9 @@ def read_csv(
     if not path.is_file(): raise StudyTableError(f'{path}: no such file. Is the root folder right? It should hold {path.name}.')
     try: table = pd.read_csv(path, **{'low_memory': False, **kwargs})
     except UnicodeDecodeError as e: raise StudyTableError(f'{path}: not UTF-8 text ({e.reason} at byte {e.start}). Convert it, for instance: iconv -f latin1 -t utf-8') from None
-    except (ValueError, EOFError, OSError, zlib.error) as e: raise StudyTableError(f'{path}: not a readable CSV ({e}). Download or copy it again.') from None
+    except (ValueError, EOFError, OSError, zlib.error) as e:
+        stop_on_machine_error(e, path)
+        raise StudyTableError(f'{path}: not a readable CSV ({e}). Download or copy it again.') from None
     absent = [c for c in columns if c not in table]
     if absent: raise StudyTableError(f'{path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, table.columns))}')
     table.index = pd.Index([f'{path} row {i}' for i in range(1, len(table) + 1)], dtype=object)
