@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, number_text, project_root, read_json
+from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, number_text, project_root, read_json, stop_on_machine_error
 from .metrics import CONDITIONS
 from .fairness import RATES
 
@@ -321,7 +321,9 @@ def card_parts(
         path = folder/file
         if not path.exists(): parts[name] = None; continue
         try: parts[name] = readers[path.suffix](path)
-        except Exception as e: raise ValueError(f'{path} cannot be read ({e}); delete it, and run the stage that writes it again') from None
+        except Exception as e:
+            stop_on_machine_error(e, path)
+            raise ValueError(f'{path} cannot be read ({e}); delete it, and run the stage that writes it again') from None
         if path.suffix == '.json' and not isinstance(parts[name], dict):
             raise ValueError(f'{path} holds a {type(parts[name]).__name__}; expected an object. Run the stage that writes it again.')
     if parts['metrics'] is not None: check_metrics(parts['metrics'], str(folder/'metrics.json'))

@@ -16,7 +16,7 @@ from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 import torch
 from huggingface_hub import ModelHubMixin
-from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, atomic_path, json_text, parse_json, read_json, versions, write_json
+from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, atomic_path, json_text, parse_json, read_json, stop_on_machine_error, versions, write_json
 from .calibration import METHODS, apply_calibration
 from .encoders import check_sizes, merge_lora, plain_text_config, tokenize
 from .images import PREPROCESSING, read_radiograph
@@ -93,7 +93,9 @@ def read_weights(
         with safe_open(path, 'pt') as f:
             about = (f.metadata() or {}).get('cxr_lib')
             state = {k: f.get_tensor(k) for k in f.keys()}            # noqa: SIM118  a safetensors file is no dictionary
-    except (SafetensorError, OSError) as e: raise CheckpointError(f'{path} {_why_unreadable(path, e)}') from None
+    except (SafetensorError, OSError) as e:
+        stop_on_machine_error(e, path)
+        raise CheckpointError(f'{path} {_why_unreadable(path, e)}') from None
     try: about = parse_json(about) if about else {}
     except ValueError: raise CheckpointError(f'{path}: what its header says about the model is not JSON. {_AGAIN}') from None
     return state, about

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 import torch
-from .core import OBSERVATIONS, atomic_path
+from .core import OBSERVATIONS, atomic_path, stop_on_machine_error
 from .dataset import StudyData, encode_notes
 from .model import MultimodalClassifier
 
@@ -182,6 +182,7 @@ def read_permutations(
     try:
         with np.load(path, allow_pickle=False) as file: found = {k: file[k] for k in ('format', 'observations', 'images', 'permutations')}
     except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as e:
+        stop_on_machine_error(e, path)
         raise ValueError(f'{path}: not a file of permutations, or damaged ({e}); run the training stage again') from None
     if str(found['format']) != PERMUTATIONS_FORMAT: raise ValueError(f'{path}: the format is {found["format"]}; expected {PERMUTATIONS_FORMAT}')
     if found['observations'].tolist() != list(OBSERVATIONS): raise ValueError(f'{path}: the observations are not the 14 of this library in their order')

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
            'MAX_PIXELS', 'IMPLIES', 'MAX_NESTING', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name',
-           'atomic_path', 'remove_unfinished', 'json_text', 'write_json', 'parse_json', 'read_json', 'project_root',
-           'content_key', 'RunFolder', 'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision',
-           'set_theme', 'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark',
-           'draw_interval', 'save_figure']
+           'atomic_path', 'remove_unfinished', 'json_text', 'write_json', 'parse_json', 'read_json',
+           'stop_on_machine_error', 'is_file', 'is_folder', 'is_present', 'project_root', 'content_key', 'RunFolder',
+           'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision', 'set_theme',
+           'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'draw_interval',
+           'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
-import contextlib, hashlib, json, os, random, re, shutil, time
+import contextlib, errno, hashlib, json, os, random, re, shutil, stat, time
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -123,6 +124,55 @@ def read_json(
     path = Path(path)
     try: return parse_json(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e}). Delete it, or restore it, and run again.') from None
+
+# %% ../nbs/00_core.ipynb #ade6f3ac
+#: What an `OSError` says of a path (it leads nowhere, or no program could open it), not of the machine.
+_OF_THE_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EBADF}
+_AGAIN = 'No file was changed. Check the disk or the network drive (is it still connected?), and run again.'
+_MACHINE_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), 'Ask for the permission to use it, and run again.'),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), 'Too many files are open at once: close other programs, or raise the limit (ulimit -n 4096), and run again.'),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'Make room on the disk, and run again.'),
+    errno.ENOMEM: 'Close other programs, and run again.'}
+
+def stop_on_machine_error(
+    error:BaseException, # what was caught
+    path:str|Path # the file or folder that was in use
+):
+    "Raise an `OSError` in words if the machine is to blame (a failing disk, permissions, a lost drive); return if the file may be"
+    number = getattr(error, 'errno', None)
+    if not isinstance(error, OSError) or number is None or number in _OF_THE_PATH: return
+    said = error.strerror or os.strerror(number)
+    if 'This is an error of the machine' in said: raise error
+    remedy = _MACHINE_REMEDIES.get(number, _AGAIN)
+    raise OSError(number, f'{said}. This is an error of the machine, not a damaged file. {remedy}', str(path)) from error
+
+def _mode(path):
+    "The mode of what a path leads to; 0 if there is nothing"
+    try: return os.stat(path).st_mode
+    except ValueError: return 0                      # a NUL in the name: no such file can be
+    except OSError as e:
+        stop_on_machine_error(e, path)
+        return 0
+
+def is_file(
+    path:str|Path # may be absent
+) -> bool: # False if there is no such file; an error of the machine is raised
+    "Is there a file?"
+    return stat.S_ISREG(_mode(path))
+
+def is_folder(
+    path:str|Path # may be absent
+) -> bool: # False if there is no such folder; an error of the machine is raised
+    "Is there a folder?"
+    return stat.S_ISDIR(_mode(path))
+
+def is_present(
+    path:str|Path # may be absent
+) -> bool: # False if nothing is there; an error of the machine is raised
+    "Is there anything?"
+    return _mode(path) != 0
+
 
 # %% ../nbs/00_core.ipynb #05e61dcf
 def project_root(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'simulated_radiograph', 'simulate', 'load_simulated', 'Dataset', 'check_source', 'source_options',
-           'vocabulary_table', 'images_to_scan', 'Scan', 'exploration_stage', 'data_root', 'scanned', 'ensure_studies',
-           'describe_splits', 'describe_exclusions', 'describe_remarks', 'official_facts', 'describe_overlap',
-           'label_counts', 'plot_contact_sheet', 'plot_patients', 'plot_label_states', 'plot_cooccurrence', 'group_of',
-           'plot_prevalence_by', 'plot_observation_sheet', 'plot_pixels', 'near_duplicates_across_splits', 'plot_pairs',
-           'describe_notes', 'plot_notes', 'note_samples']
+           'vocabulary_table', 'images_to_scan', 'Scan', 'blank_films', 'exploration_stage', 'data_root', 'scanned',
+           'ensure_studies', 'describe_splits', 'describe_exclusions', 'describe_remarks', 'describe_blank',
+           'official_facts', 'describe_overlap', 'label_counts', 'plot_contact_sheet', 'plot_patients',
+           'plot_label_states', 'plot_cooccurrence', 'group_of', 'plot_prevalence_by', 'plot_observation_sheet',
+           'plot_pixels', 'near_duplicates_across_splits', 'plot_pairs', 'describe_notes', 'plot_notes', 'note_samples']
 
 # %% ../nbs/01_exploration.ipynb #74692c2b
 import inspect, json
@@ -170,6 +170,34 @@ class Scan:
     table:pd.DataFrame # one row an image, as from `images.scan_images`
     thumbnails:np.ndarray # (n, 32, 32) uint8, in the order of `table`
 
+def blank_films(
+    scan:Scan # as from `scanned`
+) -> pd.DataFrame: # image, gray (its only gray value)
+    "Films of one gray value: nothing can be seen on them"
+    table = scan.table[scan.table.sd.notna() & (scan.table.sd < 1e-6)]
+    return pd.DataFrame({'image': table.image, 'gray': table['mean'].round().astype(int)}).reset_index(drop=True)
+
+def _blank_to_leave_out(stats, blank, exclusions): # bool, a row of `stats`
+    "Which films the parameter `blank` leaves out, listed; raises `RadiographError` if it refuses them"
+    from cxr_lib.images import RadiographError
+    empty = blank_films(Scan(stats, None)).image
+    found = stats.image.isin(empty).to_numpy()
+    if blank == 'keep' or not found.any(): return np.zeros(len(stats), bool)
+    if blank == 'refuse':
+        raise RadiographError(f'{found.sum()} of the {len(stats)} images looked at are blank (one gray value); the first: {", ".join(empty[:5])}. '
+                              'Replace them, leave them out with blank="exclude", or keep them with blank="keep".')
+    if found.all(): raise RadiographError(f'all {len(stats)} images are blank (one gray value): nothing is left to learn from. Check how they were exported.')
+    exclusions.add(empty, empty, 'blank: one gray value')
+    return found
+
+def _about_blank(scan):
+    "A sentence on blank films that stay"
+    empty = blank_films(scan).image
+    if not len(empty): return f'None of the {len(scan.table):,} films that were looked at is blank.'
+    more = f' and {len(empty) - 5:,} more' if len(empty) > 5 else ''
+    return (f'{len(empty):,} of the {len(scan.table):,} films that were looked at are blank (one gray value) and stay in the table: '
+            f'{", ".join(empty[:5])}{more}. Leave such films out with blank="exclude".')
+
 def exploration_stage(
     run:RunFolder, # where the results go
     *,
@@ -178,6 +206,7 @@ def exploration_stage(
     options:str='', # its options as JSON
     missing:str='refuse', # images that are listed but not on disk: 'refuse' or 'exclude'
     unreadable:str='refuse', # images that can't be decoded: 'refuse' or 'exclude'
+    blank:str='keep', # films of one gray value: 'keep', 'exclude' or 'refuse'
     scan:int=2000, # images to decode for statistics; 0: all
     n_patients:int=240, # simulated patients
     image_size:int=128, # pixels of simulated films
@@ -191,8 +220,9 @@ def exploration_stage(
     given = source_options(dataset, options)
     for name, value in (('missing', missing), ('unreadable', unreadable)):
         if value not in ('refuse', 'exclude'): raise ValueError(f"{name} is {value!r}; expected 'refuse' or 'exclude'")
+    if blank not in ('keep', 'exclude', 'refuse'): raise ValueError(f"blank is {blank!r}; expected 'keep', 'exclude' or 'refuse'")
     if scan < 0: raise ValueError(f'scan is {scan}; expected a number of images, or 0 for all')
-    params = dict(dataset=dataset, root=str(Path(root).expanduser().resolve()) if root else '', options=given, missing=missing, unreadable=unreadable, scan=scan,
+    params = dict(dataset=dataset, root=str(Path(root).expanduser().resolve()) if root else '', options=given, missing=missing, unreadable=unreadable, blank=blank, scan=scan,
                   n_patients=n_patients, image_size=image_size, tuning_fraction=tuning_fraction, test_fraction=test_fraction, seed=seed)
     folder = simulate(n_patients, image_size, seed) if dataset == 'simulated' else source.prepare(params['root'], **given) if source.prepare else Path(params['root'])
     exclusions = Exclusions()
@@ -201,14 +231,16 @@ def exploration_stage(
     table['split'] = split_by_patient(table, tuning_fraction, 0. if (table.split == 'test').any() else test_fraction, seed)
     has_images, seen = bool(table.image.notna().any()), None
     if has_images:
-        rows = images_to_scan(table, 0 if unreadable == 'exclude' else scan, seed)
+        rows = images_to_scan(table, 0 if unreadable == 'exclude' or blank != 'keep' else scan, seed)
         stats, thumbnails = scan_images(folder, rows.image)
         bad = stats.error.notna().to_numpy()
         if bad.any() and unreadable == 'refuse':
             raise RadiographError(f'{bad.sum()} of the {len(stats)} images looked at cannot be used; the first: {"; ".join(stats.error[bad][:5])}. Replace them, or leave them out with unreadable="exclude".')
         for image, why in zip(stats.image[bad], stats.error[bad]): exclusions.add([image], [image], why)
+        bad = bad | _blank_to_leave_out(stats, blank, exclusions)
         table = table[~table.image.isin(stats.image[bad])].reset_index(drop=True)
         seen = Scan(stats[~bad].reset_index(drop=True), thumbnails[~bad])
+        if len(blank_films(seen)): print(_about_blank(seen), flush=True)
     table = validate_studies(table, dataset, images=has_images)
     table.attrs = said
     run.begin('exploration')
@@ -269,6 +301,16 @@ def describe_remarks(
 ) -> pd.DataFrame: # one row a remark
     "What was noticed about the source's table as a whole"
     return pd.DataFrame({'remark': read_json(run/'source.json').get('remarks', [])}, dtype=object)
+
+def describe_blank(
+    run:RunFolder # a run whose exploration is done
+) -> str: # Markdown
+    "Which of the films that were looked at are blank, and what became of them"
+    seen = scanned(run)
+    if seen is None: return '*This copy has no images.*'
+    left = pd.read_csv(run/'exclusions.csv', dtype=str, keep_default_na=False)
+    n = int((left.reason == 'blank: one gray value').sum())
+    return f'{n:,} blank films (one gray value) were left out.' if n else _about_blank(seen)
 
 def official_facts(
     run:RunFolder # a run whose exploration is done

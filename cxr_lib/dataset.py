@@ -12,7 +12,7 @@ import contextlib, errno, hashlib, importlib.metadata, io, json, os, re, shutil,
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
-from .core import content_key, project_root, read_json, write_json
+from .core import content_key, project_root, read_json, stop_on_machine_error, write_json
 from .images import augment, pixel_cache
 from .losses import training_targets
 from .model import ModelConfig, MultimodalClassifier, tokenize
@@ -112,7 +112,9 @@ class _TokenFile:
                 looked_at = range(len(self.chunks)) if touched else np.unique(np.linspace(0, len(self.chunks) - 1, 4).astype(int)).tolist()
                 bad = [c for c in looked_at if self.checksum(f, c) != meta['checksums'][c]]
                 if bad: return f'{len(bad)} of {len(looked_at)} checked chunks do not have their checksum'
-        except (OSError, ValueError, KeyError, TypeError) as e: return f'{type(e).__name__}: {e}'
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            stop_on_machine_error(e, self.tokens)
+            return f'{type(e).__name__}: {e}'
         for item, said in probe.items():
             kept = self.read(item)                                                   # half precision changes 3 parts in 10,000, a GPU's TF32 about 1 in 1,000
             if kept is None or np.linalg.norm(kept - said) > .005*np.linalg.norm(said): return 'the encoder no longer says what was kept'
@@ -325,7 +327,9 @@ def token_caches(
     for path in sorted(p for what in ('image', 'note') for p in Path(folder).glob(f'{what}-' + '[0-9a-f]'*16)):
         files = {f.name: f.stat() for f in path.iterdir() if f.is_file()}
         try: meta = read_json(path/'meta.json')
-        except (OSError, ValueError): meta = {}
+        except (OSError, ValueError) as e:
+            stop_on_machine_error(e, path)                                       # or a cache that is whole would count as unfinished
+            meta = {}
         finished = 'checksums' in meta and 'tokens.npy' in files
         used = files['meta.json'].st_mtime if finished else max((f.st_mtime for f in files.values()), default=path.stat().st_mtime)
         size = sum(f.st_size for f in files.values())

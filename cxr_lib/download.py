@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Callable
 from urllib.parse import urljoin, urlsplit
 
-from .core import project_root, read_json, write_json
+from .core import project_root, read_json, stop_on_machine_error, write_json
 
 class DownloadError(RuntimeError):
     "A download or an archive that cannot be had or trusted; the message names the address or the file, and the remedy"
@@ -83,7 +83,9 @@ class PartialFile:
         return self.part.stat().st_size if self.part.exists() else 0
     def memory(self) -> dict: # etag, modified, total; empty where the bytes cannot be placed
         try: found = read_json(self.note)
-        except (OSError, ValueError): return {}
+        except (OSError, ValueError) as e:
+            stop_on_machine_error(e, self.note)                         # or gigabytes that are here would be fetched again
+            return {}
         return found if isinstance(found, dict) and found.get('url') == self.url and self.part.exists() else {}
     def begin(self, headers, total:int|None):
         "Start at the first byte of the version that these headers describe"

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Iterable, Mapping, Sequence
 import torch, torch.nn as nn
-from .core import read_json
+from .core import read_json, stop_on_machine_error
 
 _SPECIAL = dict(unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', mask_token='[MASK]')
 
@@ -380,7 +380,9 @@ def _read_checkpoint(weights):
     if path.suffix != '.safetensors':
         raise ValueError(f'image_weights is {weights!r}; expected hub, package:<name>, a .safetensors file or a folder with model.safetensors')
     try: state = load_file(path)
-    except (OSError, SafetensorError) as e: raise ValueError(f'image_weights {path} cannot be read ({e})') from None
+    except (OSError, SafetensorError) as e:
+        stop_on_machine_error(e, path)
+        raise ValueError(f'image_weights {path} cannot be read ({e})') from None
     return state, weights_card(weights)
 
 def _check_card(card, own, in_chans, weights):

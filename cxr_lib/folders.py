@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Mapping
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RadiographError, project_root, read_json
+from .core import OBSERVATIONS, RadiographError, project_root, read_json, stop_on_machine_error
 from .studies import (ALLOWED, META_COLUMNS, Exclusions, StudyTableError, add_remark, below_root, check_shared_patients, escapes_root, find_observations,
                              is_clutter, join_observation, leave_out, map_labels, observation_name, plain_name, read_csv, refuse_rows, validate_studies)
 from .dicom import DICOM_SUFFIXES, NOTE_TAGS, RADIOGRAPHS, dicom_facts, is_dicom, is_film_name, keyed_hash, years_of
@@ -220,7 +220,9 @@ def dicom_secret(
             except OSError: os.replace(new, path)                                      # a file system without links
         finally: Path(new).unlink(missing_ok=True)
     try: text = path.read_text(encoding='ascii').strip()
-    except (OSError, UnicodeDecodeError): text = ''
+    except (OSError, UnicodeDecodeError) as e:
+        stop_on_machine_error(e, path)
+        text = ''
     if not re.fullmatch('[0-9a-f]{64}', text): raise ValueError(f'{path}: not a readable key of 64 hexadecimal digits. Restore it from a copy or make it readable; or delete it, but then all identifiers and splits change.')
     return bytes.fromhex(text)
 
@@ -228,7 +230,9 @@ def dicom_files(
     root:str|Path # a folder
 ) -> list: # paths relative to `root`, with slashes, sorted
     "Every file under a folder that may be DICOM; linked folders are followed, each once"
-    def refuse(e): raise StudyTableError(f'{e.filename}: cannot be listed ({e.strerror}). Check the root folder and its permissions.')
+    def refuse(e):
+        stop_on_machine_error(e, e.filename)
+        raise StudyTableError(f'{e.filename}: cannot be listed ({e.strerror}). Check the root folder and its permissions.')
     root, seen, names = Path(root), set(), []
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
@@ -328,7 +332,6 @@ def load_dicom(
         if path.suffix.lower() not in DICOM_SUFFIXES and not is_dicom(path): return None
         try: return dicom_facts(path, secret, note_tag, part=True)
         except RadiographError as e: return dict(error=re.split(r'[.:;]', str(e).removeprefix(f'{path}: '))[0])
-        except OSError: return dict(error='the file cannot be read')
     pool = ThreadPoolExecutor()                                                        # mostly waits for the disk
     try: seen = list(tqdm(pool.map(look, names), total=len(names), desc='reading headers', disable=not progress, mininterval=1))
     finally: pool.shutdown(cancel_futures=True)

@@ -10,7 +10,7 @@ import copy, sys, threading, warnings
 from pathlib import Path
 from typing import Sequence
 import numpy as np, torch, torch.nn as nn
-from .core import OBSERVATIONS, atomic_path, content_key, read_json, versions, write_json
+from .core import OBSERVATIONS, atomic_path, content_key, read_json, stop_on_machine_error, versions, write_json
 from .checkpoints import PROBE_NOTE, CheckpointError, _find, _merged, _read_config, _sha256, load_model
 from .encoders import check_pixels, tokenize
 from .model import ModelConfig, MultimodalClassifier
@@ -158,7 +158,9 @@ def _read(target, config, routes, fingerprint):
     from safetensors.torch import load_file
     again = f'Delete {target}: it is made again from the model.'
     try: about = read_json(target/'about.json')
-    except (OSError, ValueError) as e: raise CheckpointError(f'{target/"about.json"} cannot be read ({e}). {again}') from None
+    except (OSError, ValueError) as e:
+        stop_on_machine_error(e, target/'about.json')
+        raise CheckpointError(f'{target/"about.json"} cannot be read ({e}). {again}') from None
     if not isinstance(about, dict) or about.get('format') != FAST_FORMAT or not isinstance(about.get('files'), dict):
         raise CheckpointError(f'{target/"about.json"} is not of the format {FAST_FORMAT}. {again}')
     if about.get('made_from') != fingerprint:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Iterable
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS
+from .core import OBSERVATIONS, stop_on_machine_error
 from .studies import Exclusions, StudyTableError, is_clutter, leave_out, name_observations, read_csv, refuse_rows, validate_studies
 
 # %% ../nbs/00h_mimic.ipynb #2505a4bb
@@ -355,7 +355,9 @@ def read_reports(
                 def one(name):
                     with archive.open(held[name]) as f: return text(f.read(4*MAX_REPORT + 1))
                 return [one(n) if n in held else None for n in names]
-        except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError, EOFError) as e: raise StudyTableError(f'{source}: not a readable zip ({e}). Download or copy it again.') from None
+        except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError, EOFError) as e:
+            stop_on_machine_error(e, source)
+            raise StudyTableError(f'{source}: not a readable zip ({e}). Download or copy it again.') from None
     from concurrent.futures import ThreadPoolExecutor
     root = str(source)
     def some(part):
@@ -364,7 +366,9 @@ def read_reports(
             try:
                 with open(f'{root}/{name}', 'rb', buffering=0) as f: out.append(text(f.read(4*MAX_REPORT + 1)))
             except (FileNotFoundError, NotADirectoryError): out.append(None)
-            except OSError as e: raise StudyTableError(f'{root}/{name}: cannot be read ({e.strerror}). Check its permissions, or copy it again.') from None
+            except OSError as e:
+                stop_on_machine_error(e, f'{root}/{name}')
+                raise StudyTableError(f'{root}/{name}: cannot be read ({e.strerror}). Copy it again.') from None
         return out
     with ThreadPoolExecutor(8) as pool: return [t for part in pool.map(some, [names[i:i + 256] for i in range(0, len(names), 256)]) for t in part]
 

@@ -12,7 +12,7 @@ import functools, gzip, re, tarfile, zlib
 from pathlib import Path
 from typing import Iterator, Mapping
 import numpy as np, pandas as pd
-from .core import IMPLIES, OBSERVATIONS
+from .core import IMPLIES, OBSERVATIONS, stop_on_machine_error
 from .studies import NIH_TO_CHEXPERT, Exclusions, StudyTableError, is_clutter, leave_out, map_labels, read_csv, refuse_rows, validate_studies
 
 # %% ../nbs/00i_openi.ipynb #c98d6bcb
@@ -47,7 +47,9 @@ def _archive_files(path:Path) -> Iterator[tuple[str, bytes]]:
             stream.seek(archive.offset)                  # tarfile takes a damaged header, or none, for the end
             if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL*tarfile.BLOCKSIZE: raise StudyTableError(f'{path}: the archive is cut short or damaged after {where.split(" member ")[-1]}. {_AGAIN}')
             while stream.read(1 << 20): pass             # the checksum comes last
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as e: raise StudyTableError(f'{path}: not a whole .tgz ({e}); the last that was read is {where.split(" member ")[-1]}. {_AGAIN}') from None
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
+        stop_on_machine_error(e, path)
+        raise StudyTableError(f'{path}: not a whole .tgz ({e}); the last that was read is {where.split(" member ")[-1]}. {_AGAIN}') from None
 
 def _folder_files(path:Path) -> Iterator[tuple[str, bytes]]:
     "Name and content of every XML of a folder"

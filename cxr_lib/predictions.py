@@ -10,7 +10,7 @@ __all__ = ['CONDITIONS', 'REQUIRED_CONDITIONS', 'DESCRIPTION', 'COUNTS_AS', 'con
 from pathlib import Path
 import numpy as np, pandas as pd
 from scipy import special
-from .core import OBSERVATIONS
+from .core import OBSERVATIONS, stop_on_machine_error
 
 # %% ../nbs/03g_predictions.ipynb #88454fa8
 #: Condition -> how figures and sentences call it. The first five must be in every prediction table.
@@ -132,7 +132,9 @@ def read_predictions(
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path} does not exist; run the training stage of this run first, or check the name of the run')
     try: table = pd.read_parquet(path)
-    except Exception as e: raise ValueError(f'{path} is not a readable parquet file ({e}); delete it and run the training stage again') from None
+    except Exception as e:
+        stop_on_machine_error(e, path)
+        raise ValueError(f'{path} is not a readable parquet file ({e}); delete it and run the training stage again') from None
     return check_predictions(table, str(path))
 
 # %% ../nbs/03g_predictions.ipynb #867b7dee

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Mapping
 import numpy as np, pandas as pd
-from .core import CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, choose_device, content_key, draw_interval, number_text, project_root, read_json, save_figure, seed_everything, set_theme, sign_figure, write_json
+from .core import CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, choose_device, content_key, draw_interval, number_text, project_root, read_json, save_figure, seed_everything, set_theme, sign_figure, stop_on_machine_error, write_json
 from .data import check_source, exploration_stage
 from .dataset import StudyData, mean_auroc, predict_logits
 from .encoders import backbone_defaults, make_tokenizer
@@ -84,7 +84,9 @@ def read_candidates(
     "The candidates, checked"
     if isinstance(candidates, str) and candidates.strip():
         try: candidates = json.loads(candidates) if candidates.lstrip().startswith('{') else read_json(candidates)
-        except OSError: raise ValueError(f'candidates is {candidates!r}, which is neither JSON nor a file; expected {{"name": {{"preset": "tiny"}}}}') from None
+        except OSError as e:
+            stop_on_machine_error(e, candidates)
+            raise ValueError(f'candidates is {candidates!r}, which is neither JSON nor a file; expected {{"name": {{"preset": "tiny"}}}}') from None
         except ValueError as e: raise ValueError(f'candidates: {e}') from None
     candidates = candidates or default
     if not isinstance(candidates, Mapping) or not all(isinstance(v, Mapping) for v in candidates.values()):
@@ -262,7 +264,9 @@ def _read_result(file, shape):
     import zipfile
     try:
         with np.load(file, allow_pickle=False) as kept: found = kept['tuning'], kept['test']
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+        stop_on_machine_error(e, file)
+        return None
     return found if tuple(a.shape for a in found) == shape else None
 
 def percentile(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, content_key
+from .core import OBSERVATIONS, content_key, is_file, stop_on_machine_error
 from .dicom import is_placeholder
 
 META_COLUMNS = ('image', 'patient_id', 'study_id', 'view', 'projection', 'sex', 'age', 'note', 'split')
@@ -123,11 +123,13 @@ def is_there(
     parts = [name.rpartition('/') for name in names]
     many = {folder for folder, n in Counter(folder for folder, _, _ in parts).items() if n >= 8}
     for folder, _, base in parts:
-        if folder not in many: found.append(os.path.isfile(f'{root}/{folder}/{base}')); continue
+        if folder not in many: found.append(is_file(f'{root}/{folder}/{base}')); continue
         if folder not in listed:
             try:
                 with os.scandir(os.path.join(root, folder)) as entries: listed[folder] = {e.name for e in entries if e.is_file()}
-            except OSError: listed[folder] = ()
+            except OSError as e:
+                stop_on_machine_error(e, os.path.join(root, folder))
+                listed[folder] = ()
         found.append(base in listed[folder])
     return np.array(found, bool)
 
@@ -228,9 +230,12 @@ def table_bytes(
 ) -> bytes: # unpacked
     "The content of a table's file; what is wrong with it is a `StudyTableError`, what is wrong with the disk an `OSError`"
     path = Path(path)
-    if not path.is_file():
-        raise StudyTableError(f'{path}: no such file. Is the root folder right? It should hold {path.name}.')
-    data = path.read_bytes()
+    absent = StudyTableError(f'{path}: no such file. Is the root folder right? It should hold {path.name}.')
+    if not is_file(path): raise absent
+    try: data = path.read_bytes()
+    except OSError as e:
+        stop_on_machine_error(e, path)
+        raise absent from None
     if data[:2] == b'\x1f\x8b':
         try:
             with gzip.open(io.BytesIO(data)) as packed: data = packed.read(MAX_TABLE_BYTES + 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
-from .core import OBSERVATIONS, RunFolder, atomic_path, choose_device, choose_precision, content_key, project_root, read_json, remove_unfinished, seed_everything, write_json
+from .core import OBSERVATIONS, RunFolder, atomic_path, choose_device, choose_precision, content_key, project_root, read_json, remove_unfinished, seed_everything, stop_on_machine_error, write_json
 from .data import DATASETS, check_patient_splits, data_root
 from .encoders import layer_groups, make_tokenizer
 from .model import TRAINING_DEFAULTS, MultimodalClassifier, build_model, ensure_architecture, make_config, split_overrides
@@ -159,8 +159,9 @@ def read_checkpoint(
             found = torch.load(file, map_location='cpu', weights_only=True)
             _Progress().load(found['progress']); found['model'], found['optimizer']
             return found
-        except (PermissionError, MemoryError): raise
+        except MemoryError: raise
         except Exception as e:                                                # zipfile, pickle and torch have a dozen kinds of errors for damaged files
+            stop_on_machine_error(e, file)
             aside = file.with_name(f'{file.name}.damaged'); os.replace(file, aside)
             warnings.warn(f'{file} is damaged ({type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else "no reason given"}). It is kept as {aside.name}; the training goes on from the '
                           'checkpoint before it, or begins anew if there is none', stacklevel=3)

@@ -14,7 +14,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing, get_decoder
-from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, HTJ2KLossless, ImplicitVRLittleEndian, JPEG2000Lossless,
+from pydicom.uid import (ExplicitVRBigEndian, ExplicitVRLittleEndian, HTJ2KLossless, ImplicitVRLittleEndian, JPEG2000Lossless,
                          JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLosslessSV1, RLELossless, generate_uid)
 
 from cxr_lib.core import RadiographError
@@ -239,12 +239,6 @@ def half_jpeg():
     return out.getvalue()[:900]
 
 
-def deflated(path):
-    ds = pydicom.dcmread(write(path))
-    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    ds.save_as(path, enforce_file_format=True)
-
-
 EIGHT = (RAMP//16).astype(np.uint8)
 REFUSED = {
     'absent': (lambda p: None, 'no such file'),
@@ -277,7 +271,6 @@ REFUSED = {
     'lookup table': (lambda p: write(p, VOILUTSequence=[Dataset()]), 'lookup table'),
     'damaged padding': (lambda p: write(p, PixelPaddingValue=None, PixelPaddingRangeLimit=5, WindowWidth=5, WindowCenter=float('inf')), 'WindowCenter does not hold'),
     'flat pixels': (lambda p: write(p, PixelAspectRatio=[1000, 1]), 'times as high as wide'),
-    'deflated': (deflated, 'dcmconv'),
     'jpeg lossless': (lambda p: write(p, syntax=JPEGLosslessSV1, data=b'\xff\xd8nothing'), None),
     'jpeg 12 bit': (lambda p: write(p, syntax=JPEGExtended12Bit, data=b'\xff\xd8nothing'), None),
     'video': (lambda p: write(p, EIGHT, syntax='1.2.840.10008.1.2.4.100', data=b'nothing'), 'is not one that pydicom reads'),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cxr_lib.core import OBSERVATIONS, RunFolder, read_json
-from cxr_lib.data import (DATASETS, check_source, data_root, describe_exclusions, describe_notes, describe_overlap, exploration_stage, group_of, images_to_scan,
+from cxr_lib.data import (DATASETS, blank_films, check_source, data_root, describe_blank, describe_exclusions, describe_notes, describe_overlap, exploration_stage, group_of, images_to_scan,
                           near_duplicates_across_splits, official_facts, plot_observation_sheet, plot_patients, plot_pixels, plot_prevalence_by, scanned, source_options, vocabulary_table)
 from cxr_lib.notes import notes_stage
 
@@ -138,3 +138,52 @@ def test_every_source_is_described_and_takes_the_same_arguments():
         assert source.about and source.note_mode in ('real', 'clinical', 'auto'), name
         if source.needs_root:
             with pytest.raises(ValueError, match='needs a root folder'): check_source(name)
+
+
+# Blank films
+
+def with_blanks(root, blanks=(3, 7), gray=90):
+    own(root)
+    for i in blanks: Image.fromarray(np.full((60, 60), gray, np.uint8)).save(root/f'{i}.png')
+    return root
+
+
+def test_blank_films_stay_and_are_listed(home, capsys):
+    run, table = explore(home, with_blanks(home/'own'))
+    assert len(table) == 40 and not len(pd.read_csv(run/'exclusions.csv'))
+    assert blank_films(scanned(run)).to_dict('list') == {'image': ['3.png', '7.png'], 'gray': [90, 90]}
+    said = '2 of the 40 films that were looked at are blank (one gray value) and stay in the table: 3.png, 7.png. Leave such films out with blank="exclude".'
+    assert describe_blank(run) == said and said in capsys.readouterr().out
+
+
+def test_blank_films_are_left_out_counted_and_listed(home):
+    for scan in (0, 4):                                                           # all are looked at, however large the sample
+        run, table = explore(home, with_blanks(home/f'own{scan}'), blank='exclude', scan=scan)
+        left = pd.read_csv(run/'exclusions.csv')
+        assert len(table) == 38 and not table.image.isin(['3.png', '7.png']).any() and scanned(run).table.image.tolist() == table.image.tolist()
+        assert left.image.tolist() == ['3.png', '7.png'] and set(left.reason) == {'blank: one gray value'} and read_json(run/'source.json')['n_excluded'] == 2
+        assert describe_blank(run) == '2 blank films (one gray value) were left out.' and not len(blank_films(scanned(run)))
+
+
+def test_blank_films_are_refused_where_asked_and_a_wrong_word_is(home):
+    root = with_blanks(home/'own')
+    with pytest.raises(ValueError, match=r'2 of the 40 images looked at are blank \(one gray value\); the first: 3.png, 7.png'): explore(home, root, blank='refuse')
+    with pytest.raises(ValueError, match="blank is 'drop'; expected 'keep', 'exclude' or 'refuse'"): explore(home, root, blank='drop')
+    assert not RunFolder(home/'run').done('exploration')
+    with pytest.raises(ValueError, match='all 40 images are blank'): explore(home, with_blanks(home/'all', range(40)), blank='exclude')
+
+
+def test_one_gray_value_is_blank_in_every_format_and_two_are_a_film(home):
+    root = own(home/'own')
+    for i, (kind, film) in enumerate({'JPEG': np.full((1100, 1000), 200, np.uint8), 'PNG': np.full((60, 60), 40_000, np.uint16), 'TIFF': np.full((60, 60), .5, np.float32)}.items()):
+        Image.fromarray(film).save(root/f'{i}.png', kind)
+    film = np.full((60, 60), 90, np.uint8)
+    film[30, 30] = 91
+    Image.fromarray(film).save(root/'5.png')
+    run, _ = explore(home, root)
+    assert blank_films(scanned(run)).image.tolist() == ['0.png', '1.png', '2.png']
+
+
+def test_without_blank_films_the_report_says_so(home):
+    run, _ = explore(home, own(home/'own'))
+    assert describe_blank(run) == 'None of the 40 films that were looked at is blank.'
