@@ -6,13 +6,14 @@
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
            'MAX_PIXELS', 'IMPLIES', 'MAX_NESTING', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name',
            'atomic_path', 'remove_unfinished', 'json_text', 'write_json', 'parse_json', 'read_json',
-           'stop_on_machine_error', 'is_file', 'is_folder', 'is_present', 'project_root', 'content_key', 'RunFolder',
+           'stop_on_machine_error', 'is_file', 'is_folder', 'is_present', 'project_root', 'file_facts', 'clear_way',
+           'what_differs', 'AlteredFile', 'Stamps', 'stamp_files', 'rewriting', 'content_key', 'RunFolder',
            'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision', 'set_theme',
            'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'draw_interval',
            'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
-import contextlib, errno, hashlib, json, os, random, re, shutil, stat, time
+import contextlib, errno, hashlib, json, os, random, re, shutil, stat, time, warnings
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -98,7 +99,7 @@ def write_json(
     value:Any # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
 ) -> Path: # `path`
     "Write `value` as indented JSON, whole or not at all"
-    with atomic_path(path) as tmp: tmp.write_text(json_text(value), encoding='utf-8')
+    with atomic_path(path) as tmp: tmp.write_text(json_text(value), encoding='utf-8', newline='\n')
     return Path(path)
 
 MAX_NESTING = 100   # lists and mappings inside each other; what is written here has fewer than ten
@@ -186,6 +187,143 @@ def project_root(
         if ini.is_file() and 'lib_name = cxr_lib' in ini.read_text(encoding='utf-8', errors='ignore'): return folder
     return start
 
+# %% ../nbs/00_core.ipynb #c20facts
+def file_facts(
+    path:str|Path # a file
+) -> dict: # bytes, sha256
+    "Size and SHA-256 of a file"
+    digest, size = hashlib.sha256(), 0
+    with open(path, 'rb') as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return dict(bytes=size, sha256=digest.hexdigest())
+
+def clear_way(
+    path:str|Path # where a file is to be written
+):
+    "Remove the file, the link or the empty folder that stands there; a folder with something in it is left, and named in an error"
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        try: path.rmdir()
+        except OSError: raise ValueError(f'{path} is a folder, where a file of the run is to be written; move it away and run again') from None
+    else: path.unlink(missing_ok=True)
+
+def what_differs(
+    path:str|Path, # where the file should be
+    facts:dict # as `file_facts` gave them when it was written
+) -> str: # in words; '' if it is the file that was written
+    "Say how a file differs from what was written. An error of the machine is raised: it says nothing about the file"
+    try: found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError): return 'is gone'
+    if stat.S_ISDIR(found.st_mode): return 'is a folder now'
+    if stat.S_ISLNK(found.st_mode): return 'is a link now, not the file that was written'
+    if not stat.S_ISREG(found.st_mode): return 'is not a file any more'
+    if found.st_size != facts['bytes']: return f'has {found.st_size:,} bytes; {facts["bytes"]:,} were written'
+    if file_facts(path) != facts: return 'holds something else than what was written (its size is the same)'
+    return ''
+
+# %% ../nbs/00_core.ipynb #c20stamps
+class AlteredFile(ValueError):
+    "A file of a run is not what its stage wrote; the message names it and the remedy"
+
+#: Made anew from the stamps or from the other files of a run, so no stage answers for them.
+_DERIVED = ('config.json', 'index.html')
+
+@dataclass
+class Stamps:
+    "A folder, and stamps in `.stages/` that say who wrote what in it"
+    path:Path # the folder; made if absent
+    def __post_init__(self):
+        self.path, self._before = Path(self.path), {}
+        self.path.mkdir(parents=True, exist_ok=True)
+    def __truediv__(self, name) -> Path: return self.path/name
+    def _at(self, name) -> Path: return self.path/'.stages'/f'{name}.json'
+    def _write(self, name, content):
+        write_json(self._at(name), dict(content, seal=content_key(content)))
+    def _readable(self) -> dict: # name -> stamp, of all that can be read
+        found = {}
+        for path in sorted((self.path/'.stages').glob('*.json')):
+            with contextlib.suppress(ValueError, IsADirectoryError):
+                stamp = read_json(path)
+                if isinstance(stamp, dict): found[path.stem] = stamp
+        return found
+    def files(self) -> dict: # name within the folder -> what changes when it is written: size, time, inode
+        "Everything that stages wrote here"
+        def failed(error): raise error
+        found = {}
+        for folder, below, names in os.walk(self.path, onerror=failed):
+            below[:] = [b for b in below if not b.startswith('.')]
+            for path in (Path(folder)/n for n in names if not n.startswith('.')):
+                seen = os.lstat(path)
+                found[path.relative_to(self.path).as_posix()] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
+        return {name: seen for name, seen in found.items() if name not in _DERIVED}
+    def altered(self,
+        name:str # of a stamp
+    ) -> dict: # file -> in words what is wrong with it; empty if all is well, or if there is no such stamp
+        "Compare what a stamp vouches for with what is there"
+        path = self._at(name)
+        if not path.exists(): return {}
+        if fault := _stamp_fault(path): return {f'.stages/{path.name}': fault}
+        stamp, wrong = read_json(path), {}
+        for file, facts in stamp['files'].items():
+            if stamp.get('open') and file.startswith(stamp['open'] + '/'): continue
+            links = [p.as_posix() for p in Path(file).parents if (self.path/p).is_symlink() and p != Path()]
+            difference = f'lies behind a link now ({links[0]})' if links else what_differs(self.path/file, facts)
+            if difference: wrong[file] = difference
+        return wrong
+
+# %% ../nbs/00_core.ipynb #c20record
+def _stamp_fault(path):
+    "What is wrong with a stamp itself, in words; '' if it can vouch for files"
+    try: stamp = read_json(path)
+    except (ValueError, IsADirectoryError): return 'is not valid JSON, so it vouches for nothing'
+    if not isinstance(stamp, dict) or 'files' not in stamp: return 'holds no checksums (an earlier version wrote it), so it vouches for nothing'
+    if content_key({k: v for k, v in stamp.items() if k != 'seal'}) != stamp.get('seal'): return 'was edited, so it vouches for nothing'
+    return ''
+
+def _text_facts(text): # as `file_facts` of a file that holds the text
+    data = text.encode()
+    return dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+def stamp_files(
+    folder:Stamps, # of a run
+    name:str, # of the stamp
+    content:dict, # what else it says
+    before:dict|None=None # `folder.files()` when the work began; None: every file that no other stamp lists is its own
+):
+    "Write a stamp that vouches for all files that are new or changed"
+    now, others = folder.files(), folder._readable()
+    others.pop(name, None)
+    changed = {f for f, seen in now.items() if before is None or before.get(f) != seen}
+    own = changed.difference(*(stamp.get('files', {}) for stamp in others.values()))
+    for other, stamp in others.items():
+        again = changed & set(stamp.get('files', {})) if before is not None else ()
+        if again: _revise(folder, other, stamp, again)
+    folder._write(name, dict(content, files={f: file_facts(folder/f) for f in sorted(own)}))
+
+def _revise(folder, name, stamp, files):
+    "Write a stamp again, with what these of its files hold now; those that are gone are no longer listed"
+    facts = {f: file_facts(folder/f) if f in files else had for f, had in stamp['files'].items() if f not in files or (folder/f).exists()}
+    folder._write(name, {k: v for k, v in stamp.items() if k not in ('seal', 'open')} | dict(files=facts))
+
+@contextlib.contextmanager
+def rewriting(
+    folder:Stamps, # of a run
+    below:str # a folder in it that an earlier stage wrote
+) -> Iterator[None]:
+    "Let a later stage rewrite files of an earlier one: killed meanwhile, it costs the later stage and not the earlier one"
+    before = folder.files()
+    opened = {n: s for n, s in folder._readable().items() if any(f.startswith(f'{below}/') for f in s.get('files', {}))}
+    for name, stamp in opened.items():
+        folder._write(name, {k: v for k, v in stamp.items() if k != 'seal'} | dict(open=below))
+    yield
+    now = folder.files()
+    for name, stamp in opened.items():
+        killed = 'open' in stamp                                                       # what was rewritten then, nobody has noted down
+        inside = {f for f in stamp['files'] if f.startswith(f'{below}/')}
+        _revise(folder, name, stamp, {f for f in inside if killed or before.get(f) != now.get(f)})
+
 # %% ../nbs/00_core.ipynb #ad914c1a
 #: The stages in order; each builds on the ones before it.
 STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation')
@@ -198,16 +336,11 @@ def content_key(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 @dataclass
-class RunFolder:
+class RunFolder(Stamps):
     "One run's folder `reports/<run>/` and the stamps of its finished stages"
-    path:Path # the folder; made if absent
-    def __post_init__(self):
-        self.path = Path(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-    def __truediv__(self, name) -> Path: return self.path/name
     def _stamp(self, stage) -> Path:
         if stage not in STAGES: raise ValueError(f'unknown stage {stage!r}; stages are {", ".join(STAGES)}')
-        return self.path/'.stages'/f'{stage}.json'
+        return self._at(stage)
     def params(self, stage:str) -> dict|None:
         "Parameters a finished stage ran with, or None if it has not finished"
         f = self._stamp(stage)
@@ -219,19 +352,59 @@ class RunFolder:
         "The key `stage` has with these parameters on top of what the stages before it left"
         i = STAGES.index(stage)
         return content_key(stage, params, self.stored_key(STAGES[i-1]) if i else None)
-    def done(self, stage:str, params:dict|None=None) -> bool:
-        "Has `stage` finished, on top of the present earlier stages, with these parameters (any if None)?"
+    def stamped(self, stage:str, params:dict|None=None) -> bool:
+        "Is there a stamp of `stage`, on top of the present earlier stages, with these parameters (any if None)? Its files are not looked at"
         have = self.params(stage)
         if have is None or (params is not None and content_key(have) != content_key(params)): return False
         i = STAGES.index(stage)
-        return self.stored_key(stage) == self.key(stage, have) and (i == 0 or self.done(STAGES[i-1]))
+        return self.stored_key(stage) == self.key(stage, have) and (i == 0 or self.stamped(STAGES[i-1]))
+    def done(self, stage:str, params:dict|None=None) -> bool:
+        "Has `stage` finished with these parameters (any if None), and are its files and those of the stages before as they were written?"
+        return self.stamped(stage, params) and not any(self.altered(s) for s in STAGES[:STAGES.index(stage) + 1])
+    def check(self, stage:str):
+        "Raise `AlteredFile` if a file of `stage`, or of one before it, is not what was written; what has no stamp, or a stale one, is not looked at"
+        for s in STAGES[:STAGES.index(stage) + 1]:
+            if self._stamp(s).exists() and (fault := _stamp_fault(self._stamp(s))): wrong = {f'.stages/{s}.json': fault}
+            elif not self.stamped(s): break
+            else: wrong = self.altered(s)
+            for file, how in wrong.items():
+                raise AlteredFile(f'{self.path/file} {how}. Nothing may be built on what the {s} stage left: put the file back as it was, or run that stage and those after it again '
+                                  f'(`cxr run` with the same parameters does that, or begin in the notebook of the {s} stage).')
+        if said := self.mend_config(): warnings.warn(said, stacklevel=2)
+    def ready(self, stage:str) -> bool:
+        "Has `stage` finished? If a file of it or of a stage before was altered, `AlteredFile` names it"
+        self.check(stage)
+        return self.stamped(stage)
     def begin(self, stage:str):
-        "Take the stamp away before the stage's files are touched"
-        self._stamp(stage).unlink(missing_ok=True)
+        "Take the stamp away before the stage's files are touched, and look at what is there"
+        stamp = self._stamp(stage)
+        if stamp.exists():
+            wrong = self.altered(stage)
+            clear_way(stamp)
+            for file in wrong: self._clear(file)
+            self.mend_config()
+        self._before[stage] = self.files()
+    def _clear(self, file):
+        "What stands where a stage wrote a file may be a folder or a link now: make room for it, and for the folders that it lay in"
+        for part in (*reversed((self.path/file).parents), self.path/file):
+            if part == self.path or not part.is_relative_to(self.path): continue
+            if part.is_symlink() or part.is_dir() == (part == self.path/file) and part.exists(): clear_way(part)
     def finish(self, stage:str, params:dict):
-        "Leave the stamp: call it when every file of the stage is written"
-        write_json(self._stamp(stage), dict(stage=stage, params=params, key=self.key(stage, params), finished=time.strftime('%Y-%m-%dT%H:%M:%S')))
-        write_json(self.path/'config.json', dict(stages={s: self.params(s) for s in STAGES if self.params(s) is not None}, versions=versions()))
+        "Leave the stamp: call it when every file of the stage is written. It vouches for all that is new or changed since `begin`"
+        stamp_files(self, stage, dict(stage=stage, params=params, key=self.key(stage, params), finished=time.strftime('%Y-%m-%dT%H:%M:%S'), versions=versions()),
+                    self._before.pop(stage, None))
+        self.mend_config()
+    def mend_config(self) -> str: # a sentence if it was another; '' if it was right
+        "Make `config.json` say what the stamps say: the parameters of each finished stage, and the versions of the last"
+        stamps = {s: stamp for s, stamp in self._readable().items() if s in STAGES and 'versions' in stamp}
+        if not stamps: return ''
+        last = max(stamps, key=STAGES.index)
+        config = dict(stages={s: stamps[s]['params'] for s in STAGES if s in stamps}, versions=stamps[last]['versions'])
+        path = self.path/'config.json'
+        if not what_differs(path, _text_facts(json_text(config))): return ''
+        clear_way(path)
+        write_json(path, config)
+        return f'{path} was not what the stamps of the stages say; it was written again from them'
 
 def run_folder(
     run:str, # name of the run (a folder under `reports/`) or a path to a folder

@@ -275,7 +275,7 @@ def ensure_studies(
     run:RunFolder # a run
 ) -> pd.DataFrame: # its study table
     "The study table of a run; the stage is run with its defaults if it has not been"
-    if not run.done('exploration'): return exploration_stage(run)
+    if not run.ready('exploration'): return exploration_stage(run)
     return pd.read_parquet(run/'studies.parquet')
 
 # %% ../nbs/01_exploration.ipynb #f9b80b7b

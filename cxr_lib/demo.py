@@ -93,6 +93,7 @@ def demo_widget(
     "Pick a film, edit the note, see the probabilities"
     import ipywidgets as w
     from cxr_lib.data import data_root
+    run.check('evaluation')                                                  # its calibration is used too
     samples = demo_samples(run, n_samples)
     session = DemoSession(run/'model', fitted_temperature(run))
     names = [(f'{i + 1}. ' + ' '.join(str(x) for x in (r.projection, r.sex, f'{r.age:.0f} years' if r.age == r.age else None) if x), i) for i, (_, r) in enumerate(samples.iterrows())]

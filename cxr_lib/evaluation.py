@@ -12,7 +12,7 @@ __all__ = ['DIFFERENCES', 'COMPARED', 'MORE_RULES', 'STORED_RULES', 'decisions',
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, defined, draw_interval, number_text, project_root, read_json, remark,
-                          save_figure, set_theme, short_name, sign_figure, write_json)
+                          rewriting, save_figure, set_theme, short_name, sign_figure, write_json)
 from .calibration import fit_calibration
 from .checkpoints import save_calibration
 from .conditions import read_permutations
@@ -446,6 +446,7 @@ def evaluate_stage(
 ) -> dict: # the metrics
     "Write metrics.json, metrics.csv, the pictures (PNG and PDF), the model card and the comparison with the published table; put calibration and thresholds beside the model"
     if simulated is None: simulated = (run.params('exploration') or {}).get('dataset') == 'simulated'
+    run.check('training')
     predictions = read_predictions(run/'predictions.parquet')
     if simulated: predictions = with_best_possible(run, predictions)
     run.begin('evaluation')
@@ -474,7 +475,8 @@ def evaluate_stage(
         for suffix in ('png', 'pdf'): save_figure(figure, run/f'{name}.{suffix}')                             # PDF: sharp at any size, for a paper
     with atomic_path(run/'published.md') as tmp: tmp.write_text(comparison_page(metrics), encoding='utf-8')
     write_json(run/'metrics.json', check_metrics(metrics))
-    if (run/'model').is_dir(): keep_calibration(run, predictions)
-    run.finish('evaluation', dict(n_bootstrap=n_bootstrap, seed=seed, external=str(external)))
+    if (run/'model').is_dir():
+        with rewriting(run, 'model'): keep_calibration(run, predictions)
     write_model_card(run)
+    run.finish('evaluation', dict(n_bootstrap=n_bootstrap, seed=seed, external=str(external)))
     return metrics

@@ -292,5 +292,5 @@ def ensure_architecture(
     "The chosen architecture of a run; stages that have not run are run with their defaults"
     from cxr_lib.notes import ensure_notes
     ensure_notes(run)
-    if not run.done('model'): model_stage(run)
+    if not run.ready('model'): model_stage(run)
     return run.params('model')

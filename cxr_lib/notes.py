@@ -335,5 +335,5 @@ def ensure_notes(
     run:RunFolder # a run
 ) -> pd.DataFrame: # its study table with notes
     "The study table with notes; stages that have not run are run with their defaults"
-    if not run.done('notes'): return notes_stage(run)
+    if not run.ready('notes'): return notes_stage(run)
     return pd.read_parquet(run/'studies_with_notes.parquet')

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RUN_DEFAULTS', 'EXTERNAL', 'UsageError', 'notebooks_folder', 'stage_notebooks', 'Parameter', 'read_parameters',
-           'parse_value', 'check_name', 'Plan', 'plan_run', 'library_sources', 'stage_keys', 'finished',
-           'first_unfinished', 'retract', 'this_python', 'StageFailed', 'execute', 'formula_image', 'draw_formulas',
-           'render_page', 'read_results', 'figures', 'render_index', 'Progress', 'only_run', 'run_stages',
-           'print_results', 'print_parameters', 'main']
+           'parse_value', 'check_name', 'Plan', 'plan_run', 'library_sources', 'stage_keys', 'why_unfinished',
+           'finished', 'first_unfinished', 'retract', 'this_python', 'StageFailed', 'execute', 'formula_image',
+           'draw_formulas', 'render_page', 'read_results', 'figures', 'render_index', 'Progress', 'only_run',
+           'run_stages', 'print_results', 'print_parameters', 'main']
 
 # %% ../nbs/10_runner.ipynb #901cef8e
 import argparse, ast, base64, contextlib, csv, difflib, hashlib, html, io, json, logging, os, re, shutil, signal, sys, tempfile, threading, time, tokenize
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from .core import RESEARCH_USE, SIMULATED, STAGES, RunFolder, atomic_path, content_key, project_root, read_json, remove_unfinished, write_json
+from .core import RESEARCH_USE, SIMULATED, STAGES, RunFolder, atomic_path, clear_way, content_key, project_root, read_json, remove_unfinished, stamp_files
 
 # %% ../nbs/10_runner.ipynb #c83b85e2
 class UsageError(ValueError):
@@ -208,16 +208,26 @@ def _paths(plan, stage):
     name = plan.notebooks[stage].stem
     return plan.folder/f'{name}.ipynb', plan.folder/f'{name}.html', plan.folder/f'{name}.failed.ipynb', plan.folder/'.stages'/f'{stage}.run.json'
 
+def why_unfinished(
+    plan:Plan, # of the run
+    stage:str, # one of `STAGES`
+    key:str # the key it must have finished with
+) -> str: # in words; '' if it may be skipped
+    "Say why a stage has to run: it never finished, something else was asked for, or a file is not what it wrote"
+    run, stamp = RunFolder(plan.folder), _paths(plan, stage)[-1]
+    if not stamp.exists(): return 'it has not finished'
+    for name in (f'{stage}.run', stage):
+        for file, how in run.altered(name).items(): return f'{file} {how}'
+    if read_json(stamp)['key'] != key: return 'a parameter, its notebook, the library or the data is not as it was'
+    return '' if run.stamped(stage) else 'the stamp of its notebook is missing, or of other stages before it'
+
 def finished(
     plan:Plan, # of the run
     stage:str, # one of `STAGES`
     key:str # the key it must have finished with
 ) -> bool: # may it be skipped?
-    "Are the stage's stamps, executed notebook and page all there, with this key?"
-    executed, page, _, stamp = _paths(plan, stage)
-    if not (stamp.exists() and executed.exists() and page.exists()): return False
-    try: return read_json(stamp)['key'] == key and RunFolder(plan.folder).done(stage)
-    except (ValueError, KeyError, TypeError): return False              # a stamp that cannot be read vouches for nothing
+    "Are the stage's stamps there, with this key, and all files as they were written?"
+    return not why_unfinished(plan, stage, key)
 
 def first_unfinished(
     plan:Plan, # of the run
@@ -233,9 +243,11 @@ def retract(
     "Take away what vouches for these stages, last stage first, and then their pages"
     for stage in reversed(list(stages)):
         executed, page, failed, stamp = _paths(plan, stage)
-        stamp.unlink(missing_ok=True)
-        RunFolder(plan.folder).begin(stage)
-        for path in (page, executed, failed): path.unlink(missing_ok=True)
+        try:
+            clear_way(stamp)
+            RunFolder(plan.folder).begin(stage)
+            for path in (page, executed, failed): clear_way(path)
+        except ValueError as e: raise UsageError(e) from None
 
 # %% ../nbs/10_runner.ipynb #42987458
 def this_python(
@@ -655,23 +667,27 @@ def run_stages(
         remove_unfinished(plan.folder, below=True)
         keys = stage_keys(plan)
         first = first_unfinished(plan, keys)
-        if start and STAGES.index(start) > first: raise UsageError(f'--from {start}: {STAGES[first]} has not finished with these parameters. Leave --from out to run it.')
+        why = why_unfinished(plan, STAGES[first], keys[STAGES[first]]) if first < len(STAGES) else ''
+        if start and STAGES.index(start) > first: raise UsageError(f'--from {start}: {STAGES[first]} has not finished with these parameters ({why}). Leave --from out to run it.')
         begin = 0 if force else min(first, STAGES.index(start)) if start else first
+        again = begin == first < last and _paths(plan, STAGES[first])[-1].exists()
+        progress = progress or Progress(last)
+        if said := RunFolder(plan.folder).mend_config(): progress.say(f'  {said}')
         if begin < last: retract(plan, STAGES[begin:])
         if force or start: shutil.rmtree(plan.folder/'.checkpoints', ignore_errors=True)      # again means again, not from where a killed run was
-        progress = progress or Progress(last)
+        if again: progress.say(f'  {plan.notebooks[STAGES[first]].stem} is run again, and what follows it: {why}')
         try:
             for i, stage in enumerate(STAGES[:last]):
                 executed, page, failed, stamp = _paths(plan, stage)
                 if i < begin: progress.skip(executed.stem); continue
                 render_index(plan, f'{executed.stem} is under way.', only=STAGES[:i])
-                progress.begin(executed.stem); since, good = time.monotonic(), False
+                progress.begin(executed.stem); since, good, before = time.monotonic(), False, RunFolder(plan.folder).files()
                 try:
                     execute(plan.notebooks[stage], executed, plan.passed[stage], plan.home, failed, timeout, progress.cell, progress.output)
-                    if not RunFolder(plan.folder).done(stage):
+                    if not RunFolder(plan.folder).stamped(stage):
                         raise StageFailed(executed.name, 0, '', f'it ended without saying that it finished: its last cell has to call run_folder(run).finish({stage!r}, ...)', executed)
                     render_page(executed, page, plan.run, plan.simulated)
-                    write_json(stamp, dict(key=keys[stage], parameters=plan.passed[stage], seconds=round(time.monotonic() - since, 1)))
+                    stamp_files(RunFolder(plan.folder), f'{stage}.run', dict(key=keys[stage], parameters=plan.passed[stage], seconds=round(time.monotonic() - since, 1)), before)
                     good = True
                 except StageFailed as e:
                     render_index(plan, str(e), failed=True, only=STAGES[:i])

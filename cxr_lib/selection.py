@@ -475,6 +475,7 @@ def selection_studies(
     seed:int=0 # of the simulation
 ) -> pd.DataFrame: # study table with real notes or none; sorted out by view: frontal films only
     "The studies to select on"
+    run.check('exploration')
     done = run.params('exploration')
     if done is None or not run.done('exploration'):
         if not dataset: raise ValueError(f'{run.path} has no finished exploration; name a dataset')

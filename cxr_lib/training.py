@@ -481,7 +481,7 @@ def ensure_training(
     run:RunFolder # a run
 ) -> pd.DataFrame: # its prediction table
     "The predictions of a run; stages that have not run are run with their defaults"
-    if not run.done('training'): return training_stage(run)
+    if not run.ready('training'): return training_stage(run)
     return pd.read_parquet(run/'predictions.parquet')
 
 class LiveCurves:
