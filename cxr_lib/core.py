@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
-           'MAX_PIXELS', 'IMPLIES', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name', 'atomic_path',
-           'remove_unfinished', 'write_json', 'read_json', 'project_root', 'content_key', 'RunFolder', 'run_folder',
-           'versions', 'seed_everything', 'choose_device', 'choose_precision', 'set_theme', 'mark_simulated',
-           'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'draw_interval', 'save_figure']
+           'MAX_PIXELS', 'IMPLIES', 'DISK_FULL', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name',
+           'MachineError', 'machine_error', 'atomic_path', 'remove_unfinished', 'write_json', 'read_json',
+           'project_root', 'content_key', 'RunFolder', 'run_folder', 'versions', 'seed_everything', 'choose_device',
+           'choose_precision', 'set_theme', 'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text',
+           'remark', 'draw_interval', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
-import contextlib, hashlib, json, os, random, re, shutil, time
+import contextlib, errno, hashlib, json, os, random, re, shutil, time
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -42,6 +43,30 @@ def short_name(
     return {'Enlarged Cardiomediastinum':'Enl. Cardiom.', 'Pleural Effusion':'Pl. Effusion', 'Support Devices':'Devices',
             'Pleural Other':'Pl. Other'}.get(observation, observation)
 
+# %% ../nbs/00_core.ipynb #ab000538
+class MachineError(OSError):
+    "What the machine refused, in one sentence with the remedy"
+    def __str__(self): return str(self.strerror)
+
+#: Numbers of the operating system for a disk, or a share of one, that is full.
+DISK_FULL = tuple(getattr(errno, name) for name in ('ENOSPC', 'EDQUOT') if hasattr(errno, name))
+
+def machine_error(
+    error:OSError # as the operating system raised it
+) -> str: # one sentence
+    "Say what the machine refused, and what to do"
+    if isinstance(error, MachineError): return str(error)
+    where = 'a file' if error.filename is None else str(error.filename)
+    if len(where) > 200: where = f'{where[:80]}...'
+    if error.errno in DISK_FULL:
+        return f'the disk is full: {where} could not be written. Free space, or set CXR_HOME to a folder on another disk, and give the same command again.'
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f'no permission: {where} cannot be read or written. Change its permissions, or set CXR_HOME to a folder that you can write to.'
+    if error.errno == errno.ENAMETOOLONG: return f'the name is too long: {where}. Give a shorter one; file systems take 255 bytes at most.'
+    if error.errno in (errno.ENOTDIR, errno.EEXIST): return f'{where} cannot be a folder: it is a file, or lies below one. Give another path.'
+    if error.errno == errno.ENOENT: return f'{where} is not there. If it has been moved, give its new place again (--root FOLDER for a data set).'
+    return str(error)
+
 # %% ../nbs/00_core.ipynb #c9c91302
 @contextlib.contextmanager
 def atomic_path(
@@ -54,6 +79,10 @@ def atomic_path(
         yield tmp
         if path.is_dir() and tmp.is_dir(): shutil.rmtree(path)
         os.replace(tmp, path)
+    except OSError as error:
+        if error.errno not in DISK_FULL: raise
+        full = error if error.filename is not None else OSError(error.errno, '', str(path))
+        raise MachineError(error.errno, machine_error(full)) from error
     finally:
         if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
         elif tmp.exists(): tmp.unlink()
@@ -130,7 +159,8 @@ class RunFolder:
     path:Path # the folder; made if absent
     def __post_init__(self):
         self.path = Path(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try: self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error: raise MachineError(error.errno, machine_error(error)) from None
     def __truediv__(self, name) -> Path: return self.path/name
     def _stamp(self, stage) -> Path:
         if stage not in STAGES: raise ValueError(f'unknown stage {stage!r}; stages are {", ".join(STAGES)}')
