@@ -149,12 +149,13 @@ def open_run(
         raise RunError(f'the run {name!r} has no finished {STAGES[0]}: run that stage, or give `cxr run` again. {_runs_there()}')
     return _announce(opened, stage)
 
-# %% ../nbs/00a1_runs.ipynb #1d3b82e1
+# %% ../nbs/00a1_runs.ipynb #c090bf34
 def portable_path(
-    path:str|Path # a file or folder
+    path:str|Path, # a file or folder
+    home:str|Path|None=None # project folder; found from the working folder if None
 ) -> str: # from the project folder where it lies below it, else absolute
     "A path to write down"
-    path, home = Path(path).expanduser().resolve(), project_root()
+    path, home = Path(path).expanduser().resolve(), project_root(home)
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 def located_path(

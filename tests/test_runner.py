@@ -206,11 +206,12 @@ def test_progress_on_a_terminal_is_one_line_a_bar():
     progress = Progress(2, screen)
     progress.skip('01_exploration')
     progress.begin('02_notes')
-    progress.cell(2, 4, 'write(table)')
-    progress.output('epoch 1\nepoch 2\n')
+    progress.cell(2, 4)
+    progress.told(['epoch 1 of 6', 'loss 0.5'], keep=True)
     progress.end()
     progress.close()
     assert 'stages: 2/2' in screen.getvalue() and 'not run again' in screen.getvalue() and '02_notes: done after' in screen.getvalue()
+    assert '02_notes: epoch 1 of 6, loss 0.5' in screen.getvalue()
 
 
 # Killed at any moment
