@@ -51,11 +51,15 @@ class MachineError(OSError):
 #: Numbers of the operating system for a disk, or a share of one, that is full.
 DISK_FULL = tuple(getattr(errno, name) for name in ('ENOSPC', 'EDQUOT') if hasattr(errno, name))
 
+def _unexplained(error):
+    "Does an error say no more than the operating system does?"
+    return error.strerror in (None, '', os.strerror(error.errno or 0)) or 'Detail: [errno' in error.strerror           # pyarrow's
+
 def machine_error(
     error:OSError # as the operating system raised it
 ) -> str: # one sentence
     "Say what the machine refused, and what to do"
-    if isinstance(error, MachineError): return str(error)
+    if isinstance(error, MachineError) or not _unexplained(error): return str(error.strerror)
     where = 'a file' if error.filename is None else str(error.filename)
     if len(where) > 200: where = f'{where[:80]}...'
     if error.errno in DISK_FULL:
@@ -80,7 +84,7 @@ def atomic_path(
         if path.is_dir() and tmp.is_dir(): shutil.rmtree(path)
         os.replace(tmp, path)
     except OSError as error:
-        if error.errno not in DISK_FULL: raise
+        if error.errno not in DISK_FULL or not _unexplained(error): raise
         full = error if error.filename is not None else OSError(error.errno, '', str(path))
         raise MachineError(error.errno, machine_error(full)) from error
     finally:

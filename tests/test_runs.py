@@ -151,8 +151,14 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 @pytest.mark.parametrize('number, said', [('ENOSPC', 'the disk is full'), ('EACCES', 'no permission'), ('EROFS', 'no permission'), ('ENAMETOOLONG', 'too long'), ('ENOTDIR', 'lies below one'),
                                           ('ENOENT', 'is not there')])
 def test_what_the_machine_says_names_the_file_and_the_remedy(number, said):
-    text = machine_error(OSError(getattr(errno, number), 'so it is', '/data/reports/x'))
+    text = machine_error(OSError(getattr(errno, number), os.strerror(getattr(errno, number)), '/data/reports/x'))
     assert said in text and '/data/reports/x' in text and text.endswith('.')
+
+
+def test_an_error_that_says_more_keeps_its_words(tmp_path):
+    said = 'the checkpoint cannot be written. The one before it is whole'
+    with pytest.raises(OSError, match=said), atomic_path(tmp_path/'a.pt'): raise OSError(errno.ENOSPC, said, str(tmp_path/'a.pt'))
+    assert machine_error(OSError(errno.ENOSPC, said)) == said
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(home):
