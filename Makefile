@@ -33,9 +33,10 @@ check-readme: install
 lint: install
 	@echo "== ruff"
 	@$(RUN) -m ruff check --no-cache .
+# In a project folder of its own: the stages make one small run, which the other notebooks open.
 nbdev-test: install
 	@echo "== every notebook runs (nbdev_test)"
-	@OMP_NUM_THREADS=1 $(RUN) -u -c "from nbdev.test import nbdev_test; nbdev_test(n_workers=2, do_print=True)"
+	@env -u CXR_HOME $(RUN) -u tests/run_notebooks.py
 # The main job has the machine to itself; the many small tests share it, one core each.
 pytest: install
 	@echo "== pytest: the main job at its full size"

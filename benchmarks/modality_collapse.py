@@ -11,13 +11,14 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from cxr_lib.core import OBSERVATIONS, choose_device, run_folder, seed_everything
+from cxr_lib.core import OBSERVATIONS, choose_device, seed_everything
 from cxr_lib.data import data_root
 from cxr_lib.dataset import StudyData, predict_logits
 from cxr_lib.encoders import make_tokenizer
 from cxr_lib.metrics import count_cases, interval, mean_over, rank_condition, resample_patients
 from cxr_lib.model import build_model, ensure_architecture, make_config, split_overrides
 from cxr_lib.notes import ensure_notes
+from cxr_lib.runs import RunError, open_run
 from cxr_lib.training import fit
 
 
@@ -25,7 +26,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--run', default='simulated'); parser.add_argument('--bootstrap', type=int, default=1000)
     args = parser.parse_args()
-    run = run_folder(args.run)
+    try: run = open_run(args.run, 'training')
+    except RunError as e: parser.error(str(e))
     if not run.done('training') or run.params('training')['folds'] > 0: parser.error(f'the run {args.run} has no finished training on a single split; run it first')
     asked, table, chosen = run.params('training'), ensure_notes(run), ensure_architecture(run)
     config, training = make_config(chosen['preset'], chosen['overrides']), split_overrides(chosen['preset'], chosen['overrides'])[1]

@@ -104,7 +104,7 @@ def predict_conditions(
 ) -> Conditions: # of the rows, in their order
     "Probabilities with both modalities, each alone, other patients' notes, contradicting notes, and no note"
     from scipy.special import expit
-    from tqdm.auto import tqdm
+    from cxr_lib.progress import progress_bar as tqdm
     rows = np.asarray(rows)
     if not len(rows): raise ValueError('there are no rows to predict: the split is empty')
     has, mask = data.notes['has_note'][rows], data.notes['attention_mask'][rows]

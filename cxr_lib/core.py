@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
-           'MAX_PIXELS', 'IMPLIES', 'MAX_NESTING', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name',
-           'atomic_path', 'remove_unfinished', 'json_text', 'write_json', 'parse_json', 'read_json',
-           'stop_on_machine_error', 'is_file', 'is_folder', 'is_present', 'project_root', 'file_facts', 'clear_way',
-           'what_differs', 'AlteredFile', 'Stamps', 'stamp_files', 'rewriting', 'content_key', 'RunFolder',
-           'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision', 'set_theme',
-           'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'draw_interval',
-           'save_figure']
+           'MAX_PIXELS', 'IMPLIES', 'DISK_FULL', 'MAX_NESTING', 'STAGES', 'CONDITION_COLORS', 'RadiographError',
+           'short_name', 'MachineError', 'machine_error', 'atomic_path', 'remove_unfinished', 'json_text', 'write_json',
+           'parse_json', 'read_json', 'stop_on_machine_error', 'is_file', 'is_folder', 'is_present', 'project_root',
+           'file_facts', 'clear_way', 'what_differs', 'AlteredFile', 'Stamps', 'stamp_files', 'rewriting',
+           'content_key', 'RunFolder', 'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision',
+           'set_theme', 'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark',
+           'draw_interval', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
 import contextlib, errno, hashlib, json, os, random, re, shutil, stat, time, warnings
@@ -45,6 +45,34 @@ def short_name(
     return {'Enlarged Cardiomediastinum':'Enl. Cardiom.', 'Pleural Effusion':'Pl. Effusion', 'Support Devices':'Devices',
             'Pleural Other':'Pl. Other'}.get(observation, observation)
 
+# %% ../nbs/00_core.ipynb #ab000538
+class MachineError(OSError):
+    "What the machine refused, in one sentence with the remedy"
+    def __str__(self): return str(self.strerror)
+
+#: Numbers of the operating system for a disk, or a share of one, that is full.
+DISK_FULL = tuple(getattr(errno, name) for name in ('ENOSPC', 'EDQUOT') if hasattr(errno, name))
+
+def _unexplained(error):
+    "Does an error say no more than the operating system does?"
+    return error.strerror in (None, '', os.strerror(error.errno or 0)) or 'Detail: [errno' in error.strerror           # pyarrow's
+
+def machine_error(
+    error:OSError # as the operating system raised it
+) -> str: # one sentence
+    "Say what the machine refused, and what to do"
+    if isinstance(error, MachineError) or not _unexplained(error): return str(error.strerror)
+    where = 'a file' if error.filename is None else str(error.filename)
+    if len(where) > 200: where = f'{where[:80]}...'
+    if error.errno in DISK_FULL:
+        return f'the disk is full: {where} could not be written. Free space, or set CXR_HOME to a folder on another disk, and give the same command again.'
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f'no permission: {where} cannot be read or written. Change its permissions, or set CXR_HOME to a folder that you can write to.'
+    if error.errno == errno.ENAMETOOLONG: return f'the name is too long: {where}. Give a shorter one; file systems take 255 bytes at most.'
+    if error.errno in (errno.ENOTDIR, errno.EEXIST): return f'{where} cannot be a folder: it is a file, or lies below one. Give another path.'
+    if error.errno == errno.ENOENT: return f'{where} is not there. If it has been moved, give its new place again (--root FOLDER for a data set).'
+    return str(error)
+
 # %% ../nbs/00_core.ipynb #c9c91302
 @contextlib.contextmanager
 def atomic_path(
@@ -57,6 +85,10 @@ def atomic_path(
         yield tmp
         if path.is_dir() and tmp.is_dir(): shutil.rmtree(path)
         os.replace(tmp, path)
+    except OSError as error:
+        if error.errno not in DISK_FULL or not _unexplained(error): raise
+        full = error if error.filename is not None else OSError(error.errno, '', str(path))
+        raise MachineError(error.errno, machine_error(full)) from error
     finally:
         if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
         elif tmp.exists(): tmp.unlink()
@@ -143,10 +175,9 @@ def stop_on_machine_error(
     "Raise an `OSError` in words if the machine is to blame (a failing disk, permissions, a lost drive); return if the file may be"
     number = getattr(error, 'errno', None)
     if not isinstance(error, OSError) or number is None or number in _OF_THE_PATH: return
-    said = error.strerror or os.strerror(number)
-    if 'This is an error of the machine' in said: raise error
-    remedy = _MACHINE_REMEDIES.get(number, _AGAIN)
-    raise OSError(number, f'{said}. This is an error of the machine, not a damaged file. {remedy}', str(path)) from error
+    if isinstance(error, MachineError): raise error
+    said = f'{path}: {error.strerror or os.strerror(number)}. This is an error of the machine, not a damaged file.'
+    raise MachineError(number, f'{said} {_MACHINE_REMEDIES.get(number, _AGAIN)}', str(path)) from error
 
 def _mode(path):
     "The mode of what a path leads to; 0 if there is nothing"
@@ -236,7 +267,8 @@ class Stamps:
     path:Path # the folder; made if absent
     def __post_init__(self):
         self.path, self._before = Path(self.path), {}
-        self.path.mkdir(parents=True, exist_ok=True)
+        try: self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error: raise MachineError(error.errno, machine_error(error)) from None
     def __truediv__(self, name) -> Path: return self.path/name
     def _at(self, name) -> Path: return self.path/'.stages'/f'{name}.json'
     def _write(self, name, content):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'simulated_radiograph', 'simulate', 'load_simulated', 'Dataset', 'check_source', 'source_options',
-           'vocabulary_table', 'images_to_scan', 'Scan', 'blank_films', 'exploration_stage', 'data_root', 'scanned',
-           'ensure_studies', 'describe_splits', 'describe_exclusions', 'describe_remarks', 'describe_blank',
-           'official_facts', 'describe_overlap', 'label_counts', 'plot_contact_sheet', 'plot_patients',
-           'plot_label_states', 'plot_cooccurrence', 'group_of', 'plot_prevalence_by', 'plot_observation_sheet',
-           'plot_pixels', 'near_duplicates_across_splits', 'plot_pairs', 'describe_notes', 'plot_notes', 'note_samples']
+           'vocabulary_table', 'images_to_scan', 'Scan', 'blank_films', 'exploration_stage', 'source_folder',
+           'data_root', 'scanned', 'ensure_studies', 'describe_splits', 'describe_exclusions', 'describe_remarks',
+           'describe_blank', 'official_facts', 'describe_overlap', 'label_counts', 'plot_contact_sheet',
+           'plot_patients', 'plot_label_states', 'plot_cooccurrence', 'group_of', 'plot_prevalence_by',
+           'plot_observation_sheet', 'plot_pixels', 'near_duplicates_across_splits', 'plot_pairs', 'describe_notes',
+           'plot_notes', 'note_samples']
 
 # %% ../nbs/01_exploration.ipynb #74692c2b
 import inspect, json
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
 from .core import OBSERVATIONS, RunFolder, SIMULATED, atomic_path, content_key, mark_simulated, project_root, read_json, short_name, write_json
+from .progress import progress_bar
+from .runs import check_ranges, located_path, portable_path
 from .studies import AGE_BANDS, ALLOWED, Exclusions, age_band, check_patient_splits, shared_by_image_split, split_by_patient, validate_studies
 from .chexpert import check_chexpert_facts, load_chexpert
 from .mimic import check_mimic, load_mimic, question_share
@@ -48,7 +51,7 @@ def _rendering_version():
     return content_key(*(Path(m.__file__).read_text(encoding='utf-8') for m in (cxr_lib.patients, cxr_lib.anatomy, cxr_lib.rendering)))
 
 def simulate(
-    n_patients:int=240, # at least 20
+    n_patients:int=1200, # at least 20
     image_size:int=128, # pixels
     seed:int=0, # same seed, same patients and films
     progress:bool=True # show a progress bar
@@ -57,10 +60,8 @@ def simulate(
     import os
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
-    from tqdm.auto import tqdm
     from cxr_lib.patients import SIGNS, draw_patients
-    if n_patients < 20: raise ValueError(f'n_patients is {n_patients}; expected at least 20, or no split can hold every observation')
-    if image_size < 64: raise ValueError(f'image_size is {image_size}; expected at least 64 pixels')
+    check_ranges(n_patients=n_patients, image_size=image_size, seed=seed)
     folder = project_root()/'data'/'simulated'/f'{n_patients}x{image_size}-seed{seed}-{_rendering_version()[:8]}'
     if (folder/'latent.parquet').exists(): return folder
     latent = draw_patients(n_patients, seed)
@@ -68,7 +69,7 @@ def simulate(
     keep = ['patient_id', 'sex', 'age', 'projection', *[f'strength/{s}' for s in SIGNS]]
     todo = [(row, image_size, folder/image) for row, image in zip(latent[keep].to_dict('records'), latent.image) if not (folder/image).exists()]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context('spawn')) as pool:
-        for _ in tqdm(pool.map(_write_film, todo, chunksize=16), total=len(todo), desc='drawing films', disable=not progress, mininterval=1): pass
+        for _ in progress_bar(pool.map(_write_film, todo, chunksize=16), total=len(todo), desc='drawing films', disable=not progress, mininterval=1): pass
     with atomic_path(folder/'latent.parquet') as tmp: latent.to_parquet(tmp)         # last: its presence says that all is there
     return folder
 
@@ -123,6 +124,7 @@ def check_source(
     if DATASETS[dataset].needs_root:
         if not root: raise ValueError(f'dataset {dataset!r} needs a root folder (root, or --root on the command line)')
         if not Path(root).expanduser().is_dir(): raise ValueError(f'root {root!r} is not a folder')
+    elif root: raise ValueError(f'root {root!r} is given, but dataset {dataset!r} has no folder; name the data set that lies there, one of {", ".join(n for n, d in DATASETS.items() if d.needs_root)}')
     return DATASETS[dataset]
 
 def source_options(
@@ -208,7 +210,7 @@ def exploration_stage(
     unreadable:str='refuse', # images that can't be decoded: 'refuse' or 'exclude'
     blank:str='keep', # films of one gray value: 'keep', 'exclude' or 'refuse'
     scan:int=2000, # images to decode for statistics; 0: all
-    n_patients:int=240, # simulated patients
+    n_patients:int=1200, # simulated patients
     image_size:int=128, # pixels of simulated films
     tuning_fraction:float=.15, # share of patients for tuning
     test_fraction:float=.25, # share of patients for the test split where the source has none
@@ -221,10 +223,10 @@ def exploration_stage(
     for name, value in (('missing', missing), ('unreadable', unreadable)):
         if value not in ('refuse', 'exclude'): raise ValueError(f"{name} is {value!r}; expected 'refuse' or 'exclude'")
     if blank not in ('keep', 'exclude', 'refuse'): raise ValueError(f"blank is {blank!r}; expected 'keep', 'exclude' or 'refuse'")
-    if scan < 0: raise ValueError(f'scan is {scan}; expected a number of images, or 0 for all')
-    params = dict(dataset=dataset, root=str(Path(root).expanduser().resolve()) if root else '', options=given, missing=missing, unreadable=unreadable, blank=blank, scan=scan,
+    check_ranges(scan=scan, n_patients=n_patients, image_size=image_size, tuning_fraction=tuning_fraction, test_fraction=test_fraction, seed=seed)
+    params = dict(dataset=dataset, root=portable_path(root) if root else '', options=given, missing=missing, unreadable=unreadable, blank=blank, scan=scan,
                   n_patients=n_patients, image_size=image_size, tuning_fraction=tuning_fraction, test_fraction=test_fraction, seed=seed)
-    folder = simulate(n_patients, image_size, seed) if dataset == 'simulated' else source.prepare(params['root'], **given) if source.prepare else Path(params['root'])
+    folder = simulate(n_patients, image_size, seed) if dataset == 'simulated' else source.prepare(str(located_path(params['root'])), **given) if source.prepare else located_path(params['root'])
     exclusions = Exclusions()
     table = source.load(folder, missing=missing, exclusions=exclusions, **given)
     facts, said = source.facts(table) if source.facts else pd.DataFrame(), dict(table.attrs)      # what the loader says of the source as a whole
@@ -251,11 +253,21 @@ def exploration_stage(
     if seen:
         with atomic_path(run/'scan.parquet') as tmp: seen.table.to_parquet(tmp)
         with atomic_path(run/'thumbnails.npy') as tmp: np.save(tmp, seen.thumbnails)
-    write_json(run/'source.json', dict(dataset=dataset, root=str(folder), simulated=dataset == 'simulated', has_images=has_images, n_images=len(table), n_excluded=len(exclusions), remarks=exclusions.remarks,
+    write_json(run/'source.json', dict(dataset=dataset, root=portable_path(folder), simulated=dataset == 'simulated', has_images=has_images, n_images=len(table), n_excluded=len(exclusions), remarks=exclusions.remarks,
                                        n_patients=table.patient_id.nunique(), fingerprint=content_key(table.drop(columns='note').to_csv(index=False))))
     run.finish('exploration', params)
     for said in exclusions.remarks: print(f'Remark: {said}', flush=True)
     return table
+
+def source_folder(
+    run:RunFolder # a run whose exploration is done
+) -> Path: # the data set's folder
+    "Where the run's data lie; raises `FileNotFoundError` with the remedy if they have been moved"
+    source = read_json(run/'source.json')
+    folder = located_path(source['root'])
+    if folder.is_dir(): return folder
+    again = 'run the exploration again' if source['simulated'] else f'say where it is now: cxr run --run {run.path.name} --dataset {source["dataset"]} --root FOLDER'
+    raise FileNotFoundError(f'the data of the run {run.path.name!r} are no longer in {folder}. If the folder was moved or deleted, {again}.')
 
 def data_root(
     run:RunFolder # a run whose exploration is done
@@ -263,7 +275,7 @@ def data_root(
     "Where the run's images are; raises `ValueError` for a source that came without them"
     source = read_json(run/'source.json')
     if not source.get('has_images', True): raise ValueError(f'the copy of {source["dataset"]!r} in {source["root"]} has no images: its notes and labels can be explored, but nothing can be trained on it. Unpack the images (see the chapter of this source) and run again.')
-    return Path(source['root'])
+    return source_folder(run)
 
 def scanned(
     run:RunFolder # a run whose exploration is done

@@ -135,7 +135,7 @@ class _TokenFile:
         return done
     def build(self, encode, what):
         "Encode what is missing; encode: (first item, last item) -> their tokens"
-        from tqdm.auto import tqdm
+        from cxr_lib.progress import progress_bar as tqdm
         self.folder.mkdir(parents=True, exist_ok=True); self.meta.unlink(missing_ok=True)
         with contextlib.suppress(OSError): self.tokens.unlink(missing_ok=True)       # in use (Windows): it will be replaced
         done = self._resume()

@@ -14,6 +14,7 @@ import numpy as np, pandas as pd
 from .core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, defined, draw_interval, number_text, project_root, read_json, remark,
                           rewriting, save_figure, set_theme, short_name, sign_figure, write_json)
 from .calibration import fit_calibration
+from .runs import check_ranges, located_path
 from .checkpoints import save_calibration
 from .conditions import read_permutations
 from .predictions import CONDITIONS, check_predictions, conditions_in, read_predictions
@@ -389,7 +390,7 @@ def published_predictions(
 ) -> str: # path of a CSV; '' if there is none
     "Another model's predictions that came with the data: a file `published_*predictions.csv` in the data set's folder"
     if not (run/'source.json').exists(): return ''
-    found = sorted(Path(read_json(run/'source.json')['root']).glob('published_*predictions.csv'))
+    found = sorted(located_path(read_json(run/'source.json')['root']).glob('published_*predictions.csv'))
     return str(found[0]) if found else ''
 
 def with_best_possible(
@@ -399,7 +400,7 @@ def with_best_possible(
     "Add the simulation's exact answers (chapter 00b1): what the film as it is drawn, and the facts behind the note, allow at best"
     from cxr_lib.best import best_possible
     source = read_json(run/'source.json') if (run/'source.json').exists() else {}
-    latent = Path(source.get('root', ''))/'latent.parquet'
+    latent = located_path(source.get('root', ''))/'latent.parquet'
     if not source.get('simulated') or not latent.exists(): return predictions
     people = pd.read_parquet(latent).set_index('image').reindex(predictions['image'])
     if people['patient_id'].isna().any(): raise ValueError(f'{latent} does not hold the patients of {run/"predictions.parquet"}; run the exploration and what follows it again')
@@ -445,6 +446,7 @@ def evaluate_stage(
     simulated:bool|None=None, # are the patients simulated? Read from the exploration stage's parameters if None
 ) -> dict: # the metrics
     "Write metrics.json, metrics.csv, the pictures (PNG and PDF), the model card and the comparison with the published table; put calibration and thresholds beside the model"
+    check_ranges(n_bootstrap=n_bootstrap, seed=seed)
     if simulated is None: simulated = (run.params('exploration') or {}).get('dataset') == 'simulated'
     run.check('training')
     predictions = read_predictions(run/'predictions.parquet')

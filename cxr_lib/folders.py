@@ -319,7 +319,7 @@ def load_dicom(
     progress:bool=True # show a progress bar
 ) -> pd.DataFrame: # study table without splits (unless `labels` has them); identifiers are keyed hashes
     "A folder of DICOM files as a study table: the chest films in it, with what is not one listed"
-    from tqdm.auto import tqdm
+    from cxr_lib.progress import progress_bar as tqdm
     if missing not in ('refuse', 'exclude'): raise ValueError(f"missing is {missing!r}; expected 'refuse' or 'exclude'")
     if note_tag not in (None, *NOTE_TAGS): raise ValueError(f'note_tag is {note_tag!r}; expected None or one of {", ".join(NOTE_TAGS)}')
     if patients not in ('PatientID', 'study'): raise ValueError(f"patients is {patients!r}; expected 'PatientID' or 'study'")

@@ -181,7 +181,7 @@ CHUNK = 32 # images that are decoded, checksummed and recorded together
 
 def _in_threads(work:Callable, n:int, workers=None, progress=False, desc='', chunk=CHUNK):
     "Call work(first, last) for consecutive spans of `n` items"
-    from tqdm.auto import tqdm
+    from cxr_lib.progress import progress_bar as tqdm
     spans = [(i, min(n, i + chunk)) for i in range(0, n, chunk)]
     with tqdm(total=n, desc=desc, disable=not progress, mininterval=.5, unit='image') as bar, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         for span, _ in zip(spans, pool.map(lambda s: work(*s), spans)): bar.update(span[1] - span[0])
@@ -393,7 +393,7 @@ def near_duplicates(
     limit:int=1_000_000 # pairs at most
 ) -> pd.DataFrame: # columns i, j (numbers of the images, i < j), similarity (correlation, -1 to 1); most alike first
     "Pairs of films of different groups that are alike but for brightness, contrast, compression and size; a film of one gray level is like no other"
-    from tqdm.auto import tqdm
+    from cxr_lib.progress import progress_bar as tqdm
     n, side = thumbnails.shape[:2]
     if not .5 <= threshold <= 1: raise ValueError(f'threshold is {threshold}; expected 0.5 to 1')
     who = pd.factorize(pd.Series(groups), use_na_sentinel=False)[0]

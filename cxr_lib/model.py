@@ -13,6 +13,7 @@ from typing import Mapping
 import pandas as pd
 import torch, torch.nn as nn, torch.nn.functional as F
 from .core import OBSERVATIONS, RunFolder, parse_json, write_json
+from .runs import check_ranges
 from .encoders import (ImageEncoder, add_lora, backbone_defaults, checkpoint_activations, learn_tokenizer, load_backbone,  # noqa: F401
                               make_text_encoder, make_tokenizer, merge_lora, tokenize, train_unfrozen, unfreeze)
 
@@ -281,6 +282,7 @@ def model_stage(
     table:pd.DataFrame|None=None # parameter counts, to be written down
 ):
     "Write the chosen architecture and its parameter counts into the run folder"
+    check_ranges(seed=seed)
     run.begin('model')
     write_json(run/'architecture.json', dict(preset=preset, overrides=parse_overrides(overrides), model=asdict(make_config(preset, overrides)),
                                              parameters={} if table is None else table.parameters.astype(int).to_dict()))

@@ -15,7 +15,8 @@ from typing import Mapping
 import numpy as np, pandas as pd
 from .core import CONDITION_COLORS, OBSERVATIONS, RunFolder, atomic_path, mark_simulated, project_root, read_json, write_json
 from .chexpert import CHEXPERT_FACTS
-from .data import DATASETS, ensure_studies
+from .data import DATASETS, ensure_studies, source_folder
+from .runs import check_ranges, portable_path
 from .leakage import (FILM_WORDS, OPENI_YARDSTICK, SYNONYMS, Certificate, film_description_report, film_share, leakage_certificate, leakage_probe,  # noqa: F401  (the probes were here once)
                              mean_auroc, mention_probe, plot_probe, probe_verdict)
 
@@ -282,6 +283,7 @@ def notes_stage(
 ) -> pd.DataFrame: # the study table with notes, also in `<run>/studies_with_notes.parquet` and `data/processed/`
     "Give every study its note by the chosen mode, and write `<run>/leakage.json`"
     from cxr_lib.best import posterior
+    check_ranges(seed=seed)
     table, source = ensure_studies(run), read_json(run/'source.json')
     mode = DATASETS[source['dataset']].note_mode if note_mode == 'auto' else note_mode
     if mode == 'auto': mode = 'real' if table.note.notna().any() else 'clinical'          # a source that may have notes
@@ -290,7 +292,7 @@ def notes_stage(
     best = None
     if mode == 'clinical':
         from cxr_lib.patients import facts_from_labels
-        facts = pd.read_parquet(f'{source["root"]}/latent.parquet') if source['simulated'] else facts_from_labels(table, seed)
+        facts = pd.read_parquet(source_folder(run)/'latent.parquet') if source['simulated'] else facts_from_labels(table, seed)
         if source['simulated']:
             facts = facts.set_index('image').reindex(table.image).reset_index()           # films may have been left out
             if facts.patient_id.isna().any(): raise ValueError('the latent table does not hold every patient of the study table; run the exploration again')
@@ -308,7 +310,7 @@ def notes_stage(
     processed = project_root()/'data'/'processed'                             # of the latest run; the run's own table is the parquet file
     for name, part in (('train', table[table.split != 'test']), ('valid', table[table.split == 'test'])):
         with atomic_path(processed/f'{name}_with_notes.csv') as tmp: part.to_csv(tmp, index=False)
-    write_json(processed/'with_notes.json', dict(run=str(run.path), dataset=source['dataset'], note_mode=mode, seed=seed))
+    write_json(processed/'with_notes.json', dict(run=portable_path(run.path), dataset=source['dataset'], note_mode=mode, seed=seed))
     run.finish('notes', dict(note_mode=note_mode, seed=seed))
     return table
 

@@ -6,16 +6,19 @@
 __all__ = ['RUN_DEFAULTS', 'EXTERNAL', 'UsageError', 'notebooks_folder', 'stage_notebooks', 'Parameter', 'read_parameters',
            'parse_value', 'check_name', 'Plan', 'plan_run', 'library_sources', 'stage_keys', 'why_unfinished',
            'finished', 'first_unfinished', 'retract', 'this_python', 'StageFailed', 'execute', 'formula_image',
-           'draw_formulas', 'render_page', 'read_results', 'figures', 'render_index', 'Progress', 'only_run',
-           'run_stages', 'print_results', 'print_parameters', 'main']
+           'draw_formulas', 'render_page', 'page_or_sentence', 'noted', 'read_results', 'figures', 'render_index',
+           'Progress', 'only_run', 'run_stages', 'print_results', 'print_parameters', 'PageFailed', 'plain_characters',
+           'main']
 
 # %% ../nbs/10_runner.ipynb #901cef8e
-import argparse, ast, base64, contextlib, csv, difflib, hashlib, html, io, json, logging, os, re, shutil, signal, sys, tempfile, threading, time, tokenize
+import argparse, ast, base64, codecs, contextlib, csv, difflib, hashlib, html, io, json, logging, os, re, shutil, signal, sys, tempfile, threading, time, tokenize
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from .core import RESEARCH_USE, SIMULATED, STAGES, RunFolder, atomic_path, clear_way, content_key, project_root, read_json, remove_unfinished, stamp_files
+from .core import RESEARCH_USE, SIMULATED, STAGES, RunFolder, atomic_path, clear_way, content_key, machine_error, project_root, read_json, remove_unfinished, stamp_files
+from .progress import fit_parts, read_progress
+from .runs import check_ranges, list_runs, portable_path
 
 # %% ../nbs/10_runner.ipynb #c83b85e2
 class UsageError(ValueError):
@@ -128,16 +131,44 @@ class Plan:
     def simulated(self) -> bool: return self.values().get('dataset') == 'simulated'
 
 def _table(module, name):
-    "A table of another chapter, by name; None where that chapter is not installed"
+    "What another chapter has under this name; None where that chapter is not installed"
     import importlib
-    try: return getattr(importlib.import_module(f'cxr_lib.{module}'), name, None)
+    try: chapter = importlib.import_module(f'cxr_lib.{module}')
     except ModuleNotFoundError as e:
         if e.name != f'cxr_lib.{module}': raise
         return None
+    return getattr(chapter, name)                # a name that has moved is a mistake of ours, and has to be seen
 
 def _needs_root(entry):
     "Does a data set's entry say that it has to be given a folder?"
     return bool(entry.get('needs_root') if isinstance(entry, dict) else getattr(entry, 'needs_root', False))
+
+def _resolve_paths(values):
+    "Make paths absolute, in place: the kernel works in another folder, where a relative path would not be found"
+    for name in _PATHS & set(values):
+        if values[name] and (path := Path(values[name]).expanduser()).exists(): values[name] = str(path.resolve())
+        elif values[name]: raise UsageError(f'{name}: there is no {values[name]}')
+
+def _check_root(values, dataset):
+    "A data set has to be given its folder, and a folder its data set"
+    root, table = values.get('root'), _table('data', 'DATASETS') or {}
+    if not root:
+        if 'dataset' in values and _needs_root(table.get(dataset)): raise UsageError(f'data set {dataset!r} has to be given its folder: --root FOLDER')
+        return
+    if not Path(root).is_dir(): raise UsageError(f'root {root} is not a folder')
+    if _needs_root(table.get(dataset)): return
+    why = f'data set {dataset!r} has no folder' if 'dataset' in values else 'it is not said which data set lies there'
+    raise UsageError(f'root {root} is given, but {why}: name it with --dataset, one of {", ".join(n for n, d in table.items() if _needs_root(d))}')
+
+def _check_numbers(values, declared):
+    "Numbers outside their ranges, also those inside `overrides`, are told before anything runs"
+    try:
+        check_ranges(**{name: values.get(name, p.default) for name, p in declared.items()})
+        if values.get('overrides') and (make_config := _table('model', 'make_config')):
+            preset = values.get('preset') or declared['preset'].default
+            make_config(preset, values['overrides'])
+            _table('training', 'training_values')(_table('model', 'split_overrides')(preset, values['overrides'])[1])
+    except ValueError as e: raise UsageError(str(e)) from None
 
 def plan_run(
     given:dict|None=None, # parameter -> value, or the text of one
@@ -158,14 +189,10 @@ def plan_run(
     if 'dataset' in values and (table := _table('data', 'DATASETS')): check_name('dataset', values['dataset'], table)
     if 'preset' in values and (table := _table('model', 'PRESETS')): check_name('preset', values['preset'], table)
     dataset = values.get('dataset', declared['dataset'].default if 'dataset' in declared else None)
-    for name in _PATHS & set(values):                         # the kernel works in another folder: a relative path would not be found
-        if values[name] and (path := Path(values[name]).expanduser()).exists(): values[name] = str(path.resolve())
-        elif values[name]: raise UsageError(f'{name}: there is no {values[name]}')
-    if values.get('root'):
-        if not Path(values['root']).is_dir(): raise UsageError(f'root {values["root"]} is not a folder')
-    elif 'dataset' in values and _needs_root((_table('data', 'DATASETS') or {}).get(dataset)):
-        raise UsageError(f'data set {dataset!r} has to be given its folder: --root FOLDER')
+    _resolve_paths(values)
+    _check_root(values, dataset)
     values = {**run_defaults.get('any', {}), **run_defaults.get(dataset, {}), **values}
+    _check_numbers(values, declared)
     run = str(run or dataset or 'default')
     if run in ('.', '..'): raise UsageError('run is not a name: give one such as "default", or a path')
     named = not ('/' in run or os.sep in run)
@@ -191,6 +218,11 @@ def _listing(path):
     entries = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path] if path.exists() else []
     return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in entries)
 
+def _deciding(plan, stage):
+    "What is passed to a stage, but for where things lie: a folder that was moved with its project, or renamed, is the same folder"
+    passed = {name: value for name, value in plan.passed[stage].items() if name != 'run'}
+    return passed | {name: portable_path(passed[name], plan.home) for name in _PATHS & set(passed) if passed[name]}
+
 def stage_keys(
     plan:Plan # of the run
 ) -> dict[str, str]: # stage -> key
@@ -198,7 +230,7 @@ def stage_keys(
     keys, previous = {}, None
     for stage, notebook in plan.notebooks.items():
         listing = [_listing(Path(plan.passed[stage][name])) for name in sorted(_PATHS & set(plan.passed[stage])) if plan.passed[stage][name]]
-        previous = keys[stage] = content_key(stage, plan.passed[stage], [(c['cell_type'], c['source']) for c in _cells(notebook)],
+        previous = keys[stage] = content_key(stage, _deciding(plan, stage), [(c['cell_type'], c['source']) for c in _cells(notebook)],
                                              library_sources(notebook.stem), listing, previous)
     return keys
 
@@ -250,6 +282,8 @@ def retract(
         except ValueError as e: raise UsageError(e) from None
 
 # %% ../nbs/10_runner.ipynb #42987458
+_PROGRESS = 'progress.jsonl'         # where the kernel says how far it is: chapter 00a2
+
 def this_python(
     home:Path, # project folder
     sockets:str # an empty folder that only we can read
@@ -258,7 +292,7 @@ def this_python(
     import cxr_lib
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-    environment = {'CXR_HOME': str(home), 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+    environment = {'CXR_HOME': str(home), 'CXR_PROGRESS': os.path.join(sockets, _PROGRESS), 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
     checkout = Path(cxr_lib.__file__).resolve().parent.parent
     if (checkout/'settings.ini').exists(): environment['PYTHONPATH'] = os.pathsep.join(filter(None, [str(checkout), os.environ.get('PYTHONPATH')]))
     spec = KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}', '--log-level=50'], display_name='this Python', language='python', env=environment)
@@ -304,6 +338,22 @@ def _watched(on_cell, on_output):
             super().execute_managed_notebook(nb_man, kernel_name, **{**kw, 'stdout_file': Lines(), 'stderr_file': Lines()})
     return Watched
 
+@contextlib.contextmanager
+def _listening(file, on_progress):
+    "Pass on what the kernel reports, while it works"
+    over = threading.Event()
+    def listen():
+        with open(file, encoding='utf-8') as f:
+            while not over.wait(.3): read_progress(f, on_progress)
+            read_progress(f, on_progress)
+    Path(file).touch()
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        over.set()
+        thread.join()
+
 def execute(
     notebook:Path, # to execute
     output:Path, # where the executed copy goes, whole or not at all
@@ -312,7 +362,8 @@ def execute(
     failed:Path|None=None, # where a copy that stopped half way goes
     timeout:int|None=None, # seconds that one cell may take; any if None
     on_cell:Callable=lambda number, total, source: None, # called as each cell begins
-    on_output:Callable=lambda text: None # called with what the cells print
+    on_output:Callable=lambda text: None, # called with what the cells print
+    on_progress:Callable=lambda parts, keep: None # called with what they report (chapter 00a2)
 ) -> Path: # `output`
     "Execute a notebook with papermill in this Python; raises `StageFailed`"
     import papermill
@@ -332,7 +383,7 @@ def execute(
             if failed is not None and partial.exists(): os.replace(partial, failed)
             return StageFailed(notebook.name, at['cell'], at['source'], error, failed if failed and failed.exists() else None)
         try:
-            papermill.execute_notebook(braces(notebook), braces(partial), parameters, engine_name='cxr', kernel_name='python3', language='python', progress_bar=False,
+            with _listening(os.path.join(sockets, _PROGRESS), on_progress): papermill.execute_notebook(braces(notebook), braces(partial), parameters, engine_name='cxr', kernel_name='python3', language='python', progress_bar=False,
                                        cwd=str(cwd), start_timeout=120, execution_timeout=timeout, kernel_manager_class=this_python(home, sockets))
         except papermill.PapermillExecutionError as e:
             raise stopped(f'{e.ename}: {_last_line(e.evalue)}') from None
@@ -448,27 +499,71 @@ def render_page(
     with atomic_path(page) as tmp: tmp.write_text(text, encoding='utf-8')
     return page
 
+#: Stands in a page that could not be made; the next run tries again.
+_NOT_MADE = '<!-- cxr: this page could not be made -->'
+
+def page_or_sentence(
+    executed:Path, # an executed notebook
+    page:Path, # the HTML to write
+    run:str, # name of the run
+    simulated:bool, # were the patients drawn by a program?
+    problems:list # a page that cannot be made is noted here
+):
+    "Render a notebook; where that fails, a page that says so: the results do not depend on it"
+    try: render_page(executed, page, run, simulated)
+    except Exception as e:
+        problem = f'{page.name} could not be made ({type(e).__name__}: {_last_line(e)}); the executed notebook is {executed.name}'
+        problems.append(problem)
+        text = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"></head><body>{_NOT_MADE}{_banner(simulated)}<p>{html.escape(problem)}</p></body></html>\n'
+        with atomic_path(page) as tmp: tmp.write_text(text, encoding='utf-8')
+
+def _made_again(plan, stage, problems):
+    "Render the page of a finished stage once more if it could not be made the last time"
+    executed, page, _, _ = _paths(plan, stage)
+    if _NOT_MADE in page.read_text(encoding='utf-8')[:400]: page_or_sentence(executed, page, plan.run, plan.simulated, problems)
+
 #: What a page may not hold: anything that a browser would fetch from elsewhere when it opens the page.
 EXTERNAL = re.compile(r'''<script[^>]+src=|<link[^>]+href=|<(?:img|iframe|source|video|audio)[^>]+src=["'](?!data:)|@import|url\(\s*["']?https?:|import\(|from ["']https?:''')
 
 # %% ../nbs/10_runner.ipynb #a30b9400
-def read_results(
-    folder:Path # of a run
-) -> tuple[list[str], dict[str, list[list[str]]]]: # sentences; title -> rows of a table, the header first
-    "The sentences of `metrics.json` and the tables that a person reads, or `metrics.csv` as it is"
-    metrics = read_json(folder/'metrics.json') if (folder/'metrics.json').exists() else {}
-    said = metrics.get('verdict', [])
-    frame = lambda f: [['', *map(str, f.columns)], *([str(i), *map(str, row)] for i, row in zip(f.index, f.itertuples(index=False)))]
-    tables = {}
+@contextlib.contextmanager
+def noted(
+    problems:list, # sentences, to which one more may come
+    what:str # that may fail
+) -> Iterator[None]:
+    "Go on without a part of a page that cannot be made, and note it: what is known should be shown"
+    try: yield
+    except Exception as e: problems.append(f'{what} could not be shown ({type(e).__name__}: {_last_line(e)})')
+
+def _frame_rows(frame):
+    "A table as rows of text, the header first"
+    return [['', *map(str, frame.columns)], *([str(i), *map(str, row)] for i, row in zip(frame.index, frame.itertuples(index=False)))]
+
+def _auroc_rows(folder, metrics):
     if 'conditions' in metrics:
         from cxr_lib.evaluation import auroc_table
-        tables['AUROC by observation, with 95% intervals'] = frame(auroc_table(metrics))
-    elif (folder/'metrics.csv').exists():
-        with open(folder/'metrics.csv', newline='', encoding='utf-8') as f: tables['metrics.csv'] = list(csv.reader(f))
-    if (folder/'external_comparison.csv').exists():
-        import pandas as pd
-        from cxr_lib.evaluation import external_table
-        tables['Beside another model, on the same images'] = frame(external_table(pd.read_csv(folder/'external_comparison.csv')))
+        return 'AUROC by observation, with 95% intervals', _frame_rows(auroc_table(metrics))
+    with open(folder/'metrics.csv', newline='', encoding='utf-8') as f: return 'metrics.csv', list(csv.reader(f))
+
+def _external_rows(folder):
+    import pandas as pd
+    from cxr_lib.external import external_table
+    return 'Beside another model, on the same images', _frame_rows(external_table(pd.read_csv(folder/'external_comparison.csv')))
+
+def read_results(
+    folder:Path, # of a run
+    problems:list|None=None # what could not be read is noted here
+) -> tuple[list[str], dict[str, list[list[str]]]]: # sentences; title -> rows of a table, the header first
+    "The sentences of `metrics.json` and the tables that a person reads, or `metrics.csv` as it is"
+    problems = [] if problems is None else problems
+    metrics, said, tables = {}, [], {}
+    with noted(problems, 'metrics.json'):
+        if (folder/'metrics.json').exists(): metrics = read_json(folder/'metrics.json')
+        said = metrics.get('verdict', [])
+    with noted(problems, 'the table of AUROC'):
+        if 'conditions' in metrics or (folder/'metrics.csv').exists(): tables |= [_auroc_rows(folder, metrics)]
+    with noted(problems, 'the comparison with another model'):
+        if (folder/'external_comparison.csv').exists(): tables |= [_external_rows(folder)]
     return [said] if isinstance(said, str) else [str(s) for s in said], tables
 
 def _number(text):
@@ -536,40 +631,78 @@ def _notebook_title(path):
 
 def _plain_markdown(text): return re.sub(r'[*`_]{1,2}([^*`_]+)[*`_]{1,2}', r'\1', re.sub(r'\[([^\]]+)\]\([^)]*\)', r'\1', text))
 
+def _picture(path):
+    caption = _FIGURES.get(path.stem, path.stem.replace('_', ' ').capitalize())
+    return (f'<section><h2>{html.escape(caption)}</h2><div class="wide"><img alt="{html.escape(caption)}" '
+            f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></div></section>')
+
+def _heading(plan):
+    e, values = html.escape, plan.values()
+    return (f'<h1>Chest X-ray report: {e(plan.run)}</h1><p class="quiet">data set <b>{e(str(values.get("dataset", "?")))}</b>, preset <b>{e(str(values.get("preset", "?")))}</b>, '
+            f'{time.strftime("%Y-%m-%d %H:%M")} · {e(RESEARCH_USE)}</p>')
+
+def _state(state, failed):
+    return f'<section class="state{" failed" if failed else ""}"><h2>{"This run stopped" if failed else "This run is not finished"}</h2><pre>{html.escape(state)}</pre></section>'
+
+def _verdict(sentences):
+    more = ''.join(f'<li>{html.escape(s)}</li>' for s in sentences[1:])
+    return f'<section class="verdict"><h2>What came out</h2><p>{html.escape(sentences[0])}</p>' + (f'<ul>{more}</ul>' if more else '') + '</section>'
+
+def _notebook_link(plan, stage, ran):
+    "A stage's entry in the list of executed notebooks"
+    e = html.escape
+    executed, page, _, stamp = _paths(plan, stage)
+    title, summary = _notebook_title(plan.notebooks[stage])
+    if not ran: return f'<li><b class="quiet">{e(title)}</b><p class="quiet">not run yet</p></li>'
+    took = f' <span class="quiet">{read_json(stamp).get("seconds", 0):.0f} s</span>' if stamp.exists() else ''
+    return (f'<li><a href="{e(page.name)}">{e(title)}</a>{took}<p class="quiet">{e(_plain_markdown(summary))}</p>'
+            f'<a class="quiet" href="{e(executed.name)}">notebook</a></li>')
+
+def _notebooks(plan, only):
+    links = ''.join(_notebook_link(plan, stage, stage in only) for stage in STAGES)
+    others = (('model_card.md', 'Model card'), ('published.md', 'Beside the published table'), ('metrics.json', 'All numbers'))
+    others = ''.join(f'<li><a href="{html.escape(name)}">{html.escape(title)}</a></li>' for name, title in others if (plan.folder/name).exists())
+    return f'<section><h2>The executed notebooks</h2><ol class="notebooks">{links}</ol>' + (f'<h2>Other files</h2><ul>{others}</ul>' if others else '') + '</section>'
+
+def _settings(plan):
+    "Parameters and versions, folded"
+    from cxr_lib.core import versions
+    used = [(stage, p.name, repr(plan.values(stage)[p.name]), p.comment) for stage in STAGES for p in plan.known[stage]]
+    return ('<section><details><summary>Parameters</summary>' + _html_table(used, ('stage', 'parameter', 'value', ''), (0, 1, 2, 3)) + '</details>'
+            '<details><summary>Versions</summary>' + _html_table([(k, v or 'not installed') for k, v in versions().items()], None, (1,)) + '</details></section>')
+
+def _page_blocks(plan, state, failed, only, problems):
+    "(what it is, function that gives its HTML) for every part of the front page"
+    complete = not state and set(only) == set(STAGES)
+    sentences, tables = read_results(plan.folder, problems) if complete else ([], {})
+    sentences = [s for s in sentences if s != SIMULATED]                             # the banner says it
+    pictures = [(f'the picture {p.name}', lambda p=p: _picture(p)) for p in (figures(plan.folder) if complete else [])]
+    blocks = [('the heading', lambda: _heading(plan))]
+    if state: blocks.append(('why it is not finished', lambda: _state(state, failed)))
+    if sentences: blocks.append(('what came out', lambda: _verdict(sentences)))
+    blocks += pictures[:1]
+    for title, rows in tables.items():
+        blocks.append((f'the table {title!r}', lambda title=title, rows=rows: f'<section><h2>{html.escape(title)}</h2>{_html_table(rows[1:], rows[0])}</section>'))
+    return [*blocks, ('the list of notebooks', lambda: _notebooks(plan, only)), *pictures[1:], ('the parameters', lambda: _settings(plan))]
+
 def render_index(
     plan:Plan, # of the run
     state:str='', # '' if finished, else why it is not
     failed:bool=False, # did a notebook fail?
-    only:tuple=STAGES # stages that have finished
+    only:tuple=STAGES, # stages that have finished
+    problems:list|None=None # what could not be shown is noted here; the page says it too
 ) -> Path: # `index.html`
-    "Write the front page of a run: one file, pictures inlined"
-    complete = not state and set(only) == set(STAGES)
-    sentences, tables = read_results(plan.folder) if complete else ([], {})
-    sentences = [s for s in sentences if s != SIMULATED]                             # the banner says it
-    e, values = html.escape, plan.values()
-    parts = [f'<h1>Chest X-ray report: {e(plan.run)}</h1><p class="quiet">data set <b>{e(str(values.get("dataset", "?")))}</b>, preset <b>{e(str(values.get("preset", "?")))}</b>, '
-             f'{time.strftime("%Y-%m-%d %H:%M")} · {e(RESEARCH_USE)}</p>']
-    if state: parts.append(f'<section class="state{" failed" if failed else ""}"><h2>{"This run stopped" if failed else "This run is not finished"}</h2><pre>{e(state)}</pre></section>')
-    if sentences: parts.append('<section class="verdict"><h2>What came out</h2><p>' + e(sentences[0]) + '</p>' + ('<ul>' + ''.join(f'<li>{e(s)}</li>' for s in sentences[1:]) + '</ul>' if sentences[1:] else '') + '</section>')
-    pictures = figures(plan.folder) if complete else []
-    def picture(path):
-        caption = _FIGURES.get(path.stem, path.stem.replace('_', ' ').capitalize())
-        return f'<h2>{e(caption)}</h2><div class="wide"><img alt="{e(caption)}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></div>'
-    if pictures: parts.append(f'<section>{picture(pictures[0])}</section>')
-    for title, rows in tables.items(): parts.append(f'<section><h2>{e(title)}</h2>' + _html_table(rows[1:], rows[0]) + '</section>')
-    links = []
-    for stage in STAGES:
-        executed, page, _, stamp = _paths(plan, stage); title, summary = _notebook_title(plan.notebooks[stage])
-        took = f' <span class="quiet">{read_json(stamp).get("seconds", 0):.0f} s</span>' if stage in only and stamp.exists() else ''
-        links.append(f'<li><a href="{e(page.name)}">{e(title)}</a>{took}<p class="quiet">{e(_plain_markdown(summary))}</p><a class="quiet" href="{e(executed.name)}">notebook</a></li>' if stage in only
-                     else f'<li><b class="quiet">{e(title)}</b><p class="quiet">not run yet</p></li>')
-    others = [f'<li><a href="{e(name)}">{e(title)}</a></li>' for name, title in (('model_card.md', 'Model card'), ('published.md', 'Beside the published table'), ('metrics.json', 'All numbers')) if (plan.folder/name).exists()]
-    parts.append(f'<section><h2>The executed notebooks</h2><ol class="notebooks">{"".join(links)}</ol>' + (f'<h2>Other files</h2><ul>{"".join(others)}</ul>' if others else '') + '</section>')
-    parts += [f'<section>{picture(p)}</section>' for p in pictures[1:]]
-    used = [(stage, p.name, repr(plan.values(stage)[p.name]), p.comment) for stage in STAGES for p in plan.known[stage]]
-    parts.append('<section><details><summary>Parameters</summary>' + _html_table(used, ('stage', 'parameter', 'value', ''), (0, 1, 2, 3)) + '</details>')
-    from cxr_lib.core import versions
-    parts.append('<details><summary>Versions</summary>' + _html_table([(k, v or 'not installed') for k, v in versions().items()], None, (1,)) + '</details></section>')
+    "Write the front page of a run: one file, pictures inlined; a part that fails is replaced by a sentence, and the rest stands"
+    problems = [] if problems is None else problems
+    parts = []
+    blocks = _page_blocks(plan, state, failed, only, problems)
+    missing = [f'<section class="state failed"><p>{html.escape(p)}</p></section>' for p in problems]
+    for what, make in blocks:
+        before = len(problems)
+        with noted(problems, what): parts.append(make())
+        parts += [f'<section class="state failed"><p>{html.escape(p)}</p></section>' for p in problems[before:]]
+    parts[1:1] = missing
+    e = html.escape
     text = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{e(plan.run)} · chest X-ray report</title>'
             f'<style>{_INDEX_CSS}</style></head><body>{_banner(plan.simulated)}<main>{"".join(parts)}</main><footer class="cxr-foot">{e(RESEARCH_USE)}</footer></body></html>\n')
     with atomic_path(plan.folder/'index.html') as tmp: tmp.write_text(text, encoding='utf-8')
@@ -577,14 +710,15 @@ def render_index(
 
 # %% ../nbs/10_runner.ipynb #943dcf35
 class Progress:
-    "Report stages and cells: bars on a terminal, plain lines elsewhere"
+    "Report stages and how far each is: bars on a terminal, plain lines elsewhere"
     def __init__(self,
         total:int, # stages of the run
         file=None, # where to; standard error if None
-        every:float=60 # seconds between the lines of a long cell, where there is no terminal
+        every:float=30 # seconds between the lines of a long stage, where there is no terminal
     ):
         self.file, self.every, self.total, self.number = file or sys.stderr, every, total, 0
         self.bars = self.file.isatty() if hasattr(self.file, 'isatty') else False
+        self.name, self.since, self.said, self.at, self.parts = '', 0., 0., (0, 0), []
         self.stages = self.cells = None
         if self.bars:
             from tqdm import tqdm
@@ -600,10 +734,11 @@ class Progress:
         if self.bars: self.stages.update()
     def begin(self, name:str):
         "A stage begins"
-        self.number += 1; self.name, self.since, self.said, self.at, self.text = name, time.monotonic(), time.monotonic(), (0, 0), ''
+        self.number += 1
+        self.name, self.since, self.said, self.at, self.parts = name, time.monotonic(), time.monotonic(), (0, 0), []
         if self.bars:
             from tqdm import tqdm
-            self.cells = tqdm(total=1, desc=f'  {name}', unit='cell', leave=False, file=self.file, dynamic_ncols=True, bar_format='{desc}: cell {n}/{total} |{bar:24}| {elapsed}{postfix}')
+            self.cells = tqdm(total=1, desc=f'  {name}', unit='cell', leave=False, file=self.file, dynamic_ncols=True, bar_format='{desc}: cell {n}/{total} |{bar:12}| {elapsed}{postfix}')
         else: self.say(f'[{self.number}/{self.total}] {name} ...')
         self.over = threading.Event()
         threading.Thread(target=self._tick, args=(self.over,), daemon=True).start()
@@ -612,24 +747,36 @@ class Progress:
         while not over.wait(1):
             for bar in filter(None, (self.cells, self.stages)): bar.refresh()
             self._beat()
-    def cell(self, number:int, total:int, source:str):
-        "A cell begins"
-        self.at, self.text = (number, total), next((l.strip() for l in source.split('\n') if l.strip() and not l.startswith(('#', '"'))), '')
-        if self.cells is not None: self.cells.total = total; self.cells.n = number; self.cells.set_postfix_str(self.text[:48])
+    def cell(self, number:int, total:int, source:str=''):
+        "A cell begins; what the one before it reported is over"
+        self.at, self.parts = (number, total), []
+        if self.cells is not None: self.cells.total, self.cells.n = total, number
+        self._show()
         self._beat()
-    def output(self, text:str):
-        "A cell printed something"
-        self.text = _last_line(re.split(r'[\r\n]', text.strip())[-1])[:70] or self.text
-        if self.cells is not None: self.cells.set_postfix_str(self.text[:48])
-        self._beat()
+    def told(self, parts:list, keep:bool=False):
+        "What a cell reports: a line of its own if it is worth keeping"
+        self.parts = parts
+        self._show()
+        if keep:
+            self.said = time.monotonic()
+            self.say(f'      {self.name}: {", ".join(parts)}')
+        else: self._beat()
+    def _show(self):
+        "Beside the bar as many parts as fit"
+        if self.cells is None: return
+        room = shutil.get_terminal_size().columns - len(self.name) - 44
+        self.cells.set_postfix_str(fit_parts(self.parts, room), refresh=True)
     def _beat(self):
         if self.bars or time.monotonic() - self.said < self.every: return
         self.said = time.monotonic()
-        self.say(f'      cell {self.at[0]} of {self.at[1]}, {time.monotonic() - self.since:.0f} s: {self.text}')
+        doing = ', '.join(self.parts) or f'cell {self.at[0]} of {self.at[1]}'
+        self.say(f'      {self.name}, {time.monotonic() - self.since:.0f} s: {doing}')
     def end(self, good:bool=True):
         "The stage is over"
         self.over.set()
-        if self.cells is not None: self.cells.close(); self.cells = None
+        if self.cells is not None:
+            self.cells.close()
+            self.cells = None
         self.say(f'  {self.name}: {"done" if good else "stopped"} after {time.monotonic() - self.since:.1f} s')
         if self.bars and good: self.stages.update()
     def close(self):
@@ -657,9 +804,11 @@ def run_stages(
     start:str|None=None, # run again from this stage on, finished or not
     until:str|None=None, # stop after this stage
     timeout:int|None=None, # seconds that one cell may take
-    progress:Progress|None=None # where to report; standard error if None
+    progress:Progress|None=None, # where to report; standard error if None
+    problems:list|None=None # what could not be shown is noted here
 ) -> Path: # `index.html`
     "Execute what is not finished, in order; raises `StageFailed` at the first notebook that fails"
+    problems = [] if problems is None else problems
     for stage in filter(None, (start, until)): check_name('stage', stage, STAGES)
     last = STAGES.index(until) + 1 if until else len(STAGES)
     if start and STAGES.index(start) >= last: raise UsageError(f'--from {start} comes after --until {until}')
@@ -679,14 +828,17 @@ def run_stages(
         try:
             for i, stage in enumerate(STAGES[:last]):
                 executed, page, failed, stamp = _paths(plan, stage)
-                if i < begin: progress.skip(executed.stem); continue
+                if i < begin:
+                    progress.skip(executed.stem)
+                    _made_again(plan, stage, problems)
+                    continue
                 render_index(plan, f'{executed.stem} is under way.', only=STAGES[:i])
                 progress.begin(executed.stem); since, good, before = time.monotonic(), False, RunFolder(plan.folder).files()
                 try:
-                    execute(plan.notebooks[stage], executed, plan.passed[stage], plan.home, failed, timeout, progress.cell, progress.output)
+                    execute(plan.notebooks[stage], executed, plan.passed[stage], plan.home, failed, timeout, progress.cell, on_progress=progress.told)
                     if not RunFolder(plan.folder).stamped(stage):
                         raise StageFailed(executed.name, 0, '', f'it ended without saying that it finished: its last cell has to call run_folder(run).finish({stage!r}, ...)', executed)
-                    render_page(executed, page, plan.run, plan.simulated)
+                    page_or_sentence(executed, page, plan.run, plan.simulated, problems)
                     stamp_files(RunFolder(plan.folder), f'{stage}.run', dict(key=keys[stage], parameters=plan.passed[stage], seconds=round(time.monotonic() - since, 1)), before)
                     good = True
                 except StageFailed as e:
@@ -695,7 +847,7 @@ def run_stages(
                 finally: progress.end(good)
         finally: progress.close()
         done = max(last, begin)
-        return render_index(plan, '' if done == len(STAGES) else f'It was asked to stop after {STAGES[done - 1]} (--until).', only=STAGES[:done])
+        return render_index(plan, '' if done == len(STAGES) else f'It was asked to stop after {STAGES[done - 1]} (--until).', only=STAGES[:done], problems=problems)
 
 # %% ../nbs/10_runner.ipynb #e2256b8c
 def print_results(
@@ -703,8 +855,9 @@ def print_results(
     file=None # where to; standard output if None
 ):
     "The headline and the tables, as text"
-    sentences, tables = read_results(folder)
-    for sentence in sentences: print(sentence, file=file)
+    problems = []
+    sentences, tables = read_results(folder, problems)
+    for sentence in [*sentences, *problems]: print(sentence, file=file)
     for title, table in tables.items():
         rows = [table[0]] + [[r[0], *map(_number, r[1:])] for r in table[1:]]
         keep, room = 1, shutil.get_terminal_size((200, 20)).columns
@@ -731,6 +884,10 @@ def print_parameters(
             print(f'  {p.name:<20} {value!r:<14} {p.comment}{small}', file=file)
     print('\nSet any of them with -p NAME VALUE.', file=file)
 
+class PageFailed(RuntimeError):
+    "The results are there, but a page is not whole"
+    def __init__(self, problems:list): super().__init__('the results are there, but not every page: ' + '; '.join(problems))
+
 def _run_command(args):
     given = {}
     for name, value in [(n, getattr(args, n)) for n in ('dataset', 'root', 'preset')] + [tuple(p) for p in args.parameter]:
@@ -738,14 +895,23 @@ def _run_command(args):
         if given.setdefault(name, value) != value: raise UsageError(f'{name} is given twice: {given[name]!r} and {value!r}')
     plan = plan_run(given, args.run)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))            # lets the notebook's Python be stopped too
-    index = run_stages(plan, args.force, args.start, args.until, args.timeout)
-    if args.until in (None, STAGES[-1]): print(); print_results(plan.folder)
-    print(f'\nReport: {index}')
+    if args.timeout is not None and args.timeout < 1: raise UsageError(f'--timeout is {args.timeout}; expected at least 1 second')
+    problems, index = [], None
+    try: index = run_stages(plan, args.force, args.start, args.until, args.timeout, problems=problems)
+    except (StageFailed, UsageError): raise
+    except Exception as e:                                             # a page or a stamp: what was computed is there, and is printed
+        if not RunFolder(plan.folder).done(STAGES[-1]): raise
+        problems.append(machine_error(e) if isinstance(e, OSError) else f'{type(e).__name__}: {_last_line(e)}')
+    if args.until in (None, STAGES[-1]):
+        print()
+        print_results(plan.folder)
+    if index: print(f'\nReport: {index}')
+    if problems: raise PageFailed(problems)
 
 def _where_command(args):
     plan = plan_run({}, args.run)
     if not (plan.folder/'index.html').exists():
-        runs = sorted(p.parent.name for p in (plan.home/'reports').glob('*/index.html'))
+        runs = [run.name for run in list_runs(plan.home) if (run.path/'index.html').exists()]
         raise UsageError(f'no report of a run {args.run!r}' + (f'; there are {", ".join(runs)}' if runs else '; there are none yet: start one with `cxr run`'))
     print(plan.folder/'index.html')
 
@@ -797,16 +963,35 @@ def _parser():
     g.add_argument('--accept-licence', action='store_true', help='accept the terms that are shown'); g.set_defaults(call=_download_command)
     return p
 
+#: Characters that some code pages lack, and what stands for them.
+_PLAIN = {'–': '-', '—': '-', '…': '...', '≥': '>=', '≤': '<=', '×': 'x', '·': '-', '’': "'", '→': '->', '±': '+/-', '°': ' degrees', '▲': '^', '▼': 'v'}
+
+def plain_characters(
+    error:UnicodeEncodeError # of a stream whose code page lacks a character
+) -> tuple[str, int]: # what to write, and where to go on
+    "A plain character instead of one that a terminal's code page lacks; the others are written as \\uXXXX"
+    missing = error.object[error.start:error.end]
+    return ''.join(_PLAIN.get(c, c) for c in missing).encode('ascii', 'backslashreplace').decode(), error.end
+
+def _speak_plainly():
+    "No output dies on a character, whatever the code page"
+    codecs.register_error('cxr_plain', plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='cxr_plain')
+
 def main(
     argv:list[str]|None=None # arguments; the command line's if None
-) -> int: # exit code: 0 done, 1 a notebook failed, 2 what was asked for cannot be done, 130 interrupted
+) -> int: # exit code: 0 done, 1 a notebook, a page or the machine failed, 2 what was asked for cannot be done, 130 interrupted
     "The command `cxr`"
+    _speak_plainly()
     parser = _parser(); args = parser.parse_args(argv)
     if not args.command: parser.print_help(); return 0
     try: args.call(args)
     except UsageError as e: print(f'cxr: {e}', file=sys.stderr); return 2
     except StageFailed as e: print(f'\ncxr: {e}\n  Put it right and give the same command: finished stages are not run again.', file=sys.stderr); return 1
+    except PageFailed as e: print(f'\ncxr: {e}', file=sys.stderr); return 1
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())       # piped into `head`
+    except OSError as e: print(f'\ncxr: {machine_error(e)}', file=sys.stderr); return 1
     except KeyboardInterrupt: print('\ncxr: interrupted. The same command goes on from the stage that was under way.', file=sys.stderr); return 130
     return 0
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, Mapping
 import numpy as np, pandas as pd
 from .core import CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, choose_device, content_key, draw_interval, number_text, project_root, read_json, save_figure, seed_everything, set_theme, sign_figure, stop_on_machine_error, write_json
+from .runs import portable_path
 from .data import check_source, exploration_stage
 from .dataset import StudyData, mean_auroc, predict_logits
 from .encoders import backbone_defaults, make_tokenizer
@@ -308,7 +309,7 @@ def nested_selection(
     progress:bool=True # show a bar
 ) -> Selection:
     "Choose in each fold on its training patients, predict its test patients with the winner"
-    from tqdm.auto import tqdm
+    from cxr_lib.progress import progress_bar as tqdm
     if not candidates: raise ValueError('there are no candidates to choose from')
     table, columns = table.reset_index(drop=True), list(OBSERVATIONS)
     labels, kept = table[columns].where(table[columns].isin((0, 1))).to_numpy(float), Path(folder)/'selection'
@@ -482,7 +483,7 @@ def selection_studies(
         check_source(dataset, root)
         exploration_stage(run, dataset=dataset, root=root, n_patients=n_patients, image_size=image_size, seed=seed)
     else:
-        asked = dict(dataset=dataset, root=str(Path(root).expanduser().resolve()) if root else '') | (dict(n_patients=n_patients, image_size=image_size, seed=seed) if dataset == 'simulated' else {})
+        asked = dict(dataset=dataset, root=portable_path(root) if root else '') | (dict(n_patients=n_patients, image_size=image_size, seed=seed) if dataset == 'simulated' else {})
         other = [k for k, v in asked.items() if dataset and done[k] != v]
         if other: raise ValueError(f'{run.path} holds another exploration ({other[0]} is {done[other[0]]!r}, not {asked[other[0]]!r}); take another name for the run')
     table = pd.read_parquet(run/'studies.parquet')

@@ -175,7 +175,7 @@ def unpack_medmnist(
     "Write MedMNIST's images as files, once; a killed job goes on where it was. This folder is what the table's `image` is relative to. Raises `StudyTableError`"
     import zipfile, zlib
     import cv2
-    from tqdm.auto import tqdm
+    from cxr_lib.progress import progress_bar as tqdm
     if (Path(root)/'labels.csv').is_file(): return Path(root)
     path = _find_npz(root, flag)
     try:

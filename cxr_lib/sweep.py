@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 from .core import RunFolder, atomic_path, choose_device, content_key, read_json, save_figure, seed_everything, sign_figure, write_json
+from .runs import check_ranges
 from .data import DATASETS, check_patient_splits, data_root
 from .encoders import make_tokenizer
 from .model import PRESETS, build_model, make_config, parse_overrides, split_overrides
@@ -288,7 +289,7 @@ def run_sweep(
     patience:float=.5 # seconds between looks at what other processes are doing
 ): # Optuna study
     "Do trials until `n_trials` are done, together with whoever shares the folder; resume what was begun"
-    from tqdm.auto import tqdm
+    from cxr_lib.progress import progress_bar as tqdm
     optuna = _optuna(); check_search(sampler, pruner, n_trials); space = _check_lists(space)
     study = open_sweep(folder, dict(settings or {}, space=space, seed=seed))
     study.pruner, points = _pruner(pruner), math.prod(map(len, space.values()))
@@ -557,6 +558,7 @@ def sweep_stage(
 ) -> dict: # study, trials (a table), best (as in best.json), space
     "Search on the tuning split of a run; write journal, table, winner and pictures into `<run>/sweep/`"
     from cxr_lib.notes import ensure_notes
+    check_ranges(n_trials=n_trials, epochs=epochs, seed=seed)
     check_search(sampler, pruner, n_trials)
     table, source = ensure_notes(run), read_json(run/'source.json')
     space = check_space(space, preset, overrides, int((table.split == 'train').sum()))

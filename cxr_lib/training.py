@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
-from .core import OBSERVATIONS, RunFolder, atomic_path, choose_device, choose_precision, content_key, project_root, read_json, remove_unfinished, seed_everything, stop_on_machine_error, write_json
+from .core import OBSERVATIONS, RunFolder, atomic_path, choose_device, choose_precision, content_key, number_text, project_root, read_json, remove_unfinished, seed_everything, stop_on_machine_error, write_json
+from .progress import report_progress
+from .runs import check_ranges
 from .data import DATASETS, check_patient_splits, data_root
 from .encoders import layer_groups, make_tokenizer
 from .model import TRAINING_DEFAULTS, MultimodalClassifier, build_model, ensure_architecture, make_config, split_overrides
@@ -31,11 +33,12 @@ def training_values(
 ) -> dict: # all of it
     "Training values with defaults filled in; a value that cannot be is an error"
     t = TRAINING_DEFAULTS | dict(training)
+    check_ranges(epochs=t['epochs'], batch_size=t['batch_size'])
     if t['loss'] not in LOSSES: raise ValueError(f'loss is {t["loss"]!r}; known are {", ".join(LOSSES)}')
     if t['loss'] == 'auc' and t['accumulate'] > 1: raise ValueError('loss auc compares the patients of a batch; it cannot be accumulated over parts (accumulate=1)')
     if t['precision'] not in ('auto', 'no', 'bf16', 'fp16'): raise ValueError(f'precision is {t["precision"]!r}; expected auto, no, bf16 or fp16')
     if t['precision'] == 'fp16' and choose_device() == 'cpu': raise ValueError('precision fp16 needs a GPU; on a processor take bf16 or no')
-    for name, low, high in (('accumulate', 1, t['batch_size']), ('layer_decay', 1e-3, 1), ('ema', 0, .99999), ('clip', 0, math.inf), ('note_dropout', 0, 1), ('word_dropout', 0, 1), ('warmup', 0, 1), ('checkpoint_minutes', 0, math.inf)):
+    for name, low, high in (('accumulate', 1, t['batch_size']), ('layer_decay', 1e-3, 1), ('ema', 0, .99999), ('clip', 0, math.inf), ('note_dropout', 0, 1), ('word_dropout', 0, 1), ('warmup', 0, 1), ('checkpoint_minutes', 0, math.inf), ('lr', 0, 10), ('note_lr', 0, 10), ('weight_decay', 0, math.inf), ('patience', 0, math.inf)):
         if not low <= t[name] <= high: raise ValueError(f'{name} is {t[name]}; expected {low} to {high}')
     return t
 
@@ -213,7 +216,34 @@ def _has_unused(shell, inputs, branches):
 
 def _announce_memory(model, data, rows, patients, precision, device, image, ema):
     "Print the estimate of the peak"
-    print(describe_memory(memory_estimate(model, data.batch(torch.as_tensor(rows[:4]), device, image=image), patients, precision, ema), patients), flush=True)
+    said = describe_memory(memory_estimate(model, data.batch(torch.as_tensor(rows[:4]), device, image=image), patients, precision, ema), patients)
+    print(said, flush=True)
+    report_progress(said, keep=True)
+
+class _Reports:
+    "Where a training is and how long it will take, in words, for whoever waits (chapter 00a2)"
+    def __init__(self, name, fold, folds, epochs, steps):
+        self.prefix = ', '.join([name]*(name != 'multimodal') + [f'fold {fold + 1} of {folds}']*(fold >= 0 and folds > 0))
+        self.epochs, self.steps, self.later = epochs, steps, max(0, folds - 1 - fold) if fold >= 0 else 0
+        self.since, self.done, self.said = time.monotonic(), 0, 0.
+    def where(self, epoch): return ', '.join(filter(None, [self.prefix, f'epoch {epoch} of {self.epochs}']))
+    def left(self, epoch, step):
+        "Seconds, with the folds that follow; what was done before a resumption says nothing about them"
+        if not self.done: return None
+        todo = (self.epochs*(1 + self.later) - epoch)*self.steps - step
+        return (time.monotonic() - self.since)/self.done*todo
+    def step(self, at, loss):
+        self.done += 1
+        if time.monotonic() - self.said < 1: return
+        self.said = time.monotonic()
+        report_progress(self.where(at.epoch + 1), f'step {at.step} of {self.steps}', f'loss {loss:.3f}', seconds_left=self.left(at.epoch, at.step))
+    def epoch(self, row):
+        report_progress(self.where(row['epoch']), f'loss {row["train_loss"]:.3f}', f'tuning AUROC {number_text(row["tuning_auroc"])}',
+                        seconds_left=self.left(row['epoch'], 0), keep=True)
+    def resumed(self, at):
+        said = f'resuming after epoch {at.epoch}' + (f' and step {at.step} of {self.steps}' if at.step else '') + f' of {self.epochs} epochs'
+        print(', '.join(filter(None, [self.prefix, said])), flush=True)
+        report_progress(*filter(None, [self.prefix, said]), keep=True)
 
 def check_finite(
     loss:float, # of a step, or of the tuning split
@@ -240,6 +270,7 @@ def fit(
     branches:Sequence=('fused', 'image', 'note'), # what is trained; ('note',) never looks at an image
     name:str='multimodal', # in the log and the progress bar
     fold:int=-1, # in the log
+    folds:int=0, # of how many; 0: one split
     on_epoch:Callable|None=None, # called with the whole log after every epoch, in the main process; what it raises ends the training
     tensorboard:str|Path|None=None # folder of TensorBoard logs
 ) -> list: # one dict an epoch
@@ -276,6 +307,8 @@ def fit(
         optimizer.load_state_dict(saved['optimizer']); at.load(saved['progress'])
         if ema: ema.module.load_state_dict(saved['ema'])
         if accelerator.scaler: accelerator.scaler.load_state_dict(saved['scaler'])
+    reports = _Reports(name, fold, folds, t['epochs'], len(plan))
+    if saved and main: reports.resumed(at)
     def save():
         if not (checkpoint and main): return
         write_checkpoint(checkpoint, dict(model=shell.state_dict(), optimizer=optimizer.state_dict(), progress=at.state(), epoch=at.epoch, ema=ema.module.state_dict() if ema else None,
@@ -325,11 +358,13 @@ def fit(
                 for g, rate in zip(optimizer.param_groups, rates): g['lr'] = rate*learning_rate_at(at.epoch*len(plan) + at.step, steps, t['warmup'])
                 lost, due = step(rows)
                 at.total += lost; at.step += 1; bar.update()
+                if main: reports.step(at, lost)
                 if ema: ema.update(model, at.epoch*len(plan) + at.step)
                 if due and at.step < len(plan): save(); written = time.monotonic()
             row = look()
             at.epoch, at.step, at.total = at.epoch + 1, 0, 0.
             bar.set_postfix(loss=f'{row["train_loss"]:.3f}', tuning_auroc=f'{row["tuning_auroc"]:.3f}')
+            if main: reports.epoch(row)
             save(); written = time.monotonic()
             if writer: _write_scalars(writer, row)
             if on_epoch: _in_main(accelerator, on_epoch, at.log)
@@ -411,6 +446,7 @@ def training_stage(
 ) -> pd.DataFrame: # the prediction table, as in `<run>/predictions.parquet`; the same in every process
     "Train, select, predict under every condition; the main process writes the model, the log and the predictions into the run folder"
     from cxr_lib.notes import ensure_notes, label_leak_notes
+    check_ranges(epochs=epochs, folds=folds, n_permutations=n_permutations, seed=seed)
     state = _processes(); main = state.is_main_process
     with state.main_process_first(): table, chosen, source = ensure_notes(run), ensure_architecture(run), read_json(run/'source.json')
     config, training = make_config(chosen['preset'], chosen['overrides']), split_overrides(chosen['preset'], chosen['overrides'])[1]
@@ -442,10 +478,10 @@ def training_stage(
         def note_down(log):
             write_log(logs + log)
             if show: show(logs + log)
-        logs += fit(model, data, data.rows('train'), data.rows('tuning'), training, seed=seed, checkpoint=checkpoints/f'multimodal-{k}.pt', fold=fold,
+        logs += fit(model, data, data.rows('train'), data.rows('tuning'), training, seed=seed, checkpoint=checkpoints/f'multimodal-{k}.pt', fold=fold, folds=folds,
                     on_epoch=note_down, tensorboard=run/'tensorboard' if tensorboard else None)
         if k == 0 and main: save_model(model, tokenizer, run/'model', dict(preset=chosen['preset'], dataset=source['dataset'], simulated=source['simulated'], fold=fold))
-        leak = _negative_example(part, config, training, label_leak_notes(part, seed=seed), data, checkpoints/f'label-leak-{k}.pt', seed, fold, state) if negative_example else None
+        leak = _negative_example(part, config, training, label_leak_notes(part, seed=seed), data, checkpoints/f'label-leak-{k}.pt', seed, fold, folds, state) if negative_example else None
         if leak: logs += leak[0]
         for name in ('tuning', 'test') if main else ():
             rows = data.rows(name)
@@ -463,7 +499,7 @@ def training_stage(
     state.wait_for_everyone()
     return pd.read_parquet(run/'predictions.parquet')
 
-def _negative_example(part, config, training, notes, data, checkpoint, seed, fold, state):
+def _negative_example(part, config, training, notes, data, checkpoint, seed, fold, folds, state):
     "A note-only model trained and tested on notes that leak the label -> (log, split -> probabilities, in the main process)"
     leaky = part.assign(note=notes)
     seed_everything(seed)
@@ -472,7 +508,7 @@ def _negative_example(part, config, training, notes, data, checkpoint, seed, fol
     words = StudyData(leaky, '', config, tokenizer, pixels=data.pixels)
     words.targets = data.targets
     with state.main_process_first(): words.precompute(model, device, images=False, cache=token_folder())
-    log = fit(model, words, words.rows('train'), words.rows('tuning'), dict(training, epochs=min(8, training['epochs']), note_dropout=0., word_dropout=0., patience=0, ema=0., gradient_checkpointing=False, layer_decay=1.), seed=seed, checkpoint=checkpoint, branches=('note',), name='label leak', fold=fold)
+    log = fit(model, words, words.rows('train'), words.rows('tuning'), dict(training, epochs=min(8, training['epochs']), note_dropout=0., word_dropout=0., patience=0, ema=0., gradient_checkpointing=False, layer_decay=1.), seed=seed, checkpoint=checkpoint, branches=('note',), name='label leak', fold=fold, folds=folds)
     from scipy.special import expit
     return log, {name: expit(predict_logits(model.to(device), words, words.rows(name), device, image=False)['note'].astype(np.float64)) for name in ('tuning', 'test') if state.is_main_process}
 

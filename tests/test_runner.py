@@ -1,4 +1,5 @@
 """The runner: what it refuses, what it skips, what it leaves when it is stopped."""
+import errno
 import io
 import json
 import os
@@ -43,6 +44,18 @@ def test_command_line_imports_nothing_heavy():
     (['--from', 'evaluation', '--until', 'notes'], ['comes after']),
     (['--from', 'training'], ['exploration has not finished']),
     (['--run', '..'], ['not a name']),
+    (['-p', 'n_patients', '0'], ['n_patients is 0; expected a whole number from 20 to 1,000,000']),
+    (['-p', 'n_patients', '-1'], ['n_patients is -1; expected']),
+    (['-p', 'n_patients', '1000000000'], ['n_patients is 1000000000; expected']),
+    (['-p', 'n_patients', '1e9'], ["n_patients is '1e9'", 'expected a whole number']),
+    (['-p', 'seed', '-1'], ['seed is -1; expected a whole number from 0 to 4,294,967,295']),
+    (['-p', 'seed', '4294967296'], ['seed is 4294967296; expected']),
+    (['-p', 'epochs', '-1'], ['epochs is -1; expected']),
+    (['-p', 'n_bootstrap', '0'], ['n_bootstrap is 0; expected']),
+    (['--timeout', '0'], ['--timeout is 0; expected at least 1 second']),
+    (['--root', '.'], ['root', 'it is not said which data set lies there', 'name it with --dataset, one of nih, covid, chexpert']),
+    (['-p', 'root', '.'], ['name it with --dataset']),
+    (['--dataset', 'simulated', '--root', '.'], ["data set 'simulated' has no folder", 'name it with --dataset']),
 ])
 def test_refuses_with_the_valid_choices(project, capsys, monkeypatch, args, said):
     monkeypatch.chdir(project.home)
@@ -206,11 +219,170 @@ def test_progress_on_a_terminal_is_one_line_a_bar():
     progress = Progress(2, screen)
     progress.skip('01_exploration')
     progress.begin('02_notes')
-    progress.cell(2, 4, 'write(table)')
-    progress.output('epoch 1\nepoch 2\n')
+    progress.cell(2, 4)
+    progress.told(['epoch 1 of 6', 'loss 0.5'], keep=True)
     progress.end()
     progress.close()
     assert 'stages: 2/2' in screen.getvalue() and 'not run again' in screen.getvalue() and '02_notes: done after' in screen.getvalue()
+    assert '02_notes: epoch 1 of 6, loss 0.5' in screen.getvalue()
+
+
+def test_a_plain_log_shows_what_is_reported_whole_and_never_source():
+    log = io.StringIO()
+    progress = Progress(1, log, every=0)
+    progress.begin('04_training')
+    progress.cell(3, 5, 'secret_function(table)')
+    progress.told(['fold 2 of 5, epoch 3 of 12', 'step 4 of 9', 'loss 0.412', 'about 3 min left'])
+    progress.told(['fold 2 of 5, epoch 3 of 12', 'loss 0.400', 'tuning AUROC 0.712', 'about 3 min left'], keep=True)
+    progress.cell(4, 5, 'secret_function(table)')
+    progress.end()
+    lines = log.getvalue().splitlines()
+    assert '      04_training: fold 2 of 5, epoch 3 of 12, loss 0.400, tuning AUROC 0.712, about 3 min left' in lines
+    assert any(line.endswith('s: fold 2 of 5, epoch 3 of 12, step 4 of 9, loss 0.412, about 3 min left') for line in lines)
+    assert 'secret_function' not in log.getvalue() and any('cell 4 of 5' in line for line in lines)
+
+
+@pytest.mark.parametrize('columns', [200, 80, 60])
+def test_beside_a_bar_stands_what_fits_and_never_half_of_it(columns, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+    monkeypatch.setenv('COLUMNS', str(columns))
+    screen, parts = Terminal(), ['epoch 3 of 12', 'loss 0.412', 'tuning AUROC 0.712', 'about 3 min left']
+    progress = Progress(1, screen)
+    progress.begin('04_training')
+    progress.cell(3, 5)
+    progress.told(parts)
+    shown = progress.cells.postfix or ''
+    progress.end()
+    progress.close()
+    assert shown == ', '.join(parts[:(shown.count(',') + 1)*bool(shown)]) and (columns < 200 or shown == ', '.join(parts))
+
+
+def test_what_a_notebook_reports_reaches_the_log(project):
+    project.write('exploration', "from cxr_lib.progress import report_progress\nreport_progress('epoch 1 of 2', 'loss 0.5', seconds_left=30, keep=True)")
+    code, out, err = project.cxr('run', '--until', 'exploration')
+    assert code == 0 and '      01_exploration: epoch 1 of 2, loss 0.5, about 30 s left' in err.splitlines(), err
+
+
+# What must not cost the results, or a traceback
+
+class CodePage(io.TextIOWrapper):
+    "Standard output as a terminal of some code page has it"
+    def __init__(self, encoding): super().__init__(io.BytesIO(), encoding=encoding, errors='strict', write_through=True)
+    def text(self): return self.buffer.getvalue().decode(self.encoding)
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp932', 'cp1252', 'utf-8'])
+def test_no_code_page_ends_a_command(project, monkeypatch, encoding):
+    (project.home/'nbs'/'08_demo.ipynb').touch()
+    (project.reports/'.stages').mkdir(parents=True)
+    (project.reports/'.stages'/'evaluation.json').write_text('{}')
+    (project.reports/'index.html').touch()
+    write = lambda name, text: (project.reports/name).write_text(text, encoding='utf-8')
+    write('metrics.json', json.dumps(dict(verdict=['Fused – 0.91 ≥ 0.9 … “médiastin” 肺']), ensure_ascii=False))
+    write('metrics.csv', 'observation,auroc\nEdema,\n')
+    monkeypatch.chdir(project.home)
+    monkeypatch.delenv('CXR_HOME', raising=False)
+    for args in (['params'], ['download'], ['where', 'simulated'], ['demo', '--print'], ['run', '-p', 'dataset', '–肺']):
+        out, err = CodePage(encoding), CodePage(encoding)
+        monkeypatch.setattr(sys, 'stdout', out)
+        monkeypatch.setattr(sys, 'stderr', err)
+        assert runner.main(args) == (2 if args[0] == 'run' else 0), args
+        assert (err if args[0] == 'run' else out).text()
+    monkeypatch.setattr(sys, 'stdout', CodePage(encoding))
+    runner._speak_plainly()
+    runner.print_results(project.reports)
+    shown = sys.stdout.text()
+    assert '0.91' in shown and ('Fused – 0.91' in shown or 'Fused - 0.91' in shown)
+
+
+def test_a_run_into_a_log_of_another_code_page(project):
+    project.write('evaluation', WORK + "\nfrom cxr_lib.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['0.91 – 0.93']))\nprint('– 肺')")
+    env = {k: v for k, v in os.environ.items() if k != 'CXR_HOME'} | {'PYTHONPATH': str(ROOT), 'PYTHONIOENCODING': 'cp932', 'PYTHONUTF8': '0'}
+    done = subprocess.run([sys.executable, '-m', 'cxr_lib.runner', 'run'], cwd=project.home, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b'0.91 - 0.93' in done.stdout and b'Report:' in done.stdout
+
+
+def test_a_page_that_fails_is_replaced_and_made_later(project, monkeypatch, capsys):
+    monkeypatch.chdir(project.home)
+    monkeypatch.delenv('CXR_HOME', raising=False)
+    project.write('evaluation', WORK + "\nfrom cxr_lib.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))")
+    def broken(*args, **kw): raise RuntimeError('no template')
+    with monkeypatch.context() as m:
+        m.setattr(runner, 'render_page', broken)
+        assert runner.main(['run']) == 1
+    out, err = capsys.readouterr()
+    assert 'The note adds 0.03.' in out and '05_evaluation.html could not be made (RuntimeError: no template)' in err and 'Traceback' not in err
+    assert project.calls() == list(STAGES) and 'could not be made' in (project.reports/'05_evaluation.html').read_text()
+    assert runner.main(['run']) == 0 and project.calls() == list(STAGES)                     # pages only: no stage runs again
+    assert 'worked on evaluation' in (project.reports/'05_evaluation.html').read_text()
+
+
+def test_a_front_page_that_cannot_be_written_loses_no_results(project, monkeypatch, capsys):
+    monkeypatch.chdir(project.home)
+    monkeypatch.delenv('CXR_HOME', raising=False)
+    project.write('evaluation', WORK + "\nfrom cxr_lib.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))")
+    def full(plan, state='', *args, real=runner.render_index, **kw):
+        if not state: raise OSError(errno.ENOSPC, 'No space left on device', str(plan.folder/'index.html'))
+        return real(plan, state, *args, **kw)
+    monkeypatch.setattr(runner, 'render_index', full)
+    assert runner.main(['run']) == 1
+    out, err = capsys.readouterr()
+    assert 'The note adds 0.03.' in out and 'the disk is full' in err and 'index.html' in err and 'Traceback' not in err
+
+
+def test_every_part_of_the_front_page_may_fail_alone(project):
+    plan = plan_run(home=project.home)
+    plan.folder.mkdir(parents=True)
+    (plan.folder/'metrics.json').write_text('{"verdict": ')                                # half of one
+    (plan.folder/'metrics.csv').write_text('observation,auroc\nEdema,0.91234\n')
+    (plan.folder/'external_comparison.csv').write_text('no,such,columns\n')
+    (plan.folder/'roc_curves.png').mkdir()
+    (plan.folder/'.stages').mkdir()
+    (plan.folder/'.stages'/'notes.run.json').write_text('{"sec')
+    problems = []
+    text = runner.render_index(plan, problems=problems).read_text()
+    for what in ('metrics.json', 'the comparison with another model', 'the picture roc_curves.png', 'the list of notebooks'): assert f'{what} could not be shown' in text, what
+    assert len(problems) == 4 and '0.912' in text and 'Parameters' in text
+
+
+@pytest.mark.parametrize('run, said', [('x'*300, 'the name is too long'), ('file/run', 'is a file, or lies below one')])
+def test_an_impossible_folder_is_one_sentence(project, run, said):
+    (project.home/'file').touch()
+    code, out, err = project.cxr('run', '--run', run)
+    assert code != 0 and said in err and 'Traceback' not in err and len(err.strip().splitlines()) == 1
+    code, out, err = project.cxr('run', '--dataset', 'nih', '--root', run)
+    assert code != 0 and 'Traceback' not in err and len(err.strip().splitlines()) == 1
+
+
+def test_an_unwritable_folder_is_one_sentence(project, monkeypatch, capsys):
+    monkeypatch.chdir(project.home)
+    monkeypatch.delenv('CXR_HOME', raising=False)
+    def refuse(self, *args, **kw): raise PermissionError(errno.EACCES, 'Permission denied', str(self))
+    monkeypatch.setattr(Path, 'mkdir', refuse)                                              # as root, no permission binds
+    assert runner.main(['run']) == 1
+    err = capsys.readouterr().err
+    assert 'no permission' in err and 'reports' in err and 'Traceback' not in err
+
+
+def test_a_disk_that_fills_up_in_a_stage_is_one_sentence(project):
+    project.write('notes', "import errno\nwith atomic_path(folder/'big.npy') as tmp: raise OSError(errno.ENOSPC, 'No space left on device')")
+    code, out, err = project.cxr('run')
+    assert code == 1 and 'the disk is full' in err and 'big.npy' in err and 'Traceback' not in err
+    assert not list(project.reports.rglob('.*.tmp*')) and project.calls() == ['exploration']
+
+
+def test_a_moved_or_renamed_run_is_still_finished(project):
+    (project.home/'films').mkdir()
+    (project.home/'films'/'studies.csv').write_text('image\n')
+    given = {'dataset': 'nih', 'root': str(project.home/'films')}
+    quiet(project, given)
+    moved = Project.__new__(Project)
+    moved.home = project.home.rename(project.home.parent/'elsewhere')
+    (moved.home/'reports'/'nih').rename(moved.home/'reports'/'renamed')
+    run_stages(plan_run({'dataset': 'nih', 'root': str(moved.home/'films')}, 'renamed', home=moved.home), progress=Progress(len(STAGES), io.StringIO()))
+    assert (moved.home/'reports'/'renamed'/'calls.txt').read_text().split() == list(STAGES)      # nothing ran again
 
 
 # Killed at any moment
