@@ -519,8 +519,12 @@ def page_or_sentence(
 
 def _made_again(plan, stage, problems):
     "Render the page of a finished stage once more if it could not be made the last time"
-    executed, page, _, _ = _paths(plan, stage)
-    if _NOT_MADE in page.read_text(encoding='utf-8')[:400]: page_or_sentence(executed, page, plan.run, plan.simulated, problems)
+    executed, page, _, stamp = _paths(plan, stage)
+    if _NOT_MADE not in page.read_text(encoding='utf-8')[:400]: return
+    run, vouched = RunFolder(plan.folder), read_json(stamp)
+    before = {name: seen for name, seen in run.files().items() if name not in vouched['files']}
+    page_or_sentence(executed, page, plan.run, plan.simulated, problems)
+    stamp_files(run, f'{stage}.run', {k: vouched[k] for k in ('key', 'parameters', 'seconds')}, before)
 
 #: What a page may not hold: anything that a browser would fetch from elsewhere when it opens the page.
 EXTERNAL = re.compile(r'''<script[^>]+src=|<link[^>]+href=|<(?:img|iframe|source|video|audio)[^>]+src=["'](?!data:)|@import|url\(\s*["']?https?:|import\(|from ["']https?:''')
