@@ -93,14 +93,14 @@ def test_thresholds_come_from_tuning_alone(practice):
     rows = changed['split'] == 'test'
     changed.loc[rows, 'label/Edema'] = 1 - changed.loc[rows, 'label/Edema'].clip(0)
     one, other = (evaluate(t, n_bootstrap=0) for t in (practice, changed))
-    assert one['thresholds'] == other['thresholds'] and one['calibration']['temperature'] == other['calibration']['temperature']
+    assert one['thresholds'] == other['thresholds'] and one['calibration']['maps'] == other['calibration']['maps']
 
 
 def test_each_fold_has_its_own_threshold_and_temperature():
     folds = synthetic_predictions(200, n_folds=3)
     assert list(choose_thresholds(folds[folds['split'] == 'tuning']).index) == [0, 1, 2]
     metrics = evaluate(folds, n_bootstrap=20)
-    assert set(metrics['calibration']['temperature']) == {'0', '1', '2'} and metrics['n_patients'] == 200
+    assert set(metrics['calibration']['maps']) == {'0', '1', '2'} and metrics['n_patients'] == 200
 
 
 def test_undefined_is_nan_with_a_reason(practice):
