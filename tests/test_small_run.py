@@ -192,6 +192,15 @@ def test_each_fold_is_calibrated_by_its_own_map():
     with pytest.raises(ValueError, match="'best_fused' is not answered by the calibrated model"): calibrated(test, 'best_fused', maps)
 
 
+# ---- chance
+
+@pytest.mark.timeout(600)
+def test_a_run_that_is_not_better_than_chance_says_so_first(small):
+    said = 'NOT SHOWN TO BE BETTER THAN CHANCE: until it is, the probabilities of this model mean nothing'
+    assert f'<h2>What came out</h2><p>{said}' in (small/'index.html').read_text(encoding='utf-8')
+    for page in ('05_evaluation.html', 'model_card.md'): assert said in (small/page).read_text(encoding='utf-8')
+
+
 # ---- the demo
 
 @pytest.fixture
