@@ -100,7 +100,7 @@ conditions.<condition>.observations.<observation>:
     n_decided    | count | images          | images whose fold has a threshold
 
 thresholds.<condition>.<observation>:
-    <fold>      | number | probability | called positive from here on: Youden's threshold of the tuning rows of this fold
+    <fold>      | number | probability | called positive from this calibrated probability on: Youden's threshold of the tuning rows of this fold
 
 differences.<difference>.observations.<observation>, differences.<difference>.means.evaluable, differences.<difference>.means.competition:
     value       | difference | AUROC | first condition minus the second
