@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, atomic_path, number_text, project_root, read_json, stop_on_machine_error
+from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, as_list, as_text, atomic_path, number_text, project_root, read_json, stop_on_machine_error
 from .metrics import CONDITIONS
 from .fairness import RATES
 
@@ -100,7 +100,7 @@ conditions.<condition>.observations.<observation>:
     n_decided    | count | images          | images whose fold has a threshold
 
 thresholds.<condition>.<observation>:
-    <fold>      | number | probability | called positive from here on: Youden's threshold of the tuning rows of this fold
+    <fold>      | number | probability | called positive from this calibrated probability on: Youden's threshold of the tuning rows of this fold
 
 differences.<difference>.observations.<observation>, differences.<difference>.means.evaluable, differences.<difference>.means.competition:
     value       | difference | AUROC | first condition minus the second
@@ -115,8 +115,8 @@ differences.<difference>.means.evaluable, differences.<difference>.means.competi
 calibration:
     condition   | text  |           | whose probabilities
     method?     | text  |           | the map from predicted to calibrated probability; temperature scaling where nothing is said
-    temperature.<fold> | number |   | fitted on the tuning rows of the fold; none for another method
-    maps?       | block |           | what another method fitted, by fold
+    temperature? | block |          | one temperature for all observations, by fold, as earlier versions fitted it
+    maps?       | block |           | the map of every observation, by fold, as it is stored with the model
     reason      | text  |           | why there is no map; empty if there is
     observations.<observation or all>.n | count | images | labels measured
 
@@ -352,14 +352,13 @@ def number(
     return number_text(value, low, high, digits, NOT_MEASURED)
 
 def _stated(value, otherwise=NOT_RECORDED):
-    "A fact for reading"
+    "A fact for reading, as text"
     if value is None or value == '' or value == {}: return otherwise
-    return 'yes' if value is True else 'no' if value is False else f'{value:,}' if isinstance(value, int) else str(value)
+    return 'yes' if value is True else 'no' if value is False else f'{value:,}' if isinstance(value, int) else as_text(value)
 
 def _table(header, rows):
     "A Markdown table; a bar in a cell would end it"
-    clean = lambda cell: str(cell).replace('|', '/').replace('\n', ' ')
-    return ['| ' + ' | '.join(map(clean, header)) + ' |', '|' + '---|'*len(header), *('| ' + ' | '.join(map(clean, row)) + ' |' for row in rows), '']
+    return ['| ' + ' | '.join(map(as_text, header)) + ' |', '|' + '---|'*len(header), *('| ' + ' | '.join(map(as_text, row)) + ' |' for row in rows), '']
 
 # %% ../nbs/04j_card.ipynb #bc95e84e
 def _details(parts):
@@ -377,7 +376,7 @@ def _details(parts):
              'Image size': f'{model["image_size"]} x {model["image_size"]} pixels' if 'image_size' in model else None,
              'Longest note': f'{model["max_tokens"]} tokens' if 'max_tokens' in model else None,
              'Parameters': look_up(parts, 'architecture', 'parameters', 'total'), 'Format': look_up(parts, 'model', 'format'),
-             'SHA-256 of the weights': f'`{weights}`' if weights else None, 'Fold that the saved model is of': 'no folds' if fold == -1 else fold,
+             'SHA-256 of the weights': weights or None, 'Fold that the saved model is of': 'no folds' if fold == -1 else None if fold is None else f'{fold}; its calibration and thresholds are from the tuning patients of this fold',
              'Label policy': training.get('label_policy'), 'Seed of the training': training.get('seed'),
              'Software': ', '.join(f'{k} {v}' for k, v in versions.items() if v) or None}
     return [f'- {k}: {_stated(v)}' for k, v in facts.items()]
@@ -395,8 +394,8 @@ def _factors(parts):
     seen = {}
     for row in groups:
         few = ', too few to judge' if row['small'] else ''
-        seen.setdefault(row['attribute'], []).append(f'{row["group"]} ({row["n_patients"]:,} patients{few})')
-    lines = [f'- {attribute}: {", ".join(names)}' for attribute, names in seen.items()] or [f'- Groups of patients: {NOT_MEASURED}']
+        seen.setdefault(row['attribute'], []).append(f'{as_text(row["group"])} ({row["n_patients"]:,} patients{few})')
+    lines = [f'- {as_text(attribute)}: {", ".join(names)}' for attribute, names in seen.items()] or [f'- Groups of patients: {NOT_MEASURED}']
     return lines + [f'- Ethnicity, language, insurance, hospital, scanner, and every group that is not listed: {NOT_MEASURED}']
 
 def _measures(parts):
@@ -416,7 +415,7 @@ def _about_source(parts):
     if name is None: return [f'- Data set: {NOT_RECORDED}']
     from cxr_lib.data import DATASETS
     about = f' {DATASETS[name].about}' if name in DATASETS else ''
-    return [f'- Data set: {name}.{about}', f'- Fingerprint of the table: `{_stated(look_up(parts, "source", "fingerprint"))}`']
+    return [f'- Data set: {as_text(name)}.{about}', f'- Fingerprint of the table: {_stated(look_up(parts, "source", "fingerprint"))}']
 
 def _folds(parts):
     "Number of cross-validation folds; -1 in the parameters stands for the source's own"
@@ -440,7 +439,7 @@ def _evaluation_data(parts):
     m = parts['metrics'] or {}
     test = f'- Test images: {NOT_MEASURED}'
     if m: test = f'- Test: {number(m["n_images"])} images of {number(m["n_patients"])} patients; {number(m["n_with_note"])} with a note'
-    tuning = f'- Tuning (early stopping, thresholds, temperature): {number(m.get("n_tuning_images"))} images. Nothing was chosen on the test images.'
+    tuning = f'- Tuning (early stopping, thresholds, calibration): {number(m.get("n_tuning_images"))} images. Nothing was chosen on the test images.'
     return [*_about_source(parts), test, tuning, *_notes(parts)]
 
 #: Note mode -> where the notes come from
@@ -459,7 +458,7 @@ def _notes(parts):
 def _people(table):
     "Sex and age of the patients in a study table"
     one = table.drop_duplicates('patient_id')
-    sex = ', '.join(f'{100*share:.0f}% {k}' for k, share in one['sex'].value_counts(normalize=True).items()) or f'sex {NOT_RECORDED}'
+    sex = ', '.join(f'{100*share:.0f}% {as_text(k)}' for k, share in one['sex'].value_counts(normalize=True).items()) or f'sex {NOT_RECORDED}'
     age = one['age'].dropna()
     return f'{sex}; age ' + (f'{age.median():.0f} in the median, 90% from {age.quantile(.05):.0f} to {age.quantile(.95):.0f}' if len(age) else NOT_RECORDED)
 
@@ -472,7 +471,7 @@ def _training_data(parts):
     for model, rows in log.groupby('model', sort=False):
         best = rows[rows['best'].astype(str) == 'True'].groupby('fold')['tuning_auroc'].last()
         runs = rows['fold'].nunique()
-        lines.append(f'- {model}: {rows["epoch"].max()} epochs, {runs} training run{"s" if runs > 1 else ""}; '
+        lines.append(f'- {as_text(model)}: {rows["epoch"].max()} epochs, {runs} training run{"s" if runs > 1 else ""}; '
                      f'mean AUROC on the tuning split at the chosen epoch {number(best.mean() if len(best) else None)}')
     return lines
 
@@ -515,16 +514,16 @@ def _ethics(parts):
     said = look_up(parts, 'metrics', 'fairness', 'sentences') or \
         [f'Gaps between groups, under-diagnosis by group, shortcuts through devices and projection: {NOT_MEASURED}']
     return ['- A model that is wrong more often for some patients harms them first. Under-diagnosis, calling a patient healthy who is not, delays treatment '
-            '(Seyyed-Kalantari et al. 2021).', *[f'- {s}' for s in said],
+            '(Seyyed-Kalantari et al. 2021).', as_list(said),
             '- Labels that were mined from reports repeat what the reporting physicians saw and wrote, and for whom.',
             '- The model folder holds weights and a tokenizer, whose vocabulary may come from the training notes; no images and no notes. '
             f'What the weights may have memorized: {NOT_MEASURED}.']
 
 def _caveats(parts):
     "What to keep in mind"
-    said = [f'- {s}' for s in look_up(parts, 'metrics', 'verdict') or [] if s != SIMULATED] or [f'- What the numbers say: {NOT_MEASURED}']
+    said = [s for s in look_up(parts, 'metrics', 'verdict') or [] if s != SIMULATED] or [f'What the numbers say: {NOT_MEASURED}']
     absent = [file for name, file in _FILES.items() if parts[name] is None]
-    return [*said, f'- Another hospital, another scanner, another year: {NOT_MEASURED}.', f'- Agreement with radiologists: {NOT_MEASURED}.',
+    return [as_list(said), f'- Another hospital, another scanner, another year: {NOT_MEASURED}.', f'- Agreement with radiologists: {NOT_MEASURED}.',
             *([f'- Absent when this card was written: {", ".join(absent)}.'] if absent else [])]
 
 # %% ../nbs/04j_card.ipynb #482e4452
@@ -545,7 +544,7 @@ def model_card(
     "A model card with the sections of Mitchell et al. (2019), filled from the files of a run"
     parts = run if isinstance(run, dict) else card_parts(run)
     parts = dict.fromkeys(_FILES) | parts
-    top = [f'# Model card: {parts.get("run", "a run of cxr_lib")}', '', f'> **{RESEARCH_USE}**', '']
+    top = [f'# Model card: {as_text(parts.get("run", "a run of cxr_lib"))}', '', f'> **{RESEARCH_USE}**', '']
     if is_simulated(parts): top += [f'> **{SIMULATED}** Every number on this card is about simulated patients and says nothing about real ones.', '']
     elif look_up(parts, 'notes', 'simulated_notes'): top += ['> **The notes are SIMULATED.** What they add says nothing about real notes.', '']
     top += ['Written by cxr_lib from the files of the run; what they do not hold is "not measured" or "not recorded".', '']

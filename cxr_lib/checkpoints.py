@@ -16,7 +16,7 @@ from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 import torch
 from huggingface_hub import ModelHubMixin
-from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, atomic_path, json_text, parse_json, read_json, stop_on_machine_error, versions, write_json
+from .core import OBSERVATIONS, RESEARCH_USE, SIMULATED, as_text, atomic_path, json_text, parse_json, read_json, stop_on_machine_error, versions, write_json
 from .calibration import METHODS, apply_calibration
 from .encoders import check_sizes, merge_lora, plain_text_config, tokenize
 from .images import PREPROCESSING, read_radiograph
@@ -203,8 +203,8 @@ def _card(config, has_calibration):
              'classifier.predict(["film.png"], ["65F with fever and cough"])', '```', '',
              f'Input: a frontal radiograph, {pixels["image_size"]} x {pixels["image_size"]} pixels of 0 to 255 ({pixels["film"]}), '
              'and a note, which may be missing.', '',
-             f'Output: probabilities ({"calibrated" if has_calibration else "not calibrated"}) of {", ".join(config["observations"])}.', '',
-             *[f'- {k}: {v}' for k, v in facts.items()]]
+             f'Output: probabilities ({"calibrated" if has_calibration else "not calibrated"}) of {as_text(", ".join(config["observations"]))}.', '',
+             *[f'- {as_text(k)}: {as_text(v)}' for k, v in facts.items()]]
     return '\n'.join(lines).rstrip() + '\n'
 _GENERATED = '<!-- Written by cxr_lib. Delete this line to keep a card of your own: it then travels with the model. -->'
 _RESERVED = ('format', 'sha256', 'model', 'vocab_size', 'tokenizer_size', 'text_config', 'observations', 'preprocessing', 'files', 'versions', 'probe')
@@ -557,10 +557,18 @@ class PretrainedClassifier(ModelHubMixin):
         there = self.card is None and HfApi(token=options.get('token')).file_exists(repo_id, 'README.md', revision=options.get('branch'))
         if there: ignored.append('README.md')
         return super().push_to_hub(repo_id, **{'private': True, **options, 'ignore_patterns': ignored or None})
-    def _calibrated(self, probabilities, condition):
-        own = self.calibration if self.calibration is None or 'method' in self.calibration else self.calibration.get(condition)
-        if own is None: return probabilities
-        return np.asarray(apply_calibration(probabilities, own))
+    def probabilities(
+        self,
+        logits:Mapping # branch of the model -> logits (n, observations), as the model gives them
+    ) -> dict: # fused, image_only and note_only, where their branch is there -> (n, observations)
+        "Calibrated probabilities of each branch (raw ones where there is no calibration): the one way from a logit to what is shown"
+        found = {}
+        for branch, condition in _CONDITIONS.items():
+            if branch not in logits: continue
+            p = torch.sigmoid(logits[branch].double()).cpu().numpy()                                     # near 1, single precision leaves no log odds to calibrate
+            own = self.calibration if self.calibration is None or 'method' in self.calibration else self.calibration.get(condition)
+            found[condition] = p if own is None else np.asarray(apply_calibration(p, own))
+        return found
     def predict(
         self,
         images=None, # files, or pixels (n, size, size) from 0 to 255; None: answers from the notes alone
@@ -584,10 +592,10 @@ class PretrainedClassifier(ModelHubMixin):
         for i in range(0, len(names), batch_size):
             words = {k: v.to(device) for k, v in tokenize(self.tokenizer, notes[i:i+batch_size], self.model.config.max_tokens).items()}
             with torch.no_grad(): out = self.model(None if pixels is None else pixels[i:i+batch_size].to(device), **words)
-            parts.append({k: torch.sigmoid(out[k].float()).cpu().numpy() for k in _CONDITIONS if k in out})
+            parts.append(self.probabilities(out))
         columns = {'image': names if images is not None else [None]*len(names), 'has_note': [n is not None for n in notes]}
-        for branch, condition in _CONDITIONS.items():
-            if branch not in parts[0]: p = np.full((len(names), len(self.observations)), np.nan)         # no image: no answer, and not 0.5
-            else: p = self._calibrated(np.concatenate([x[branch] for x in parts]), condition)
+        for condition in _CONDITIONS.values():
+            if condition not in parts[0]: p = np.full((len(names), len(self.observations)), np.nan)      # no image: no answer, and not 0.5
+            else: p = np.concatenate([x[condition] for x in parts])
             columns |= {f'{condition}/{o}': p[:, j] for j, o in enumerate(self.observations)}
         return pd.DataFrame(columns)

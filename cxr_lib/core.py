@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
            'MAX_PIXELS', 'IMPLIES', 'DISK_FULL', 'MAX_NESTING', 'STAGES', 'CONDITION_COLORS', 'RadiographError',
-           'short_name', 'MachineError', 'machine_error', 'atomic_path', 'remove_unfinished', 'json_text', 'write_json',
-           'parse_json', 'read_json', 'stop_on_machine_error', 'is_file', 'is_folder', 'is_present', 'project_root',
-           'file_facts', 'clear_way', 'what_differs', 'AlteredFile', 'Stamps', 'stamp_files', 'rewriting',
-           'content_key', 'RunFolder', 'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision',
-           'set_theme', 'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark',
-           'draw_interval', 'save_figure']
+           'short_name', 'as_text', 'as_list', 'as_table', 'MachineError', 'machine_error', 'atomic_path',
+           'remove_unfinished', 'json_text', 'write_json', 'parse_json', 'read_json', 'stop_on_machine_error',
+           'is_file', 'is_folder', 'is_present', 'project_root', 'file_facts', 'clear_way', 'what_differs',
+           'AlteredFile', 'Stamps', 'stamp_files', 'rewriting', 'content_key', 'RunFolder', 'run_folder', 'versions',
+           'seed_everything', 'choose_device', 'choose_precision', 'set_theme', 'mark_simulated', 'sign_figure',
+           'defined', 'interval_text', 'number_text', 'remark', 'draw_interval', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
 import contextlib, errno, hashlib, json, os, random, re, shutil, stat, time, warnings
@@ -44,6 +44,34 @@ def short_name(
     "Abbreviate an observation the way radiology tables do"
     return {'Enlarged Cardiomediastinum':'Enl. Cardiom.', 'Pleural Effusion':'Pl. Effusion', 'Support Devices':'Devices',
             'Pleural Other':'Pl. Other'}.get(observation, observation)
+
+# %% ../nbs/00_core.ipynb #d6cd5ad5
+#: What Markdown or HTML could take for markup: a bracket only where a link could follow, an underscore only at the edge of a word.
+_MARKUP = re.compile(r'[&<>`*|~#]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|:(?=//)')
+
+def as_text(
+    value # a text, or anything that has one
+) -> str: # on one line; shown as it is by Markdown and by HTML, but not fit for an attribute
+    "Text from data, with nothing in it that a page would obey"
+    text = _MARKUP.sub(lambda m: f'&#{ord(m[0])};', ' '.join(str(value).split()))
+    return re.sub(r'[$\\]', lambda m: f'<span>&#{ord(m[0])};</span>', text)         # formulas are looked for after entities are read, but not across tags
+
+def as_list(
+    sentences # texts
+) -> str: # Markdown
+    "A list of sentences, each as it is"
+    return '\n'.join(f'- {as_text(s)}' for s in sentences)
+
+def as_table(
+    table, # a pandas DataFrame
+    index:bool=True, # show the names of the rows?
+    precision:int=3 # digits of numbers
+): # a pandas Styler, for `display`
+    "A table for a notebook's page; cells and names are text, whatever is in them, and long ones wrap"
+    shown = table.style.format(escape='html', precision=precision).format_index(escape='html').format_index(escape='html', axis=1)
+    shown = shown.set_table_attributes('class="dataframe tex2jax_ignore mathjax_ignore"')
+    shown = shown.set_table_styles([dict(selector='td', props='text-align: left; white-space: normal')])
+    return shown if index else shown.hide(axis='index')
 
 # %% ../nbs/00_core.ipynb #ab000538
 class MachineError(OSError):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RunFolder, SIMULATED, atomic_path, content_key, mark_simulated, project_root, read_json, short_name, write_json
+from .core import OBSERVATIONS, RunFolder, SIMULATED, as_table, as_text, atomic_path, content_key, mark_simulated, project_root, read_json, short_name, write_json
 from .progress import progress_bar
 from .runs import check_ranges, located_path, portable_path
 from .studies import AGE_BANDS, ALLOWED, Exclusions, age_band, check_patient_splits, shared_by_image_split, split_by_patient, validate_studies
@@ -528,7 +528,7 @@ def describe_notes(
     given, asked, why = notes.dropna(), question_share(notes), table.attrs.get('note_reasons')
     text = (f'{len(given):,} of {len(notes):,} studies have a note; {given.nunique():,} of these are different. {asked["share with a question"]:.0%} ask a question ("? pneumonia", "evaluate for effusion"); '
             f'without the questions {asked["share of words left"]:.0%} of the words are left, and {asked["nothing left"]:,} notes are empty. What the referring doctor suspects is information, but a model that reads it reads more than symptoms.')
-    return text + (' Of the reports: ' + ', '.join(f'{reason} {n:,}' for reason, n in why.items()) + '.' if why else '')
+    return text + (' Of the reports: ' + ', '.join(f'{as_text(reason)} {n:,}' for reason, n in why.items()) + '.' if why else '')
 
 def plot_notes(
     table:pd.DataFrame, # study table with notes
@@ -546,8 +546,9 @@ def note_samples(
     table:pd.DataFrame, # study table with notes
     n:int=8, # how many
     seed:int=0 # which
-) -> pd.DataFrame: # note and positive observations
+): # a pandas Styler: note and positive observations
     "A few notes with what is positive on the film"
     some = table[table.note.notna()].drop_duplicates('study_id')
     some = some.sample(min(n, len(some)), random_state=seed)
-    return pd.DataFrame({'note': some.note.str.slice(0, 300), 'positive': [', '.join(short_name(o) for o in OBSERVATIONS if r[o] == 1) for _, r in some.iterrows()]}).reset_index(drop=True).style.set_properties(**{'text-align': 'left', 'white-space': 'normal'}).hide(axis='index')
+    positive = [', '.join(short_name(o) for o in OBSERVATIONS if row[o] == 1) for _, row in some.iterrows()]
+    return as_table(pd.DataFrame({'note': some.note.str.slice(0, 300), 'positive': positive}), index=False)

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, mark_simulated, short_name
+from .core import OBSERVATIONS, as_text, mark_simulated, short_name
 from .studies import StudyTableError
 
 # %% ../nbs/00m_leakage.ipynb #f056e2a9
@@ -96,7 +96,7 @@ def film_description_report(
     if not len(notes): return 'There are no notes.'
     text = f'**{hit.sum()} of {len(notes)} notes ({hit.mean():.0%}) contain words that describe a film**, not a patient.'
     if hit.mean() > .1: text += ' Whoever wrote them had seen the answer; what a model gains from them is not what a request would give. For example: ' + ' · '.join(
-        f'“…{n[max(0, m.start() - 40):m.end() + 40]}…”' for n in notes[hit].head(3) for m in [re.search(FILM_WORDS, n, re.I)])
+        f'“…{as_text(n[max(0, m.start() - 40):m.end() + 40])}…”' for n in notes[hit].head(3) for m in [re.search(FILM_WORDS, n, re.I)])
     return text
 
 # %% ../nbs/00m_leakage.ipynb #56de46aa
@@ -453,7 +453,7 @@ class Certificate:
         if mean['value'] == mean['value']:
             tested, most = words[words.AUROC.notna()], words.AUROC.idxmax()
             lines.append(f'Words alone reach a mean AUROC of **{_between(mean)}** over {len(tested)} observations; real requests (Open-i) give {real[0]:.3f} ({real[1]:.3f} to {real[2]:.3f}). '
-                         f'Most is told about {most} ({words.AUROC[most]:.3f}: {words.words[most]}).')
+                         f'Most is told about {most} ({words.AUROC[most]:.3f}: {as_text(words.words[most])}).')
             if n['permutations']:
                 lines.append(f'Chance: {n["permutations"]} permutations of patients, p = {words.attrs.get("p_mean", np.nan):.3f} for the mean; {int((tested.p_family <= .05).sum())} of {len(tested)} observations are told about beyond chance (p ≤ 0.05 in the family of all).')
         if less is not None:

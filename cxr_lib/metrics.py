@@ -15,7 +15,7 @@ __all__ = ['ranking_metrics', 'auroc', 'auprc', 'resample_patients', 'interval',
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy import stats
-from .calibration import (METHODS, apply_calibration, bin_edges, bin_of, calibration_error, fit_calibration, fit_temperature, reliability_bins)
+from .calibration import (METHODS, apply_calibration, bin_edges, bin_of, calibration_error, fit_calibration, prediction_matrix, reliability_bins)
 from .core import OBSERVATIONS
 from .predictions import (CONDITIONS, DESCRIPTION, REQUIRED_CONDITIONS, check_predictions, check_probabilities, conditions_in, read_predictions, refuse_cells,
                                  settle_labels, synthetic_predictions)
@@ -333,26 +333,15 @@ def _pool(table, condition, observations):
     parts = [(labels, table[f'{condition}/{o}'].to_numpy(float)[rows], rows) for o in observations for rows, labels in [known_labels(table, o)]]
     return [np.concatenate(column) for column in zip(*parts)]
 
-def _matrices(table, condition):
-    "Labels and probabilities (n, 14)"
-    return [table[[f'{kind}/{o}' for o in OBSERVATIONS]].to_numpy(float) for kind in ('label', condition)]
-
 _NO_MAP = dict(method='none', observations={})
-
-def _fit_map(rows, condition, method):
-    "The map of one fold from its tuning rows, as `fit_calibration` gives it; for 'temperature' one for all observations together"
-    if method != 'temperature': return fit_calibration(*_matrices(rows, condition), method)
-    t = fit_temperature(*_pool(rows, condition, OBSERVATIONS)[:2])
-    if not np.isfinite(t): return _NO_MAP | dict(reason='no tuning rows with both classes: no temperature')
-    return dict(method=method, observations={o: dict(temperature=t) for o in OBSERVATIONS}, reason='')
 
 def _calibrate_folds(test, condition, maps):
     "Test probabilities (n, 14), each through the map of its fold, NaN without one; and why a fold has none ('' if all have one)"
     after, reasons = np.full((len(test), len(OBSERVATIONS)), np.nan), []
     for fold in test['fold'].unique():
-        at, found = (test['fold'] == fold).to_numpy(), maps.get(str(fold), _NO_MAP | dict(reason='no tuning rows: no temperature or other map'))
+        at, found = (test['fold'] == fold).to_numpy(), maps.get(str(int(fold)), _NO_MAP | dict(reason='no tuning rows: no temperature or other map'))
         if found['reason']: reasons.append(f'fold {fold}: {found["reason"]}')
-        else: after[at] = apply_calibration(_matrices(test[at], condition)[1], found)
+        else: after[at] = apply_calibration(prediction_matrix(test[at], condition), found)
     return after, '; '.join(reasons)
 
 def calibration(
@@ -360,13 +349,14 @@ def calibration(
     tuning:pd.DataFrame, # its tuning rows
     condition:str='fused', # one of `CONDITIONS`
     n_bins:int=15, # of the calibration error
-    method:str='temperature', # 'temperature' (one a fold), 'platt' or 'isotonic' (one an observation and fold, chapter 02b)
+    method:str='temperature', # 'temperature', 'platt' or 'isotonic': one map an observation and fold (chapter 02b)
     *,
     clusters:np.ndarray|None=None, # (n,) from `resample_patients` of the test rows; drawn here if None
     weights:np.ndarray|None=None, # (n_patients, 1 + n_bootstrap) with it
     n_bootstrap:int=1000, # resamples if they are drawn here
     seed:int=0, # of them
-) -> dict: # condition, method, temperature {fold: T} or maps {fold: as from `fit_calibration`}, reason, and for 'all' and each observation: n, and before and after (brier, ece, both with _low and _high, bins)
+    maps:dict|None=None, # {fold: map of this condition}, such as those stored with the model; fitted here if None
+) -> dict: # condition, method, maps {fold: as from `fit_calibration`}, reason, and for 'all' and each observation: n, and before and after (brier, ece, both with _low and _high, bins)
     "Calibration on the test images before and after a map fitted on the tuning rows of the same fold"
     if method not in METHODS or method == 'none': raise ValueError(f"method is {method!r}; expected 'temperature', 'platt' or 'isotonic'")
     if clusters is None or weights is None: clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
@@ -374,15 +364,16 @@ def calibration(
     def measured(labels, p, clusters):
         if not len(labels) or np.isnan(p).any(): return dict.fromkeys(('brier', 'brier_low', 'brier_high', 'ece', 'ece_low', 'ece_high'), np.nan) | dict(bins=[])
         return named_interval('brier', brier_score(labels, p, weights, clusters)) | calibration_interval(labels, p, weights, clusters, n_bins) | dict(bins=reliability_bins(labels, p, n_bins).to_dict('records'))
-    maps = {str(fold): _fit_map(rows, condition, method) for fold, rows in tuning.groupby('fold')}
+    if maps is None:
+        maps = {str(int(fold)): fit_calibration(prediction_matrix(rows, 'label'), prediction_matrix(rows, condition), method)
+                for fold, rows in tuning.groupby('fold')}
     after, reason = _calibrate_folds(test, condition, maps)
     mapped = test.assign(**{f'after/{o}': after[:, k] for k, o in enumerate(OBSERVATIONS)})
     observations = {}
     for name in ('all', *OBSERVATIONS):
         both = [_pool(mapped, c, OBSERVATIONS if name == 'all' else [name]) for c in (condition, 'after')]
         observations[name] = dict(n=len(both[0][0]), **{when: measured(labels, p, clusters[rows]) for when, (labels, p, rows) in zip(('before', 'after'), both)})
-    temperature = {f: next((m['temperature'] for m in found['observations'].values()), np.nan) for f, found in maps.items()} if method == 'temperature' else {}
-    return dict(condition=condition, method=method, temperature=temperature, maps={} if temperature else maps, observations=observations, reason=reason)
+    return dict(condition=condition, method=method, maps=maps, observations=observations, reason=reason)
 
 # %% ../nbs/04a_metrics.ipynb #74e1b8be
 def _placements(positive, scores):
@@ -430,12 +421,15 @@ def delong_interval(
 def delong_test(
     labels, # (n,) 1 positive, 0 negative
     scores_a, # (n,)
-    scores_b, # (n,) of another model for the same images
+    scores_b, # (n,) of another model for the same images; or (k, n) of several, the mean of whose AUROCs is compared
     clusters=None, # (n,) the patient of each image (Obuchowski 1997); every image its own if None
 ) -> dict: # z, p (two-sided), auc_a, auc_b, variance (of the difference), reason ('' where the test is defined)
     "DeLong's test for a difference of two AUROCs on the same images, or Obuchowski's where patients have several"
-    (auc_a, auc_b), covariance, reason = auroc_covariance(labels, np.stack([scores_a, scores_b]), clusters)
-    variance = float([1, -1] @ covariance @ [1, -1])
+    scores = np.vstack([scores_a, scores_b])
+    areas, covariance, reason = auroc_covariance(labels, scores, clusters)
+    auc_a, auc_b = areas[0], areas[1:].mean()
+    minus = np.concatenate([[1.], np.full(len(scores) - 1, -1/(len(scores) - 1))])
+    variance = float(minus @ covariance @ minus)
     if not reason and variance <= 1e-18: reason = 'both models order the images alike: the difference has no variance'
     if reason: return dict(z=np.nan, p=np.nan, auc_a=float(auc_a), auc_b=float(auc_b), variance=np.nan, reason=reason)
     z = float((auc_a - auc_b)/np.sqrt(variance))
@@ -459,6 +453,7 @@ def compare_conditions(
     b:str='image_only', # another
     min_cases:int=10, # positives and negatives that an observation needs to be tested
     level:float=.05, # chance of a single false find among all observations
+    scores_b:np.ndarray|None=None, # (k, n, 14) for the same rows in place of the table's b: the mean of their AUROCs is compared
 ) -> pd.DataFrame: # indexed by observation: auroc_a, auroc_b, difference, standard_error, z, p, p_holm, significant, reason ('' where it was tested)
     "Does one condition rank better than another? Obuchowski's test by patient for every observation, adjusted by Holm"
     for c in (a, b):
@@ -466,7 +461,9 @@ def compare_conditions(
     cases, patient, found = count_cases(test, min_cases), test['patient_id'].to_numpy(), {}
     for o in OBSERVATIONS:
         rows, labels = known_labels(test, o)
-        t = delong_test(labels, *(test[f'{c}/{o}'].to_numpy(float)[rows] for c in (a, b)), clusters=patient[rows])
+        one, other = (test[f'{c}/{o}'].to_numpy(float)[rows] for c in (a, b))
+        if scores_b is not None: other = scores_b[:, rows, OBSERVATIONS.index(o)].astype(float)
+        t = delong_test(labels, one, other, clusters=patient[rows])
         if cases.loc[o, 'reason']: t |= dict(z=np.nan, p=np.nan, variance=np.nan, reason=cases.loc[o, 'reason'])
         found[o] = dict(auroc_a=t['auc_a'], auroc_b=t['auc_b'], difference=t['auc_a'] - t['auc_b'], standard_error=np.sqrt(t['variance']), z=t['z'], p=t['p'], reason=t['reason'])
     found = pd.DataFrame.from_dict(found, orient='index').rename_axis('observation')

@@ -92,7 +92,7 @@ def may_be_absent(path):
     "Items of a list, folds, most conditions and differences, and what is optional"
     ends = ('ece_low', 'ece_high', *(('brier_low', 'brier_high', 'method', 'maps') if path[0] == 'calibration' else ()))
     if isinstance(path[-1], int) or path[-1] in ('n_averaged', 'fairness', *ends, *LOOSE) or path[::2] == ('subgroups', 'compared'): return True
-    return path[-2:-1] == ('temperature',) or path[0] == 'thresholds' and len(path) in (2, 4) \
+    return path[0] == 'thresholds' and len(path) in (2, 4) \
         or path[0] == 'differences' and len(path) == 2 or path[0] == 'conditions' and len(path) == 2 and path[1] not in ('fused', 'image_only', 'note_only')
 
 

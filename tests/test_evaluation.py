@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxr_lib.core import COMPETITION, OBSERVATIONS, RunFolder, write_json
+from cxr_lib.core import COMPETITION, OBSERVATIONS, RunFolder, number_text, write_json
 from cxr_lib.external import compare_external, external_table, read_external
-from cxr_lib.evaluation import (evaluate, evaluate_stage, metrics_table, plot_controls, plot_reliability, plot_subgroups, published_predictions,
-                                verdict)
-from cxr_lib.metrics import choose_thresholds, synthetic_predictions
+from cxr_lib.evaluation import (auroc_table, chance_words, evaluate, evaluate_stage, metrics_table, plot_controls, plot_reliability, plot_subgroups,
+                                published_predictions, verdict)
+from cxr_lib.metrics import CONDITIONS, choose_thresholds, delong_test, synthetic_predictions
 
 DATA = Path(__file__).resolve().parent.parent.parent/'shared'/'data'
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f'the shared real data ({DATA}) are not on this machine')
@@ -93,14 +93,14 @@ def test_thresholds_come_from_tuning_alone(practice):
     rows = changed['split'] == 'test'
     changed.loc[rows, 'label/Edema'] = 1 - changed.loc[rows, 'label/Edema'].clip(0)
     one, other = (evaluate(t, n_bootstrap=0) for t in (practice, changed))
-    assert one['thresholds'] == other['thresholds'] and one['calibration']['temperature'] == other['calibration']['temperature']
+    assert one['thresholds'] == other['thresholds'] and one['calibration']['maps'] == other['calibration']['maps']
 
 
 def test_each_fold_has_its_own_threshold_and_temperature():
     folds = synthetic_predictions(200, n_folds=3)
     assert list(choose_thresholds(folds[folds['split'] == 'tuning']).index) == [0, 1, 2]
     metrics = evaluate(folds, n_bootstrap=20)
-    assert set(metrics['calibration']['temperature']) == {'0', '1', '2'} and metrics['n_patients'] == 200
+    assert set(metrics['calibration']['maps']) == {'0', '1', '2'} and metrics['n_patients'] == 200
 
 
 def test_undefined_is_nan_with_a_reason(practice):
@@ -176,3 +176,84 @@ def test_predictions_that_came_with_the_data_are_compared_unasked(tmp_path):
     assert published_predictions(run) == ''
     (tmp_path/'published_reader_predictions.csv').write_text('image,Edema\n')
     assert published_predictions(run) == str(tmp_path/'published_reader_predictions.csv')
+
+
+# ---- one value for one thing
+
+@pytest.fixture(scope='module')
+def shuffled(practice):
+    "The practice table with four shuffles, of which the first is the table's; metrics; the test rows"
+    test = practice[practice['split'] == 'test']
+    first = test[[f'shuffled_note/{o}' for o in OBSERVATIONS]].to_numpy(float)
+    r = np.random.default_rng(0)
+    permutations = np.stack([first, *(np.clip(first + r.normal(0, .1, first.shape), 0, 1) for _ in range(3))]).astype(np.float32)
+    return permutations, evaluate(practice, n_bootstrap=60, simulated=True, permutations=permutations), test
+
+
+def test_another_patients_note_has_one_value_everywhere(shuffled):
+    permutations, metrics, test = shuffled
+    found, many = metrics['conditions']['shuffled_note'], metrics['permutations']
+    for o in OBSERVATIONS:
+        known = test[f'label/{o}'].isin([0, 1]).to_numpy()
+        labels = test.loc[known, f'label/{o}']
+        if labels.nunique() < 2: continue
+        mean = np.mean([roc_auc_score(labels, p[known, OBSERVATIONS.index(o)]) for p in permutations])
+        assert found['observations'][o]['auroc'] == pytest.approx(mean, abs=1e-9)
+        assert metrics['comparisons']['fused_minus_shuffled_note'][o]['auroc_b'] == pytest.approx(mean, abs=1e-9)
+        for name, end in (('auroc', 'value'), ('low', 'low'), ('high', 'high')):
+            assert found['observations'][o][name] == pytest.approx(many['observations'][o][end], nan_ok=True)
+    one, mean = found['means']['evaluable'], many['means']['evaluable']
+    assert (one['auroc'], one['low'], one['high']) == (mean['value'], mean['low'], mean['high'])
+    assert metrics['differences']['shuffled_note_minus_image_only']['means']['evaluable']['value'] == pytest.approx(mean['minus_image_only']['value'])
+    shown = number_text(one['auroc'], one['low'], one['high'])
+    assert any(f'(shuffled 4 times) the mean is {shown}' in s for s in metrics['verdict'])
+    assert shown == auroc_table(metrics).loc['Mean of evaluable', CONDITIONS['shuffled_note']]
+    row = metrics_table(metrics).query("condition == 'shuffled_note' and observation == 'Mean (evaluable)'")
+    assert row['auroc'].item() == one['auroc']
+    texts = [text.get_text() for ax in plot_controls(metrics).axes for text in ax.texts]
+    assert number_text(one['auroc']) in texts
+
+
+def test_no_quantity_of_metrics_json_has_two_values(shuffled):
+    metrics = shuffled[1]
+    found = {c: m['observations'] for c, m in metrics['conditions'].items()}
+    for o in OBSERVATIONS:
+        before = metrics['calibration']['observations'][o]['before']
+        for name in ('ece', 'brier'): assert found['fused'][o][name] == pytest.approx(before[name], nan_ok=True)
+        for a, b in (('fused', 'image_only'), ('fused', 'shuffled_note')):
+            test = metrics['comparisons'][f'{a}_minus_{b}'][o]
+            for name, c in (('auroc_a', a), ('auroc_b', b)): assert test[name] == pytest.approx(found[c][o]['auroc'], nan_ok=True)
+        paired = metrics['differences']['fused_minus_image_only']['observations'][o]['value']
+        assert metrics['comparisons']['fused_minus_image_only'][o]['difference'] == pytest.approx(paired, nan_ok=True)
+    for o, row in metrics['published'].items():
+        assert row['ours_auroc'] == pytest.approx(found['fused'][o]['auroc'], nan_ok=True)
+
+
+def test_delong_of_several_shuffles_is_of_their_mean(shuffled):
+    permutations, _, test = shuffled
+    labels, ours = (test[f'{kind}/Edema'].to_numpy(float) for kind in ('label', 'fused'))
+    known = np.isin(labels, [0, 1])
+    several = permutations[:, known, OBSERVATIONS.index('Edema')].astype(float)
+    found = delong_test(labels[known], ours[known], several)
+    assert found['auc_b'] == pytest.approx(np.mean([roc_auc_score(labels[known], s) for s in several]))
+    assert delong_test(labels[known], ours[known], several[[0, 0]])['z'] == pytest.approx(delong_test(labels[known], ours[known], several[0])['z'])
+
+
+# ---- chance, in words
+
+@pytest.mark.parametrize('evidence, at_chance', [(0, True), (1.3, False)])
+def test_a_model_at_chance_is_called_that_first(evidence, at_chance):
+    table = synthetic_predictions(250, image_evidence=evidence, note_evidence=0, seed=2)
+    if at_chance:                                                              # not even the share of each observation differs between patients
+        r = np.random.default_rng(0)
+        for o in OBSERVATIONS: table[f'fused/{o}'] = r.random(len(table))
+    for simulated in (False, True):
+        said = evaluate(table, n_bootstrap=60, simulated=simulated)['verdict']
+        assert ('NOT BETTER THAN CHANCE: the probabilities of this model mean nothing' in said[simulated]) == at_chance
+        assert any('CHANCE' in s for s in said) == at_chance
+
+
+def test_an_undefined_mean_is_not_taken_for_better_than_chance(practice):
+    few, none = evaluate(practice, n_bootstrap=20, min_cases=10_000), evaluate(practice, n_bootstrap=0)
+    assert chance_words(few).startswith('NOT SHOWN TO BE BETTER THAN CHANCE') and 'no observation has enough cases' in chance_words(few)
+    assert 'too few resamples' in chance_words(none) and few['verdict'][0] == chance_words(few)
