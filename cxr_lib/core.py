@@ -9,8 +9,9 @@ __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', '
            'remove_unfinished', 'json_text', 'write_json', 'parse_json', 'read_json', 'stop_on_machine_error',
            'is_file', 'is_folder', 'is_present', 'project_root', 'file_facts', 'clear_way', 'what_differs',
            'AlteredFile', 'Stamps', 'stamp_files', 'rewriting', 'content_key', 'RunFolder', 'run_folder', 'versions',
-           'seed_everything', 'choose_device', 'choose_precision', 'set_theme', 'mark_simulated', 'sign_figure',
-           'defined', 'interval_text', 'number_text', 'remark', 'draw_interval', 'save_figure']
+           'seed_everything', 'choose_device', 'choose_precision', 'imported_names', 'module_sources', 'set_theme',
+           'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'draw_interval',
+           'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
 import contextlib, errno, hashlib, json, os, random, re, shutil, stat, time, warnings
@@ -507,6 +508,54 @@ def choose_precision(
     device = device or choose_device()
     if device != 'cuda': return 'no'
     return 'bf16' if torch.cuda.get_device_capability()[0] >= 8 else 'fp16'
+
+# %% ../nbs/00_core.ipynb #5ca1e002
+import ast, functools
+
+@functools.cache
+def imported_names(
+    source:str, # Python source
+    package:str='' # dotted name of the package that it stands in, for relative imports
+) -> tuple[str, ...]: # dotted names; `from a import b` gives `a` and `a.b`, as `b` may be a module
+    "Every name that the source imports, wherever the import stands"
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split('.')
+            above = parents[:len(parents) - node.level + 1] if node.level else []
+            module = '.'.join([*above, *filter(None, [node.module])])
+            names += [module, *(f'{module}.{alias.name}' for alias in node.names)]
+    return tuple(names)
+
+def module_sources(
+    *modules:str, # dotted names, such as 'cxr_lib.training'
+    source:str='', # Python source whose imports count as well, such as a notebook's
+    folder:str|Path|None=None # of the package; this library's if None
+) -> dict[str, str]: # dotted name -> source
+    """The source of these modules and of all that they import from their package, directly or not
+
+    The `__init__` of the package itself counts only where it is asked for: every import runs it, but it decides no result.
+    """
+    import cxr_lib
+    folder = Path(folder or Path(cxr_lib.__file__).parent)
+    found, waiting = {}, [*modules, *imported_names(source)]
+    while waiting:
+        name = waiting.pop()
+        parts = name.split('.')
+        if name in found or parts[0] != folder.name or (len(parts) == 1 and name not in modules):
+            continue
+        path = folder.joinpath(*parts[1:])
+        file = next((f for f in (path/'__init__.py', path.with_suffix('.py')) if f.is_file()), None)
+        if file is None and name in modules:
+            raise ValueError(f'there is no module {name} in {folder}')
+        if file is None:                                        # a function or a constant of a module
+            continue
+        found[name] = file.read_text(encoding='utf-8')
+        package = '.'.join(parts if file.name == '__init__.py' else parts[:-1])
+        waiting += [package, *imported_names(found[name], package)]
+    return dict(sorted(found.items()))
 
 # %% ../nbs/00_core.ipynb #8fafba8e
 CONDITION_COLORS = {'fused': '#0173b2', 'image_only': '#56b4e9', 'note_only': '#de8f05', 'shuffled_note': '#949494',

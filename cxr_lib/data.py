@@ -47,8 +47,8 @@ def _write_film(job):
 
 def _rendering_version():
     "Changes whenever the code that draws changes"
-    import cxr_lib.anatomy, cxr_lib.patients, cxr_lib.rendering
-    return content_key(*(Path(m.__file__).read_text(encoding='utf-8') for m in (cxr_lib.patients, cxr_lib.anatomy, cxr_lib.rendering)))
+    from cxr_lib.core import module_sources
+    return content_key(module_sources('cxr_lib.patients', 'cxr_lib.rendering'))
 
 def simulate(
     n_patients:int=1200, # at least 20

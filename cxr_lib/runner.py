@@ -201,17 +201,20 @@ def plan_run(
     return Plan(home, run, folder, notebooks, known, passed)
 
 # %% ../nbs/10_runner.ipynb #00c29391
+from .core import imported_names, module_sources
+
+def _python(cell):
+    "The cell; where it holds what only IPython understands, an import of each of our modules that it names"
+    try: imported_names(cell)
+    except SyntaxError: return '\n'.join(f'import {name}' for name in re.findall(r'\bcxr_lib(?:\.\w+)+', cell))
+    return cell
+
 def library_sources(
-    chapter:str # a notebook's name, such as '04_training'
+    notebook:str|Path # of a stage
 ) -> dict[str, str]: # module -> hash of its source
-    "The modules that chapters up to this one export (and those that no chapter does)"
-    import cxr_lib
-    found = {}
-    for module in sorted(Path(cxr_lib.__file__).parent.glob('*.py')):
-        text = module.read_text(encoding='utf-8')
-        made_by = re.search(r'File to edit: \S*?(\d\d\w*)\.ipynb', text[:2000])
-        if module.stem != '_modidx' and (made_by is None or made_by[1] <= chapter): found[module.stem] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return found
+    "The modules that the notebook's cells import, and all that those import: an edit in one of them makes the stage stale"
+    cells = [_python(c['source']) for c in _cells(notebook) if c['cell_type'] == 'code']
+    return {module: hashlib.sha256(text.encode()).hexdigest()[:16] for module, text in module_sources('cxr_lib', source='\n'.join(cells)).items()}
 
 def _listing(path):
     "Name, size and time of a file, or of the files at the top of a folder (its tables; walking 200,000 images would take minutes)"
@@ -231,7 +234,7 @@ def stage_keys(
     for stage, notebook in plan.notebooks.items():
         listing = [_listing(Path(plan.passed[stage][name])) for name in sorted(_PATHS & set(plan.passed[stage])) if plan.passed[stage][name]]
         previous = keys[stage] = content_key(stage, _deciding(plan, stage), [(c['cell_type'], c['source']) for c in _cells(notebook)],
-                                             library_sources(notebook.stem), listing, previous)
+                                             library_sources(notebook), listing, previous)
     return keys
 
 # %% ../nbs/10_runner.ipynb #039d60b1

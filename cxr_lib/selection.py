@@ -210,8 +210,9 @@ ANSWERING = ('Trainer', 'probe', '_span', '_logistic', 'inner_splits', 'blind', 
 
 def training_code() -> str: # 16 hexadecimal digits
     "A hash of the code that decides what a candidate answers"
-    import ast, cxr_lib
-    own = (Path(cxr_lib.__file__).parent/'selection.py').read_text(encoding='utf-8')
+    import ast
+    from cxr_lib.core import module_sources
+    own = module_sources('cxr_lib.selection')['cxr_lib.selection']
     parts = {d.name: ast.get_source_segment(own, d) + '\n' for d in ast.parse(own).body if isinstance(d, (ast.FunctionDef, ast.ClassDef))}
     return content_key(training_sources(), [parts[name] for name in ANSWERING], STRENGTHS)
 

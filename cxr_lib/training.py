@@ -414,10 +414,10 @@ def fold_splits(
 def is_simulated(run:RunFolder) -> bool: # are the patients of this run simulated?
     return bool(read_json(run/'source.json')['simulated'])
 
-def training_sources() -> list: # of texts
-    "The code that decides, besides data and parameters, where a checkpoint may go on"
-    import cxr_lib
-    return [(Path(cxr_lib.__file__).parent/f'{module}.py').read_text(encoding='utf-8') for module in ('images', 'encoders', 'model', 'dataset', 'losses', 'training')]
+def training_sources() -> dict: # module -> its source
+    "The code that decides, besides data and parameters, where a checkpoint may go on: this module and all that it imports"
+    from cxr_lib.core import module_sources
+    return module_sources('cxr_lib.training')
 
 def token_folder() -> Path:
     "Where the tokens of frozen encoders are kept, for every fold and every run"

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-CHAPTERS = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if p.stem != 'index')
+CHAPTERS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if p.stem != 'index' and '.ipynb_checkpoints' not in p.parts)
 
 
 def first_cell(path):

@@ -116,7 +116,7 @@ def test_wheel_carries_modules_and_notebooks(copy, tmp_path):
     wheel = zipfile.ZipFile(next(tmp_path.glob('*.whl')))
     names = wheel.namelist()
     assert {f'cxr_lib/nbs/{p.name}' for p in (ROOT/'nbs').glob('[0-9]*.ipynb')} <= set(names)
-    assert {f'cxr_lib/{p.name}' for p in (ROOT/'cxr_lib').glob('*.py')} <= set(names) and not [n for n in names if n.startswith(('tests', 'nbs', 'environment'))]
+    assert {p.relative_to(ROOT).as_posix() for p in (ROOT/'cxr_lib').rglob('*.py')} <= set(names) and not [n for n in names if n.startswith(('tests', 'nbs', 'environment'))]
     data = {n.split('/')[-1]: wheel.read(n).decode() for n in names if '.dist-info/' in n}
     assert 'cxr = cxr_lib.runner:main' in data['entry_points.txt']
     declared = [Requirement(line.split(': ', 1)[1]) for line in data['METADATA'].splitlines() if line.startswith('Requires-Dist')]
@@ -133,6 +133,21 @@ def test_wheel_carries_modules_and_notebooks(copy, tmp_path):
 
 
 # The checks of the repository notice what they are for
+
+def test_modules_and_notebooks_in_folders_are_compared(tmp_path):
+    ours, theirs = tmp_path/'ours', tmp_path/'theirs'
+    for folder, text in ((ours, 'a = 1'), (theirs, 'a = 2')):
+        (folder/'part').mkdir(parents=True)
+        (folder/'part'/'module.py').write_text(text)
+    (ours/'part'/'old.py').touch()
+    found = check_repository.differences(ours, theirs, '*.py')
+    assert '-a = 1' in found and '+a = 2' in found and 'part/old.py is made by no notebook' in found
+    for name in ('index.ipynb', 'chapters/01_part/01_room.ipynb', 'chapters/.ipynb_checkpoints/01_room.ipynb'):
+        (tmp_path/'nbs'/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/'nbs'/name).touch()
+    assert list(check_repository.notebooks(tmp_path)) == ['chapters/01_part/01_room.ipynb', 'index.ipynb']
+
+
 
 def test_check_export_notices(copy):
     assert not [p for p in check_repository.check_export(copy) if 'rewrites' in p]

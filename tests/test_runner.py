@@ -115,7 +115,7 @@ def test_second_run_skips_and_changes_run_again(project):
 
 def test_library_sources_decide(project, monkeypatch):
     keys = runner.stage_keys(plan_run(home=project.home))
-    monkeypatch.setattr(runner, 'library_sources', lambda chapter, real=runner.library_sources: {**real(chapter), **({'changed': '1'} if chapter >= '04' else {})})
+    monkeypatch.setattr(runner, 'library_sources', lambda notebook, real=runner.library_sources: {**real(notebook), **({'changed': '1'} if notebook.stem >= '04' else {})})
     assert [s for s in STAGES if runner.stage_keys(plan_run(home=project.home))[s] != keys[s]] == ['training', 'evaluation']
 
 
