@@ -292,6 +292,17 @@ def _is_tar(raw):
     raw.seek(0)
     return head[257:] == b'ustar'
 
+_BESIDE = 4_000_000   # bytes of an archive that belong to no member: long names, comments, what follows its end
+
+class _Measured:
+    "A stream that ends with an error where more is unpacked than the members account for: tarfile reads a header of any size into memory"
+    def __init__(self, stream): self.stream, self.allowed = stream, _BESIDE
+    def read(self, size=-1):
+        data = self.stream.read(size)
+        self.allowed -= len(data)
+        if self.allowed < 0: raise tarfile.ReadError(f'its headers, or what follows its end, unpack to more than {size_text(_BESIDE)}')
+        return data
+
 def _members(archive, folder):
     "What an archive holds, in order; reads it to the end, so that its check sums are checked"
     with open(archive, 'rb') as raw:
@@ -302,13 +313,17 @@ def _members(archive, folder):
                 for i in z.infolist():
                     form = stat.S_IFMT(i.external_attr >> 16)
                     kind = 'folder' if i.is_dir() else 'file' if form in (0, stat.S_IFREG) else 'link' if form == stat.S_IFLNK else 'device'
+                    if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): raise DownloadError(f'{archive}: {i.filename} is packed in a way that no public data set is. Nothing was unpacked.')
                     if i.flag_bits & 1: raise DownloadError(f'{archive}: {i.filename} is encrypted, which no public data set is. Nothing was unpacked.')
                     done += i.compress_size
                     with z.open(i) as data: yield _Member(i.orig_filename, i.file_size, time.mktime((*i.date_time, 0, 0, -1)), kind, data, done)
         elif magic == b'\x1f\x8b' or _is_tar(raw):
-            with gzip.GzipFile(fileobj=raw) if magic == b'\x1f\x8b' else contextlib.nullcontext(raw) as stream:
+            with gzip.GzipFile(fileobj=raw) if magic == b'\x1f\x8b' else contextlib.nullcontext(raw) as unpacked:
+                stream = _Measured(unpacked)
                 with tarfile.open(fileobj=stream, mode='r|') as tar:
                     for m in tar:
+                        if m.size < 0: raise tarfile.ReadError(f'{m.name} has a size below 0')
+                        stream.allowed += m.size + 2048
                         kind = 'folder' if m.isdir() else 'file' if m.isreg() else 'link' if m.issym() or m.islnk() else 'device'
                         yield _Member(m.name, m.size, m.mtime, kind, tar.extractfile(m) if kind == 'file' else None, raw.tell())
                         if hasattr(tarfile, 'data_filter'): tarfile.data_filter(m, str(folder))        # from 3.10.12 and 3.11.4 on
@@ -350,7 +365,7 @@ def _in_words(archive):
     "Say of a damaged archive that it is damaged"
     try: yield
     except getattr(tarfile, 'FilterError', ()) as e: raise DownloadError(f'{archive}: {e}. It is refused.') from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, ValueError, OverflowError) as e:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, ValueError, OverflowError, RecursionError) as e:
         raise DownloadError(f'{archive} is damaged ({e or type(e).__name__}). Delete it, and download it again.') from None
     except OSError as e:
         if isinstance(e, gzip.BadGzipFile) or e.errno is None: raise DownloadError(f'{archive} is damaged ({e}). Delete it, and download it again.') from None
