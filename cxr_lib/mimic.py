@@ -432,7 +432,8 @@ def load_mimic(
     source = pd.Series(np.where(pd.Index(labels.study_id).get_indexer(owner.index) < 0, 'none', labeler).astype(object), index=owner.index)
     test_path = root/'mimic-cxr-2.1.0-test-set-labeled.csv'
     if test_labels == 'radiologist' or test_labels == 'auto' and test_path.is_file():
-        named = name_observations(_read_ids(test_path, ('study_id',), exclusions), str(test_path), exclusions)
+        named = _read_ids(test_path, ('study_id',), exclusions)
+        named = name_observations(named.rename(columns={c: o for c, o in MIMIC_TEST_LABELS.items() if o not in named}), str(test_path), exclusions)
         lacking = set(OBSERVATIONS) - {*named}
         if lacking: raise StudyTableError(f'{test_path}: no column for {", ".join(o for o in OBSERVATIONS if o in lacking)}; it has {", ".join(map(str, named.columns))}')
         _labels(named, OBSERVATIONS, test_path)

@@ -58,7 +58,7 @@ def load_nih(
     path = root/'Data_Entry_2017_v2020.csv'
     if not path.is_file(): path = root/'Data_Entry_2017.csv'
     raw = read_csv(path, ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'View Position'),
-                   filled=('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID'), dtype=str).rename(columns={'Patient Sex': 'Patient Gender'})
+                   filled=('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID'), exclusions=exclusions, dtype=str).rename(columns={'Patient Sex': 'Patient Gender'})
     if 'Patient Gender' not in raw: raise StudyTableError(f'{path}: missing column(s) Patient Gender; it has {", ".join(map(str, raw.columns))}')
     labels, bad = nih_labels(raw['Finding Labels'])
     refuse_rows(raw, bad, str(path), 'Finding Labels', f'No Finding, or some of {", ".join(x for x in NIH_LABELS if x != "No Finding")}, joined by |')
@@ -69,7 +69,7 @@ def load_nih(
                           'view': 'Frontal', 'projection': raw['View Position'], 'sex': sex.map({'F': 'Female', 'M': 'Male'}), 'age': nih_age(age), 'split': None})
     lists = {name: root/name for name in ('train_val_list.txt', 'test_list.txt')}
     if any(p.is_file() for p in lists.values()):
-        train, test = (raw['Image Index'].isin(read_csv(p, header=None, names=['image'], dtype=str).image) for p in lists.values())
+        train, test = (raw['Image Index'].isin(read_csv(p, names=['image'], dtype=str).image) for p in lists.values())
         refuse_rows(raw, train & test, str(path), 'Image Index', 'an image of one of train_val_list.txt and test_list.txt, but it is in both')
         refuse_rows(raw, ~train & ~test, str(path), 'Image Index', 'an image of train_val_list.txt or test_list.txt: take the lists of the same release, or none')
         table['split'] = test.map({True: 'test', False: None}).astype(object)
@@ -102,7 +102,7 @@ def load_covid(
 ) -> pd.DataFrame: # study table; `note` is the case history
     "The COVID-19 image collection (Cohen et al. 2020) as a study table: radiographs with their real free text; raises `StudyTableError`"
     root = Path(root)
-    raw = read_csv(root/'metadata.csv', ('patientid', 'sex', 'age', 'finding', 'view', 'modality', 'filename', 'clinical_notes'), dtype=str)
+    raw = read_csv(root/'metadata.csv', ('patientid', 'sex', 'age', 'finding', 'view', 'modality', 'filename', 'clinical_notes'), exclusions=exclusions, dtype=str)
     for column, kept, why in (('modality', ('X-ray',), 'not a radiograph: modality'), ('view', _COVID_VIEWS, 'neither a frontal nor a lateral view:')):
         for value in sorted(set(raw[column].fillna('not stated')) - set(kept)):
             raw = leave_out(raw, raw[column].fillna('not stated') == value, f'{why} {value}', exclusions, 'filename')
