@@ -776,7 +776,7 @@ class Progress:
     def _beat(self):
         if self.bars or time.monotonic() - self.said < self.every: return
         self.said = time.monotonic()
-        doing = ', '.join(self.parts) or f'cell {self.at[0]} of {self.at[1]}'
+        doing = ', '.join(self.parts) or (f'cell {self.at[0]} of {self.at[1]}' if self.at[1] else 'starting Python')
         self.say(f'      {self.name}, {time.monotonic() - self.since:.0f} s: {doing}')
     def end(self, good:bool=True):
         "The stage is over"

@@ -58,7 +58,7 @@ class Project:
     def cxr(self, *args):
         "Run the command line in the project: exit code, standard output, standard error"
         process = self.start(*args)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         return process.returncode, out, err
 
 

@@ -20,7 +20,7 @@ from cxr_lib.runner import EXTERNAL
 
 SHARED = ROOT.parent/'shared'/'data'
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason='the shared real data (../shared/data) are not on this machine')
-pytestmark = [pytest.mark.skipif(os.name == 'nt', reason='signals'), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.skipif(os.name == 'nt', reason='signals'), pytest.mark.timeout(2400)]
 SMALL = '-p epochs 1 -p folds 2 -p n_bootstrap 20 -p negative_example false -p probe_encoder false'.split()
 
 

@@ -94,6 +94,16 @@ def test_without_a_finished_run_a_small_one_is_opened(home, capsys):
     assert open_run('').path.name == 'small' and 'A small run of simulated patients is made' in capsys.readouterr().out
 
 
+def test_every_notebook_with_a_run_opens_it_by_name():
+    opened = []
+    for path in sorted((ROOT/'nbs').glob('*.ipynb')):
+        cells = [''.join(c['source']) for c in core.read_json(path)['cells'] if c['cell_type'] == 'code']
+        if not any(c.startswith("run = ''") for c in cells): continue
+        opened.append(path.stem)
+        assert any('open_run(run' in c for c in cells) and not any('run_folder(run)' in c for c in cells), path.name
+    assert opened == ['01_exploration', '02_notes', '03_model', '04_training', '04h_sweep', '04i_selection', '05_evaluation', '08_demo']
+
+
 def test_a_damaged_stamp_is_not_finished(home):
     (made('broken')/'.stages'/'notes.json').write_text('{"key": ')
     assert [(r.name, r.finished) for r in list_runs()] == [('broken', '')] and newest_finished() is None
