@@ -99,6 +99,7 @@ def read_json(
     "Read JSON; a file that is not JSON raises `ValueError` with its name"
     path = Path(path)
     try: return json.loads(path.read_text(encoding='utf-8'))
+    except RecursionError: raise ValueError(f'{path} is nested too deeply for JSON that is meant to be read. Delete it, or restore it, and run again.') from None
     except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e}). Delete it, or restore it, and run again.') from None
 
 # %% ../nbs/00_core.ipynb #05e61dcf

@@ -329,11 +329,8 @@ def encode_notes(
 ) -> np.ndarray: # (n, width) float32, rows of unit length
     "Mean token vector of each note by a frozen encoder; equal texts are encoded once"
     import torch
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
-    shown = logging.is_progress_bar_enabled(); logging.disable_progress_bar()
-    try: tokenizer, model = AutoTokenizer.from_pretrained(folder, local_files_only=True), AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    finally: logging.enable_progress_bar() if shown else None
+    from .encoders import load_text_encoder, load_tokenizer
+    tokenizer, model = load_tokenizer(folder), load_text_encoder(folder).eval()
     texts, place = np.unique(np.asarray([n[:20*max_tokens] for n in notes], dtype=object).astype(str), return_inverse=True)
     order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None]*len(texts)
     with torch.inference_mode():

@@ -130,7 +130,7 @@ def make_config(
 ) -> ModelConfig:
     "The model configuration of a preset with overrides"
     config = ModelConfig(**split_overrides(preset, overrides)[0])
-    if config.image_size == 0: config = replace(config, image_size=backbone_defaults(config.image_encoder)['image_size'])
+    if config.image_size == 0: config = replace(config, image_size=backbone_defaults(config.image_encoder, config.image_weights)['image_size'])
     return check_config(config)
 
 # %% ../nbs/03_model.ipynb #f88d6eaa

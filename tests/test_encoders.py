@@ -2,6 +2,8 @@
 import json
 import os
 import pickle
+import re
+import resource
 import subprocess
 import sys
 
@@ -11,10 +13,10 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr_lib.encoders import (CLASSIFIERS, ImageEncoder, add_lora, backbone_defaults, check_pixels, checkpoint_activations, layer_groups, learn_tokenizer,
-                              load_backbone,
-                              make_text_encoder, make_tokenizer, merge_lora, tokenize, train_unfrozen, unfreeze)
-from cxr_lib.model import ModelConfig
+from cxr_lib.encoders import (CLASSIFIERS, ImageEncoder, add_lora, backbone_defaults, backbone_pixels, check_pixels, check_sizes, checkpoint_activations,
+                              layer_groups, learn_tokenizer, load_backbone, load_text_encoder, load_tokenizer, make_text_encoder, make_tokenizer,
+                              merge_lora, tokenize, train_unfrozen, unfreeze, unknown_share, vocabulary_case)
+from cxr_lib.model import ModelConfig, make_config
 from cxr_lib.notes import clinical_notes
 from cxr_lib.patients import draw_patients
 
@@ -83,6 +85,81 @@ def test_a_vocabulary_file_that_is_none_is_refused(tmp_path):
     (tmp_path/'words.txt').write_text('hello\nworld\n')
     with pytest.raises(ValueError, match=r'lacks \[UNK\], \[CLS\]'): make_tokenizer(ModelConfig(vocab_file=str(tmp_path/'words.txt')))
     with pytest.raises(ValueError, match='does not exist'): make_tokenizer(ModelConfig(vocab_file=str(tmp_path/'absent.txt')))
+
+
+# Upper case, accents and unknown pieces
+
+VOCABULARY = ROOT.parent/'shared'/'data'/'vocab'/'bert-base-cased-vocab.txt'
+SPECIAL = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+CASED = [*SPECIAL, *'AFRC', 'Fever', 'fever', 'CHF', 'chf', 'café', 'cafe', 'and', ',']
+UNCASED = [*SPECIAL, *'afrc', 'fever', 'chf', 'cafe', 'and', ',']
+NOTE = 'Fever, CHF and café'
+
+
+def bert_folder(path, pieces, **tokenizer_config):
+    "As Bio_ClinicalBERT is laid out: vocab.txt and config.json; tokenizer_config.json only where something is said in it"
+    path.mkdir(parents=True, exist_ok=True)
+    (path/'vocab.txt').write_text('\n'.join(pieces), encoding='utf-8')
+    (path/'config.json').write_text(json.dumps(dict(model_type='bert', vocab_size=len(pieces), **SMALL)))
+    if tokenizer_config: (path/'tokenizer_config.json').write_text(json.dumps(tokenizer_config))
+    return str(path)
+
+
+@pytest.mark.parametrize('name', ['bio-clinical', 'bert-uncased', 'bert-cased'])
+@pytest.mark.parametrize('pieces, wanted', [(CASED, ['Fever', ',', 'CHF', 'and', 'café']), (UNCASED, ['fever', ',', 'chf', 'and', 'cafe'])])
+def test_the_content_of_a_vocabulary_decides_about_case_and_accents_and_no_name_does(tmp_path, no_network, name, pieces, wanted):
+    folder = bert_folder(tmp_path/name, pieces)
+    for config in (ModelConfig(text_encoder=folder), ModelConfig(vocab_file=f'{folder}/vocab.txt')):
+        assert make_tokenizer(config).tokenize(NOTE) == wanted
+
+
+@pytest.mark.skipif(not VOCABULARY.is_file(), reason=f'the shared real data ({VOCABULARY}) are not on this machine')
+def test_the_real_cased_vocabulary_is_cased_as_a_folder_and_as_a_file(tmp_path, no_network):
+    pieces = VOCABULARY.read_text(encoding='utf-8').splitlines()
+    folder = bert_folder(tmp_path/'uncased', pieces)
+    assert vocabulary_case(pieces) == dict(lowercase=False, strip_accents=False)
+    cut = [make_tokenizer(c).tokenize('Fever and CHF at the café') for c in (ModelConfig(text_encoder=folder), ModelConfig(vocab_file=str(VOCABULARY)))]
+    assert cut[0] == cut[1] == ['Fever', 'and', 'CH', '##F', 'at', 'the', 'café']
+
+
+def test_a_vocabulary_with_accents_in_lower_case_keeps_them():
+    assert vocabulary_case([*SPECIAL, 'fieber', 'ödem', 'und']) == dict(lowercase=True, strip_accents=False)
+    assert vocabulary_case([*SPECIAL, '[PAR]', *(f'w{i}' for i in range(2000)), 'X', 'é']) == dict(lowercase=True, strip_accents=True)      # strays
+
+
+@pytest.mark.parametrize('pieces, said, warns', [(CASED, dict(do_lower_case=True), 'do_lower_case=True.*upper-case letters and its pieces have accents'),
+                                                 (UNCASED, dict(do_lower_case=False), 'do_lower_case=False.*its pieces are lower-case'),
+                                                 (CASED, dict(do_lower_case=False), ''), (UNCASED, dict(do_lower_case=True, strip_accents=False), '')])
+def test_what_tokenizer_config_says_is_followed_and_a_contradiction_is_remarked(tmp_path, no_network, recwarn, pieces, said, warns):
+    folder = bert_folder(tmp_path/'bert', pieces, **said)
+    for config in (ModelConfig(text_encoder=folder), ModelConfig(vocab_file=f'{folder}/vocab.txt')):
+        recwarn.clear()
+        tokenizer = make_tokenizer(config)
+        assert tokenizer.backend_tokenizer.normalizer.lowercase == said['do_lower_case']
+        heard = [str(w.message) for w in recwarn if 'do_lower_case' in str(w.message)]
+        assert len(heard) == bool(warns) and all(re.search(warns, h) for h in heard), heard
+
+
+def test_the_normalizer_in_tokenizer_json_is_kept_and_what_is_saved_is_read_alike(tmp_path, no_network):
+    tokenizer = load_tokenizer(bert_folder(tmp_path/'a', CASED))
+    tokenizer.save_pretrained(tmp_path/'b')
+    (tmp_path/'b'/'config.json').write_text((tmp_path/'a'/'config.json').read_text())
+    for left_out in (None, 'tokenizer_config.json'):
+        if left_out: (tmp_path/'b'/left_out).unlink()
+        assert load_tokenizer(tmp_path/'b').tokenize(NOTE) == ['Fever', ',', 'CHF', 'and', 'café']
+    learned = learn_tokenizer(TEXTS, 300)                                   # lower-case, as its tokenizer.json says
+    learned.save_pretrained(tmp_path/'c')
+    (tmp_path/'c'/'config.json').write_text((tmp_path/'a'/'config.json').read_text())
+    assert load_tokenizer(tmp_path/'c').tokenize('SOB') == learned.tokenize('sob') == learned.tokenize('SOB')
+
+
+def test_a_note_of_unknown_pieces_is_warned_about_and_not_quoted(tmp_path, recwarn):
+    tokenizer = make_tokenizer(ModelConfig(vocab_file=f'{bert_folder(tmp_path, UNCASED)}/vocab.txt'))
+    tokenize(tokenizer, ['fever and chf , chf', None, 'fever xyzzy and chf , chf'])          # one piece of six
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r'more than 20% of the word pieces of a note are unknown') as heard: tokenize(tokenizer, ['fever', 'chf xyzzy'])
+    assert 'xyzzy' not in str(heard[0].message)
+    assert unknown_share(tokenizer, ['fever', None, 'chf xyzzy', 'xyzzy plugh']) == [0, 0, .5, 1]
 
 
 # Films to tokens
@@ -263,27 +340,79 @@ def test_a_pickled_checkpoint_is_refused_and_not_opened(tmp_path):
     assert not (tmp_path/'opened').exists()
 
 
-@pytest.mark.parametrize('change, said', [(dict(mean=[.485, .456, .406]), ('trained on pixels of mean [0.485', 'would apply')),
-                                          (dict(std=[1., 1., 1.]), 'trained on pixels of std'), (dict(mean=[.5]), 'trained on pixels of mean [0.5]'),
-                                          (dict(input_size=[4, 160, 160]), 'trained on 4 channel(s)')])
-def test_other_preprocessing_is_refused(tmp_path, change, said):
+def published_vit(folder, **changes):
+    "A folder of the hub's format, whose card says something unusual about pixels"
     import timm
     from timm.models import save_for_hf
-    save_for_hf(timm.create_model('test_vit'), tmp_path, safe_serialization=True)
-    image(image_weights=str(tmp_path))                                                            # as written, it loads
-    card = json.loads((tmp_path/'config.json').read_text())
-    (tmp_path/'config.json').write_text(json.dumps(card | {'pretrained_cfg': card['pretrained_cfg'] | change}))
-    refuse(said, image, image_weights=str(tmp_path))
+    save_for_hf(timm.create_model('test_vit'), folder, safe_serialization=True)
+    card = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps(card | {'pretrained_cfg': card['pretrained_cfg'] | changes}))
+    return str(folder)
 
 
-def test_weights_of_another_tag_say_which_name_to_use(tmp_path):
+@pytest.mark.parametrize('in_chans, mean, std', [(3, [.2, .3, .4], [.1, .2, .3]), (1, [.3], [.2])])
+def test_the_mean_and_deviation_of_the_card_that_came_with_the_weights_are_applied(tmp_path, in_chans, mean, std):
+    folder = published_vit(tmp_path, mean=[.2, .3, .4], std=[.1, .2, .3], interpolation='bilinear', crop_pct=.8, input_size=[3, 96, 96])
+    for weights in (folder, f'{folder}/model.safetensors'):
+        encoder = image(image_weights=weights, in_chans=in_chans)
+        assert torch.allclose(encoder.mean.flatten(), torch.tensor(mean)) and torch.allclose(encoder.std.flatten(), torch.tensor(std))
+        wanted = (128/255 - torch.tensor(mean))/torch.tensor(std)
+        seen = encoder.normalise(torch.full((1, 160, 160), 128, dtype=torch.uint8))
+        assert torch.allclose(seen[0, :, 0, 0], wanted, atol=1e-6)
+        assert encoder.backbone.pretrained_cfg['mean'] == (.2, .3, .4)
+        assert {k: v for k, v in backbone_defaults('test_vit', weights).items() if k not in ('fixed', 'hub')} == dict(
+            image_size=96, mean=(.2, .3, .4), std=(.1, .2, .3), interpolation='bilinear', crop_pct=.8)
+    assert backbone_defaults('test_vit')['mean'] == (.5, .5, .5)
+
+
+def test_the_size_of_the_card_is_the_backbones_own_size(tmp_path):
+    overrides = dict(image_encoder='test_vit', image_weights=published_vit(tmp_path, input_size=[3, 96, 96]), image_size=0)
+    assert make_config('tiny', overrides).image_size == 96
+
+
+def test_a_card_of_one_channel_is_for_a_grayscale_stem(tmp_path):
+    import timm
+    write(timm.create_model('test_vit', in_chans=1).state_dict(), tmp_path/'model.safetensors')
+    card = dict(architecture='test_vit', pretrained_cfg=dict(input_size=[1, 160, 160], mean=[.24], std=.19))
+    (tmp_path/'config.json').write_text(json.dumps(card))
+    encoder = image(image_weights=str(tmp_path))
+    assert (round(float(encoder.mean), 6), round(float(encoder.std), 6)) == (.24, .19)
+    refuse('trained on 1 channel(s); override in_chans=1', image, image_weights=str(tmp_path), in_chans=3)
+
+
+@pytest.mark.parametrize('change, said', [(dict(mean=[124, 116, 104]), ('mean is [124, 116, 104]', '3 numbers from 0 to 1')),
+                                          (dict(std=[.2, 0, .2]), ('std is [0.2, 0, 0.2]', '3 numbers above 0')),
+                                          (dict(mean=[.5, .5]), 'mean is [0.5, 0.5]'), (dict(std=['a', 1, 1]), 'std is'),
+                                          (dict(mean=[float('nan')]*3), 'mean is'), (dict(input_size=160), 'input_size is 160'),
+                                          (dict(input_size=[4, 160, 160]), 'trained on 4 channel(s)')])
+def test_a_card_that_makes_no_sense_is_refused(tmp_path, change, said):
+    refuse(said, image, image_weights=published_vit(tmp_path, **change))
+
+
+def test_weights_of_another_tag_bring_their_own_pixels(tmp_path):
     "MAE's weights were trained on ImageNet's mean, timm's first choice for the same architecture on 0.5"
     import timm
     from timm.models import save_for_hf
     with torch.device('meta'): other = timm.create_model('vit_base_patch16_224.mae', depth=1)
     save_for_hf(other.to_empty(device='cpu'), tmp_path, safe_serialization=True)
-    refuse('Override image_encoder=vit_base_patch16_224.mae', load_backbone, timm.create_model('vit_base_patch16_224', depth=1, num_classes=0), str(tmp_path))
+    backbone = timm.create_model('vit_base_patch16_224', depth=1, num_classes=0)
+    load_backbone(backbone, str(tmp_path))
+    assert backbone_pixels(backbone)['mean'] == backbone_defaults('vit_base_patch16_224.mae')['mean'] == (.485, .456, .406)
     refuse('is a vit_base_patch16_224, not a test_vit; override image_encoder=vit_base_patch16_224', image, image_weights=str(tmp_path))
+
+
+def test_the_card_on_the_hub_goes_before_timms(monkeypatch):
+    import timm
+    import timm.models
+    import timm.models._builder
+    state = timm.create_model('test_vit').state_dict()
+    monkeypatch.setattr(timm.models._builder, 'load_state_dict_from_hf', lambda *a, **k: dict(state))
+    for card, mean in (({'mean': [.1, .2, .3]}, [.1, .2, .3]), (OSError('no network'), [.5, .5, .5])):
+        def answer(hub, card=card):
+            if isinstance(card, Exception): raise card
+            return card, 'test_vit', {}
+        monkeypatch.setattr(timm.models, 'load_model_config_from_hf', answer)
+        assert torch.allclose(image(image_weights='hub', in_chans=3).mean.flatten(), torch.tensor(mean))
 
 
 def test_a_configuration_of_something_else_beside_the_weights_is_not_a_card(tmp_path):
@@ -486,6 +615,104 @@ def test_what_must_be_downloaded_for_a_text_encoder_is_said(no_network):
     for part, make in (('tokenizer', lambda: make_tokenizer(config)), ('text encoder', lambda: make_text_encoder(config, 100))):
         refuse((f"the {part} 'nobody-here/NoSuchBERT'", 'https://huggingface.co/nobody-here/NoSuchBERT', '--local-dir FOLDER', 'text_encoder=FOLDER',
                 'text_weights=false'), make)
+
+
+# Folders of strangers
+
+def planted(folder):
+    "Code beside a configuration that names it; running it leaves a file"
+    (folder/'modeling_own.py').write_text(f"open({str(folder/'executed')!r}, 'w').close()\nclass Own: pass\n")
+    own = {k: f'modeling_own.Own{k}' for k in ('AutoConfig', 'AutoModel', 'AutoModelForTextEncoding', 'AutoTokenizer')}
+    for name in ('config.json', 'tokenizer_config.json'):
+        values = json.loads((folder/name).read_text()) if (folder/name).is_file() else {}
+        (folder/name).write_text(json.dumps(values | {'auto_map': own}))
+
+
+def no_prompt(*args): raise AssertionError('somebody was asked whether to run code')
+
+
+def change_config(folder, **changes):
+    values = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps(values | changes))
+
+
+def test_code_beside_an_encoder_of_a_known_kind_is_not_run_and_nobody_is_asked(folder, no_network, monkeypatch):
+    path, bert, n = folder
+    monkeypatch.setattr('builtins.input', no_prompt)
+    planted(path)
+    encoder = load_text_encoder(path)
+    assert all(torch.equal(v, bert.state_dict()[k]) for k, v in encoder.state_dict().items())
+    for text_config in ({}, json.loads((path/'config.json').read_text())):
+        make_text_encoder(ModelConfig(text_encoder=str(path), text_weights=False, text_config=text_config), n)
+    assert load_tokenizer(path).tokenize('fever') == learn_tokenizer(TEXTS, 300).tokenize('fever')
+    assert not (path/'executed').exists()
+
+
+def test_an_encoder_that_is_only_code_is_refused(folder, no_network, monkeypatch):
+    path, _, n = folder
+    monkeypatch.setattr('builtins.input', no_prompt)
+    planted(path)
+    change_config(path, model_type='own')
+    for make in (lambda: load_text_encoder(path), lambda: make_text_encoder(ModelConfig(text_encoder=str(path), text_weights=False), n)):
+        refuse(('needs Python code that comes with it', 'not run'), make)
+    assert load_tokenizer(path).tokenize('fever') == learn_tokenizer(TEXTS, 300).tokenize('fever')      # tokenizer.json holds no code
+    assert not (path/'executed').exists()
+
+
+@pytest.mark.parametrize('changes, said', [(dict(attn_implementation='someone/kernel'), 'code to be fetched and run'),
+                                           (dict(_attn_implementation='someone/kernel'), 'code to be fetched and run'),
+                                           (dict(quantization_config=dict(quant_method='gptq', bits=4)), 'are quantized')])
+def test_kernels_and_quantizers_of_strangers_are_refused(folder, no_network, changes, said):
+    path, _, n = folder
+    change_config(path, **changes)
+    refuse(said, load_text_encoder, path)
+
+
+def test_an_adapter_that_would_load_another_model_is_refused(folder, no_network):
+    path, _, n = folder
+    (path/'adapter_config.json').write_text(json.dumps(dict(base_model_name_or_path='someone/else')))
+    refuse('has an adapter (adapter_config.json)', load_text_encoder, path)
+
+
+TERABYTES = dict(hidden_size=768*1024, intermediate_size=768*1024, num_attention_heads=1)      # 2.5 TB for a layer
+
+
+@pytest.mark.parametrize('changes, said', [(TERABYTES, ('config.json asks for', 'They do not belong together')),
+                                           (dict(vocab_size=10**12), ('config.json asks for', 'They do not belong together')),
+                                           (dict(num_hidden_layers=10**9), 'num_hidden_layers is 1,000,000,000; at most 512'),
+                                           (dict(num_labels=10**9), 'num_labels is 1,000,000,000'),
+                                           (dict(id2label=['x']*200_000), 'id2label has 200,000 entries')])
+def test_sizes_beyond_the_weights_are_refused_before_anything_is_allocated(folder, no_network, changes, said):
+    path, _, n = folder
+    load_text_encoder(path)                                                  # as written, it loads, and what is imported is imported
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    change_config(path, **changes)
+    refuse(said, load_text_encoder, path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000           # kilobytes
+
+
+def test_a_random_encoder_of_terabytes_is_not_made(folder, no_network):
+    path, _, n = folder
+    change_config(path, **TERABYTES)
+    refuse(('asks for a text encoder of', 'parameters'), make_text_encoder, ModelConfig(text_encoder=str(path), text_weights=False), n)
+    refuse('num_hidden_layers is 1,000,000', make_text_encoder, ModelConfig(text_weights=False, text_config=SMALL | dict(num_hidden_layers=10**6)), n)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'tokenizer.json', 'tokenizer_config.json'])
+def test_json_that_is_nested_too_deeply_is_an_error_in_words(folder, no_network, name):
+    path, _, n = folder
+    (path/name).write_text('{"a": ' + '['*100_000 + ']'*100_000 + '}')
+    refuse(f'the folder {path} cannot be read', load_text_encoder if name == 'config.json' else load_tokenizer, path)
+
+
+def test_a_deeply_nested_card_beside_image_weights_is_an_error_in_words(tmp_path):
+    folder = published_vit(tmp_path)
+    (tmp_path/'config.json').write_text('['*100_000)
+    refuse('config.json', image, image_weights=folder)
+
+
+def test_reasonable_sizes_pass():
+    check_sizes(dict(hidden_size=4096, num_hidden_layers=48, num_labels=14, vocab_size=256_000, layer_norm_eps=1e-12, id2label={'0': 'LABEL_0'}), 'config.json')
 
 
 # Parts of encoders
