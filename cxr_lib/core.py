@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
-           'MAX_PIXELS', 'IMPLIES', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name', 'atomic_path',
-           'remove_unfinished', 'write_json', 'read_json', 'project_root', 'content_key', 'RunFolder', 'run_folder',
-           'versions', 'seed_everything', 'choose_device', 'choose_precision', 'set_theme', 'mark_simulated',
-           'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'draw_interval', 'save_figure']
+           'MAX_PIXELS', 'IMPLIES', 'MAX_NESTING', 'STAGES', 'CONDITION_COLORS', 'RadiographError', 'short_name',
+           'atomic_path', 'remove_unfinished', 'json_text', 'write_json', 'parse_json', 'read_json', 'project_root',
+           'content_key', 'RunFolder', 'run_folder', 'versions', 'seed_everything', 'choose_device', 'choose_precision',
+           'set_theme', 'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark',
+           'draw_interval', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
 import contextlib, hashlib, json, os, random, re, shutil, time
@@ -85,21 +86,42 @@ def _finite(o):
     if isinstance(o, float) or hasattr(o, 'dtype') and getattr(o, 'shape', None) == (): return None if o != o else (o.item() if hasattr(o, 'item') else o)
     return o
 
+def json_text(
+    value:Any # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
+) -> str: # ends with a line end
+    "The text that `write_json` writes"
+    return json.dumps(_finite(value), indent=1, default=_plain, allow_nan=False) + '\n'
+
 def write_json(
     path:str|Path, # where to
     value:Any # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
 ) -> Path: # `path`
     "Write `value` as indented JSON, whole or not at all"
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(_finite(value), indent=1, default=_plain, allow_nan=False) + '\n', encoding='utf-8')
+    with atomic_path(path) as tmp: tmp.write_text(json_text(value), encoding='utf-8')
     return Path(path)
+
+MAX_NESTING = 100   # lists and mappings inside each other; what is written here has fewer than ten
+
+def parse_json(
+    text:str # JSON, perhaps from a stranger
+) -> Any: # its value
+    "JSON as a value; text that is none, or that is nested beyond all reason, raises `ValueError`"
+    deep = f'lists or mappings lie more than {MAX_NESTING} deep in each other'
+    try: value = json.loads(text)
+    except RecursionError: raise ValueError(deep) from None
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_NESTING: raise ValueError(deep)
+        level = [v for outer in level if isinstance(outer, (dict, list)) for v in (outer.values() if isinstance(outer, dict) else outer)]
+        depth += 1
+    return value
 
 def read_json(
     path:str|Path # a JSON file
 ) -> Any: # its value
     "Read JSON; a file that is not JSON raises `ValueError` with its name"
     path = Path(path)
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except RecursionError: raise ValueError(f'{path} is nested too deeply for JSON that is meant to be read. Delete it, or restore it, and run again.') from None
+    try: return parse_json(path.read_text(encoding='utf-8'))
     except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e}). Delete it, or restore it, and run again.') from None
 
 # %% ../nbs/00_core.ipynb #05e61dcf

@@ -329,7 +329,7 @@ def encode_notes(
 ) -> np.ndarray: # (n, width) float32, rows of unit length
     "Mean token vector of each note by a frozen encoder; equal texts are encoded once"
     import torch
-    from .encoders import load_text_encoder, load_tokenizer
+    from cxr_lib.encoders import load_text_encoder, load_tokenizer
     tokenizer, model = load_tokenizer(folder), load_text_encoder(folder).eval()
     texts, place = np.unique(np.asarray([n[:20*max_tokens] for n in notes], dtype=object).astype(str), return_inverse=True)
     order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None]*len(texts)

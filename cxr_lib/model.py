@@ -8,12 +8,11 @@ __all__ = ['TRAINING_DEFAULTS', 'PRESETS', 'ModelConfig', 'parse_overrides', 'sp
            'model_stage', 'ensure_architecture']
 
 # %% ../nbs/03_model.ipynb #41544e23
-import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Mapping
 import pandas as pd
 import torch, torch.nn as nn, torch.nn.functional as F
-from .core import OBSERVATIONS, RunFolder, write_json
+from .core import OBSERVATIONS, RunFolder, parse_json, write_json
 from .encoders import (ImageEncoder, add_lora, backbone_defaults, checkpoint_activations, learn_tokenizer, load_backbone,  # noqa: F401
                               make_text_encoder, make_tokenizer, merge_lora, tokenize, train_unfrozen, unfreeze)
 
@@ -78,13 +77,13 @@ def parse_overrides(
     text = overrides.strip()
     if not text: return {}
     if text.startswith('{'):
-        try: return json.loads(text)
+        try: return parse_json(text)
         except ValueError as e: raise ValueError(f'overrides is not valid JSON ({e})') from None
     out = {}
     for item in text.replace(',', ' ').split():
         if '=' not in item: raise ValueError(f'overrides: {item!r} has no "="; expected name=value')
         name, value = item.split('=', 1)
-        try: out[name] = json.loads(value.lower() if value in ('True', 'False') else value)
+        try: out[name] = parse_json(value.lower() if value in ('True', 'False') else value)
         except ValueError: out[name] = value
     return out
 

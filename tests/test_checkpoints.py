@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 import cxr_lib.checkpoints as checkpoints
 from cxr_lib.calibration import apply_calibration, fit_calibration
 from cxr_lib.checkpoints import (FORMAT, CheckpointError, PretrainedClassifier, check_calibration, check_thresholds, checkpoint_folder, load_model,
-                                 preprocessing_of, read_weights, save_calibration, save_model)
+                                 preprocessing_of, read_shapes, read_weights, save_calibration, save_model)
 from cxr_lib.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
 from cxr_lib.model import build_model, learn_tokenizer, make_config, make_tokenizer, tokenize
 
@@ -82,9 +83,11 @@ def contents(folder): return {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
 
 
 def edit(folder, change, name='config.json'):
+    "Change a file as somebody would who edits with care: config.json with its checksum"
     value = json.loads((folder/name).read_text())
     value = change(value) or value
-    (folder/name).write_text(json.dumps(value))
+    if isinstance(value, dict) and value.get('format') == FORMAT: checkpoints._write_config(folder, value)
+    else: (folder/name).write_text(json.dumps(value))
 
 
 def record(folder, *names):
@@ -125,7 +128,7 @@ def test_a_second_generation_is_the_same_folder(original, tmp_path):
     PretrainedClassifier.from_pretrained(original).save_pretrained(tmp_path/'again')
     assert {k: v for k, v in contents(tmp_path/'again').items() if k != 'config.json'} == {k: v for k, v in contents(original).items() if k != 'config.json'}
     first, second = (json.loads((f/'config.json').read_text()) for f in (original, tmp_path/'again'))
-    assert {k: v for k, v in first.items() if k != 'model'} == {k: v for k, v in second.items() if k != 'model'}
+    assert {k: v for k, v in first.items() if k not in ('model', 'sha256')} == {k: v for k, v in second.items() if k not in ('model', 'sha256')}
     assert {k for k in first['model'] if first['model'][k] != second['model'][k]} <= {'text_weights'}
 
 
@@ -298,7 +301,7 @@ MALFORMED = {
     'one bit flipped': (bytes_of(flipped), 'model.safetensors is not the file that was saved with this model.*checksum'),
     'configuration not JSON': (lambda d: (d/'config.json').write_text('{"format": "cxr_lib'), 'not valid JSON'),
     'a foreign configuration': (lambda d: edit(d, lambda c: {'architectures': ['BertModel'], 'hidden_size': 768}),
-                                r'format is None; expected cxr_lib.model/1 or cxr_lib.model/2'),
+                                r'format is None; expected cxr_lib.model/1 or cxr_lib.model/2 or cxr_lib.model/3'),
     'a newer format': (config(format='cxr_lib.model/9'), "format is 'cxr_lib.model/9'.*newer cxr_lib"),
     'a list': (lambda d: edit(d, lambda c: [1, 2]), 'format is None'),
     'no checksums': (config(files=None), 'files is missing or not of its kind'),
@@ -356,6 +359,129 @@ def test_malformed_folders_are_refused_in_words(name, saved):
     assert re.search(said, str(error.value), re.S), str(error.value)
     assert str(saved) in str(error.value) and not (saved/'opened').exists()
     assert re.search(r'[Ii]nstall|[Cc]opy|[Uu]se|git lfs|Ask|[Dd]elete|take|pass|load it there', str(error.value)), f'no remedy in: {error.value}'
+
+
+# Damage to config.json, and folders of strangers
+
+def test_no_byte_of_config_json_can_change_unnoticed(saved, monkeypatch):
+    "Every twentieth byte, and all of the entries that no other check looks at"
+    path, whole = saved/'config.json', (saved/'config.json').read_bytes()
+    load_model(saved)
+    monkeypatch.setattr(checkpoints, '_rebuild', lambda *args: pytest.fail('a model was built from a damaged config.json'))
+    fact = whole.index(b'"dataset": "simulated"')
+    for at in [*range(0, len(whole), 20), *range(fact, fact + 22), len(whole) - 1]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at+1:])
+        with pytest.raises(ValueError, match='config.json'): load_model(saved)
+    for changed in (whole[:-1], whole + b' ', whole.replace(b'"dropout": 0.1', b'"dropout": 0.2')):
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r'config.json is not the file that was saved.*its checksum is another'): load_model(saved)
+    path.write_bytes(whole.replace(b'\n', b'\r\n'))                         # as Git does on Windows
+    with pytest.raises(pytest.fail.Exception): load_model(saved)
+
+
+def test_calibration_is_not_put_beside_a_damaged_configuration(saved):
+    text = (saved/'config.json').read_text()
+    (saved/'config.json').write_text(text.replace('"dropout": 0.1', '"dropout": 0.2'))
+    with pytest.raises(CheckpointError, match='its checksum is another'): save_calibration(saved, CALIBRATION)
+
+
+def test_a_folder_of_the_second_format_still_loads(saved, tiny):
+    config = json.loads((saved/'config.json').read_text())
+    del config['sha256']
+    state = load_file(saved/'model.safetensors')
+    save_file(state, saved/'model.safetensors', {'cxr_lib': json.dumps(dict(format='cxr_lib.model/2', tensors=len(state), observations=list(OBSERVATIONS)))})
+    path = saved/'model.safetensors'
+    config['files']['model.safetensors'] = dict(bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    (saved/'config.json').write_text(json.dumps(config | dict(format='cxr_lib.model/2')))
+    again, tokenizer = load_model(saved)
+    assert torch.equal(answer(*tiny[:2], tiny[2][:3], TEXTS)['fused'], answer(again, tokenizer, tiny[2][:3], TEXTS)['fused'])
+    save_calibration(saved, CALIBRATION)
+    assert PretrainedClassifier.from_pretrained(saved).calibration == CALIBRATION
+
+
+TERABYTES = dict(hidden_size=768*1024, intermediate_size=768*1024, num_attention_heads=1)              # 2.5 TB for a layer
+HUGE = {'terabytes in the text encoder': (text(**TERABYTES), 'asks for a text encoder of|of another architecture'),
+        'a vocabulary of terabytes': (text(vocab_size=10**11), 'asks for a text encoder of|of another architecture'),
+        'terabytes in the fusion': (model_value(fusion_dim=2**20, fusion_heads=1), 'of another architecture'),
+        'terabytes in the head': (model_value(head_hidden=2**34), 'of another architecture'),
+        'a giant backbone': (model_value(image_encoder='vit_giant_patch14_dinov2', image_size=224), 'of another architecture'),
+        'a million layers': (text(num_hidden_layers=10**6), 'num_hidden_layers is 1,000,000; at most 512'),
+        'a million blocks of fusion': (model_value(fusion_layers=10**6), 'fusion_layers is 1,000,000; at most 512'),
+        'a milliard of labels': (text(num_labels=10**9), 'num_labels is 1,000,000,000'),
+        'a film of a million pixels a side': (model_value(image_size=10**6), 'image_size is 1,000,000; expected 1 to 4,096'),
+        'notes without end': (model_value(max_tokens=10**9), 'max_tokens is 1,000,000,000')}
+
+
+@pytest.mark.parametrize('name', HUGE)
+def test_sizes_are_refused_before_anything_is_allocated(name, saved):
+    load_model(saved)                                                        # what is imported is imported
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    harm, said = HUGE[name]
+    harm(saved)
+    with pytest.raises(CheckpointError) as error: load_model(saved)
+    assert re.search(said, str(error.value)), str(error.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000             # kilobytes
+
+
+def nested(folder, name):
+    (folder/name).write_text('{"a": ' + '['*100_000 + ']'*100_000 + '}')
+    if name != 'config.json': record(folder, name)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'calibration.json', 'thresholds.json'])
+def test_json_that_is_nested_too_deeply_is_refused_in_words(name, saved):
+    nested(saved, name)
+    with pytest.raises(ValueError, match=name if name != 'tokenizer_config.json' else 'tokenizer'): PretrainedClassifier.from_pretrained(saved)
+
+
+def test_a_calibration_nested_less_deeply_than_json_allows_is_refused_too(saved):
+    value = '['*400 + ']'*400
+    (saved/'calibration.json').write_text('{"method": "platt", "observations": {"Edema": {"a": ' + value + '}}}')
+    record(saved, 'calibration.json')
+    with pytest.raises(ValueError, match='calibration.json'): PretrainedClassifier.from_pretrained(saved)
+
+
+def header(content, length=None): return (len(content) if length is None else length).to_bytes(8, 'little') + content
+
+
+@pytest.mark.parametrize('content, said', [(header(b'{}', 2**63), 'does not begin with the header'), (header(b'{}', 99_000_000), 'is cut short'),
+                                           (header(b'{"a": ' + b'['*100_000 + b']'*100_000 + b'}'), 'has a header that cannot be read'),
+                                           (header(b'{"a": {"dtype": "F32", "shape": [1000000, 1000000], "data_offsets": [0, 4]}}') + bytes(4), 'cannot be read'),
+                                           (header(b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}') + bytes(4), 'cannot be read'),
+                                           (header(b'[]'), 'cannot be read'), (header(b''), 'cannot be read')])
+def test_a_header_that_lies_is_refused_before_anything_is_allocated(content, said, saved):
+    (saved/'model.safetensors').write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (read_shapes, read_weights, lambda _: load_model(saved)):
+        with pytest.raises(CheckpointError, match=said): read(saved/'model.safetensors')
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_shapes_are_read_without_the_tensors(original, tiny):
+    shapes = read_shapes(original/'model.safetensors')
+    assert {k: (v.shape, v.dtype) for k, v in shapes.items()} == {k: (v.shape, v.dtype) for k, v in tiny[0].state_dict().items()}
+    assert all(v.is_meta for v in shapes.values())
+
+
+def test_code_that_a_saved_model_names_is_not_run_and_nobody_is_asked(saved, monkeypatch, tiny):
+    monkeypatch.setattr('builtins.input', lambda *args: pytest.fail('somebody was asked whether to run code'))
+    (saved/'own.py').write_text(f'open({str(saved/"executed")!r}, "w").close()\nclass Own: pass\n')
+    own = dict.fromkeys(('AutoConfig', 'AutoModel', 'AutoModelForTextEncoding', 'AutoTokenizer'), 'own.Own')
+    edit(saved, lambda c: c['text_config'].update(auto_map=own, attn_implementation='someone/kernel', _attn_implementation='someone/kernel',
+                                                  quantization_config={'quant_method': 'gptq'}))
+    edit(saved, lambda c: c.update(auto_map=own), 'tokenizer_config.json')
+    record(saved, 'tokenizer_config.json')
+    again, tokenizer = load_model(saved)
+    assert torch.equal(answer(*tiny[:2], tiny[2][:3], TEXTS)['fused'], answer(again, tokenizer, tiny[2][:3], TEXTS)['fused'])
+    assert not (saved/'executed').exists()
+
+
+def test_loading_is_not_slowed_by_the_empty_model(saved):
+    import time
+    load_model(saved)
+    start = time.process_time()
+    load_model(saved)
+    assert time.process_time() - start < 5
 
 
 def test_weights_of_a_twin_are_refused_even_with_their_checksum(saved, twin):
@@ -684,6 +810,6 @@ def test_the_generated_card_never_replaces_a_written_one(hub, tiny, tmp_path):
 
 def test_the_format_is_the_one_that_is_documented(original):
     saved = json.loads((original/'config.json').read_text())
-    assert saved['format'] == FORMAT == 'cxr_lib.model/2' and saved['fold'] == -1                # facts stand beside the rest, as in the first format
+    assert saved['format'] == FORMAT == 'cxr_lib.model/3' and saved['fold'] == -1                # facts stand beside the rest, as in the first format
     assert saved['text_config']['model_type'] == 'bert' and not {'dtype', 'torch_dtype', '_name_or_path'} & set(saved['text_config'])
     assert all(hashlib.sha256((original/f).read_bytes()).hexdigest() == r['sha256'] for f, r in saved['files'].items()) and len(saved['files']) == 5
