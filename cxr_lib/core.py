@@ -88,7 +88,7 @@ def _finite(o):
 
 def json_text(
     value:Any # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
-) -> str: # ends with a line end
+) -> str: # with a new line at the end
     "The text that `write_json` writes"
     return json.dumps(_finite(value), indent=1, default=_plain, allow_nan=False) + '\n'
 
@@ -97,7 +97,7 @@ def write_json(
     value:Any # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
 ) -> Path: # `path`
     "Write `value` as indented JSON, whole or not at all"
-    with atomic_path(path) as tmp: tmp.write_text(json_text(value), encoding='utf-8')
+    with atomic_path(path) as tmp: tmp.write_text(json_text(value), encoding='utf-8', newline='\n')
     return Path(path)
 
 MAX_NESTING = 100   # lists and mappings inside each other; what is written here has fewer than ten
