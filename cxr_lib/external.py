@@ -14,7 +14,7 @@ import gzip, io, re
 from pathlib import Path
 import numpy as np, pandas as pd
 from .core import COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, atomic_path, draw_interval, number_text, save_figure, set_theme, short_name, sign_figure, write_json
-from .studies import Exclusions, map_labels, observation_name, read_table, same_column, table_bytes
+from .studies import Exclusions, join_observation, observation_name, read_table, same_column, table_bytes
 from .sources import nih_labels
 from .metrics import (brier_score, calibration_interval, count_cases, delong_test, holm, known_labels, mean_over, named_interval, rank_condition,
                              refuse_cells, resample_patients)
@@ -200,10 +200,9 @@ def _observation_labels(table, path):
     numbers = table[used].apply(pd.to_numeric, errors='coerce')
     bad = ~(numbers.isin([1, 0, -1]) | table[used].isna()).to_numpy()
     refuse_cells(plain, used, bad, path, '1 (positive), 0 (negative), -1 (uncertain) or empty (not mentioned)')
-    for o, columns in names.items():
-        if len(columns) > 1 and observation_name(_bare(columns[0]), exact=True): numbers[columns[0]] = _as_one(numbers[columns], o, path)
-    vocabulary = {c: o for o, columns in names.items() for c in columns}
-    return map_labels(numbers, vocabulary), [r.replace('is the highest of', 'is positive where one of these is:').replace(' in each image', '') for r in remarks]
+    found = {o: join_observation(numbers[columns].astype(float), o, path, [_bare(c) for c in columns], Exclusions()) for o, columns in names.items()}
+    remarks = [r.replace('is the highest of', 'is positive where one of these is:').replace(' in each image', '') for r in remarks]
+    return pd.DataFrame(found, index=table.index).reindex(columns=list(OBSERVATIONS)).astype(float), remarks
 
 def _tail(name, depth):
     "The last parts of a path"
