@@ -50,7 +50,7 @@ def _rendering_version():
     return content_key(*(Path(m.__file__).read_text(encoding='utf-8') for m in (cxr_lib.patients, cxr_lib.anatomy, cxr_lib.rendering)))
 
 def simulate(
-    n_patients:int=1200, # at least 20
+    n_patients:int=1500, # at least 20
     image_size:int=128, # pixels
     seed:int=0, # same seed, same patients and films
     progress:bool=True # show a progress bar
@@ -180,7 +180,7 @@ def exploration_stage(
     missing:str='refuse', # images that are listed but not on disk: 'refuse' or 'exclude'
     unreadable:str='refuse', # images that can't be decoded: 'refuse' or 'exclude'
     scan:int=2000, # images to decode for statistics; 0: all
-    n_patients:int=1200, # simulated patients
+    n_patients:int=1500, # simulated patients
     image_size:int=128, # pixels of simulated films
     tuning_fraction:float=.15, # share of patients for tuning
     test_fraction:float=.25, # share of patients for the test split where the source has none
