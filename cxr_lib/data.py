@@ -51,7 +51,7 @@ def _rendering_version():
     return content_key(module_sources('cxr_lib.patients', 'cxr_lib.rendering'))
 
 def simulate(
-    n_patients:int=1200, # at least 20
+    n_patients:int=1500, # at least 20
     image_size:int=128, # pixels
     seed:int=0, # same seed, same patients and films
     progress:bool=True # show a progress bar
@@ -210,7 +210,7 @@ def exploration_stage(
     unreadable:str='refuse', # images that can't be decoded: 'refuse' or 'exclude'
     blank:str='keep', # films of one gray value: 'keep', 'exclude' or 'refuse'
     scan:int=2000, # images to decode for statistics; 0: all
-    n_patients:int=1200, # simulated patients
+    n_patients:int=1500, # simulated patients
     image_size:int=128, # pixels of simulated films
     tuning_fraction:float=.15, # share of patients for tuning
     test_fraction:float=.25, # share of patients for the test split where the source has none
