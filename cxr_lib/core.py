@@ -10,8 +10,8 @@ __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', '
            'is_file', 'is_folder', 'is_present', 'project_root', 'file_facts', 'clear_way', 'what_differs',
            'AlteredFile', 'Stamps', 'stamp_files', 'rewriting', 'content_key', 'RunFolder', 'run_folder', 'versions',
            'seed_everything', 'choose_device', 'choose_precision', 'imported_names', 'module_sources', 'set_theme',
-           'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'draw_interval',
-           'save_figure']
+           'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'words_instead',
+           'figure_of_words', 'draw_interval', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #45d9ff65
 import contextlib, errno, hashlib, json, os, random, re, shutil, stat, time, warnings
@@ -623,6 +623,24 @@ def remark(
 ):
     "Small grey words in a plot, legible on grid lines"
     ax.text(x, y, text, **dict(fontsize=8.5, va='center', color='#666666', bbox=dict(fc='white', ec='none', pad=1.5)) | more)
+
+def words_instead(
+    ax, # matplotlib axes
+    text:str # why there is nothing to show
+):
+    "Words in place of a plot that has nothing to show"
+    ax.text(.5, .5, text, transform=ax.transAxes, ha='center', va='center', color='#666666', wrap=True)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+
+def figure_of_words(
+    text:str # why there is nothing to show
+): # a matplotlib figure
+    "A picture that says why there is none: a page, and whoever looks for the file, gets an answer"
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(9, 1.2))
+    words_instead(ax, text)
+    return fig
 
 def draw_interval(
     ax, # matplotlib axes

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'simulated_radiograph', 'simulate', 'load_simulated', 'Dataset', 'check_source', 'source_options',
-           'vocabulary_table', 'images_to_scan', 'Scan', 'blank_films', 'exploration_stage', 'source_folder',
-           'data_root', 'scanned', 'ensure_studies', 'describe_splits', 'describe_exclusions', 'describe_remarks',
-           'describe_blank', 'official_facts', 'describe_overlap', 'label_counts', 'plot_contact_sheet',
-           'plot_patients', 'plot_label_states', 'plot_cooccurrence', 'group_of', 'plot_prevalence_by',
-           'plot_observation_sheet', 'plot_pixels', 'near_duplicates_across_splits', 'plot_pairs', 'describe_notes',
-           'plot_notes', 'note_samples']
+           'vocabulary_table', 'images_to_scan', 'Scan', 'blank_films', 'refuse_too_few', 'exploration_stage',
+           'source_folder', 'data_root', 'scanned', 'ensure_studies', 'describe_splits', 'describe_exclusions',
+           'describe_remarks', 'describe_blank', 'official_facts', 'describe_gaps', 'films_to_show', 'describe_overlap',
+           'label_counts', 'plot_contact_sheet', 'plot_patients', 'plot_label_states', 'plot_cooccurrence', 'group_of',
+           'plot_prevalence_by', 'plot_observation_sheet', 'plot_pixels', 'near_duplicates_across_splits', 'plot_pairs',
+           'describe_notes', 'plot_notes', 'note_samples']
 
 # %% ../nbs/01_exploration.ipynb #74692c2b
 import inspect, json
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
-from .core import OBSERVATIONS, RunFolder, SIMULATED, as_table, as_text, atomic_path, content_key, mark_simulated, project_root, read_json, short_name, write_json
+from .core import OBSERVATIONS, RunFolder, SIMULATED, as_table, as_text, atomic_path, content_key, figure_of_words, mark_simulated, project_root, read_json, short_name, words_instead, write_json
 from .progress import progress_bar
 from .runs import check_ranges, located_path, portable_path
 from .studies import AGE_BANDS, ALLOWED, Exclusions, age_band, check_patient_splits, shared_by_image_split, split_by_patient, validate_studies
@@ -198,7 +198,15 @@ def _about_blank(scan):
     if not len(empty): return f'None of the {len(scan.table):,} films that were looked at is blank.'
     more = f' and {len(empty) - 5:,} more' if len(empty) > 5 else ''
     return (f'{len(empty):,} of the {len(scan.table):,} films that were looked at are blank (one gray value) and stay in the table: '
-            f'{", ".join(empty[:5])}{more}. Leave such films out with blank="exclude".')
+            f'{", ".join(map(as_text, empty[:5]))}{more}. Leave such films out with blank="exclude".')
+
+def refuse_too_few(
+    table:pd.DataFrame # study table
+):
+    "Nothing can be split by patient without a patient for each part; say so before anything is computed"
+    n = table.patient_id.nunique()
+    if n < 3: raise ValueError(f'{len(table)} image{"s" if len(table) > 1 else ""} of {n} patient{"s" if n > 1 else ""}: splits are by patient, and training, tuning and test need at least one each. '
+                               'Add patients; or, if patient_id does not tell the patients apart, name a column that does (for a table of your own: columns={"patient_id": …})')
 
 def exploration_stage(
     run:RunFolder, # where the results go
@@ -233,6 +241,7 @@ def exploration_stage(
     table['split'] = split_by_patient(table, tuning_fraction, 0. if (table.split == 'test').any() else test_fraction, seed)
     has_images, seen = bool(table.image.notna().any()), None
     if has_images:
+        refuse_too_few(table)
         rows = images_to_scan(table, 0 if unreadable == 'exclude' or blank != 'keep' else scan, seed)
         stats, thumbnails = scan_images(folder, rows.image)
         bad = stats.error.notna().to_numpy()
@@ -331,6 +340,44 @@ def official_facts(
     try: return pd.read_csv(run/'official_counts.csv')
     except pd.errors.EmptyDataError: return pd.DataFrame()
 
+def _label_gaps(table):
+    "What the labels do not allow, in sentences"
+    labels = table[list(OBSERVATIONS)].to_numpy(float)
+    positive, negative, uncertain = ((labels == v).any() for v in (1, 0, -1))
+    if not (positive or negative):
+        what = 'Every label is uncertain (-1)' if uncertain else 'No image has a label'
+        return [f'{what}: these data can be looked at and given notes, but a model learns nothing from them, and no AUROC is defined. '
+                'If the source has labels, their columns carry other names than the 14 observations: map them.']
+    if not (positive and negative):
+        only, other = ('positive', 'negative') if positive else ('negative', 'positive')
+        return [f'Every label is {only}, none is {other}: no AUROC is defined, and a model can only learn to say {"yes" if positive else "no"}. '
+                'Not mentioned is not negative; if it is meant to be, write 0.']
+    test = table[table.split == 'test']
+    both = [o for o in OBSERVATIONS if (test[o] == 1).any() and (test[o] == 0).any()]
+    if len(test) and not both: return ['No observation has both a positive and a negative in the test split: every AUROC will be undefined.']
+    return []
+
+def describe_gaps(
+    table:pd.DataFrame # study table with splits
+) -> str: # Markdown; '' if nothing is missing
+    "Say what these data can't show, before anyone waits for it"
+    said = [f'No image is in the {split} split: the training stage will stop, unless it is given folds. Change the column `split` of the source, or the shares of the splits above.'
+            for split in ALLOWED['split'] if not (table.split == split).any()]
+    said += _label_gaps(table)
+    if (table.view == 'Lateral').all(): said.append('Every film is lateral: what is shown and trained here is lateral films, and says nothing about frontal ones.')
+    for column, what in (('sex', 'sex'), ('age', 'age')):
+        known = table[column].dropna().unique()
+        if len(known) == 0: said.append(f'No patient has a known {what}: nothing can be compared by {what}.')
+        if len(known) == 1 and len(table) > 1: said.append(f'Every patient with a known {what} has the same ({known[0] if what == "sex" else f"{known[0]:.0f} years"}): nothing can be compared by {what}.')
+    return '\n'.join(f'- **Note:** {s}' for s in said)
+
+def films_to_show(
+    table:pd.DataFrame # study table
+) -> pd.DataFrame: # the frontal films; all, where every film is lateral
+    "Pictures are of frontal films, if there are any"
+    frontal = table[table.view != 'Lateral']
+    return frontal if len(frontal) else table
+
 def describe_overlap(
     table:pd.DataFrame # study table with splits
 ) -> str: # Markdown
@@ -360,7 +407,9 @@ def plot_contact_sheet(
     "A sheet of films, each with its positive observations"
     import matplotlib.pyplot as plt
     from cxr_lib.images import read_radiograph
-    some = table[table.view != 'Lateral'].sample(min(n, (table.view != 'Lateral').sum()), random_state=seed)
+    films = films_to_show(table)
+    if not len(films): return figure_of_words('no film to show')
+    some = films.sample(min(n, len(films)), random_state=seed)
     nrows = -(-len(some)//ncols)
     fig, axes = plt.subplots(nrows, ncols, figsize=(1.75*ncols, 2.15*nrows), squeeze=False)
     for ax in axes.flat: ax.axis('off')
@@ -379,8 +428,8 @@ def plot_patients(
     import matplotlib.pyplot as plt, seaborn as sns
     fig, axes = plt.subplots(1, 2, figsize=(11, 3))
     known = table.assign(sex=table.sex.fillna('not stated'))[table.age.notna()]
-    if len(known): sns.histplot(known, x='age', hue='sex', multiple='stack', binwidth=5, ax=axes[0])
-    else: axes[0].text(.5, .5, 'ages are not known', ha='center', color='#888888'); axes[0].set(xticks=[], yticks=[])
+    if len(known): sns.histplot(known, x='age', hue='sex', multiple='stack', bins=np.arange(known.age.min()//5*5, known.age.max() + 5.1, 5), ax=axes[0])
+    else: words_instead(axes[0], 'ages are not known')
     axes[0].set(title='Age by sex', xlabel='age (years)', ylabel='images')
     kind = table['view'].fillna('view not stated') + table.projection.map({'PA': ', PA', 'AP': ', AP'}).fillna('')
     counts = table.assign(kind=kind).groupby(['split', 'kind']).size().unstack(fill_value=0)
@@ -409,6 +458,7 @@ def plot_cooccurrence(
     import matplotlib.pyplot as plt, seaborn as sns
     pos = (table[list(OBSERVATIONS)] == 1).astype(float)
     pos = pos.loc[:, pos.sum() > 0]
+    if not len(pos.columns): return mark_simulated(figure_of_words('no image has a positive label: nothing goes with anything'), simulated)
     together = (pos.T @ pos).div(pos.sum(), axis=0)
     fig, ax = plt.subplots(figsize=(8.5, 6.8))
     names = [f'{short_name(o)} ({int(pos[o].sum())})' for o in pos]
@@ -435,6 +485,9 @@ def plot_prevalence_by(
     ncols = min(2, len(columns)); nrows = -(-len(columns)//ncols)
     fig, axes = plt.subplots(nrows, ncols, figsize=(6*ncols, 4.4*nrows), sharey=True, squeeze=False)
     shown = [o for o in OBSERVATIONS if table[o].isin((0, 1)).any()][::-1]
+    if not shown:
+        plt.close(fig)
+        return mark_simulated(figure_of_words('no image has a positive or negative label: no prevalence to compare'), simulated)
     for ax in axes.flat[len(columns):]: ax.axis('off')
     for ax, column in zip(axes.flat, columns):
         group = group_of(table, column)
@@ -458,10 +511,11 @@ def plot_observation_sheet(
     "A row of films for each observation, those with the fewest other positives first"
     import matplotlib.pyplot as plt
     from cxr_lib.images import read_radiograph
-    table = table[table.view != 'Lateral'].sample(frac=1, random_state=seed)
+    table = films_to_show(table).sample(frac=1, random_state=seed)
     others = (table[list(OBSERVATIONS)] == 1).sum(axis=1)
     films = {o: table[table[o] == 1].loc[lambda t: others[t.index].sort_values(kind='stable').index][:per_observation] for o in OBSERVATIONS}
     films = {o: f for o, f in films.items() if len(f)}
+    if not films: return mark_simulated(figure_of_words('no film has a positive label: no observation to show'), simulated)
     ncols = 2*per_observation + 1; nrows = -(-len(films)//2)
     fig, axes = plt.subplots(nrows, ncols, figsize=(1.05*ncols, 1.3*nrows), squeeze=False, gridspec_kw=dict(width_ratios=[1]*per_observation + [.3] + [1]*per_observation))
     for ax in axes.flat: ax.axis('off')
@@ -479,6 +533,7 @@ def plot_pixels(
     "Image sizes, and the distributions of mean gray and of contrast by projection"
     import matplotlib.pyplot as plt, seaborn as sns
     stats = seen.table.merge(table[['image', 'projection', 'view']], on='image')
+    if not len(stats): return mark_simulated(figure_of_words('no film was looked at'), simulated)
     stats['projection'] = stats.projection.fillna('not stated')
     fig, axes = plt.subplots(1, 4, figsize=(15, 3.4))
     if simulated: fig.get_layout_engine().set(rect=(0, .06, 1, .94))
@@ -537,6 +592,7 @@ def plot_notes(
     "Lengths of the notes in words"
     import matplotlib.pyplot as plt
     words = table.drop_duplicates('study_id').note.dropna().str.split().str.len()
+    if not len(words): return figure_of_words('no study has a note')
     fig, ax = plt.subplots(figsize=(8, 2.6))
     ax.hist(words.clip(upper=words.quantile(.99)), bins=min(40, max(2, int(words.quantile(.99)))), color='#de8f05')
     ax.set(title=f'Length of the notes (median {words.median():.0f} words, longest {words.max():.0f})', xlabel='words (the longest 1% in the last bar)', ylabel='studies')

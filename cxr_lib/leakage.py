@@ -564,7 +564,7 @@ def plot_certificate(
     ax.axvspan(*real['Mean'][1:], color='#949494', alpha=.25, lw=0)
     ax.plot([real[o][0] if o in real else np.nan for o in names], np.arange(len(names)), 'x', color='#555555', ms=6, label='words of real requests (Open-i; band: their mean)')
     for i, o in enumerate(OBSERVATIONS):
-        if certificate.counts['notes'] and (reason := certificate.probes['words'].reason[o]): ax.text(.505, i, f'undefined: {reason}', fontsize=7.5, va='center', color='#666666')
+        if reason := certificate.probes['words' if certificate.counts['notes'] else 'metadata'].reason[o]: ax.text(.505, i, f'undefined: {reason}', fontsize=7.5, va='center', color='#666666')
     ax.axvline(.5, color='#666666', lw=1); ax.axhline(len(OBSERVATIONS) - .5, color='#888888', lw=.8)
     ax.set(yticks=range(len(names)), yticklabels=[short_name(o) if o != 'Mean' else o for o in names], ylim=(len(names) - .4, -.6), xlim=(left, 1.01), xlabel='AUROC without the film (95% interval)', title='What the notes give away' if certificate.counts['notes'] else 'What is known without film and note')
     ax.legend(loc='upper center', bbox_to_anchor=(.45, -.11), ncol=3, frameon=False)

@@ -6,7 +6,7 @@
 __all__ = ['STORED_RULES', 'training_values', 'parameter_groups', 'learning_rate_at', 'branch_loss', 'step_seed', 'batch_rows',
            'batch_parts', 'previous_checkpoint', 'write_checkpoint', 'read_checkpoint', 'check_finite', 'fit',
            'fold_splits', 'is_simulated', 'training_sources', 'token_folder', 'keep_calibration', 'training_stage',
-           'ensure_training', 'LiveCurves', 'plot_training']
+           'ensure_training', 'LiveCurves', 'describe_training', 'plot_training']
 
 # %% ../nbs/04_training.ipynb #2a6244ed
 import contextlib, json, math, os, shutil, time, warnings, zipfile
@@ -485,7 +485,8 @@ def training_stage(
     splits = fold_splits(table, folds, seed=seed)
     for split in splits:
         for name in ('train', 'tuning', 'test'):
-            if not (split == name).any(): raise ValueError(f'the {name} split is empty: there are too few patients ({table.patient_id.nunique()}), or its share in the exploration is too small')
+            if not (split == name).any(): raise ValueError(f'the {name} split is empty: there are too few patients ({table.patient_id.nunique()}), its share in the exploration is too small, or the column `split` of the source names nobody. '
+                                                           'Change one of these in the exploration, or train with folds (at least 2), which split anew')
     if main:
         run.begin('training')
         for name in _FILES: remove_unfinished(run/name)
@@ -554,13 +555,22 @@ class LiveCurves:
         if self.shown: self.shown.update(fig)
         else: self.shown = display(fig, display_id=True)
 
+def describe_training(
+    log:pd.DataFrame # as in `training_log.csv`
+) -> str: # Markdown; '' if there is nothing to say
+    "Say what the curves can't show"
+    main = log[log.model == 'multimodal']
+    if (main.train_loss == 0).all(): return '**Nothing was learned**: no training image has a label that is 1 or 0, so the weights are as they began.'
+    if main.tuning_auroc.isna().all(): return 'The mean AUROC on the tuning split is undefined: no observation has both a positive and a negative there. The epoch with the lowest tuning loss was kept.'
+    return ''
+
 def plot_training(
     log:pd.DataFrame, # as in `training_log.csv`
     simulated:bool=False # mark the picture as simulated
 ): # matplotlib figure
     "Loss and tuning AUROC by epoch; thin lines are folds"
     import matplotlib.pyplot as plt
-    from cxr_lib.core import CONDITION_COLORS, mark_simulated
+    from cxr_lib.core import CONDITION_COLORS, mark_simulated, words_instead
     main = log[log.model == 'multimodal']; folds = list(main.groupby('fold'))
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
     lines = (('train_loss', '#949494', 'training, fused', left), ('tuning_loss', CONDITION_COLORS['fused'], 'tuning, fused', left), ('tuning_auroc', CONDITION_COLORS['fused'], 'fused', right),
@@ -569,6 +579,8 @@ def plot_training(
         for n, (_, t) in enumerate(folds): ax.plot(t.epoch, t[column], color=color, lw=2 if len(folds) == 1 else 1, alpha=1 if len(folds) == 1 else .6, label=label if n == 0 else None)
     for _, t in folds:
         if t.tuning_auroc.notna().any(): kept = t.loc[t.tuning_auroc.idxmax()]; right.plot(kept.epoch, kept.tuning_auroc, 'o', mfc='none', color=CONDITION_COLORS['fused'], ms=9)
+    if not main[[c for c, _, _, ax in lines if ax is right]].notna().any(axis=None):
+        words_instead(right, 'undefined: no observation has both\na positive and a negative in the tuning split')
     left.set(title='Loss', xlabel='epoch', ylabel='binary cross-entropy', ylim=(0, None)); right.set(title='Mean AUROC on the tuning split', xlabel='epoch', ylabel='AUROC')
     right.axhline(.5, color='#888888', lw=1, ls=':'); left.legend(); right.legend()
     return mark_simulated(fig, simulated)
