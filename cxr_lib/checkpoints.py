@@ -80,7 +80,9 @@ def read_shapes(
                 kind = _TYPES.get(entry.get_dtype())
                 if kind is None: raise CheckpointError(f'{path}: {k} is of the type {entry.get_dtype()}, which no model here has. {_AGAIN}')
                 shapes[k] = torch.empty(entry.get_shape(), dtype=kind, device='meta')
-    except (SafetensorError, OSError) as e: raise CheckpointError(f'{path} {_why_unreadable(path, e)}') from None
+    except (SafetensorError, OSError) as e:
+        stop_on_machine_error(e, path)
+        raise CheckpointError(f'{path} {_why_unreadable(path, e)}') from None
     return shapes
 
 def read_weights(
