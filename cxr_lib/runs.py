@@ -36,8 +36,8 @@ def auroc_headline(
     return f'mean AUROC {number_text(means.get("auroc"), means.get("low"), means.get("high"), 2)}'
 
 def _done(run, stage):
-    "Has the stage finished? A stamp that cannot be read vouches for nothing"
-    try: return run.done(stage)
+    "Has the stage finished? A stamp that cannot be read vouches for nothing; the files are compared when the run is used"
+    try: return run.stamped(stage)
     except (ValueError, KeyError, TypeError): return False
 
 # %% ../nbs/00a1_runs.ipynb #d3669d5d

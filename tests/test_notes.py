@@ -196,7 +196,7 @@ def test_real_notes_are_kept_as_they_are_and_blank_ones_become_missing(tmp_path,
     assert notes_info(run)['n_missing'] == 20 and notes_info(run)['simulated_notes'] is False
     written = [pd.read_csv(tmp_path/'data'/'processed'/f'{name}_with_notes.csv') for name in ('train', 'valid')]
     assert [len(w) for w in written] == [20, 10] and not set(written[0].patient_id) & set(written[1].patient_id)
-    assert read_json(tmp_path/'data'/'processed'/'with_notes.json') == dict(run=str(run.path), dataset='covid', note_mode='real', seed=0)
+    assert read_json(tmp_path/'data'/'processed'/'with_notes.json') == dict(run='reports/small', dataset='covid', note_mode='real', seed=0)
 
 
 def test_notes_drawn_from_labels_are_the_same_for_the_same_seed(tmp_path, monkeypatch):

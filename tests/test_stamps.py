@@ -152,7 +152,7 @@ def test_an_error_of_the_machine_is_no_damaged_file(run, monkeypatch):
 
 # The runner: pages and executed notebooks too
 
-def in_this_process(notebook, output, parameters, home, *_):
+def in_this_process(notebook, output, parameters, home, *_, **__):
     "What `runner.execute` does, without a kernel: enough for toy notebooks, and fast"
     nb, scope = nbformat.read(notebook, 4), {}
     with pytest.MonkeyPatch.context() as patch:
