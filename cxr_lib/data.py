@@ -383,6 +383,7 @@ def describe_overlap(
 ) -> str: # Markdown
     "Say that no patient is in two splits, and what a split by image would have done"
     check_patient_splits(table)
+    if not len(table): return 'There is no image, and so nobody who could be in two splits.'
     held = max(.01, (table.split == 'test').mean())
     share = shared_by_image_split(table.patient_id, held)
     return (f'No patient is in two splits (checked). {len(table)/table.patient_id.nunique():.2f} images a patient; had {held:.0%} of the images been held out at random, '
@@ -426,6 +427,7 @@ def plot_patients(
 ): # matplotlib figure
     "Age by sex, and projections by split"
     import matplotlib.pyplot as plt, seaborn as sns
+    if not len(table): return mark_simulated(figure_of_words('no image, and so no patient, to show'), simulated)
     fig, axes = plt.subplots(1, 2, figsize=(11, 3))
     known = table.assign(sex=table.sex.fillna('not stated'))[table.age.notna()]
     if len(known): sns.histplot(known, x='age', hue='sex', multiple='stack', bins=np.arange(known.age.min()//5*5, known.age.max() + 5.1, 5), ax=axes[0])
@@ -442,6 +444,7 @@ def plot_label_states(
 ): # matplotlib figure
     "Share of images in each label state, by observation"
     import matplotlib.pyplot as plt
+    if not len(table): return mark_simulated(figure_of_words('no image, and so no label, to show'), simulated)
     counts = label_counts(table).iloc[::-1]
     fig, ax = plt.subplots(figsize=(9, 4.2)); left = np.zeros(len(counts))
     for state, color in (('positive', '#0173b2'), ('uncertain', '#de8f05'), ('negative', '#b8d4e8'), ('not mentioned', '#eeeeee')):
@@ -569,6 +572,7 @@ def plot_pairs(
     import matplotlib.pyplot as plt
     from cxr_lib.images import read_radiograph
     some = pairs[:n]
+    if not len(some): return mark_simulated(figure_of_words('no pair of near-identical films'), simulated)
     fig, axes = plt.subplots(2, len(some), figsize=(1.6*len(some), 3.6), squeeze=False)
     for column, (_, p) in zip(axes.T, some.iterrows()):
         for ax, image, split in zip(column, (p.image_1, p.image_2), (p.split_1, p.split_2)):
@@ -580,6 +584,7 @@ def describe_notes(
 ) -> str: # Markdown
     "How many notes there are, how many differ, and how many ask a question that names what is looked for"
     notes = table.drop_duplicates('study_id').note
+    if not notes.notna().any(): return 'No study has a note.'
     given, asked, why = notes.dropna(), question_share(notes), table.attrs.get('note_reasons')
     text = (f'{len(given):,} of {len(notes):,} studies have a note; {given.nunique():,} of these are different. {asked["share with a question"]:.0%} ask a question ("? pneumonia", "evaluate for effusion"); '
             f'without the questions {asked["share of words left"]:.0%} of the words are left, and {asked["nothing left"]:,} notes are empty. What the referring doctor suspects is information, but a model that reads it reads more than symptoms.')

@@ -560,6 +560,7 @@ def describe_training(
 ) -> str: # Markdown; '' if there is nothing to say
     "Say what the curves can't show"
     main = log[log.model == 'multimodal']
+    if not len(main): return 'No epoch was trained.'
     if (main.train_loss == 0).all(): return '**Nothing was learned**: no training image has a label that is 1 or 0, so the weights are as they began.'
     if main.tuning_auroc.isna().all(): return 'The mean AUROC on the tuning split is undefined: no observation has both a positive and a negative there. The epoch with the lowest tuning loss was kept.'
     return ''
@@ -570,8 +571,9 @@ def plot_training(
 ): # matplotlib figure
     "Loss and tuning AUROC by epoch; thin lines are folds"
     import matplotlib.pyplot as plt
-    from cxr_lib.core import CONDITION_COLORS, mark_simulated, words_instead
+    from cxr_lib.core import CONDITION_COLORS, figure_of_words, mark_simulated, words_instead
     main = log[log.model == 'multimodal']; folds = list(main.groupby('fold'))
+    if not len(main): return mark_simulated(figure_of_words('no epoch was trained'), simulated)
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
     lines = (('train_loss', '#949494', 'training, fused', left), ('tuning_loss', CONDITION_COLORS['fused'], 'tuning, fused', left), ('tuning_auroc', CONDITION_COLORS['fused'], 'fused', right),
              ('tuning_auroc_image', CONDITION_COLORS['image_only'], 'image only', right), ('tuning_auroc_note', CONDITION_COLORS['note_only'], 'note only', right))

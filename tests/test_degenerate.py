@@ -9,7 +9,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cxr_lib.core import OBSERVATIONS
+from cxr_lib import data, leakage, training
+from cxr_lib.core import OBSERVATIONS, RunFolder, read_json
+from cxr_lib.core import STAGES as ALL
 
 N = 36
 STAGES = {'01_exploration': dict(dataset='csv', scan=0),
@@ -95,3 +97,102 @@ def reports(tmp_path, monkeypatch):
             if notebook == until: break
         return found
     return run
+
+
+def one_kind_in(split, n=N):
+    "Labels of both kinds, but for one split, in which all are positive"
+    splits = studies(n).split
+    return labels([1 if s == split else i//4 % 2 for i, s in enumerate(splits)])
+
+
+#: case -> (table, notebook that is run last, notebook -> what it has to say)
+SURVIVE = {
+    'no label at all': (studies(**labels(np.nan)), '05_evaluation', {
+        'exploration': ['No image has a label: these data can be looked at and given notes', 'no image has a positive label: nothing goes with anything', 'no film has a positive label'],
+        'notes': ['The probe is undefined here'],
+        'training': ['Nothing was learned', 'undefined: no observation has both'],
+        'evaluation': ['No mean is headlined', 'not labelled in these data']}),
+    'negatives only, lateral films, nobody known, blank notes': (
+        studies(**labels(0), view='Lateral', projection=None, sex=None, age=None, note='  '), '05_evaluation', {
+        'exploration': ['Every label is negative, none is positive: no AUROC is defined', 'Every film is lateral', 'No patient has a known sex', 'No patient has a known age', 'ages are not known',
+                        'This source has no notes of its own', 'no film has a positive label'],
+        'notes': ['**Simulated notes**'],
+        'training': ['The mean AUROC on the tuning split is undefined'],
+        'evaluation': ['undefined: no positive case', 'No mean is headlined']}),
+    'positives only, one age, one sex, the same note for all': (studies(**labels(1), age=50, sex='Female', note='cough'), '05_evaluation', {
+        'exploration': ['Every label is positive, none is negative', 'has the same (50 years)', 'has the same (Female)', '36 of 36 studies have a note; 1 of these are different'],
+        'notes': ['1 distinct texts'],
+        'training': ['The mean AUROC on the tuning split is undefined'],
+        'evaluation': ['undefined: no negative case', 'No mean is headlined']}),
+    'uncertain only': (studies(**labels(-1)), '04_training', {
+        'exploration': ['Every label is uncertain (-1)'], 'training': ['Nothing was learned']}),
+    'one kind in the test split': (studies(**one_kind_in('test')), '02_notes', {
+        'exploration': ['No observation has both a positive and a negative in the test split: every AUROC will be undefined']}),
+    'a single note': (studies(note=['cough', *[None]*(N - 1)]), '03_model', {
+        'exploration': ['1 of 36 studies have a note'], 'notes': ['35 of them without a note', '1 distinct texts']}),
+    'everybody in the test split': (studies(split='test'), '02_notes', {
+        'exploration': ['No image is in the train split: the training stage will stop', 'No image is in the tuning split'],
+        'notes': ['No study outside the test split has a note to show', 'Every study is in the test split']}),
+}
+
+#: case -> (table, the notebook that refuses, what it says)
+REFUSED = {
+    'one image': (studies(1, split=None), 'exploration', '1 image of 1 patient: splits are by patient, and training, tuning and test need at least one each. Add patients'),
+    'one patient': (studies(patient_id='p', split=None), 'exploration', '36 images of 1 patient: splits are by patient.*name a column that does'),
+    'two patients': (studies(patient_id=['a', 'b']*N, split=None), 'exploration', '36 images of 2 patients'),
+    'nobody to tune on': (studies(split=['train', 'test']*N), 'training', 'the tuning split is empty.*Change one of these in the exploration, or train with folds'),
+}
+
+
+@pytest.mark.parametrize('case', SURVIVE)
+def test_every_page_survives_and_says_so_in_words(reports, tmp_path, case):
+    table, until, words = SURVIVE[case]
+    found = reports(table, until)
+    for notebook, sentences in words.items():
+        for sentence in sentences: assert sentence in found[notebook], (notebook, sentence)
+    run = RunFolder(tmp_path/'reports'/'odd')
+    last = max((s for s in ALL if run.stamped(s)), key=ALL.index)
+    assert last == until[3:] and run.done(last)
+    if last == 'evaluation': assert 'nan' not in str(read_json(run/'metrics.json')['verdict']).lower()
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_what_makes_no_sense_is_refused_with_the_remedy(reports, tmp_path, case):
+    table, stage, words = REFUSED[case]
+    with pytest.raises(ValueError, match=words): reports(table)
+    run = RunFolder(tmp_path/'reports'/'odd')
+    assert [s for s in ALL if run.stamped(s)] == list(ALL[:ALL.index(stage)])
+
+
+EMPTY = studies().astype({o: float for o in OBSERVATIONS}).iloc[:0]
+NOTHING = data.Scan(pd.DataFrame(columns=['image', 'width', 'height', 'mean', 'sd', 'error']), np.zeros((0, 32, 32), np.uint8))
+PAIRS = pd.DataFrame(columns=['image_1', 'split_1', 'image_2', 'split_2', 'similarity'])
+PICTURES = {
+    'contact sheet': (lambda: data.plot_contact_sheet(EMPTY, '.'), 'no film to show'),
+    'patients': (lambda: data.plot_patients(EMPTY), 'no image, and so no patient'),
+    'label states': (lambda: data.plot_label_states(EMPTY), 'no image, and so no label'),
+    'co-occurrence': (lambda: data.plot_cooccurrence(EMPTY), 'nothing goes with anything'),
+    'prevalence': (lambda: data.plot_prevalence_by(EMPTY, ['sex', 'age']), 'no prevalence to compare'),
+    'observations': (lambda: data.plot_observation_sheet(EMPTY, '.'), 'no film has a positive label'),
+    'pixels': (lambda: data.plot_pixels(EMPTY, NOTHING), 'no film was looked at'),
+    'pairs': (lambda: data.plot_pairs(PAIRS, '.'), 'no pair of near-identical films'),
+    'note lengths': (lambda: data.plot_notes(EMPTY), 'no study has a note'),
+    'certificate': (lambda: leakage.plot_certificate(leakage.leakage_certificate(EMPTY, encoder=False)), 'undefined: sex, age and projection are missing or the same for all'),
+    'learning curves': (lambda: training.plot_training(pd.DataFrame(columns=['model', 'fold', 'epoch', 'train_loss', 'tuning_auroc'])), 'no epoch was trained')}
+TABLES = {'overlap': (lambda: data.describe_overlap(EMPTY), 'There is no image'), 'notes': (lambda: data.describe_notes(EMPTY), 'No study has a note'),
+          'gaps': (lambda: data.describe_gaps(EMPTY), 'No image is in the train split'), 'films': (lambda: leakage.film_description_report(EMPTY), 'There are no notes')}
+
+
+@pytest.mark.parametrize('name', PICTURES)
+def test_a_picture_of_zero_rows_says_why_it_shows_nothing(name):
+    draw, words = PICTURES[name]
+    figure = draw()
+    figure.draw_without_rendering()
+    assert words in words_in(figure)
+    plt.close('all')
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_a_sentence_about_zero_rows_is_one(name):
+    say, words = TABLES[name]
+    assert words in say() and 'nan' not in say()
