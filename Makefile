@@ -16,7 +16,7 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt .ci/env
 	@$(PYTHON) .ci/environment.py --venv $(VENV)
 
 report: install
-	@$(RUN) -m cxr_lib.runner run $(ARGS)
+	@$(RUN) -m cxr_lib.running.command run $(ARGS)
 
 # The quick checks first; pytest last, so that its closing line ends the log.
 test: check-export check-clean check-readme lint nbdev-test pytest
@@ -40,9 +40,9 @@ nbdev-test: install
 # The main job has the machine to itself; the many small tests share it, one core each.
 pytest: install
 	@echo "== pytest: the main job at its full size"
-	@$(RUN) -m pytest tests/test_main_job.py
+	@$(RUN) -m pytest tests/running/test_main_job.py
 	@echo "== pytest: everything else"
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --ignore tests/test_main_job.py
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --ignore tests/running/test_main_job.py
 
 # For those who change a notebook: write the modules, the README.
 export: install

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cxr_lib.core import OBSERVATIONS, seed_everything
-from cxr_lib.dataset import StudyData
-from cxr_lib.encoders import learn_tokenizer
-from cxr_lib.model import build_model, make_config
-from cxr_lib.training import fit
+from cxr_lib.foundations.core import OBSERVATIONS, seed_everything
+from cxr_lib.training.dataset import StudyData
+from cxr_lib.model.encoders import learn_tokenizer
+from cxr_lib.model.fusion import build_model, make_config
+from cxr_lib.training.loop import fit
 
 WORDS = 'cough fever dyspnoea chest pain for three days history of heart failure smoker fall from ladder orthopnoea weight loss line placement'.split()
 SETTINGS = dict(batch_size=16, lr=1e-3, note_lr=1e-3, weight_decay=.01, warmup=.1, note_dropout=.15, word_dropout=.2, augment=True, patience=0)

@@ -16,13 +16,13 @@ import time
 import numpy as np
 import torch
 
-from cxr_lib.data import simulated_radiograph
-from cxr_lib.dataset import StudyData, predict_logits
-from cxr_lib.encoders import learn_tokenizer, make_tokenizer
-from cxr_lib.model import build_model, make_config, split_overrides
-from cxr_lib.notes import clinical_notes
-from cxr_lib.patients import draw_patients
-from cxr_lib.training import fit
+from cxr_lib.data.catalogue import simulated_radiograph
+from cxr_lib.training.dataset import StudyData, predict_logits
+from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer
+from cxr_lib.model.fusion import build_model, make_config, split_overrides
+from cxr_lib.notes.wording import clinical_notes
+from cxr_lib.simulation.patients import draw_patients
+from cxr_lib.training.loop import fit
 
 MINILM = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 

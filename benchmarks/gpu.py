@@ -19,15 +19,15 @@ import time
 import numpy as np
 import torch
 
-from cxr_lib.core import OBSERVATIONS
-from cxr_lib.dataset import StudyData
-from cxr_lib.encoders import ImageEncoder, learn_tokenizer
-from cxr_lib.losses import masked_bce
-from cxr_lib.model import MultimodalClassifier, make_config, split_overrides
-from cxr_lib.notes import clinical_notes
-from cxr_lib.patients import draw_patients
-from cxr_lib.resources import plan_memory
-from cxr_lib.training import fit
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.training.dataset import StudyData
+from cxr_lib.model.encoders import ImageEncoder, learn_tokenizer
+from cxr_lib.training.losses import masked_bce
+from cxr_lib.model.fusion import MultimodalClassifier, make_config, split_overrides
+from cxr_lib.notes.wording import clinical_notes
+from cxr_lib.simulation.patients import draw_patients
+from cxr_lib.training.memory import plan_memory
+from cxr_lib.training.loop import fit
 
 CLINICAL_BERT = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
 VOCABULARY = 28_996     # word pieces of the cased BERT vocabulary

@@ -1,4 +1,4 @@
-"""One film and one note on a CPU: the chosen fast route (chapter 03e) against eager fp32 of the same model, preset `base` (ViT-Base/16 + BERT-base), batch of one.
+"""One film and one note on a CPU: the chosen fast route (chapter model.fast) against eager fp32 of the same model, preset `base` (ViT-Base/16 + BERT-base), batch of one.
 
     python benchmarks/inference.py [--threads 1 2] [--rounds 9] [--words 48]
 
@@ -15,11 +15,11 @@ import time
 import numpy as np
 import torch
 
-from cxr_lib.data import simulated_radiograph
-from cxr_lib.encoders import learn_tokenizer, tokenize
-from cxr_lib.inference import AGREEMENT, BRANCHES, choose_routes, fast_model, largest_difference
-from cxr_lib.model import build_model, make_config, parameter_table
-from cxr_lib.patients import draw_patients
+from cxr_lib.data.catalogue import simulated_radiograph
+from cxr_lib.model.encoders import learn_tokenizer, tokenize
+from cxr_lib.model.fast import AGREEMENT, BRANCHES, choose_routes, fast_model, largest_difference
+from cxr_lib.model.fusion import build_model, make_config, parameter_table
+from cxr_lib.simulation.patients import draw_patients
 
 BERT_BASE = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, vocab_size=28_996, max_position_embeddings=512)
 WORDS = 'fever cough dyspnea orthopnea edema effusion pneumonia history of heart failure chest pain fall rule out pneumothorax evaluate line placement'.split()

@@ -11,15 +11,15 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from cxr_lib.core import OBSERVATIONS, choose_device, seed_everything
-from cxr_lib.data import data_root
-from cxr_lib.dataset import StudyData, predict_logits
-from cxr_lib.encoders import make_tokenizer
-from cxr_lib.metrics import count_cases, interval, mean_over, rank_condition, resample_patients
-from cxr_lib.model import build_model, ensure_architecture, make_config, split_overrides
-from cxr_lib.notes import ensure_notes
-from cxr_lib.runs import RunError, open_run
-from cxr_lib.training import fit
+from cxr_lib.foundations.core import OBSERVATIONS, choose_device, seed_everything
+from cxr_lib.data.catalogue import data_root
+from cxr_lib.training.dataset import StudyData, predict_logits
+from cxr_lib.model.encoders import make_tokenizer
+from cxr_lib.metrics.ranking import count_cases, interval, mean_over, rank_condition, resample_patients
+from cxr_lib.model.fusion import build_model, ensure_architecture, make_config, split_overrides
+from cxr_lib.notes.wording import ensure_notes
+from cxr_lib.foundations.run import RunError, open_run
+from cxr_lib.training.loop import fit
 
 
 def main():

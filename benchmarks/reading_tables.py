@@ -4,7 +4,7 @@
 
 One process; CPU seconds, the best of the repeats of either side, taken in turn in the same run. With a folder, that copy of
 CheXpert is read. Without one, a table of 223,414 + 234 rows with the official counts and a path for every image file is made
-(tests/test_chexpert.py), so the images' folders are in the operating system's cache: a first read from a cold or
+(tests/data/test_chexpert.py), so the images' folders are in the operating system's cache: a first read from a cold or
 network disk takes longer, by the time that the disk needs for 223,648 questions.
 """
 import argparse
@@ -21,8 +21,8 @@ import pandas as pd
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1]/'tests')]
 
-from cxr_lib.chexpert import check_chexpert_facts, load_chexpert
-from cxr_lib.studies import Exclusions, is_there, validate_studies
+from cxr_lib.data.chexpert import check_chexpert_facts, load_chexpert
+from cxr_lib.data.studies import Exclusions, is_there, validate_studies
 
 
 def seconds(function, *args):
@@ -55,7 +55,7 @@ def main():
     parser.add_argument('folder', nargs='?'); parser.add_argument('--repeats', type=int, default=3)
     args = parser.parse_args()
     if args.folder: return measure(Path(args.folder), args.repeats)
-    from test_chexpert import full_folders, made_chexpert, write_made
+    from data.test_chexpert import full_folders, made_chexpert, write_made
     root, links = full_folders()
     try:
         write_made(root, *made_chexpert(), links)

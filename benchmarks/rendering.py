@@ -2,7 +2,7 @@
 
     python benchmarks/rendering.py [--sizes 128 224] [--films 200] [--repeats 3]
 
-One process, one thread, everything in the same run. The patients are as chapter 00b draws them: about five of the thirteen strengths are large enough to be drawn on each film.
+One process, one thread, everything in the same run. The patients are as chapter simulation.patients draws them: about five of the thirteen strengths are large enough to be drawn on each film.
 Counts processor time, so that other processes matter little; prints the best of the repeats for every size, with and without masks.
 """
 import argparse
@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cxr_lib.patients import draw_patients
-from cxr_lib.rendering import SIGNS, render_radiograph
+from cxr_lib.simulation.patients import draw_patients
+from cxr_lib.simulation.rendering import SIGNS, render_radiograph
 
 
 def per_second(draw, n, repeats):

@@ -11,11 +11,11 @@ import html, io
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
-from .core import CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, as_text, number_text, read_json
-from .images import read_radiograph
-from .checkpoints import MAX_NOTE_CHARACTERS, PretrainedClassifier
-from .model import tokenize
-from .training import ensure_training, is_simulated
+from .foundations.core import CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, as_text, number_text, read_json
+from .data.images import read_radiograph
+from .model.saved import MAX_NOTE_CHARACTERS, PretrainedClassifier
+from .model.fusion import tokenize
+from .training.loop import ensure_training, is_simulated
 
 class DemoSession:
     "A trained model and one chosen film; the note may change as often as it likes"
@@ -89,7 +89,7 @@ def describe_run(
     run:RunFolder # a run whose training is done
 ) -> list[str]: # sentences, as text
     "What a person must know before believing a probability: which run it is, what it was trained on, how well it ranks, and whether that is better than chance"
-    from cxr_lib.evaluation import chance_words
+    from cxr_lib.evaluation.report import chance_words
     source, model = read_json(run/'source.json'), read_json(run/'model'/'config.json')
     table = pd.read_parquet(run/'studies_with_notes.parquet', columns=['patient_id', 'split'])
     notes = read_json(run/'notes.json')['mode'] if (run/'notes.json').exists() else 'unknown'
@@ -127,7 +127,7 @@ def demo_widget(
 ): # an ipywidgets box; attributes `sample`, `note`, `bars`, `film`, `message`, `banner` and `session` for tests and tinkering
     "Pick a film, edit the note, see the probabilities"
     import ipywidgets as w
-    from cxr_lib.data import data_root
+    from cxr_lib.data.catalogue import data_root
     run.check('evaluation')                                                  # its calibration is used too
     samples = demo_samples(run, n_samples)
     session, names = DemoSession(run/'model'), film_names(samples)

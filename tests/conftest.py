@@ -32,7 +32,7 @@ def stage_notebook(stage: str, work: str = WORK, finish: bool = True) -> nbforma
     code = nbformat.v4.new_code_cell
     cells = [nbformat.v4.new_markdown_cell(f'# The {stage} stage\n\n> Does nothing much.'),
              code("run = 'steps'   # name of the run\nseed = 0   # random seed\npause = 0.0   # seconds\n" + PARAMETERS[stage], metadata=dict(tags=['parameters'])),
-             code(f"import time\nfrom pathlib import Path\nfrom cxr_lib.core import STAGES, atomic_path, run_folder\nstage = {stage!r}\nfolder = run_folder(run)\nfolder.begin(stage)"),
+             code(f"import time\nfrom pathlib import Path\nfrom cxr_lib.foundations.core import STAGES, atomic_path, run_folder\nstage = {stage!r}\nfolder = run_folder(run)\nfolder.begin(stage)"),
              code(work)]
     if finish: cells.append(code('folder.finish(stage, dict(seed=seed))'))
     return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
@@ -54,7 +54,7 @@ class Project:
         "Start the command line in the project"
         env = {k: v for k, v in os.environ.items() if k not in ('CXR_HOME', 'COLUMNS')} | {'PYTHONPATH': str(ROOT)}
         heed = None if os.name == 'nt' else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)      # a test run in the background ignores Ctrl-C, and its children would too
-        return subprocess.Popen([sys.executable, '-m', 'cxr_lib.runner', *map(str, args)], cwd=self.home, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed, **more)
+        return subprocess.Popen([sys.executable, '-m', 'cxr_lib.running.command', *map(str, args)], cwd=self.home, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed, **more)
     def cxr(self, *args):
         "Run the command line in the project: exit code, standard output, standard error"
         process = self.start(*args)

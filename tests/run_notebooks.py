@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 #: part of the notebooks -> (workers, what `nbdev_test` is told)
-PARTS = {'stages': (1, dict(file_re=r'^0[1-5]_')),
-         'others': (2, dict(skip_file_re=r'^([_.]|0[1-5]_)'))}
+PARTS = {'stages': (1, dict(file_re=r'^0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$')),
+         'others': (2, dict(skip_file_re=r'^([_.]|0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$)'))}
 
 
 def run(part: str):

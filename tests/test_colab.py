@@ -37,7 +37,7 @@ def test_elsewhere_the_cell_does_nothing(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=lambda p: p.stem)
 def test_in_colab_the_cell_installs_the_library_and_keeps_the_present_torch(path, tmp_path, monkeypatch):
-    import cxr_lib      # noqa: F401  torchvision may need the remedy of cxr_lib.compat
+    import cxr_lib      # noqa: F401  torchvision may need the remedy of cxr_lib.foundations.compat
     import torch
     import torchvision
     started = []

@@ -104,7 +104,9 @@ def test_says_the_remedy(monkeypatch):
 def copy(tmp_path_factory):
     "What git would give, in another folder"
     target = tmp_path_factory.mktemp('copy with spaces')/'project'
-    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns('.*', '*.egg-info', 'build', 'dist', 'reports', 'data', '__pycache__', '_proc', '_docs'))
+    everywhere = shutil.ignore_patterns('.*', '*.egg-info', '__pycache__')
+    at_the_root = shutil.ignore_patterns('build', 'dist', 'reports', 'data', '_proc', '_docs')
+    shutil.copytree(ROOT, target, ignore=lambda folder, names: everywhere(folder, names) | (at_the_root(folder, names) if folder == str(ROOT) else set()))
     return target
 
 
@@ -118,7 +120,7 @@ def test_wheel_carries_modules_and_notebooks(copy, tmp_path):
     assert {f'cxr_lib/nbs/{p.name}' for p in (ROOT/'nbs').glob('[0-9]*.ipynb')} <= set(names)
     assert {p.relative_to(ROOT).as_posix() for p in (ROOT/'cxr_lib').rglob('*.py')} <= set(names) and not [n for n in names if n.startswith(('tests', 'nbs', 'environment'))]
     data = {n.split('/')[-1]: wheel.read(n).decode() for n in names if '.dist-info/' in n}
-    assert 'cxr = cxr_lib.runner:main' in data['entry_points.txt']
+    assert 'cxr = cxr_lib.running.command:main' in data['entry_points.txt']
     declared = [Requirement(line.split(': ', 1)[1]) for line in data['METADATA'].splitlines() if line.startswith('Requires-Dist')]
     assert {canonicalize_name(r.name) for r in declared} == {canonicalize_name(r.name) for r in requirements()}
     assert {m.split(': ')[1] for m in data['METADATA'].splitlines() if m.startswith('Provides-Extra')} == {'offline', 'train', 'fast', 'dev', 'all'}
@@ -127,7 +129,7 @@ def test_wheel_carries_modules_and_notebooks(copy, tmp_path):
     wheel.extractall(site)
     empty = tmp_path/'empty'
     empty.mkdir()
-    done = subprocess.run([sys.executable, '-P' if sys.version_info >= (3, 11) else '-B', '-m', 'cxr_lib.runner', 'params'], cwd=empty, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, '-P' if sys.version_info >= (3, 11) else '-B', '-m', 'cxr_lib.running.command', 'params'], cwd=empty, capture_output=True, text=True,
                           env={**{k: v for k, v in os.environ.items() if k != 'CXR_HOME'}, 'PYTHONPATH': str(site)})
     assert done.returncode == 0 and '01_exploration.ipynb' in done.stdout, done.stderr
 
@@ -151,7 +153,7 @@ def test_modules_and_notebooks_in_folders_are_compared(tmp_path):
 
 def test_check_export_notices(copy):
     assert not [p for p in check_repository.check_export(copy) if 'rewrites' in p]
-    module = copy/'cxr_lib'/'core.py'
+    module = copy/'cxr_lib'/'foundations/core.py'
     before = module.read_text()
     module.write_text(before.replace('def project_root', 'def project_rood'))
     assert any('project_rood' in p for p in check_repository.check_export(copy))
@@ -159,17 +161,17 @@ def test_check_export_notices(copy):
 
 
 def test_check_clean_notices(copy):
-    path = copy/'nbs'/'00_core.ipynb'
+    path = copy/'nbs'/'chapters/01_foundations/01_core.ipynb'
     before = path.read_text()
-    assert not [p for p in check_repository.check_clean(copy) if '00_core' in p]
+    assert not [p for p in check_repository.check_clean(copy) if 'chapters/01_foundations/01_core' in p]
     nb = json.loads(before)
     code = next(c for c in nb['cells'] if c['cell_type'] == 'code')
     code['execution_count'] = 7
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
-    assert '00_core.ipynb is not clean' in check_repository.check_clean(copy)
+    assert 'chapters/01_foundations/01_core.ipynb is not clean' in check_repository.check_clean(copy)
     code['outputs'] = [dict(output_type='stream', name='stdout', text=['x'])]
     path.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n')
-    assert '00_core.ipynb holds outputs' in check_repository.check_clean(copy)
+    assert 'chapters/01_foundations/01_core.ipynb holds outputs' in check_repository.check_clean(copy)
     path.write_text(before)
 
 
