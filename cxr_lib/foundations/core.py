@@ -568,7 +568,8 @@ def set_theme():
     sns.set_theme(context='notebook', style='whitegrid', palette='colorblind',
                   rc={'figure.dpi': 96, 'savefig.dpi': 120, 'axes.titleweight': 'bold', 'axes.titlesize': 11, 'axes.labelsize': 10,
                       'xtick.labelsize': 9, 'ytick.labelsize': 9, 'legend.fontsize': 9, 'figure.constrained_layout.use': True,
-                      'image.cmap': 'gray', 'axes.spines.top': False, 'axes.spines.right': False})
+                      'image.cmap': 'gray', 'axes.spines.top': False, 'axes.spines.right': False,
+                      'text.parse_math': False})                # a file or a run may be called $x$; no picture here holds a formula
 
 def mark_simulated(
     fig, # a matplotlib figure

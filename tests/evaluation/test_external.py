@@ -510,3 +510,15 @@ def test_the_notebook_runs_on_the_files_of_a_user(tmp_path, monkeypatch, other, 
     assert pair.loc['Mean', 'model_a'] == 'my model' and pair.loc['Mean', 'model_b'] == 'second' and pair.loc['Mean', 'a_minus_b'] > 0
     metrics = read_json(tmp_path/'out'/'external_metrics.json')
     assert metrics['model'] == 'my model' and metrics['n_images'] == len(practice) and metrics['n_bootstrap'] == 10 and not metrics['simulated']
+
+
+def test_a_name_with_dollars_is_no_formula():
+    import matplotlib.pyplot as plt
+
+    from cxr_lib.foundations.core import set_theme
+    set_theme()
+    figure, axes = plt.subplots()
+    title = axes.set_title(r'model $\frac$ of $x$')
+    figure.canvas.draw()                            # as a formula, this raises
+    plt.close(figure)
+    assert title.get_text() == r'model $\frac$ of $x$' and not title.get_parse_math()
