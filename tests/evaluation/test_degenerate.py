@@ -155,7 +155,11 @@ def test_every_page_survives_and_says_so_in_words(reports, tmp_path, case):
     run = RunFolder(tmp_path/'reports'/'odd')
     last = max((s for s in ALL if run.stamped(s)), key=ALL.index)
     assert last == until[3:] and run.done(last)
-    if last == 'evaluation': assert 'nan' not in str(read_json(run/'metrics.json')['verdict']).lower()
+    if last != 'evaluation': return
+    assert 'nan' not in str(read_json(run/'metrics.json')['verdict']).lower()
+    assert run.altered('training') == {}                                  # although the evaluation has put its calibration into the model's folder
+    (run/'model'/'config.json').write_text((run/'model'/'config.json').read_text().replace('"tiny"', '"tinY"'))
+    assert list(run.altered('training')) == ['model/config.json'] and not run.done('training')
 
 
 @pytest.mark.parametrize('case', REFUSED)
