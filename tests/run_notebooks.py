@@ -1,40 +1,58 @@
-"""Run every notebook as a test, in a project folder of its own: `python tests/run_notebooks.py [PART]`, PART being stages or others.
+"""Run every notebook as a test, in a project folder of its own: `python tests/run_notebooks.py [PART ...]`.
 
-The five stages go first, one after another, and make the small run that the other notebooks then open; these share the cores.
-Nothing is written into the checkout's data/ or reports/.
+Three parts: `stages`, one after another, make a small run; `chapters`, beside them on the other core, need no run; `visitors`
+open the small run and come last. Nothing is written into the checkout's data/ or reports/.
 """
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-#: part of the notebooks -> (workers, what `nbdev_test` is told)
-PARTS = {'stages': (1, dict(file_re=r'^0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$')),
-         'others': (2, dict(skip_file_re=r'^([_.]|0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$)'))}
+STAGES = r'0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$'
+VISITORS = r'(08_demo|05_sweep|06_selection)\.ipynb$'
+#: part -> which notebooks, as `nbdev_test` is told
+PARTS = {'stages': dict(file_re=f'^{STAGES}'),
+         'chapters': dict(skip_file_re=f'^([_.]|{STAGES}|{VISITORS})'),
+         'visitors': dict(file_re=f'^{VISITORS}')}
 
 
 def run(part: str):
-    "Run one part; a notebook that fails ends the program"
+    "Run one part, on one core; a notebook that fails ends the program"
     from nbdev.test import nbdev_test
-    workers, chosen = PARTS[part]
-    os.environ['OMP_NUM_THREADS'] = str(max(1, (os.cpu_count() or 1)//workers))
-    nbdev_test(n_workers=workers, do_print=True, **chosen)
+    nbdev_test(n_workers=1, do_print=True, **PARTS[part])
+
+
+def run_beside(*parts: str):
+    "Run parts at the same time, each in a process of its own"
+    processes = [subprocess.Popen([sys.executable, '-u', __file__, part]) for part in parts]
+    codes = [process.wait() for process in processes]
+    failed = [part for part, code in zip(parts, codes) if code]
+    if failed:
+        sys.exit(f'notebooks failed: {", ".join(failed)}')
 
 
 def check_small_run(home: Path):
     "The small run, which teaches with its numbers, has to be better than chance"
-    fused = json.loads((home/'reports'/'small'/'metrics.json').read_text(encoding='utf-8'))['conditions']['fused']['means']['evaluable']
+    metrics = json.loads((home/'reports'/'small'/'metrics.json').read_text(encoding='utf-8'))
+    fused = metrics['conditions']['fused']['means']['evaluable']
     print(f'small run: mean AUROC {fused["auroc"]:.3f} [{fused["low"]:.3f}, {fused["high"]:.3f}]', flush=True)
-    if fused['auroc'] < .65 or fused['low'] <= .5: sys.exit('the small run is not better than chance: its defaults (n_patients of 01_exploration) have to change')
+    if fused['auroc'] < .65 or fused['low'] <= .5:
+        sys.exit('the small run is not better than chance: its defaults (n_patients of 01_exploration) have to change')
 
 
 def main(parts: 'list[str]'):
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
     with tempfile.TemporaryDirectory(prefix='cxr-notebooks-', ignore_cleanup_errors=True) as home:
         os.environ.setdefault('CXR_HOME', home)
         for part in parts:
             run(part)
-            if part == 'stages': check_small_run(Path(os.environ['CXR_HOME']))
+        if not parts:
+            run_beside('stages', 'chapters')
+            check_small_run(Path(os.environ['CXR_HOME']))
+            run('visitors')
 
 
-if __name__ == '__main__': main(sys.argv[1:] or list(PARTS))
+if __name__ == '__main__':
+    main(sys.argv[1:])
