@@ -12,7 +12,7 @@ __all__ = ['DIFFERENCES', 'COMPARED', 'MORE_RULES', 'decisions', 'rank_shuffles'
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..foundations.core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, defined, draw_interval, number_text, project_root, read_json, remark,
-                                      save_figure, set_theme, short_name, sign_figure, write_json)
+                                      rewriting, save_figure, set_theme, short_name, sign_figure, write_json)
 from ..metrics.calibration import BRANCHES, calibrated_thresholds, check_calibration, fit_calibrations
 from ..foundations.run import check_ranges, located_path
 from ..training.conditions import read_permutations
@@ -456,7 +456,8 @@ def stored_calibrations(
     "The calibration that the training stored with the model; fitted and stored now where the run is older than that"
     from cxr_lib.training.loop import keep_calibration
     path = run/'calibration.json'
-    if not path.exists(): return keep_calibration(run, predictions)
+    if not path.exists():
+        with rewriting(run, 'model'): return keep_calibration(run, predictions)
     found = read_json(path)
     for fold, maps in found.items():
         for branch, own in maps.items(): check_calibration(own, f'{path}, fold {fold}, {branch}')

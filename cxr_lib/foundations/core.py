@@ -455,6 +455,7 @@ class RunFolder(Stamps):
         stamp_files(self, stage, dict(stage=stage, params=params, key=self.key(stage, params), finished=time.strftime('%Y-%m-%dT%H:%M:%S'), versions=versions()),
                     self._before.pop(stage, None))
         self.mend_config()
+        os.environ.pop('CXR_PROGRESS', None)       # what a notebook computes after its stage are examples: nobody waits for them
     def mend_config(self) -> str: # a sentence if it was another; '' if it was right
         "Make `config.json` say what the stamps say: the parameters of each finished stage, and the versions of the last"
         stamps = {s: stamp for s, stamp in self._readable().items() if s in STAGES and 'versions' in stamp}

@@ -264,6 +264,15 @@ def test_what_a_notebook_reports_reaches_the_log(project):
     assert code == 0 and '      01_exploration: epoch 1 of 2, loss 0.5, about 30 s left' in err.splitlines(), err
 
 
+def test_what_is_reported_after_a_stage_has_finished_is_an_example(project):
+    project.write('exploration', '\n'.join([
+        'from cxr_lib.foundations.progress import report_progress',
+        'folder.finish(stage, dict(seed=seed))',
+        "report_progress('epoch 9 of 9', 'loss 0.5', seconds_left=30, keep=True)"]), finish=False)
+    code, out, err = project.cxr('run', '--until', 'exploration')
+    assert code == 0 and 'epoch 9 of 9' not in err, err
+
+
 # What must not cost the results, or a traceback
 
 class CodePage(io.TextIOWrapper):
