@@ -286,6 +286,7 @@ def _controls_means(ax, metrics):
             remark(ax, .505, y, 'negative example:\nnotes made from labels', color='#cc3311', weight='bold')
         draw_interval(ax, y, m['auroc'], m['low'], m['high'], _color(c), hollow=leak)
         if defined(m['auroc']): remark(ax, 1.03, y, _f(m['auroc']), fontsize=9, color=_color(c) if leak else '#222222')
+        elif not leak: remark(ax, .505, y, 'undefined: no observation has enough cases')
     for c, style in zip([c for c in means if c.startswith('best')], ('--', ':', '-.', '--')):
         if defined(means[c]['auroc']):
             ax.axvline(means[c]['auroc'], color=_color(c), ls=style, lw=1.6, label=f'{CONDITIONS[c]}: {_f(means[c]["auroc"])}')
@@ -313,6 +314,7 @@ def plot_controls(
         if not defined(d['value']): remark(right, .01, y, d['reason'], transform=right.get_yaxis_transform())
     right.axvline(0, color='#666666', lw=1)
     right.axhline(.5, color='#cccccc', lw=1)
+    right.locator_params(axis='x', nbins=6)              # more labels would touch each other
     right.set(yticks=range(len(rows)), yticklabels=[n for n, _ in rows], ylim=(len(rows)-.5, -.5), xlabel='AUROC, image + note minus image only', title='What the note adds (95% interval)')
     return sign_figure(fig, simulated or metrics['simulated'])
 
