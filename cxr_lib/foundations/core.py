@@ -90,7 +90,10 @@ def machine_error(
     error:OSError # as the operating system raised it
 ) -> str: # one sentence
     "Say what the machine refused, and what to do"
-    if isinstance(error, MachineError) or not _unexplained(error): return str(error.strerror)
+    if isinstance(error, MachineError): return str(error.strerror)
+    if not _unexplained(error):
+        named = error.filename is None or str(error.filename) in error.strerror
+        return error.strerror if named else f'{error.filename}: {error.strerror}'
     where = 'a file' if error.filename is None else str(error.filename)
     if len(where) > 200: where = f'{where[:80]}...'
     if error.errno in DISK_FULL:
@@ -204,9 +207,10 @@ def stop_on_machine_error(
     "Raise an `OSError` in words if the machine is to blame (a failing disk, permissions, a lost drive); return if the file may be"
     number = getattr(error, 'errno', None)
     if not isinstance(error, OSError) or number is None or number in _OF_THE_PATH: return
-    if isinstance(error, MachineError): raise error
-    said = f'{path}: {error.strerror or os.strerror(number)}. This is an error of the machine, not a damaged file.'
-    raise MachineError(number, f'{said} {_MACHINE_REMEDIES.get(number, _AGAIN)}', str(path)) from error
+    said = error.strerror or os.strerror(number)
+    if isinstance(error, MachineError) or 'This is an error of the machine' in said: raise error
+    words = f'{said}. This is an error of the machine, not a damaged file. {_MACHINE_REMEDIES.get(number, _AGAIN)}'
+    raise OSError(number, words, str(path)) from error       # Python makes it a PermissionError where it is one
 
 def _mode(path):
     "The mode of what a path leads to; 0 if there is nothing"
