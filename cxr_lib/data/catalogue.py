@@ -206,7 +206,7 @@ def refuse_too_few(
     "Nothing can be split by patient without a patient for each part; say so before anything is computed"
     n = table.patient_id.nunique()
     if n < 3: raise ValueError(f'{len(table)} image{"s" if len(table) > 1 else ""} of {n} patient{"s" if n > 1 else ""}: splits are by patient, and training, tuning and test need at least one each. '
-                               'Add patients; or, if patient_id does not tell the patients apart, name a column that does (for a table of your own: columns={"patient_id": …})')
+                               'Add patients; or, if patient_id does not tell the patients apart, name a column that does (for a table of your own: columns={"patient_id": …}; for DICOM: patients="study")')
 
 def exploration_stage(
     run:RunFolder, # where the results go

@@ -108,12 +108,21 @@ def test_films_that_share_a_placeholder_are_refused_at_once_with_two_remedies(tm
     assert sorted(load(root).patient_id) == ['p0', 'p1', 'p2', 'p3']
 
 
-def test_one_real_patient_is_said_in_the_report(tmp_path, home, capsys):
+def test_one_real_patient_of_most_images_is_said_in_the_report(tmp_path, home, capsys):
     root = tmp_path/'export'
-    for i in range(12): film(root/f'{i}.dcm', PixelData=np.random.default_rng(i).bytes(64))
+    for i in range(12):
+        film(root/f'{i}.dcm', number=f'P{max(0, i - 9)}', PixelData=np.random.default_rng(i).bytes(64))
     run = RunFolder(home/'reports'/'r')
     exploration_stage(run, dataset='dicom', root=str(root))
-    assert '12 of 12 images share one patient_id: it counts as one patient' in describe_remarks(run).remark[0] and '12 of 12 images' in capsys.readouterr().out
+    said = '10 of 12 images share one patient_id: it counts as one patient'
+    assert said in describe_remarks(run).remark[0] and '10 of 12 images' in capsys.readouterr().out
+
+
+def test_one_patient_alone_is_refused_at_the_first_stage(tmp_path, home):
+    for i in range(3):
+        film(tmp_path/f'export/{i}.dcm', PixelData=np.random.default_rng(i).bytes(64))
+    with pytest.raises(ValueError, match='3 images of 1 patient: splits are by patient.*patients="study"'):
+        exploration_stage(RunFolder(home/'reports'/'r'), dataset='dicom', root=str(tmp_path/'export'))
 
 
 def test_a_blank_identifier_is_a_listed_exclusion(tmp_path):

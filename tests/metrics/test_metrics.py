@@ -289,7 +289,7 @@ def test_resampled_calibration_error_is_that_of_the_repeated_rows():
         assert found[b] == pytest.approx(calibration_error(labels[rows], p[rows], 10), abs=1e-12)
     assert resampled_calibration_error(labels, p, weights, clusters, 10, centred=True)[0] == pytest.approx(0, abs=1e-12)
     i = calibration_interval(labels, p, weights, clusters, 10)
-    assert i['ece'] == found[0] and i['ece_low'] <= i['ece'] <= i['ece_high']
+    assert i['ece'] == pytest.approx(found[0], abs=1e-12) and i['ece_low'] <= i['ece'] <= i['ece_high']
     assert np.isnan(list(calibration_interval([], [], weights, np.array([], int)).values())).all()
     assert np.isnan(calibration_interval(labels, p, weights[:, :1], clusters)['ece_low'])               # no resamples, no interval
 
