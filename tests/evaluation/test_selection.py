@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from cxr_lib.foundations.core import OBSERVATIONS, RunFolder, read_json
+from cxr_lib.foundations.run import located_path
 from cxr_lib.training.dataset import mean_auroc
 from cxr_lib.evaluation.external import ONE_TO_ONE
 from cxr_lib.evaluation.selection import (ANSWERING, CANDIDATES, Trainer, blind, choose, films_key, inner_splits, nested_selection, percentile, plot_selection, probe, read_candidates,
@@ -314,7 +315,7 @@ def test_studies_are_explored_once_and_another_source_is_refused(explored):
 
 def test_networks_and_probes_answer_with_probabilities_and_the_same_ones_again(explored):
     run, table = explored
-    root = Path(read_json(run/'source.json')['root'])
+    root = located_path(read_json(run/'source.json')['root'])
     named = read_candidates({'network': dict(preset='tiny', image_size=64, epochs=1), 'fused': dict(preset='tiny', image_size=64, epochs=1, condition='fused'),
                              'grid': dict(preset='tiny', image_size=64, head='probe', stages=[-1], grid=2, freeze_image=True),
                              'probe': dict(preset='tiny', image_size=64, head='probe', stages=[-2, -1], freeze_image=True)})

@@ -135,8 +135,10 @@ def with_own_maps(small, tmp_path, monkeypatch):
     "The run once more, with maps of every observation's own, which forty films are too few for"
     monkeypatch.setattr(calibration, 'MIN_CASES', dict.fromkeys(calibration.MIN_CASES, 3))
     run = RunFolder(shutil.copytree(small, tmp_path/'copy'))
-    predictions = pd.read_parquet(run/'predictions.parquet')
+    predictions, parameters = pd.read_parquet(run/'predictions.parquet'), run.params('training')
+    run.begin('training')
     keep_calibration(run, predictions)
+    run.finish('training', parameters)
     return run, predictions
 
 
