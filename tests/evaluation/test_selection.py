@@ -2,7 +2,6 @@
 
 A trainer that only pretends stands in for networks; what a candidate sees is written down and looked at."""
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
