@@ -41,7 +41,7 @@ def cxr(home, *args, **more):
 
 def papermill(home, notebook, *args):
     "`papermill nbs/NOTEBOOK out.ipynb ARGS`: exit code, what the cells printed, standard error"
-    out = home/f'out-{notebook}'
+    out = home/f'out-{Path(notebook).name}'
     process = started(home, 'papermill', ROOT/'nbs'/notebook, out, '--no-progress-bar', *args)
     _, err = process.communicate()
     cells = json.loads(out.read_text(encoding='utf-8'))['cells'] if out.exists() else []
@@ -81,8 +81,12 @@ def data(tmp_path_factory):
     copied(SHARED/'covid', home/'covid', 'metadata.csv', pd.read_csv(SHARED/'covid'/'metadata.csv').filename[:60].tolist())
     (home/'openi').mkdir()
     with tarfile.open(SHARED/'openi'/'NLMCXR_reports.tgz') as reports, tarfile.open(home/'openi'/'NLMCXR_reports.tgz', 'w:gz') as some:
-        for member in [m for m in reports if m.isfile()][:80]: some.addfile(member, reports.extractfile(member))
-    (home/'openi'/'openi_gld_std14.csv').write_bytes((SHARED/'openi'/'openi_gld_std14.csv').read_bytes())
+        members = [m for m in reports if m.isfile()][:80]
+        for member in members: some.addfile(member, reports.extractfile(member))
+    named = {f'CXR{Path(m.name).stem}' for m in members}
+    header, *rows = (SHARED/'openi'/'openi_gld_std14.csv').read_text(encoding='utf-8').splitlines(keepends=True)
+    kept = [header, *(row for row in rows if row.split(',')[0] in named)]
+    (home/'openi'/'openi_gld_std14.csv').write_text(''.join(kept), encoding='utf-8')
     chexpert(home/'chexpert', [SHARED/'nih'/'images'/name for name in nih[:30]])
     return home
 
@@ -207,7 +211,7 @@ def test_covid_with_its_own_notes(home, data):
 
 @needs_data
 def test_a_preset_that_needs_a_hub_says_so(home, data):
-    code, out, err = cxr(home, 'run', '--dataset', 'chexpert', '--root', data/'chexpert', '--preset', 'base', *SMALL, '-p', 'folds', '2')
+    code, out, err = cxr(home, 'run', '--dataset', 'chexpert', '--root', data/'chexpert'/'CheXpert-v1.0-small', '--preset', 'base', *SMALL, '-p', 'folds', '2')
     assert code == 1 and '03_model.ipynb failed' in err and 'Traceback' not in err
     assert re.search('hub|download|network|internet|offline', err, re.I), err
     assert 'This run stopped' in (home/'reports'/'chexpert'/'index.html').read_text(encoding='utf-8')
