@@ -21,6 +21,7 @@ from cxr_lib.running.command import EXTERNAL
 SHARED = ROOT.parent/'shared'/'data'
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason='the shared real data (../shared/data) are not on this machine')
 pytestmark = [pytest.mark.skipif(os.name == 'nt', reason='signals'), pytest.mark.timeout(2400)]
+full = pytest.mark.skipif(not os.environ.get('CXR_TEST_FULL'), reason='minutes long; set CXR_TEST_FULL=1')
 SMALL = '-p epochs 1 -p folds 2 -p n_bootstrap 20 -p negative_example false -p probe_encoder false'.split()
 
 
@@ -240,6 +241,7 @@ def test_a_run_that_is_not_there_is_not_made_by_a_notebook(home, mine, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['out-04_training.ipynb']                        # no ./data, no ./reports
 
 
+@full
 def test_a_search_for_settings_by_itself(home, mine):
     pytest.importorskip('optuna')
     code, _, err = papermill(home, 'chapters/07_training/05_sweep.ipynb', '-p', 'run', 'mine', '-p', 'n_trials', '2', '-p', 'epochs', '1')
@@ -247,6 +249,7 @@ def test_a_search_for_settings_by_itself(home, mine):
     assert (home/'reports'/'mine'/'sweep'/'best.json').exists()
 
 
+@full
 @needs_data
 def test_a_choice_of_encoders_by_itself(home, nih, data):
     some = json.dumps({'tiny': dict(preset='tiny', image_size=64), 'probe': dict(preset='tiny', image_size=64, head='probe', freeze_image=True)})
@@ -258,6 +261,7 @@ def test_a_choice_of_encoders_by_itself(home, nih, data):
 
 # The short commands
 
+@full
 def test_the_short_commands(home, mine):
     code, out, err = cxr(home, 'demo', '--print')
     assert code == 0 and 'jupyterlab' in out and '08_demo.ipynb' in out
