@@ -228,11 +228,13 @@ def test_a_source_is_looked_at_without_training(home, data):
 
 # Notebooks by themselves
 
+@full
 def test_evaluation_by_itself(home, mine):
     code, printed, err = papermill(home, '05_evaluation.ipynb', '-p', 'run', 'mine', '-p', 'n_bootstrap', '20')
     assert code == 0 and re.search(r'Run: mine \(mean AUROC \d\.\d\d \[', printed), err
 
 
+@full
 def test_a_run_that_is_not_there_is_not_made_by_a_notebook(home, mine, tmp_path):
     code, _, err = papermill(home, '05_evaluation.ipynb', '-p', 'run', 'minne')
     assert code == 1 and "there is no run 'minne'" in err and 'mine (mean AUROC' in err and not (home/'reports'/'minne').exists()
