@@ -185,21 +185,34 @@ def test_an_external_file_that_is_given_is_compared(home, nih, data):
     assert '04_training: finished before' in err and 'Beside another model, on the same images' in page_of(home, 'nih', out)
 
 
+#: what Python runs first: a table's function is gone and a picture cannot be read
+NO_PAGE = '''
+import pathlib
+import cxr_lib.evaluation.external
+del cxr_lib.evaluation.external.external_table
+read_bytes = pathlib.Path.read_bytes
+
+def fails(path):
+    if path.name == 'controls.png':
+        raise OSError('no such picture')
+    return read_bytes(path)
+
+pathlib.Path.read_bytes = fails
+'''
+
+
 @needs_data
 def test_a_page_that_cannot_be_made_loses_no_results(home, nih, data):
-    (home/'sitecustomize.py').write_text("import cxr_lib.evaluation.external\ndel cxr_lib.evaluation.external.external_table\n")
+    (home/'sitecustomize.py').write_text(NO_PAGE, encoding='utf-8')
     command = ['run', '--dataset', 'nih', '--root', data/'nih', '--preset', 'offline', *SMALL, '-p', 'external', data/'other.csv']
-    (home/'reports'/'nih'/'controls.png').rename(home/'controls.png')
-    (home/'reports'/'nih'/'controls.png').mkdir()                                   # a picture that cannot be read
-    try: code, out, err = cxr(home, *command, env={'PYTHONPATH': os.pathsep.join([str(home), str(ROOT)])})
+    try:
+        code, out, err = cxr(home, *command, env={'PYTHONPATH': os.pathsep.join([str(home), str(ROOT)])})
     finally:
-        (home/'reports'/'nih'/'controls.png').rmdir()
-        (home/'controls.png').rename(home/'reports'/'nih'/'controls.png')
         (home/'sitecustomize.py').unlink()
     text = (home/'reports'/'nih'/'index.html').read_text(encoding='utf-8')
     for said in (text, out): assert 'AUROC by observation' in said and 'the comparison with another model could not be shown (ImportError' in said
     assert code == 1 and 'the results are there, but not every page' in err and 'Traceback' not in err
-    assert 'the picture controls.png could not be shown (IsADirectoryError' in text and 'the picture controls.png' in err
+    assert 'the picture controls.png could not be shown (OSError' in text and 'the picture controls.png' in err
     assert cxr(home, *command)[0] == 0 and 'could not be shown' not in (home/'reports'/'nih'/'index.html').read_text(encoding='utf-8')
 
 
