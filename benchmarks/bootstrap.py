@@ -9,6 +9,7 @@ One thread; CPU seconds. The baseline is timed in its two forms, rows taken and 
 it is run for a few resamples (--loop) of every observation and multiplied: 1,000 would take most of an hour. Every resample of the loop must
 agree to 1e-9.
 """
+
 import argparse
 import os
 
@@ -28,7 +29,7 @@ from cxr_lib.metrics.ranking import ranking_metrics, resample_patients
 from cxr_lib.notes.wording import CHEXPERT_VALID_POSITIVES
 
 #: Shares of positives: those of CheXpert's 234 validation images, but 5% where there are fewer, so that every resample has a positive.
-SHARES = np.array([max(.05, CHEXPERT_VALID_POSITIVES[o]/234) for o in OBSERVATIONS])
+SHARES = np.array([max(0.05, CHEXPERT_VALID_POSITIVES[o] / 234) for o in OBSERVATIONS])
 
 
 def seconds(function, *args):
@@ -43,46 +44,70 @@ def drawn(n_images, n_patients, seed=0):
     r = np.random.default_rng(seed)
     patient = np.concatenate([np.arange(n_patients), r.integers(0, n_patients, n_images - n_patients)])
     labels = r.random((14, n_images)) < SHARES[:, None]
-    scores = 1/(1 + np.exp(-(1.5*labels - 2 + r.normal(0, 1, labels.shape) + r.normal(0, .5, n_patients)[patient])))
+    scores = 1 / (
+        1 + np.exp(-(1.5 * labels - 2 + r.normal(0, 1, labels.shape) + r.normal(0, 0.5, n_patients)[patient]))
+    )
     scores[:2] = np.round(scores[:2], 3)
     return patient, labels, scores
 
 
 def ours(patient, labels, scores, resamples):
     clusters, weights = resample_patients(patient, resamples)
-    return clusters, weights, np.array([ranking_metrics(y, s, weights, clusters) for y, s in zip(labels, scores)])
+    return (
+        clusters,
+        weights,
+        np.array([ranking_metrics(y, s, weights, clusters) for y, s in zip(labels, scores)]),
+    )
 
 
-def by_rows(metric, labels, scores, times): return [[metric(y[rows], s[rows]) for t in times for rows in [np.repeat(np.arange(len(y)), t)]] for y, s in zip(labels, scores)]
+def by_rows(metric, labels, scores, times):
+    return [
+        [metric(y[rows], s[rows]) for t in times for rows in [np.repeat(np.arange(len(y)), t)]]
+        for y, s in zip(labels, scores)
+    ]
 
 
-def by_weight(metric, labels, scores, times): return [[metric(y, s, sample_weight=t) for t in times] for y, s in zip(labels, scores)]
+def by_weight(metric, labels, scores, times):
+    return [[metric(y, s, sample_weight=t) for t in times] for y, s in zip(labels, scores)]
 
 
 def measure(n_images, n_patients, resamples, loop, repeats):
     "Print seconds, ratios and the largest difference; returns the ratio"
     patient, labels, scores = drawn(n_images, n_patients)
-    took, (clusters, weights, found) = min((seconds(ours, patient, labels, scores, resamples) for _ in range(repeats)), key=lambda x: x[0])
-    times = weights[clusters, 1:1+loop].T.astype(int)
-    fastest, apart = [], 0.
+    took, (clusters, weights, found) = min(
+        (seconds(ours, patient, labels, scores, resamples) for _ in range(repeats)), key=lambda x: x[0]
+    )
+    times = weights[clusters, 1 : 1 + loop].T.astype(int)
+    fastest, apart = [], 0.0
     for k, metric in enumerate((roc_auc_score, average_precision_score)):
         both = {f.__name__: seconds(f, metric, labels, scores, times) for f in (by_rows, by_weight)}
-        fastest.append(min(s for s, _ in both.values())*resamples/loop)
-        for _, values in both.values(): apart = max(apart, np.abs(found[:, k, 1:1+loop] - values).max())
+        fastest.append(min(s for s, _ in both.values()) * resamples / loop)
+        for _, values in both.values():
+            apart = max(apart, np.abs(found[:, k, 1 : 1 + loop] - values).max())
     how = 'measured' if loop == resamples else f'extrapolated from {loop} resamples of each observation'
-    print(f'{n_images:,} images of {n_patients:,} patients, {resamples:,} resamples of 14 observations: AUROC and average precision in {took:.2f} s (weights {weights.nbytes/1e6:,.0f} MB); '
-          f'scikit-learn {fastest[0]:,.0f} s + {fastest[1]:,.0f} s ({how})')
-    print(f'    ratio {sum(fastest)/took:.0f}x; both metrics against roc_auc_score alone {fastest[0]/took:.0f}x; largest difference {apart:.1e}')
-    if not apart < 1e-9: sys.exit('the two differ by more than 1e-9')
-    return sum(fastest)/took
+    print(
+        f'{n_images:,} images of {n_patients:,} patients, {resamples:,} resamples of 14 observations: AUROC and average precision in {took:.2f} s (weights {weights.nbytes / 1e6:,.0f} MB); '
+        f'scikit-learn {fastest[0]:,.0f} s + {fastest[1]:,.0f} s ({how})'
+    )
+    print(
+        f'    ratio {sum(fastest) / took:.0f}x; both metrics against roc_auc_score alone {fastest[0] / took:.0f}x; largest difference {apart:.1e}'
+    )
+    if not apart < 1e-9:
+        sys.exit('the two differ by more than 1e-9')
+    return sum(fastest) / took
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--resamples', type=int, default=1000); parser.add_argument('--loop', type=int, default=3); parser.add_argument('--repeats', type=int, default=1)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--resamples', type=int, default=1000)
+    parser.add_argument('--loop', type=int, default=3)
+    parser.add_argument('--repeats', type=int, default=1)
     args = parser.parse_args()
     measure(234, 200, args.resamples, min(200, args.resamples), args.repeats)
     measure(223_414, 64_540, args.resamples, args.loop, args.repeats)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -6,6 +6,7 @@ The tiny preset on SIMULATED data in memory (random films of 64 px and random no
 processor time between the ends of two epochs, so that other processes matter little; takes the best epoch of each size (the first one warms up and does not count). Prints the seconds an
 epoch, the line through them with its largest deviation, and the ratio of what a patient costs in the largest and the smallest data set.
 """
+
 import argparse
 import time
 
@@ -20,42 +21,80 @@ from cxr_lib.model.fusion import build_model, make_config
 from cxr_lib.training.loop import fit
 
 WORDS = 'cough fever dyspnoea chest pain for three days history of heart failure smoker fall from ladder orthopnoea weight loss line placement'.split()
-SETTINGS = dict(batch_size=16, lr=1e-3, note_lr=1e-3, weight_decay=.01, warmup=.1, note_dropout=.15, word_dropout=.2, augment=True, patience=0)
+SETTINGS = dict(
+    batch_size=16,
+    lr=1e-3,
+    note_lr=1e-3,
+    weight_decay=0.01,
+    warmup=0.1,
+    note_dropout=0.15,
+    word_dropout=0.2,
+    augment=True,
+    patience=0,
+)
 
 
 def random_data(n, seed=0):
     "A model and random films and notes in memory; a fifth of the patients are for tuning"
     rng = np.random.default_rng(seed)
-    table = pd.DataFrame({'image': [f'{i}.png' for i in range(n)], 'patient_id': [f'p{i}' for i in range(n)], 'note': [' '.join(rng.choice(WORDS, 12)) for _ in range(n)],
-                          'split': ['tuning' if i % 5 == 0 else 'train' for i in range(n)], **{o: rng.choice([0., 1., np.nan], n) for o in OBSERVATIONS}})
+    table = pd.DataFrame(
+        {
+            'image': [f'{i}.png' for i in range(n)],
+            'patient_id': [f'p{i}' for i in range(n)],
+            'note': [' '.join(rng.choice(WORDS, 12)) for _ in range(n)],
+            'split': ['tuning' if i % 5 == 0 else 'train' for i in range(n)],
+            **{o: rng.choice([0.0, 1.0, np.nan], n) for o in OBSERVATIONS},
+        }
+    )
     seed_everything(seed)
     config, tokenizer = make_config('tiny', 'image_size=64'), learn_tokenizer(WORDS, 200)
-    return build_model(config, tokenizer), StudyData(table, '', config, tokenizer, pixels=rng.integers(0, 256, (n, 64, 64), dtype=np.uint8))
+    return build_model(config, tokenizer), StudyData(
+        table, '', config, tokenizer, pixels=rng.integers(0, 256, (n, 64, 64), dtype=np.uint8)
+    )
 
 
 def seconds_an_epoch(n, epochs):
     "Processor seconds of the best epoch but the first"
     model, data = random_data(n)
     ends = []
-    fit(model, data, data.rows('train'), data.rows('tuning'), dict(SETTINGS, epochs=epochs + 1), on_epoch=lambda log: ends.append(time.process_time()))
+    fit(
+        model,
+        data,
+        data.rows('train'),
+        data.rows('tuning'),
+        dict(SETTINGS, epochs=epochs + 1),
+        on_epoch=lambda log: ends.append(time.process_time()),
+    )
     return min(np.diff(ends))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--patients', type=int, nargs='+', default=[160, 320, 640]); parser.add_argument('--epochs', type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--patients', type=int, nargs='+', default=[160, 320, 640])
+    parser.add_argument('--epochs', type=int, default=3)
     args = parser.parse_args()
     sizes = np.array(sorted(args.patients))
-    if len(sizes) < 3 or sizes[0] < 160: parser.error('give three sizes at least, from 160 on: smaller data sets get smaller batches')
+    if len(sizes) < 3 or sizes[0] < 160:
+        parser.error('give three sizes at least, from 160 on: smaller data sets get smaller batches')
     torch.set_num_threads(1)
-    seconds_an_epoch(sizes[0], 1)                                       # what is loaded on first use
+    seconds_an_epoch(sizes[0], 1)  # what is loaded on first use
     cost = np.array([seconds_an_epoch(n, args.epochs) for n in sizes])
     slope, fixed = np.polyfit(sizes, cost, 1)
-    away = np.abs(cost/(fixed + slope*sizes) - 1).max()
-    print(f'SIMULATED patients, tiny preset, 64 px, batches of {SETTINGS["batch_size"]}, best of {args.epochs} epochs, processor seconds, one thread')
-    for n, seconds in zip(sizes, cost): print(f'{n:6,} patients: {seconds:.2f} s an epoch, {1e3*seconds/n:.2f} ms a patient')
-    print(f'line: {fixed:.3f} s + {1e3*slope:.2f} ms a patient; the sizes are at most {away:.1%} away from it')
-    print(f'data {sizes[-1]/sizes[0]:.1f}x as large: an epoch costs {cost[-1]/cost[0]:.2f}x, a patient {cost[-1]/sizes[-1]/(cost[0]/sizes[0]):.2f}x (baseline: the smallest size; linear is 1.00x)')
+    away = np.abs(cost / (fixed + slope * sizes) - 1).max()
+    print(
+        f'SIMULATED patients, tiny preset, 64 px, batches of {SETTINGS["batch_size"]}, best of {args.epochs} epochs, processor seconds, one thread'
+    )
+    for n, seconds in zip(sizes, cost):
+        print(f'{n:6,} patients: {seconds:.2f} s an epoch, {1e3 * seconds / n:.2f} ms a patient')
+    print(
+        f'line: {fixed:.3f} s + {1e3 * slope:.2f} ms a patient; the sizes are at most {away:.1%} away from it'
+    )
+    print(
+        f'data {sizes[-1] / sizes[0]:.1f}x as large: an epoch costs {cost[-1] / cost[0]:.2f}x, a patient {cost[-1] / sizes[-1] / (cost[0] / sizes[0]):.2f}x (baseline: the smallest size; linear is 1.00x)'
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

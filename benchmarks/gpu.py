@@ -11,6 +11,7 @@ random too: speed and memory do not depend on what is learned. Takes under 8 min
 3. Fast: images per second in training (the library's own `fit`, second epoch) and in encoding (image encoder alone, for frozen
    presets; also a ViT-B/14 at 518 pixels, the shape of RAD-DINO).
 """
+
 import argparse
 import gc
 import sys
@@ -30,7 +31,7 @@ from cxr_lib.training.memory import plan_memory
 from cxr_lib.training.loop import fit
 
 CLINICAL_BERT = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
-VOCABULARY = 28_996     # word pieces of the cased BERT vocabulary
+VOCABULARY = 28_996  # word pieces of the cased BERT vocabulary
 PRECISIONS = {'no': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 #: Largest relative error of logits and gradients: rounding of each format, summed over the layers of two encoders.
 TOLERANCE = {'no': (1e-4, 1e-3), 'bf16': (5e-2, 1e-1), 'fp16': (1e-2, 3e-2)}
@@ -47,9 +48,12 @@ def random_batch(config, n, device):
     size, length = config.image_size, config.max_tokens
     has_note = torch.ones(n, dtype=torch.bool)
     has_note[0] = False
-    batch = dict(pixels=torch.randint(0, 256, (n, size, size), generator=generator, dtype=torch.uint8),
-                 input_ids=torch.randint(5, VOCABULARY, (n, length), generator=generator),
-                 attention_mask=torch.ones((n, length), dtype=torch.long), has_note=has_note)
+    batch = dict(
+        pixels=torch.randint(0, 256, (n, size, size), generator=generator, dtype=torch.uint8),
+        input_ids=torch.randint(5, VOCABULARY, (n, length), generator=generator),
+        attention_mask=torch.ones((n, length), dtype=torch.long),
+        has_note=has_note,
+    )
     targets = torch.randint(0, 2, (n, len(OBSERVATIONS)), generator=generator).float()
     return {name: value.to(device) for name, value in batch.items()}, targets.to(device)
 
@@ -61,22 +65,29 @@ def logits_and_gradients(model, batch, targets, precision):
     with torch.autocast(kind, dtype=PRECISIONS[precision], enabled=precision != 'no'):
         out = model(**batch)
         loss = sum(masked_bce(out[b].float(), targets, targets.numel()) for b in ('fused', 'image', 'note'))
-    scale = 2.**12 if precision == 'fp16' else 1.        # as a gradient scaler does: small gradients are zero in fp16
-    (loss*scale).backward()
-    gradients = [p.grad.flatten().cpu().double()/scale for p in model.parameters() if p.grad is not None]
+    scale = (
+        2.0**12 if precision == 'fp16' else 1.0
+    )  # as a gradient scaler does: small gradients are zero in fp16
+    (loss * scale).backward()
+    gradients = [p.grad.flatten().cpu().double() / scale for p in model.parameters() if p.grad is not None]
     return torch.cat([out[b].flatten().detach().cpu().double() for b in sorted(out)]), torch.cat(gradients)
 
 
 def relative_error(found, expected):
-    return float((found - expected).norm()/expected.norm())
+    return float((found - expected).norm() / expected.norm())
 
 
 def check_right(device):
     "Print the errors against the processor; False where one is too large"
-    config = base_config(dropout=0., text_config=CLINICAL_BERT | dict(hidden_dropout_prob=0., attention_probs_dropout_prob=0.))
+    config = base_config(
+        dropout=0.0,
+        text_config=CLINICAL_BERT | dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+    )
     torch.manual_seed(0)
     model = MultimodalClassifier(config, VOCABULARY)
-    torch.nn.init.normal_(model.head[-1].weight, std=.02)       # starts as zeros, behind which an error of the fusion would hide
+    torch.nn.init.normal_(
+        model.head[-1].weight, std=0.02
+    )  # starts as zeros, behind which an error of the fusion would hide
     model.train()
     expected = logits_and_gradients(model, *random_batch(config, 4, 'cpu'), 'no')
     model.to(device)
@@ -86,8 +97,11 @@ def check_right(device):
         logits, gradients = map(relative_error, found, expected)
         right = logits <= most_logits and gradients <= most_gradients
         good &= right
-        print(f'  {precision:<5} logits {logits:.1e} (at most {most_logits:.0e}), gradients {gradients:.1e} '
-              f'(at most {most_gradients:.0e}){"" if right else "   TOO LARGE"}', flush=True)
+        print(
+            f'  {precision:<5} logits {logits:.1e} (at most {most_logits:.0e}), gradients {gradients:.1e} '
+            f'(at most {most_gradients:.0e}){"" if right else "   TOO LARGE"}',
+            flush=True,
+        )
     return good
 
 
@@ -106,21 +120,33 @@ def train(config, data, precision, batch):
     torch.manual_seed(0)
     model = MultimodalClassifier(config, VOCABULARY)
     training = split_overrides('base')[1] | dict(epochs=2, batch_size=batch, precision=precision, patience=0)
-    gc.collect()                # the training before this one is garbage, but its memory counts until it is collected
+    gc.collect()  # the training before this one is garbage, but its memory counts until it is collected
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     ends = []
-    fit(model, data, data.rows('train'), data.rows('tuning'), training, name=precision,
-        on_epoch=lambda log: (torch.cuda.synchronize(), ends.append(time.perf_counter())))
-    return len(data.table)/(ends[1] - ends[0]), torch.cuda.max_memory_allocated()
+    fit(
+        model,
+        data,
+        data.rows('train'),
+        data.rows('tuning'),
+        training,
+        name=precision,
+        on_epoch=lambda log: (torch.cuda.synchronize(), ends.append(time.perf_counter())),
+    )
+    return len(data.table) / (ends[1] - ends[0]), torch.cuda.max_memory_allocated()
 
 
-def encoding_rate(config, precision, device, batch=64, seconds=4.):
+def encoding_rate(config, precision, device, batch=64, seconds=4.0):
     "Images a second of the image encoder, forward only; films are on the device already"
     torch.manual_seed(0)
     encoder = ImageEncoder(config).to(device).eval()
-    films = torch.randint(0, 256, (batch, config.image_size, config.image_size), dtype=torch.uint8, device=device)
-    with torch.inference_mode(), torch.autocast('cuda', dtype=PRECISIONS[precision], enabled=precision != 'no'):
+    films = torch.randint(
+        0, 256, (batch, config.image_size, config.image_size), dtype=torch.uint8, device=device
+    )
+    with (
+        torch.inference_mode(),
+        torch.autocast('cuda', dtype=PRECISIONS[precision], enabled=precision != 'no'),
+    ):
         for _ in range(3):
             encoder(films)
         torch.cuda.synchronize()
@@ -129,19 +155,25 @@ def encoding_rate(config, precision, device, batch=64, seconds=4.):
             encoder(films)
             torch.cuda.synchronize()
             done += batch
-    return done/(time.perf_counter() - started)
+    return done / (time.perf_counter() - started)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--images', type=int, default=1280, help='of the training, a fifth of them for tuning')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--images', type=int, default=1280, help='of the training, a fifth of them for tuning'
+    )
     parser.add_argument('--batch', type=int, default=32)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit('no CUDA device is there')
     device, started = torch.device('cuda'), time.perf_counter()
     properties = torch.cuda.get_device_properties(0)
-    print(f'{properties.name}, {properties.total_memory/2**30:.0f} GiB, torch {torch.__version__}, CUDA {torch.version.cuda}; TF32 is off')
+    print(
+        f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, torch {torch.__version__}, CUDA {torch.version.cuda}; TF32 is off'
+    )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     precisions = [p for p in PRECISIONS if p != 'bf16' or properties.major >= 8]
     print('Relative error against the processor in fp32, 4 patients:')
@@ -152,14 +184,24 @@ def main():
     for precision in precisions:
         estimate = plan_memory(config, VOCABULARY, args.batch, precision)['total']
         rate, peak = train(config, data, precision, args.batch)
-        print(f'  {precision:<5} {rate:6.0f} images/s, peak {peak/1e9:5.2f} GB, estimate {estimate/1e9:5.2f} GB '
-              f'(estimate/peak {estimate/peak:.2f})', flush=True)
+        print(
+            f'  {precision:<5} {rate:6.0f} images/s, peak {peak / 1e9:5.2f} GB, estimate {estimate / 1e9:5.2f} GB '
+            f'(estimate/peak {estimate / peak:.2f})',
+            flush=True,
+        )
     print('Encoding, image encoder alone:')
-    shapes = {'ViT-B/16, 224 px': config,
-              'ViT-B/14, 518 px (as RAD-DINO)': base_config(image_encoder='vit_base_patch14_dinov2', image_size=518)}
+    shapes = {
+        'ViT-B/16, 224 px': config,
+        'ViT-B/14, 518 px (as RAD-DINO)': base_config(
+            image_encoder='vit_base_patch14_dinov2', image_size=518
+        ),
+    }
     for name, shape in shapes.items():
         for precision in precisions:
-            print(f'  {name}, {precision:<5} {encoding_rate(shape, precision, device):7.0f} images/s', flush=True)
+            print(
+                f'  {name}, {precision:<5} {encoding_rate(shape, precision, device):7.0f} images/s',
+                flush=True,
+            )
     print(f'in all {time.perf_counter() - started:.0f} s')
     sys.exit(0 if good else 1)
 

@@ -6,6 +6,7 @@
 The second model has the run's data, split, preset, seed and number of epochs; its loss sees the image head and nothing else. Both are scored on the run's test
 patients; the interval is of the difference, patients resampled 1,000 times. The bound: not worse by more than 0.01.
 """
+
 import argparse
 
 import numpy as np
@@ -23,30 +24,58 @@ from cxr_lib.training.loop import fit
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--run', default='simulated'); parser.add_argument('--bootstrap', type=int, default=1000)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--run', default='simulated')
+    parser.add_argument('--bootstrap', type=int, default=1000)
     args = parser.parse_args()
-    try: run = open_run(args.run, 'training')
-    except RunError as e: parser.error(str(e))
-    if not run.done('training') or run.params('training')['folds'] > 0: parser.error(f'the run {args.run} has no finished training on a single split; run it first')
+    try:
+        run = open_run(args.run, 'training')
+    except RunError as e:
+        parser.error(str(e))
+    if not run.done('training') or run.params('training')['folds'] > 0:
+        parser.error(f'the run {args.run} has no finished training on a single split; run it first')
     asked, table, chosen = run.params('training'), ensure_notes(run), ensure_architecture(run)
-    config, training = make_config(chosen['preset'], chosen['overrides']), split_overrides(chosen['preset'], chosen['overrides'])[1]
-    if asked['epochs']: training['epochs'] = asked['epochs']
+    config, training = (
+        make_config(chosen['preset'], chosen['overrides']),
+        split_overrides(chosen['preset'], chosen['overrides'])[1],
+    )
+    if asked['epochs']:
+        training['epochs'] = asked['epochs']
     seed_everything(asked['seed'])
     tokenizer = make_tokenizer(config, table.note[table.split == 'train'])
     model = build_model(config, tokenizer)
     data = StudyData(table, data_root(run), config, tokenizer, asked['label_policy'])
-    fit(model, data, data.rows('train'), data.rows('tuning'), training, seed=asked['seed'], branches=('image',), name='films alone')
+    fit(
+        model,
+        data,
+        data.rows('train'),
+        data.rows('tuning'),
+        training,
+        seed=asked['seed'],
+        branches=('image',),
+        name='films alone',
+    )
     rows = data.rows('test')
-    alone = pd.DataFrame(predict_logits(model.to(choose_device()), data, rows, choose_device())['image'], columns=[f'alone/{o}' for o in OBSERVATIONS])
-    test = pd.read_parquet(run/'predictions.parquet').query('split == "test"').set_index('image')
+    alone = pd.DataFrame(
+        predict_logits(model.to(choose_device()), data, rows, choose_device())['image'],
+        columns=[f'alone/{o}' for o in OBSERVATIONS],
+    )
+    test = pd.read_parquet(run / 'predictions.parquet').query('split == "test"').set_index('image')
     test = pd.concat([test.loc[table.image.iloc[rows]].reset_index(), alone], axis=1)
     clusters, weights = resample_patients(test.patient_id, args.bootstrap)
     counted = list(count_cases(test).query('evaluable').index)
-    together, apart = (mean_over(rank_condition(test, c, clusters, weights)[0], counted) for c in ('image_only', 'alone'))
+    together, apart = (
+        mean_over(rank_condition(test, c, clusters, weights)[0], counted) for c in ('image_only', 'alone')
+    )
     found = interval(together - apart)
-    print(f'{len(np.unique(test.patient_id)):,} test patients, {len(counted)} observations; mean AUROC of the film alone: {together[0]:.4f} in the model that also reads notes, '
-          f'{apart[0]:.4f} in a model of films; difference {found["value"]:+.4f} [{found["low"]:+.4f}, {found["high"]:+.4f}]' + ('' if found['value'] >= -.01 else '  WORSE BY MORE THAN 0.01'))
+    print(
+        f'{len(np.unique(test.patient_id)):,} test patients, {len(counted)} observations; mean AUROC of the film alone: {together[0]:.4f} in the model that also reads notes, '
+        f'{apart[0]:.4f} in a model of films; difference {found["value"]:+.4f} [{found["low"]:+.4f}, {found["high"]:+.4f}]'
+        + ('' if found['value'] >= -0.01 else '  WORSE BY MORE THAN 0.01')
+    )
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

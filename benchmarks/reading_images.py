@@ -11,6 +11,7 @@
 
 The films are made from the images of the folder (scaled up, with noise); without one, from drawn films.
 """
+
 import argparse
 import io
 import os
@@ -33,104 +34,184 @@ SIZES = {'large': (2544, 3056), 'small': (320, 390)}
 def make_films(source, folder, n):
     "JPEGs in two sizes; returns their paths by size"
     rng, made = np.random.default_rng(0), {name: [] for name in SIZES}
-    originals = sorted(p for p in Path(source).iterdir() if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))[:n] if source else range(n)
+    originals = (
+        sorted(p for p in Path(source).iterdir() if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))[:n]
+        if source
+        else range(n)
+    )
     for i, original in enumerate(originals):
-        film = read_gray(original) if source else render_radiograph({}, age=30 + i % 60, size=320, seed=i, masks=False).image
+        film = (
+            read_gray(original)
+            if source
+            else render_radiograph({}, age=30 + i % 60, size=320, seed=i, masks=False).image
+        )
         for name, shape in SIZES.items():
             scaled = cv2.resize(film, shape, interpolation=cv2.INTER_CUBIC).astype(np.float32)
-            if name == 'large': scaled += 8*cv2.GaussianBlur(rng.normal(size=scaled.shape).astype(np.float32), (0, 0), .8)
-            made[name].append(folder/f'{name} {i}.jpg')
-            Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8)).save(made[name][-1], quality=(90, 95)[i % 2])
+            if name == 'large':
+                scaled += 8 * cv2.GaussianBlur(rng.normal(size=scaled.shape).astype(np.float32), (0, 0), 0.8)
+            made[name].append(folder / f'{name} {i}.jpg')
+            Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8)).save(
+                made[name][-1], quality=(90, 95)[i % 2]
+            )
     return made
 
 
 def decoders(size):
     "Name -> function from the bytes of a JPEG to gray levels"
-    def pillow(data): return np.asarray(Image.open(io.BytesIO(data)).convert('L'))
+
+    def pillow(data):
+        return np.asarray(Image.open(io.BytesIO(data)).convert('L'))
+
     def draft(data):
-        with Image.open(io.BytesIO(data)) as im: im.draft('L', (2*size, 2*size)); return np.asarray(im.convert('L'))
-    def opencv(flag): return lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    found = {'Pillow, whole': pillow, f'Pillow, draft for {size} px': draft, 'OpenCV, whole': opencv(cv2.IMREAD_GRAYSCALE),
-             'OpenCV, 1/2': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_2), 'OpenCV, 1/4': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_4), 'OpenCV, 1/8': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_8)}
+        with Image.open(io.BytesIO(data)) as im:
+            im.draft('L', (2 * size, 2 * size))
+            return np.asarray(im.convert('L'))
+
+    def opencv(flag):
+        return lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+
+    found = {
+        'Pillow, whole': pillow,
+        f'Pillow, draft for {size} px': draft,
+        'OpenCV, whole': opencv(cv2.IMREAD_GRAYSCALE),
+        'OpenCV, 1/2': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_2),
+        'OpenCV, 1/4': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_4),
+        'OpenCV, 1/8': opencv(cv2.IMREAD_REDUCED_GRAYSCALE_8),
+    }
     try:
         from simplejpeg import decode_jpeg
-        found |= {'simplejpeg, whole': lambda data: decode_jpeg(data, 'GRAY'), f'simplejpeg, scaled for {size} px': lambda data: decode_jpeg(data, 'GRAY', min_height=2*size, min_width=2*size, min_factor=1)}
-    except ImportError: print('simplejpeg is not installed: left out')
+
+        found |= {
+            'simplejpeg, whole': lambda data: decode_jpeg(data, 'GRAY'),
+            f'simplejpeg, scaled for {size} px': lambda data: decode_jpeg(
+                data, 'GRAY', min_height=2 * size, min_width=2 * size, min_factor=1
+            ),
+        }
+    except ImportError:
+        print('simplejpeg is not installed: left out')
     try:
         from turbojpeg import TJPF_GRAY, TurboJPEG
+
         turbo = TurboJPEG()
-        found |= {'PyTurboJPEG, whole': lambda data: turbo.decode(data, pixel_format=TJPF_GRAY), 'PyTurboJPEG, 1/4': lambda data: turbo.decode(data, pixel_format=TJPF_GRAY, scaling_factor=(1, 4))}
-    except (ImportError, RuntimeError): print('PyTurboJPEG or its system library is not installed: left out')
+        found |= {
+            'PyTurboJPEG, whole': lambda data: turbo.decode(data, pixel_format=TJPF_GRAY),
+            'PyTurboJPEG, 1/4': lambda data: turbo.decode(
+                data, pixel_format=TJPF_GRAY, scaling_factor=(1, 4)
+            ),
+        }
+    except (ImportError, RuntimeError):
+        print('PyTurboJPEG or its system library is not installed: left out')
     return found
 
 
 def on_a_cut_file(decode, data):
-    try: film = decode(data[:int(len(data)*.6)])
-    except Exception: return 'refused'
+    try:
+        film = decode(data[: int(len(data) * 0.6)])
+    except Exception:
+        return 'refused'
     return 'refused' if film is None else 'NOT NOTICED'
 
 
 def compare_decoders(made, size):
     for name, paths in made.items():
         films = [p.read_bytes() for p in paths]
-        print(f'{len(films)} {name} JPEGs, {SIZES[name][0]} x {SIZES[name][1]}, {np.mean([len(f) for f in films])/1e3:,.0f} kB on average')
+        print(
+            f'{len(films)} {name} JPEGs, {SIZES[name][0]} x {SIZES[name][1]}, {np.mean([len(f) for f in films]) / 1e3:,.0f} kB on average'
+        )
         for label, decode in decoders(size).items():
             best = np.inf
             for _ in range(3):
                 start = time.process_time()
-                for film in films: shape = decode(film).shape
-                best = min(best, (time.process_time() - start)/len(films))
-            print(f'  {label:32} {best*1e3:7.2f} ms of a core   gives {shape[1]:4} x {shape[0]:4}   file cut short: {on_a_cut_file(decode, films[0])}')
+                for film in films:
+                    shape = decode(film).shape
+                best = min(best, (time.process_time() - start) / len(films))
+            print(
+                f'  {label:32} {best * 1e3:7.2f} ms of a core   gives {shape[1]:4} x {shape[0]:4}   file cut short: {on_a_cut_file(decode, films[0])}'
+            )
 
 
-def read_all(paths, size): return [read_radiograph(p, size) for p in paths][:0]
+def read_all(paths, size):
+    return [read_radiograph(p, size) for p in paths][:0]
 
 
 def compare_workers(made, size, folder):
     for name, paths in made.items():
         times = {}
         for workers in (1, 2):
-            start = time.perf_counter(); pixel_cache(paths[0].parent, [p.name for p in paths], size, folder/f'{name} {workers}', progress=False, workers=workers); times[f'{workers} thread(s)'] = time.perf_counter() - start
+            start = time.perf_counter()
+            pixel_cache(
+                paths[0].parent,
+                [p.name for p in paths],
+                size,
+                folder / f'{name} {workers}',
+                progress=False,
+                workers=workers,
+            )
+            times[f'{workers} thread(s)'] = time.perf_counter() - start
         with ProcessPoolExecutor(2) as pool:
-            list(pool.map(read_all, [paths[:1]]*2, [size]*2))                   # started and imported before the clock runs
-            start = time.perf_counter(); list(pool.map(read_all, [paths[i:i+8] for i in range(0, len(paths), 8)], [size]*len(paths))); times['2 processes, not even written'] = time.perf_counter() - start
-        print(f'first pass of the {name} ones at {size} px on {os.cpu_count()} cores: ' + ', '.join(f'{k} {len(paths)/v:,.0f} images/s' for k, v in times.items()))
+            list(
+                pool.map(read_all, [paths[:1]] * 2, [size] * 2)
+            )  # started and imported before the clock runs
+            start = time.perf_counter()
+            list(pool.map(read_all, [paths[i : i + 8] for i in range(0, len(paths), 8)], [size] * len(paths)))
+            times['2 processes, not even written'] = time.perf_counter() - start
+        print(
+            f'first pass of the {name} ones at {size} px on {os.cpu_count()} cores: '
+            + ', '.join(f'{k} {len(paths) / v:,.0f} images/s' for k, v in times.items())
+        )
 
 
 def with_pillow(paths, size):
     "The usual data set: decode, resize, normalize, one image after the other"
     for path in paths:
         image = Image.open(path).convert('L').resize((size, size), Image.Resampling.BILINEAR)
-        (torch.from_numpy(np.asarray(image, dtype=np.float32)/255) - .5)/.25
+        (torch.from_numpy(np.asarray(image, dtype=np.float32) / 255) - 0.5) / 0.25
 
 
 def from_cache(pixels, batch_size=16):
     "Batches of the memory-mapped array in random order, normalized"
-    for rows in np.array_split(np.random.default_rng(0).permutation(len(pixels)), -(-len(pixels)//batch_size)): (torch.from_numpy(pixels[rows]).float()/255 - .5)/.25
+    for rows in np.array_split(
+        np.random.default_rng(0).permutation(len(pixels)), -(-len(pixels) // batch_size)
+    ):
+        (torch.from_numpy(pixels[rows]).float() / 255 - 0.5) / 0.25
 
 
 def compare_cache(made, size, epochs, folder):
     for name, paths in made.items():
-        pixels = pixel_cache(paths[0].parent, [p.name for p in paths], size, folder/f'{name} 1', progress=False)
-        start = time.process_time(); with_pillow(paths, size); pillow = len(paths)/(time.process_time() - start)
+        pixels = pixel_cache(
+            paths[0].parent, [p.name for p in paths], size, folder / f'{name} 1', progress=False
+        )
+        start = time.process_time()
+        with_pillow(paths, size)
+        pillow = len(paths) / (time.process_time() - start)
         from_cache(pixels)
         start = time.process_time()
-        for _ in range(epochs): from_cache(pixels)
-        cached = epochs*len(paths)/(time.process_time() - start)
-        print(f'{name} ones at {size} px, one core: Pillow each epoch {pillow:,.0f} images/s, cache {cached:,.0f} images/s, ratio {cached/pillow:.0f}x')
+        for _ in range(epochs):
+            from_cache(pixels)
+        cached = epochs * len(paths) / (time.process_time() - start)
+        print(
+            f'{name} ones at {size} px, one core: Pillow each epoch {pillow:,.0f} images/s, cache {cached:,.0f} images/s, ratio {cached / pillow:.0f}x'
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', nargs='?'); parser.add_argument('--size', type=int, default=224); parser.add_argument('--epochs', type=int, default=10); parser.add_argument('--films', type=int, default=48)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('folder', nargs='?')
+    parser.add_argument('--size', type=int, default=224)
+    parser.add_argument('--epochs', type=int, default=10)
+    parser.add_argument('--films', type=int, default=48)
     args = parser.parse_args()
-    torch.set_num_threads(1); cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as d:
-        (Path(d)/'films').mkdir()
-        made = make_films(args.folder, Path(d)/'films', args.films)
+        (Path(d) / 'films').mkdir()
+        made = make_films(args.folder, Path(d) / 'films', args.films)
         compare_decoders(made, args.size)
         compare_workers(made, args.size, Path(d))
         compare_cache(made, args.size, args.epochs, Path(d))
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -7,6 +7,7 @@ CheXpert is read. Without one, a table of 223,414 + 234 rows with the official c
 (tests/data/test_chexpert.py), so the images' folders are in the operating system's cache: a first read from a cold or
 network disk takes longer, by the time that the disk needs for 223,648 questions.
 """
+
 import argparse
 import os
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1]/'tests')]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / 'tests')]
 
 from cxr_lib.data.chexpert import check_chexpert_facts, load_chexpert
 from cxr_lib.data.studies import Exclusions, is_there, validate_studies
@@ -32,7 +33,8 @@ def seconds(function, *args):
     return time.process_time() - start, result
 
 
-def bare(root): return [pd.read_csv(root/f'{name}.csv') for name in ('train', 'valid')]
+def bare(root):
+    return [pd.read_csv(root / f'{name}.csv') for name in ('train', 'valid')]
 
 
 def measure(root, repeats):
@@ -44,24 +46,33 @@ def measure(root, repeats):
         whole.append(took)
         check.append(seconds(validate_studies, table)[0])
         disk.append(seconds(is_there, table.image, root)[0])
-    print(f'{len(table):,} rows: read, validated and compared with the disk in {min(whole):.2f} s of one core (validation {min(check):.2f} s, image files {min(disk):.2f} s); '
-          f'bare pandas.read_csv {min(base):.2f} s; ratio {min(whole)/min(base):.0f}x')
+    print(
+        f'{len(table):,} rows: read, validated and compared with the disk in {min(whole):.2f} s of one core (validation {min(check):.2f} s, image files {min(disk):.2f} s); '
+        f'bare pandas.read_csv {min(base):.2f} s; ratio {min(whole) / min(base):.0f}x'
+    )
     facts = check_chexpert_facts(table)
     print(f'{facts.agrees.sum()} of {len(facts)} official counts agree')
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('folder', nargs='?'); parser.add_argument('--repeats', type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('folder', nargs='?')
+    parser.add_argument('--repeats', type=int, default=3)
     args = parser.parse_args()
-    if args.folder: return measure(Path(args.folder), args.repeats)
+    if args.folder:
+        return measure(Path(args.folder), args.repeats)
     from data.test_chexpert import full_folders, made_chexpert, write_made
+
     root, links = full_folders()
     try:
         write_made(root, *made_chexpert(), links)
         measure(root, args.repeats)
     finally:
-        for folder in (root, links): shutil.rmtree(folder)
+        for folder in (root, links):
+            shutil.rmtree(folder)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()

@@ -11,163 +11,241 @@ import html, io
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
-from .foundations.core import CONDITION_COLORS, OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, as_text, number_text, read_json
+from cxr_lib.foundations.core import (
+    CONDITION_COLORS,
+    OBSERVATIONS,
+    RESEARCH_USE,
+    SIMULATED,
+    RunFolder,
+    as_text,
+    number_text,
+    read_json,
+)
 from .data.images import read_radiograph
 from .model.saved import MAX_NOTE_CHARACTERS, PretrainedClassifier
-from .model.fusion import tokenize
+from .model.encoders import tokenize
 from .training.loop import ensure_training, is_simulated
+
 
 class DemoSession:
     "A trained model and one chosen film; the note may change as often as it likes"
-    def __init__(self, folder:str|Path):
+
+    def __init__(self, folder: str | Path):
         self.classifier = PretrainedClassifier.from_pretrained(folder)
         self.model, self.tokenizer = self.classifier.model, self.classifier.tokenizer
         self.clear()
+
     def clear(self):
         "Forget the film"
         self.image_tokens, self.pixels = None, None
-    def choose(self, pixels:np.ndarray):
+
+    def choose(self, pixels: np.ndarray):
         "Encode a film, (size, size) uint8, and keep its tokens"
         self.clear()
         pixels = torch.from_numpy(np.ascontiguousarray(pixels))[None]
-        with torch.no_grad(): self.image_tokens = self.model.encode_image(pixels)
+        with torch.no_grad():
+            self.image_tokens = self.model.encode_image(pixels)
         self.pixels = pixels
-    def predict(self, note:str|None) -> pd.DataFrame:
+
+    def predict(self, note: str | None) -> pd.DataFrame:
         "Calibrated probabilities of the chosen film with this note: one row an observation; columns fused, image_only, note_only, without_note"
-        if self.image_tokens is None: raise ValueError('no film has been chosen; call choose(pixels) first')
-        if note is not None and len(note) > MAX_NOTE_CHARACTERS: raise ValueError(f'the note has {len(note):,} characters; at most {MAX_NOTE_CHARACTERS:,} are read')
-        enc = tokenize(self.tokenizer, [note, None], self.model.config.max_tokens)                     # with the note, and without one
-        with torch.no_grad(): p = self.classifier.probabilities(self.model(image_tokens=self.image_tokens.expand(2, -1, -1), **enc))
+        if self.image_tokens is None:
+            raise ValueError('no film has been chosen; call choose(pixels) first')
+        if note is not None and len(note) > MAX_NOTE_CHARACTERS:
+            raise ValueError(
+                f'the note has {len(note):,} characters; at most {MAX_NOTE_CHARACTERS:,} are read'
+            )
+        enc = tokenize(
+            self.tokenizer, [note, None], self.model.config.max_tokens
+        )  # with the note, and without one
+        with torch.no_grad():
+            p = self.classifier.probabilities(
+                self.model(image_tokens=self.image_tokens.expand(2, -1, -1), **enc)
+            )
         columns = {condition: found[0] for condition, found in p.items()} | {'without_note': p['fused'][1]}
         return pd.DataFrame(columns, index=self.model.config.observations)
 
 # %% ../nbs/08_demo.ipynb #94ff66c5
 def probability_bars(
-    p:pd.DataFrame, # as from `DemoSession.predict`
-    truth:pd.Series|None=None # labels to mark, 1 or 0 by observation; not shown if None
-) -> str: # HTML
+    p: pd.DataFrame,  # as from `DemoSession.predict`
+    truth: pd.Series | None = None,  # labels to mark, 1 or 0 by observation; not shown if None
+) -> str:  # HTML
     "Fourteen bars with the note's effect"
     rows = []
     for o, r in p.iterrows():
         change = r.fused - r.without_note
-        moved = f'{"▲" if change > 0 else "▼"} {abs(change):.0%}' if abs(change) >= .01 else ''
-        mark = '' if truth is None else {1.: '●', 0.: '○'}.get(truth[o], '·')
-        rows.append(f'<tr><td style="text-align:right;padding:1px 8px;white-space:nowrap">{html.escape(o)} <span title="label">{mark}</span></td>'
-                    f'<td style="width:300px;padding:1px 0"><div style="position:relative;height:15px;background:#eee;border-radius:3px">'
-                    f'<div style="height:15px;width:{r.fused:.1%};background:{CONDITION_COLORS["fused"]};border-radius:3px"></div>'
-                    f'<div title="without the note: {r.without_note:.0%}" style="position:absolute;top:-2px;left:calc({r.without_note:.1%} - 2px);width:4px;height:19px;box-sizing:border-box;border:1.5px solid #333;background:#fff"></div></div></td>'
-                    f'<td style="text-align:right;padding:1px 8px;font-variant-numeric:tabular-nums">{r.fused:.0%}</td><td style="color:{"#b5500a" if change > 0 else "#0b6b50"};white-space:nowrap;width:60px">{moved}</td></tr>')
+        moved = f'{"▲" if change > 0 else "▼"} {abs(change):.0%}' if abs(change) >= 0.01 else ''
+        mark = '' if truth is None else {1.0: '●', 0.0: '○'}.get(truth[o], '·')
+        rows.append(
+            f'<tr><td style="text-align:right;padding:1px 8px;white-space:nowrap">{html.escape(o)} <span title="label">{mark}</span></td>'
+            f'<td style="width:300px;padding:1px 0"><div style="position:relative;height:15px;background:#eee;border-radius:3px">'
+            f'<div style="height:15px;width:{r.fused:.1%};background:{CONDITION_COLORS["fused"]};border-radius:3px"></div>'
+            f'<div title="without the note: {r.without_note:.0%}" style="position:absolute;top:-2px;left:calc({r.without_note:.1%} - 2px);width:4px;height:19px;box-sizing:border-box;border:1.5px solid #333;background:#fff"></div></div></td>'
+            f'<td style="text-align:right;padding:1px 8px;font-variant-numeric:tabular-nums">{r.fused:.0%}</td><td style="color:{"#b5500a" if change > 0 else "#0b6b50"};white-space:nowrap;width:60px">{moved}</td></tr>'
+        )
     key = '' if truth is None else ' &nbsp; ● positive &nbsp; ○ negative in the data'
-    return (f'<div style="font:13px/1.3 sans-serif;color:#222;background:#fff;padding:6px"><table style="border-collapse:collapse">{"".join(rows)}</table>'
-            f'<div style="margin-top:6px;color:#555">bar: film and note &nbsp; ▯ without the note &nbsp; ▲▼ what the note changed{key}</div></div>')
+    return (
+        f'<div style="font:13px/1.3 sans-serif;color:#222;background:#fff;padding:6px"><table style="border-collapse:collapse">{"".join(rows)}</table>'
+        f'<div style="margin-top:6px;color:#555">bar: film and note &nbsp; ▯ without the note &nbsp; ▲▼ what the note changed{key}</div></div>'
+    )
+
 
 def film_png(
-    pixels:np.ndarray, # (size, size) uint8
-    side:int=320 # of the picture, pixels
-) -> bytes: # PNG
+    pixels: np.ndarray,  # (size, size) uint8
+    side: int = 320,  # of the picture, pixels
+) -> bytes:  # PNG
     "A film as PNG for a widget"
     from PIL import Image
-    buffer = io.BytesIO(); Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR).save(buffer, 'PNG')
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR).save(buffer, 'PNG')
     return buffer.getvalue()
 
 # %% ../nbs/08_demo.ipynb #b3e8343d
 def demo_samples(
-    run:RunFolder, # a run whose training is done
-    n:int=12 # how many
-) -> pd.DataFrame: # rows of the study table with notes
+    run: RunFolder,  # a run whose training is done
+    n: int = 12,  # how many
+) -> pd.DataFrame:  # rows of the study table with notes
     "Test films with many different findings, the same ones every time"
     predictions = ensure_training(run)
-    table = pd.read_parquet(run/'studies_with_notes.parquet')
-    model = read_json(run/'model'/'config.json')
-    test = predictions[(predictions.split == 'test') & (predictions.fold == model['fold'])].image            # films that the saved model has not seen
+    table = pd.read_parquet(run / 'studies_with_notes.parquet')
+    model = read_json(run / 'model' / 'config.json')
+    test = predictions[
+        (predictions.split == 'test') & (predictions.fold == model['fold'])
+    ].image  # films that the saved model has not seen
     table = table[table.image.isin(test)].sample(frac=1, random_state=0)
     first = [table.index[(table[o] == 1)][:1] for o in OBSERVATIONS]
     order = list(dict.fromkeys([i for ix in first for i in ix] + list(table.index)))
     return table.loc[order[:n]]
 
+
 def describe_run(
-    run:RunFolder # a run whose training is done
-) -> list[str]: # sentences, as text
+    run: RunFolder,  # a run whose training is done
+) -> list[str]:  # sentences, as text
     "What a person must know before believing a probability: which run it is, what it was trained on, how well it ranks, and whether that is better than chance"
     from cxr_lib.evaluation.report import chance_words
-    source, model = read_json(run/'source.json'), read_json(run/'model'/'config.json')
-    table = pd.read_parquet(run/'studies_with_notes.parquet', columns=['patient_id', 'split'])
-    notes = read_json(run/'notes.json')['mode'] if (run/'notes.json').exists() else 'unknown'
+
+    source, model = read_json(run / 'source.json'), read_json(run / 'model' / 'config.json')
+    table = pd.read_parquet(run / 'studies_with_notes.parquet', columns=['patient_id', 'split'])
+    notes = read_json(run / 'notes.json')['mode'] if (run / 'notes.json').exists() else 'unknown'
     train = table[table['split'] == 'train'] if model.get('fold', -1) == -1 else table
-    said = [f'Run {run.path.name}: trained on {len(train):,} images of {train["patient_id"].nunique():,} patients of the data set {source["dataset"]} '
-            f'(preset {model.get("preset", "unknown")}, notes: {notes}).']
-    if not (run/'metrics.json').exists():
-        return said + ['NOT EVALUATED: whether this model is better than chance is unknown, and until it is known its probabilities mean nothing. Run the evaluation stage.']
-    metrics = read_json(run/'metrics.json')
+    said = [
+        f'Run {run.path.name}: trained on {len(train):,} images of {train["patient_id"].nunique():,} patients of the data set {source["dataset"]} '
+        f'(preset {model.get("preset", "unknown")}, notes: {notes}).'
+    ]
+    if not (run / 'metrics.json').exists():
+        return said + [
+            'NOT EVALUATED: whether this model is better than chance is unknown, and until it is known its probabilities mean nothing. Run the evaluation stage.'
+        ]
+    metrics = read_json(run / 'metrics.json')
     fused = metrics['conditions']['fused']['means']['evaluable']
-    said.append(f'Mean AUROC with image and note: {number_text(fused["auroc"], fused["low"], fused["high"])} on {metrics["n_images"]:,} test images.')
+    said.append(
+        f'Mean AUROC with image and note: {number_text(fused["auroc"], fused["low"], fused["high"])} on {metrics["n_images"]:,} test images.'
+    )
     chance = chance_words(metrics)
     return said + [chance] if chance else said
 
+
 def film_names(
-    samples:pd.DataFrame # from `demo_samples`
-) -> list[str]: # '3. AP Female 71 years'
+    samples: pd.DataFrame,  # from `demo_samples`
+) -> list[str]:  # '3. AP Female 71 years'
     "What the list of films calls each of them"
+
     def about(row):
-        return [str(x) for x in (row.projection, row.sex, f'{row.age:.0f} years' if row.age == row.age else None) if x]
+        return [
+            str(x)
+            for x in (row.projection, row.sex, f'{row.age:.0f} years' if row.age == row.age else None)
+            if x
+        ]
+
     return [' '.join([f'{i}.', *about(row)]) for i, row in enumerate(samples.itertuples(), 1)]
 
+
 def demo_banner(
-    run:RunFolder # a run whose training is done
-) -> str: # HTML
+    run: RunFolder,  # a run whose training is done
+) -> str:  # HTML
     "What stands above the demo"
     warning = f'{RESEARCH_USE} {SIMULATED}' if is_simulated(run) else RESEARCH_USE
     about = describe_run(run)
-    lines = [f'<b>{as_text(warning)}</b>', *(f'<b>{as_text(s)}</b>' if s.startswith('NOT ') else as_text(s) for s in about)]
+    lines = [
+        f'<b>{as_text(warning)}</b>',
+        *(f'<b>{as_text(s)}</b>' if s.startswith('NOT ') else as_text(s) for s in about),
+    ]
     return '<div style="font:13px/1.4 sans-serif;color:#b00">' + '<br>'.join(lines) + '</div>'
 
+
 def demo_widget(
-    run:RunFolder, # a run; what it lacks is made with small defaults
-    n_samples:int=12 # test films to choose from
-): # an ipywidgets box; attributes `sample`, `note`, `bars`, `film`, `message`, `banner` and `session` for tests and tinkering
+    run: RunFolder,  # a run; what it lacks is made with small defaults
+    n_samples: int = 12,  # test films to choose from
+):  # an ipywidgets box; attributes `sample`, `note`, `bars`, `film`, `message`, `banner` and `session` for tests and tinkering
     "Pick a film, edit the note, see the probabilities"
     import ipywidgets as w
     from cxr_lib.data.catalogue import data_root
-    run.check('evaluation')                                                  # its calibration is used too
+
+    run.check('evaluation')  # its calibration is used too
     samples = demo_samples(run, n_samples)
-    session, names = DemoSession(run/'model'), film_names(samples)
-    sample = w.Dropdown(options=[(name, i) for i, name in enumerate(names)], description='Film', layout=w.Layout(width='330px'))
+    session, names = DemoSession(run / 'model'), film_names(samples)
+    sample = w.Dropdown(
+        options=[(name, i) for i, name in enumerate(names)],
+        description='Film',
+        layout=w.Layout(width='330px'),
+    )
     note = w.Textarea(description='', placeholder='no note', layout=w.Layout(width='330px', height='130px'))
     film, bars, message = w.Image(format='png', width=330), w.HTML(), w.HTML()
     own, none = w.Button(description='Its own note'), w.Button(description='No note')
     show = w.Checkbox(description='show labels', indent=False, layout=w.Layout(width='110px'))
-    encoded = None                                                           # which film the session holds
+    encoded = None  # which film the session holds
+
     def clear(text):
         film.value, film.layout.display, bars.value = b'', 'none', ''
         message.value = f'<b style="color:#b00">{as_text(text)}</b>' if text else ''
+
     def row():
         return samples.iloc[sample.value]
+
     def own_note():
         return row().note if isinstance(row().note, str) else ''
+
     def update(*_):
         nonlocal encoded
         try:
             if encoded != sample.value:
                 encoded = None
-                session.choose(read_radiograph(data_root(run)/row().image, session.model.config.image_size))
+                session.choose(read_radiograph(data_root(run) / row().image, session.model.config.image_size))
                 encoded = sample.value
             truth = row()[list(OBSERVATIONS)].astype(float) if show.value else None
-            found, picture = probability_bars(session.predict(note.value), truth), film_png(session.pixels[0].numpy())
-        except Exception as e:                                               # whatever it is: another film's answer must not stay beside this film's name
+            found, picture = (
+                probability_bars(session.predict(note.value), truth),
+                film_png(session.pixels[0].numpy()),
+            )
+        except Exception as e:  # whatever it is: another film's answer must not stay beside this film's name
             return clear(f'Film {names[sample.value]} gives no answer. {type(e).__name__}: {e}')
         film.value, film.layout.display, bars.value, message.value = picture, '', found, ''
+
     def choose(*_):
         clear('')
         before, note.value = note.value, own_note()
-        if note.value == before: update()                                    # an equal text raises no change
+        if note.value == before:
+            update()  # an equal text raises no change
+
     sample.observe(choose, 'value')
     note.observe(update, 'value')
     show.observe(update, 'value')
     own.on_click(lambda *_: setattr(note, 'value', own_note()))
     none.on_click(lambda *_: setattr(note, 'value', ''))
     banner = w.HTML(demo_banner(run))
-    box = w.VBox([banner, w.HBox([w.VBox([sample, film, note, w.HBox([own, none, show])]), w.VBox([bars, message])])])
-    box.sample, box.note, box.bars, box.film, box.session, box.message, box.banner = sample, note, bars, film, session, message, banner
+    box = w.VBox(
+        [banner, w.HBox([w.VBox([sample, film, note, w.HBox([own, none, show])]), w.VBox([bars, message])])]
+    )
+    box.sample, box.note, box.bars, box.film, box.session, box.message, box.banner = (
+        sample,
+        note,
+        bars,
+        film,
+        session,
+        message,
+        banner,
+    )
     box.show, box.own = show, own
     choose()
     return box

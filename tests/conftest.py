@@ -1,4 +1,5 @@
 """Shared by the tests: toy projects whose five stage notebooks take a second."""
+
 import os
 import signal
 import subprocess
@@ -16,7 +17,8 @@ PARAMETERS = {
     'notes': "note_dropout = 0.1   # share of notes dropped",
     'model': "preset = 'tiny'   # size",
     'training': "preset = 'tiny'   # size\nepochs = 0   # 0: the preset's\nnegative_example = True   # train on leaking notes too",
-    'evaluation': "n_bootstrap = 20   # resamples\nexternal = ''   # another model's file"}
+    'evaluation': "n_bootstrap = 20   # resamples\nexternal = ''   # another model's file",
+}
 
 #: Each stage adds a line to what the stage before left; the result shows order and parameters, but not how often it ran.
 WORK = '''import json
@@ -30,31 +32,69 @@ print('worked on', stage)'''
 def stage_notebook(stage: str, work: str = WORK, finish: bool = True) -> nbformat.NotebookNode:
     "A notebook with the contract of a stage"
     code = nbformat.v4.new_code_cell
-    cells = [nbformat.v4.new_markdown_cell(f'# The {stage} stage\n\n> Does nothing much.'),
-             code("run = 'steps'   # name of the run\nseed = 0   # random seed\npause = 0.0   # seconds\n" + PARAMETERS[stage], metadata=dict(tags=['parameters'])),
-             code(f"import time\nfrom pathlib import Path\nfrom cxr_lib.foundations.core import STAGES, atomic_path, run_folder\nstage = {stage!r}\nfolder = run_folder(run)\nfolder.begin(stage)"),
-             code(work)]
-    if finish: cells.append(code('folder.finish(stage, dict(seed=seed))'))
-    return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    cells = [
+        nbformat.v4.new_markdown_cell(f'# The {stage} stage\n\n> Does nothing much.'),
+        code(
+            "run = 'steps'   # name of the run\nseed = 0   # random seed\npause = 0.0   # seconds\n"
+            + PARAMETERS[stage],
+            metadata=dict(tags=['parameters']),
+        ),
+        code(
+            f"import time\nfrom pathlib import Path\nfrom cxr_lib.foundations.core import STAGES, atomic_path, run_folder\nstage = {stage!r}\nfolder = run_folder(run)\nfolder.begin(stage)"
+        ),
+        code(work),
+    ]
+    if finish:
+        cells.append(code('folder.finish(stage, dict(seed=seed))'))
+    return nbformat.v4.new_notebook(
+        cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    )
 
 
 class Project:
     "A project folder of toy notebooks, and the command line in it"
+
     def __init__(self, home: Path):
         self.home = home
-        (home/'nbs').mkdir(parents=True)
-        (home/'settings.ini').write_text('[DEFAULT]\nlib_name = cxr_lib\n')
-        for stage in STAGES: self.write(stage)
+        (home / 'nbs').mkdir(parents=True)
+        (home / 'settings.ini').write_text('[DEFAULT]\nlib_name = cxr_lib\n')
+        for stage in STAGES:
+            self.write(stage)
+
     @property
-    def reports(self): return self.home/'reports'/'simulated'
-    def notebook(self, stage): return self.home/'nbs'/f'{STAGES.index(stage) + 1:02d}_{stage}.ipynb'
-    def write(self, stage, work=WORK, finish=True): nbformat.write(stage_notebook(stage, work, finish), self.notebook(stage))
-    def calls(self): return (self.reports/'calls.txt').read_text().split() if (self.reports/'calls.txt').exists() else []
+    def reports(self):
+        return self.home / 'reports' / 'simulated'
+
+    def notebook(self, stage):
+        return self.home / 'nbs' / f'{STAGES.index(stage) + 1:02d}_{stage}.ipynb'
+
+    def write(self, stage, work=WORK, finish=True):
+        nbformat.write(stage_notebook(stage, work, finish), self.notebook(stage))
+
+    def calls(self):
+        return (
+            (self.reports / 'calls.txt').read_text().split() if (self.reports / 'calls.txt').exists() else []
+        )
+
     def start(self, *args, **more):
         "Start the command line in the project"
-        env = {k: v for k, v in os.environ.items() if k not in ('CXR_HOME', 'COLUMNS')} | {'PYTHONPATH': str(ROOT)}
-        heed = None if os.name == 'nt' else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)      # a test run in the background ignores Ctrl-C, and its children would too
-        return subprocess.Popen([sys.executable, '-m', 'cxr_lib.running.command', *map(str, args)], cwd=self.home, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed, **more)
+        env = {k: v for k, v in os.environ.items() if k not in ('CXR_HOME', 'COLUMNS')} | {
+            'PYTHONPATH': str(ROOT)
+        }
+        heed = (
+            None if os.name == 'nt' else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        )  # a test run in the background ignores Ctrl-C, and its children would too
+        return subprocess.Popen(
+            [sys.executable, '-m', 'cxr_lib.running.command', *map(str, args)],
+            cwd=self.home,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=heed,
+            **more,
+        )
+
     def cxr(self, *args):
         "Run the command line in the project: exit code, standard output, standard error"
         process = self.start(*args)
@@ -63,4 +103,5 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path): return Project(tmp_path/'toy')
+def project(tmp_path):
+    return Project(tmp_path / 'toy')

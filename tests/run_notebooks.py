@@ -3,6 +3,7 @@
 Three parts: `stages`, one after another, make a small run; `chapters`, beside them on the other core, need no run; `visitors`
 open the small run and come last. Nothing is written into the checkout's data/ or reports/.
 """
+
 import json
 import os
 import subprocess
@@ -13,14 +14,17 @@ from pathlib import Path
 STAGES = r'0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$'
 VISITORS = r'(08_demo|05_sweep|06_selection)\.ipynb$'
 #: part -> which notebooks, as `nbdev_test` is told
-PARTS = {'stages': dict(file_re=f'^{STAGES}'),
-         'chapters': dict(skip_file_re=f'^([_.]|{STAGES}|{VISITORS})'),
-         'visitors': dict(file_re=f'^{VISITORS}')}
+PARTS = {
+    'stages': dict(file_re=f'^{STAGES}'),
+    'chapters': dict(skip_file_re=f'^([_.]|{STAGES}|{VISITORS})'),
+    'visitors': dict(file_re=f'^{VISITORS}'),
+}
 
 
 def run(part: str):
     "Run one part, on one core; a notebook that fails ends the program"
     from nbdev.test import nbdev_test
+
     nbdev_test(n_workers=1, do_print=True, **PARTS[part])
 
 
@@ -35,11 +39,13 @@ def run_beside(*parts: str):
 
 def check_small_run(home: Path):
     "The small run, which teaches with its numbers, has to be better than chance"
-    metrics = json.loads((home/'reports'/'small'/'metrics.json').read_text(encoding='utf-8'))
+    metrics = json.loads((home / 'reports' / 'small' / 'metrics.json').read_text(encoding='utf-8'))
     fused = metrics['conditions']['fused']['means']['evaluable']
     print(f'small run: mean AUROC {fused["auroc"]:.3f} [{fused["low"]:.3f}, {fused["high"]:.3f}]', flush=True)
-    if fused['auroc'] < .65 or fused['low'] <= .5:
-        sys.exit('the small run is not better than chance: its defaults (n_patients of 01_exploration) have to change')
+    if fused['auroc'] < 0.65 or fused['low'] <= 0.5:
+        sys.exit(
+            'the small run is not better than chance: its defaults (n_patients of 01_exploration) have to change'
+        )
 
 
 def main(parts: 'list[str]'):

@@ -17,10 +17,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, RunFolder, SIMULATED, as_table, as_text, atomic_path, content_key, figure_of_words, mark_simulated, project_root, read_json, short_name, words_instead, write_json
+from cxr_lib.foundations.core import (
+    OBSERVATIONS,
+    RunFolder,
+    SIMULATED,
+    as_table,
+    as_text,
+    atomic_path,
+    content_key,
+    figure_of_words,
+    mark_simulated,
+    project_root,
+    read_json,
+    short_name,
+    words_instead,
+    write_json,
+)
 from ..foundations.progress import progress_bar
 from ..foundations.run import check_ranges, located_path, portable_path
-from .studies import AGE_BANDS, ALLOWED, Exclusions, age_band, check_patient_splits, shared_by_image_split, split_by_patient, validate_studies
+from cxr_lib.data.studies import (
+    AGE_BANDS,
+    ALLOWED,
+    Exclusions,
+    age_band,
+    check_patient_splits,
+    shared_by_image_split,
+    split_by_patient,
+    validate_studies,
+)
 from .chexpert import check_chexpert_facts, load_chexpert
 from .mimic import check_mimic, load_mimic, question_share
 from .openi import load_openi
@@ -29,216 +53,409 @@ from .folders import load_csv, load_dicom
 
 # %% ../../nbs/01_exploration.ipynb #c049a249
 def simulated_radiograph(
-    patient, # one row of the latent table (`draw_patients`), or a mapping with its columns
-    size:int=128, # pixels
-    masks:bool=True # draw the masks too
-): # `anatomy.Radiograph`
+    patient,  # one row of the latent table (`draw_patients`), or a mapping with its columns
+    size: int = 128,  # pixels
+    masks: bool = True,  # draw the masks too
+):  # `anatomy.Radiograph`
     "Draw (again) the film of a simulated patient"
     from cxr_lib.simulation.patients import SIGNS
     from cxr_lib.simulation.rendering import render_radiograph
-    return render_radiograph({s: float(patient[f'strength/{s}']) for s in SIGNS}, sex=patient['sex'], age=float(patient['age']),
-                             projection=patient['projection'], size=size, seed=int(content_key(patient['patient_id'])[:8], 16), masks=masks)
+
+    return render_radiograph(
+        {s: float(patient[f'strength/{s}']) for s in SIGNS},
+        sex=patient['sex'],
+        age=float(patient['age']),
+        projection=patient['projection'],
+        size=size,
+        seed=int(content_key(patient['patient_id'])[:8], 16),
+        masks=masks,
+    )
+
 
 def _write_film(job):
     import cv2
+
     patient, size, path = job
     ok, data = cv2.imencode('.png', simulated_radiograph(patient, size, masks=False).image)
-    with atomic_path(path) as tmp: tmp.write_bytes(data.tobytes())
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(data.tobytes())
+
 
 def _rendering_version():
     "Changes whenever the code that draws changes"
     from cxr_lib.foundations.core import module_sources
+
     return content_key(module_sources('cxr_lib.simulation.patients', 'cxr_lib.simulation.rendering'))
 
+
 def simulate(
-    n_patients:int=1500, # at least 20
-    image_size:int=128, # pixels
-    seed:int=0, # same seed, same patients and films
-    progress:bool=True # show a progress bar
-) -> Path: # folder with `latent.parquet` and `images/`
+    n_patients: int = 1500,  # at least 20
+    image_size: int = 128,  # pixels
+    seed: int = 0,  # same seed, same patients and films
+    progress: bool = True,  # show a progress bar
+) -> Path:  # folder with `latent.parquet` and `images/`
     "Draw patients and films into `data/simulated/<key>/`, or find them there"
     import os
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
     from cxr_lib.simulation.patients import SIGNS, draw_patients
+
     check_ranges(n_patients=n_patients, image_size=image_size, seed=seed)
-    folder = project_root()/'data'/'simulated'/f'{n_patients}x{image_size}-seed{seed}-{_rendering_version()[:8]}'
-    if (folder/'latent.parquet').exists(): return folder
+    folder = (
+        project_root()
+        / 'data'
+        / 'simulated'
+        / f'{n_patients}x{image_size}-seed{seed}-{_rendering_version()[:8]}'
+    )
+    if (folder / 'latent.parquet').exists():
+        return folder
     latent = draw_patients(n_patients, seed)
     latent['image'] = 'images/' + latent.patient_id + '.png'
     keep = ['patient_id', 'sex', 'age', 'projection', *[f'strength/{s}' for s in SIGNS]]
-    todo = [(row, image_size, folder/image) for row, image in zip(latent[keep].to_dict('records'), latent.image) if not (folder/image).exists()]
+    todo = [
+        (row, image_size, folder / image)
+        for row, image in zip(latent[keep].to_dict('records'), latent.image)
+        if not (folder / image).exists()
+    ]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context('spawn')) as pool:
-        for _ in progress_bar(pool.map(_write_film, todo, chunksize=16), total=len(todo), desc='drawing films', disable=not progress, mininterval=1): pass
-    with atomic_path(folder/'latent.parquet') as tmp: latent.to_parquet(tmp)         # last: its presence says that all is there
+        for _ in progress_bar(
+            pool.map(_write_film, todo, chunksize=16),
+            total=len(todo),
+            desc='drawing films',
+            disable=not progress,
+            mininterval=1,
+        ):
+            pass
+    with atomic_path(folder / 'latent.parquet') as tmp:
+        latent.to_parquet(tmp)  # last: its presence says that all is there
     return folder
 
+
 def load_simulated(
-    folder:str|Path, # as from `simulate`
+    folder: str | Path,  # as from `simulate`
     *,
-    missing:str='refuse', # films that are not there: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None # list for what is left out
-) -> pd.DataFrame: # study table
+    missing: str = 'refuse',  # films that are not there: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+) -> pd.DataFrame:  # study table
     "Simulated patients as a study table; the latent state stays behind"
-    latent = pd.read_parquet(Path(folder)/'latent.parquet')
-    table = latent[['image', 'patient_id', 'sex', 'age', 'projection', *OBSERVATIONS]].assign(study_id=latent.patient_id + '-1', view='Frontal')
+    latent = pd.read_parquet(Path(folder) / 'latent.parquet')
+    table = latent[['image', 'patient_id', 'sex', 'age', 'projection', *OBSERVATIONS]].assign(
+        study_id=latent.patient_id + '-1', view='Frontal'
+    )
     return validate_studies(table, str(folder), folder, missing=missing, exclusions=exclusions)
 
 # %% ../../nbs/01_exploration.ipynb #566c46c5
 @dataclass(frozen=True)
 class Dataset:
     "A source: how to load it and what to say about it"
-    name:str # as given to `--dataset`
-    load:Callable # (root, *, missing, exclusions, options of its own) -> study table
-    needs_root:bool # must the user name a folder?
-    about:str # one paragraph for reports (Markdown)
-    note_mode:str # 'real', 'clinical' or 'label_leak': what chapter 02 does by default; 'auto': real notes where there are any
-    folds:int = 0 # patient-grouped cross-validation folds; 0: a single split
-    prepare:Callable|None = None # root -> folder that `load` takes, where files have to be made first
-    facts:Callable|None = None # study table -> official counts beside these
+
+    name: str  # as given to `--dataset`
+    load: Callable  # (root, *, missing, exclusions, options of its own) -> study table
+    needs_root: bool  # must the user name a folder?
+    about: str  # one paragraph for reports (Markdown)
+    note_mode: str  # 'real', 'clinical' or 'label_leak': what chapter 02 does by default; 'auto': real notes where there are any
+    folds: int = 0  # patient-grouped cross-validation folds; 0: a single split
+    prepare: Callable | None = None  # root -> folder that `load` takes, where files have to be made first
+    facts: Callable | None = None  # study table -> official counts beside these
+
 
 _FROM_LABELS = 'any note in this run is **simulated from the labels through symptoms**, so what it adds says nothing about real notes'
-DATASETS = {d.name: d for d in (
-    Dataset('simulated', load_simulated, False, f'**{SIMULATED}** Patients, films and notes come from the network of chapter simulation.patients.', 'clinical'),
-    Dataset('nih', load_nih, True, '**NIH ChestX-ray14** (Wang et al. 2017; NIH Clinical Center): real frontal radiographs with labels mined from reports. It has no clinical notes: '
-            f'{_FROM_LABELS}. Enlarged Cardiomediastinum, Fracture and Support Devices are not annotated.', 'clinical', 5),
-    Dataset('covid', load_covid, True, '**COVID-19 image collection** (Cohen et al. 2020, per-image licences in metadata.csv): real radiographs with real free text from publications. '
-            'Only Pneumonia and No Finding are annotated. Many of the notes describe the film itself: a case for the leakage probe, not a benchmark. CTs and other views are listed exclusions; lateral films stay.', 'real', 5),
-    Dataset('chexpert', load_chexpert, True, '**CheXpert** (Irvin et al. 2019; Stanford AIMI, research use agreement): chest radiographs labelled by the CheXpert labeler; the 234 validation images were labelled by radiologists and are the test split. '
-            f'It has no clinical notes: {_FROM_LABELS}.', 'clinical', facts=check_chexpert_facts),
-    Dataset('mimic', load_mimic, True, '**MIMIC-CXR-JPG** (Johnson et al. 2019; PhysioNet, credentialed access) with the reports of MIMIC-CXR: the note is the indication, history or reason for the examination, and nothing else of the report.', 'auto',
-            facts=lambda table: check_mimic(table).rename_axis('split').reset_index()),
-    Dataset('openi', load_openi, True, '**Open-i**, the Indiana University chest X-ray collection (Demner-Fushman et al. 2016; CC BY-NC-ND 4.0): real reports, of which the indication is the note. '
-            'Labels: the file of NCBI NegBio that is called its gold standard (it can be recomputed from the MeSH codes, see chapter data.openi), and the MeSH codes for what that file lacks.', 'real'),
-    Dataset('medmnist', load_medmnist, True, '**MedMNIST** (Yang et al. 2023; CC BY 4.0): chest radiographs of 28 to 224 pixels. No patient is named: each image counts as a patient of its own, so intervals are too narrow wherever a patient has several images, '
-            f'and splits may share patients. It has no clinical notes: {_FROM_LABELS}.', 'clinical', prepare=unpack_medmnist),
-    Dataset('csv', load_csv, True, '**A table and a folder of images of your own**, read with the mapping that you gave.', 'auto'),
-    Dataset('dicom', load_dicom, True, '**A folder of DICOM files of your own**; identifiers are replaced by keyed hashes and no other header is kept.', 'auto'))}
+DATASETS = {
+    d.name: d
+    for d in (
+        Dataset(
+            'simulated',
+            load_simulated,
+            False,
+            f'**{SIMULATED}** Patients, films and notes come from the network of chapter simulation.patients.',
+            'clinical',
+        ),
+        Dataset(
+            'nih',
+            load_nih,
+            True,
+            '**NIH ChestX-ray14** (Wang et al. 2017; NIH Clinical Center): real frontal radiographs with labels mined from reports. It has no clinical notes: '
+            f'{_FROM_LABELS}. Enlarged Cardiomediastinum, Fracture and Support Devices are not annotated.',
+            'clinical',
+            5,
+        ),
+        Dataset(
+            'covid',
+            load_covid,
+            True,
+            '**COVID-19 image collection** (Cohen et al. 2020, per-image licences in metadata.csv): real radiographs with real free text from publications. '
+            'Only Pneumonia and No Finding are annotated. Many of the notes describe the film itself: a case for the leakage probe, not a benchmark. CTs and other views are listed exclusions; lateral films stay.',
+            'real',
+            5,
+        ),
+        Dataset(
+            'chexpert',
+            load_chexpert,
+            True,
+            '**CheXpert** (Irvin et al. 2019; Stanford AIMI, research use agreement): chest radiographs labelled by the CheXpert labeler; the 234 validation images were labelled by radiologists and are the test split. '
+            f'It has no clinical notes: {_FROM_LABELS}.',
+            'clinical',
+            facts=check_chexpert_facts,
+        ),
+        Dataset(
+            'mimic',
+            load_mimic,
+            True,
+            '**MIMIC-CXR-JPG** (Johnson et al. 2019; PhysioNet, credentialed access) with the reports of MIMIC-CXR: the note is the indication, history or reason for the examination, and nothing else of the report.',
+            'auto',
+            facts=lambda table: check_mimic(table).rename_axis('split').reset_index(),
+        ),
+        Dataset(
+            'openi',
+            load_openi,
+            True,
+            '**Open-i**, the Indiana University chest X-ray collection (Demner-Fushman et al. 2016; CC BY-NC-ND 4.0): real reports, of which the indication is the note. '
+            'Labels: the file of NCBI NegBio that is called its gold standard (it can be recomputed from the MeSH codes, see chapter data.openi), and the MeSH codes for what that file lacks.',
+            'real',
+        ),
+        Dataset(
+            'medmnist',
+            load_medmnist,
+            True,
+            '**MedMNIST** (Yang et al. 2023; CC BY 4.0): chest radiographs of 28 to 224 pixels. No patient is named: each image counts as a patient of its own, so intervals are too narrow wherever a patient has several images, '
+            f'and splits may share patients. It has no clinical notes: {_FROM_LABELS}.',
+            'clinical',
+            prepare=unpack_medmnist,
+        ),
+        Dataset(
+            'csv',
+            load_csv,
+            True,
+            '**A table and a folder of images of your own**, read with the mapping that you gave.',
+            'auto',
+        ),
+        Dataset(
+            'dicom',
+            load_dicom,
+            True,
+            '**A folder of DICOM files of your own**; identifiers are replaced by keyed hashes and no other header is kept.',
+            'auto',
+        ),
+    )
+}
+
 
 def check_source(
-    dataset:str, # name of a source
-    root:str='' # its folder
+    dataset: str,  # name of a source
+    root: str = '',  # its folder
 ) -> Dataset:
     "Is there such a source, and does its folder exist? Raises `ValueError` with the choices"
-    if dataset not in DATASETS: raise ValueError(f'unknown dataset {dataset!r}; known are {", ".join(DATASETS)}')
+    if dataset not in DATASETS:
+        raise ValueError(f'unknown dataset {dataset!r}; known are {", ".join(DATASETS)}')
     if DATASETS[dataset].needs_root:
-        if not root: raise ValueError(f'dataset {dataset!r} needs a root folder (root, or --root on the command line)')
-        if not Path(root).expanduser().is_dir(): raise ValueError(f'root {root!r} is not a folder')
-    elif root: raise ValueError(f'root {root!r} is given, but dataset {dataset!r} has no folder; name the data set that lies there, one of {", ".join(n for n, d in DATASETS.items() if d.needs_root)}')
+        if not root:
+            raise ValueError(f'dataset {dataset!r} needs a root folder (root, or --root on the command line)')
+        if not Path(root).expanduser().is_dir():
+            raise ValueError(f'root {root!r} is not a folder')
+    elif root:
+        raise ValueError(
+            f'root {root!r} is given, but dataset {dataset!r} has no folder; name the data set that lies there, one of {", ".join(n for n, d in DATASETS.items() if d.needs_root)}'
+        )
     return DATASETS[dataset]
 
+
 def source_options(
-    dataset:str, # name of a source
-    options:str|dict='' # JSON, or what it would give
-) -> dict: # keyword arguments for its loader
+    dataset: str,  # name of a source
+    options: str | dict = '',  # JSON, or what it would give
+) -> dict:  # keyword arguments for its loader
     "The options of a source, checked against what its loader takes; raises `ValueError` with the choices"
-    try: given = json.loads(options) if isinstance(options, str) and options.strip() else dict(options or {})
-    except (ValueError, TypeError) as e: raise ValueError(f'options is not JSON ({e}): {options!r}; expected such as {{"labels": "mesh"}}') from None
-    if not isinstance(given, dict): raise ValueError(f'options is {options!r}; expected a JSON object such as {{"labels": "mesh"}}')
-    known = [n for n, p in inspect.signature(DATASETS[dataset].load).parameters.items() if p.kind == p.KEYWORD_ONLY and n not in ('missing', 'exclusions')]
+    try:
+        given = json.loads(options) if isinstance(options, str) and options.strip() else dict(options or {})
+    except (ValueError, TypeError) as e:
+        raise ValueError(
+            f'options is not JSON ({e}): {options!r}; expected such as {{"labels": "mesh"}}'
+        ) from None
+    if not isinstance(given, dict):
+        raise ValueError(f'options is {options!r}; expected a JSON object such as {{"labels": "mesh"}}')
+    known = [
+        n
+        for n, p in inspect.signature(DATASETS[dataset].load).parameters.items()
+        if p.kind == p.KEYWORD_ONLY and n not in ('missing', 'exclusions')
+    ]
     for name in given:
-        if name not in known: raise ValueError(f'the source {dataset!r} has no option {name!r}; ' + (f'it has {", ".join(known)}' if known else 'it has none'))
+        if name not in known:
+            raise ValueError(
+                f'the source {dataset!r} has no option {name!r}; '
+                + (f'it has {", ".join(known)}' if known else 'it has none')
+            )
     return given
 
 # %% ../../nbs/01_exploration.ipynb #7fc6983f
-def vocabulary_table() -> pd.DataFrame: # columns source, label, observation
+def vocabulary_table() -> pd.DataFrame:  # columns source, label, observation
     "Which label of which source becomes which observation"
     from cxr_lib.data.mimic import MIMIC_TEST_LABELS
     from cxr_lib.data.openi import OPENI_GOLD, OPENI_MESH
     from cxr_lib.data.public import MEDMNIST_LABELS
     from cxr_lib.data.studies import NIH_LABELS, NIH_TO_CHEXPERT
+
     nih = {n: NIH_TO_CHEXPERT.get(n) for n in NIH_LABELS}
-    tables = {'nih': nih, 'openi (gold)': OPENI_GOLD, 'openi (MeSH)': OPENI_MESH, 'mimic (radiologist)': MIMIC_TEST_LABELS, 'medmnist': {n: nih[n] for n in sorted({*sum(MEDMNIST_LABELS.values(), ())})} | {'normal': 'No Finding'},
-              'covid': {'a pneumonia of any cause': 'Pneumonia', 'No Finding': 'No Finding'}, 'chexpert, mimic, csv, dicom': {o: o for o in OBSERVATIONS}}
-    rows = [(source, label, o) for source, names in tables.items() for label, found in names.items() for o in (found if isinstance(found, tuple) else (found,))]
+    tables = {
+        'nih': nih,
+        'openi (gold)': OPENI_GOLD,
+        'openi (MeSH)': OPENI_MESH,
+        'mimic (radiologist)': MIMIC_TEST_LABELS,
+        'medmnist': {n: nih[n] for n in sorted({*sum(MEDMNIST_LABELS.values(), ())})}
+        | {'normal': 'No Finding'},
+        'covid': {'a pneumonia of any cause': 'Pneumonia', 'No Finding': 'No Finding'},
+        'chexpert, mimic, csv, dicom': {o: o for o in OBSERVATIONS},
+    }
+    rows = [
+        (source, label, o)
+        for source, names in tables.items()
+        for label, found in names.items()
+        for o in (found if isinstance(found, tuple) else (found,))
+    ]
     return pd.DataFrame(rows, columns=['source', 'label', 'observation'])
 
 # %% ../../nbs/01_exploration.ipynb #53afea6e
 def images_to_scan(
-    table:pd.DataFrame, # study table with splits
-    n:int, # how many; 0: all
-    seed:int=0 # which
-) -> pd.DataFrame: # the rows to look at
+    table: pd.DataFrame,  # study table with splits
+    n: int,  # how many; 0: all
+    seed: int = 0,  # which
+) -> pd.DataFrame:  # the rows to look at
     "Up to half of the sample from the test split, the rest from the other images, drawn at random"
     rows = table[table.image.notna()]
-    if not n or len(rows) <= n: return rows
-    test = rows[rows.split == 'test']; test = test.sample(min(len(test), n//2), random_state=seed)
+    if not n or len(rows) <= n:
+        return rows
+    test = rows[rows.split == 'test']
+    test = test.sample(min(len(test), n // 2), random_state=seed)
     rest = rows[rows.split != 'test']
     return pd.concat([test, rest.sample(min(len(rest), n - len(test)), random_state=seed)]).sort_index()
+
 
 @dataclass
 class Scan:
     "What was seen of the pixels"
-    table:pd.DataFrame # one row an image, as from `images.scan_images`
-    thumbnails:np.ndarray # (n, 32, 32) uint8, in the order of `table`
+
+    table: pd.DataFrame  # one row an image, as from `images.scan_images`
+    thumbnails: np.ndarray  # (n, 32, 32) uint8, in the order of `table`
+
 
 def blank_films(
-    scan:Scan # as from `scanned`
-) -> pd.DataFrame: # image, gray (its only gray value)
+    scan: Scan,  # as from `scanned`
+) -> pd.DataFrame:  # image, gray (its only gray value)
     "Films of one gray value: nothing can be seen on them"
     table = scan.table[scan.table.sd.notna() & (scan.table.sd < 1e-6)]
-    return pd.DataFrame({'image': table.image, 'gray': table['mean'].round().astype(int)}).reset_index(drop=True)
+    return pd.DataFrame({'image': table.image, 'gray': table['mean'].round().astype(int)}).reset_index(
+        drop=True
+    )
 
-def _blank_to_leave_out(stats, blank, exclusions): # bool, a row of `stats`
+
+def _blank_to_leave_out(stats, blank, exclusions):  # bool, a row of `stats`
     "Which films the parameter `blank` leaves out, listed; raises `RadiographError` if it refuses them"
-    from cxr_lib.data.images import RadiographError
+    from cxr_lib.foundations.core import RadiographError
+
     empty = blank_films(Scan(stats, None)).image
     found = stats.image.isin(empty).to_numpy()
-    if blank == 'keep' or not found.any(): return np.zeros(len(stats), bool)
+    if blank == 'keep' or not found.any():
+        return np.zeros(len(stats), bool)
     if blank == 'refuse':
-        raise RadiographError(f'{found.sum()} of the {len(stats)} images looked at are blank (one gray value); the first: {", ".join(empty[:5])}. '
-                              'Replace them, leave them out with blank="exclude", or keep them with blank="keep".')
-    if found.all(): raise RadiographError(f'all {len(stats)} images are blank (one gray value): nothing is left to learn from. Check how they were exported.')
+        raise RadiographError(
+            f'{found.sum()} of the {len(stats)} images looked at are blank (one gray value); the first: {", ".join(empty[:5])}. '
+            'Replace them, leave them out with blank="exclude", or keep them with blank="keep".'
+        )
+    if found.all():
+        raise RadiographError(
+            f'all {len(stats)} images are blank (one gray value): nothing is left to learn from. Check how they were exported.'
+        )
     exclusions.add(empty, empty, 'blank: one gray value')
     return found
+
 
 def _about_blank(scan):
     "A sentence on blank films that stay"
     empty = blank_films(scan).image
-    if not len(empty): return f'None of the {len(scan.table):,} films that were looked at is blank.'
+    if not len(empty):
+        return f'None of the {len(scan.table):,} films that were looked at is blank.'
     more = f' and {len(empty) - 5:,} more' if len(empty) > 5 else ''
-    return (f'{len(empty):,} of the {len(scan.table):,} films that were looked at are blank (one gray value) and stay in the table: '
-            f'{", ".join(map(as_text, empty[:5]))}{more}. Leave such films out with blank="exclude".')
+    return (
+        f'{len(empty):,} of the {len(scan.table):,} films that were looked at are blank (one gray value) and stay in the table: '
+        f'{", ".join(map(as_text, empty[:5]))}{more}. Leave such films out with blank="exclude".'
+    )
+
 
 def refuse_too_few(
-    table:pd.DataFrame # study table
+    table: pd.DataFrame,  # study table
 ):
     "Nothing can be split by patient without a patient for each part; say so before anything is computed"
     n = table.patient_id.nunique()
-    if n < 3: raise ValueError(f'{len(table)} image{"s" if len(table) > 1 else ""} of {n} patient{"s" if n > 1 else ""}: splits are by patient, and training, tuning and test need at least one each. '
-                               'Add patients; or, if patient_id does not tell the patients apart, name a column that does (for a table of your own: columns={"patient_id": …}; for DICOM: patients="study")')
+    if n < 3:
+        raise ValueError(
+            f'{len(table)} image{"s" if len(table) > 1 else ""} of {n} patient{"s" if n > 1 else ""}: splits are by patient, and training, tuning and test need at least one each. '
+            'Add patients; or, if patient_id does not tell the patients apart, name a column that does (for a table of your own: columns={"patient_id": …}; for DICOM: patients="study")'
+        )
+
 
 def exploration_stage(
-    run:RunFolder, # where the results go
+    run: RunFolder,  # where the results go
     *,
-    dataset:str='simulated', # name of a source
-    root:str='', # its folder
-    options:str='', # its options as JSON
-    missing:str='refuse', # images that are listed but not on disk: 'refuse' or 'exclude'
-    unreadable:str='refuse', # images that can't be decoded: 'refuse' or 'exclude'
-    blank:str='keep', # films of one gray value: 'keep', 'exclude' or 'refuse'
-    scan:int=2000, # images to decode for statistics; 0: all
-    n_patients:int=1500, # simulated patients
-    image_size:int=128, # pixels of simulated films
-    tuning_fraction:float=.15, # share of patients for tuning
-    test_fraction:float=.25, # share of patients for the test split where the source has none
-    seed:int=0 # simulation, splits and the sample
-) -> pd.DataFrame: # the study table, also in `<run>/studies.parquet`
+    dataset: str = 'simulated',  # name of a source
+    root: str = '',  # its folder
+    options: str = '',  # its options as JSON
+    missing: str = 'refuse',  # images that are listed but not on disk: 'refuse' or 'exclude'
+    unreadable: str = 'refuse',  # images that can't be decoded: 'refuse' or 'exclude'
+    blank: str = 'keep',  # films of one gray value: 'keep', 'exclude' or 'refuse'
+    scan: int = 2000,  # images to decode for statistics; 0: all
+    n_patients: int = 1500,  # simulated patients
+    image_size: int = 128,  # pixels of simulated films
+    tuning_fraction: float = 0.15,  # share of patients for tuning
+    test_fraction: float = 0.25,  # share of patients for the test split where the source has none
+    seed: int = 0,  # simulation, splits and the sample
+) -> pd.DataFrame:  # the study table, also in `<run>/studies.parquet`
     "Load a source, split it by patient, look at its pixels, write the study table into the run folder; `exclusions.csv` lists what was left out"
-    from cxr_lib.data.images import RadiographError, scan_images
+    from cxr_lib.foundations.core import RadiographError
+    from cxr_lib.data.images import scan_images
+
     source = check_source(dataset, root)
     given = source_options(dataset, options)
     for name, value in (('missing', missing), ('unreadable', unreadable)):
-        if value not in ('refuse', 'exclude'): raise ValueError(f"{name} is {value!r}; expected 'refuse' or 'exclude'")
-    if blank not in ('keep', 'exclude', 'refuse'): raise ValueError(f"blank is {blank!r}; expected 'keep', 'exclude' or 'refuse'")
-    check_ranges(scan=scan, n_patients=n_patients, image_size=image_size, tuning_fraction=tuning_fraction, test_fraction=test_fraction, seed=seed)
-    params = dict(dataset=dataset, root=portable_path(root) if root else '', options=given, missing=missing, unreadable=unreadable, blank=blank, scan=scan,
-                  n_patients=n_patients, image_size=image_size, tuning_fraction=tuning_fraction, test_fraction=test_fraction, seed=seed)
-    folder = simulate(n_patients, image_size, seed) if dataset == 'simulated' else source.prepare(str(located_path(params['root'])), **given) if source.prepare else located_path(params['root'])
+        if value not in ('refuse', 'exclude'):
+            raise ValueError(f"{name} is {value!r}; expected 'refuse' or 'exclude'")
+    if blank not in ('keep', 'exclude', 'refuse'):
+        raise ValueError(f"blank is {blank!r}; expected 'keep', 'exclude' or 'refuse'")
+    check_ranges(
+        scan=scan,
+        n_patients=n_patients,
+        image_size=image_size,
+        tuning_fraction=tuning_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+    params = dict(
+        dataset=dataset,
+        root=portable_path(root) if root else '',
+        options=given,
+        missing=missing,
+        unreadable=unreadable,
+        blank=blank,
+        scan=scan,
+        n_patients=n_patients,
+        image_size=image_size,
+        tuning_fraction=tuning_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+    )
+    folder = (
+        simulate(n_patients, image_size, seed)
+        if dataset == 'simulated'
+        else source.prepare(str(located_path(params['root'])), **given)
+        if source.prepare
+        else located_path(params['root'])
+    )
     exclusions = Exclusions()
     table = source.load(folder, missing=missing, exclusions=exclusions, **given)
-    facts, said = source.facts(table) if source.facts else pd.DataFrame(), dict(table.attrs)      # what the loader says of the source as a whole
-    table['split'] = split_by_patient(table, tuning_fraction, 0. if (table.split == 'test').any() else test_fraction, seed)
+    facts, said = (
+        source.facts(table) if source.facts else pd.DataFrame(),
+        dict(table.attrs),
+    )  # what the loader says of the source as a whole
+    table['split'] = split_by_patient(
+        table, tuning_fraction, 0.0 if (table.split == 'test').any() else test_fraction, seed
+    )
     has_images, seen = bool(table.image.notna().any()), None
     if has_images:
         refuse_too_few(table)
@@ -246,99 +463,177 @@ def exploration_stage(
         stats, thumbnails = scan_images(folder, rows.image)
         bad = stats.error.notna().to_numpy()
         if bad.any() and unreadable == 'refuse':
-            raise RadiographError(f'{bad.sum()} of the {len(stats)} images looked at cannot be used; the first: {"; ".join(stats.error[bad][:5])}. Replace them, or leave them out with unreadable="exclude".')
-        for image, why in zip(stats.image[bad], stats.error[bad]): exclusions.add([image], [image], why)
+            raise RadiographError(
+                f'{bad.sum()} of the {len(stats)} images looked at cannot be used; the first: {"; ".join(stats.error[bad][:5])}. Replace them, or leave them out with unreadable="exclude".'
+            )
+        for image, why in zip(stats.image[bad], stats.error[bad]):
+            exclusions.add([image], [image], why)
         bad = bad | _blank_to_leave_out(stats, blank, exclusions)
         table = table[~table.image.isin(stats.image[bad])].reset_index(drop=True)
         seen = Scan(stats[~bad].reset_index(drop=True), thumbnails[~bad])
-        if len(blank_films(seen)): print(_about_blank(seen), flush=True)
+        if len(blank_films(seen)):
+            print(_about_blank(seen), flush=True)
     table = validate_studies(table, dataset, images=has_images)
     table.attrs = said
     run.begin('exploration')
-    with atomic_path(run/'studies.parquet') as tmp: table.to_parquet(tmp)
-    with atomic_path(run/'exclusions.csv') as tmp: exclusions.table().to_csv(tmp, index=False)
-    with atomic_path(run/'official_counts.csv') as tmp: facts.to_csv(tmp, index=False)
-    for name in ('scan.parquet', 'thumbnails.npy'): (run/name).unlink(missing_ok=True)
+    with atomic_path(run / 'studies.parquet') as tmp:
+        table.to_parquet(tmp)
+    with atomic_path(run / 'exclusions.csv') as tmp:
+        exclusions.table().to_csv(tmp, index=False)
+    with atomic_path(run / 'official_counts.csv') as tmp:
+        facts.to_csv(tmp, index=False)
+    for name in ('scan.parquet', 'thumbnails.npy'):
+        (run / name).unlink(missing_ok=True)
     if seen:
-        with atomic_path(run/'scan.parquet') as tmp: seen.table.to_parquet(tmp)
-        with atomic_path(run/'thumbnails.npy') as tmp: np.save(tmp, seen.thumbnails)
-    write_json(run/'source.json', dict(dataset=dataset, root=portable_path(folder), simulated=dataset == 'simulated', has_images=has_images, n_images=len(table), n_excluded=len(exclusions), remarks=exclusions.remarks,
-                                       n_patients=table.patient_id.nunique(), fingerprint=content_key(table.drop(columns='note').to_csv(index=False))))
+        with atomic_path(run / 'scan.parquet') as tmp:
+            seen.table.to_parquet(tmp)
+        with atomic_path(run / 'thumbnails.npy') as tmp:
+            np.save(tmp, seen.thumbnails)
+    write_json(
+        run / 'source.json',
+        dict(
+            dataset=dataset,
+            root=portable_path(folder),
+            simulated=dataset == 'simulated',
+            has_images=has_images,
+            n_images=len(table),
+            n_excluded=len(exclusions),
+            remarks=exclusions.remarks,
+            n_patients=table.patient_id.nunique(),
+            fingerprint=content_key(table.drop(columns='note').to_csv(index=False)),
+        ),
+    )
     run.finish('exploration', params)
-    for said in exclusions.remarks: print(f'Remark: {said}', flush=True)
+    for said in exclusions.remarks:
+        print(f'Remark: {said}', flush=True)
     return table
 
+
 def source_folder(
-    run:RunFolder # a run whose exploration is done
-) -> Path: # the data set's folder
+    run: RunFolder,  # a run whose exploration is done
+) -> Path:  # the data set's folder
     "Where the run's data lie; raises `FileNotFoundError` with the remedy if they have been moved"
-    source = read_json(run/'source.json')
+    source = read_json(run / 'source.json')
     folder = located_path(source['root'])
-    if folder.is_dir(): return folder
-    again = 'run the exploration again' if source['simulated'] else f'say where it is now: cxr run --run {run.path.name} --dataset {source["dataset"]} --root FOLDER'
-    raise FileNotFoundError(f'the data of the run {run.path.name!r} are no longer in {folder}. If the folder was moved or deleted, {again}.')
+    if folder.is_dir():
+        return folder
+    again = (
+        'run the exploration again'
+        if source['simulated']
+        else f'say where it is now: cxr run --run {run.path.name} --dataset {source["dataset"]} --root FOLDER'
+    )
+    raise FileNotFoundError(
+        f'the data of the run {run.path.name!r} are no longer in {folder}. If the folder was moved or deleted, {again}.'
+    )
+
 
 def data_root(
-    run:RunFolder # a run whose exploration is done
-) -> Path: # folder that the `image` column is relative to
+    run: RunFolder,  # a run whose exploration is done
+) -> Path:  # folder that the `image` column is relative to
     "Where the run's images are; raises `ValueError` for a source that came without them"
-    source = read_json(run/'source.json')
-    if not source.get('has_images', True): raise ValueError(f'the copy of {source["dataset"]!r} in {source["root"]} has no images: its notes and labels can be explored, but nothing can be trained on it. Unpack the images (see the chapter of this source) and run again.')
+    source = read_json(run / 'source.json')
+    if not source.get('has_images', True):
+        raise ValueError(
+            f'the copy of {source["dataset"]!r} in {source["root"]} has no images: its notes and labels can be explored, but nothing can be trained on it. Unpack the images (see the chapter of this source) and run again.'
+        )
     return source_folder(run)
 
+
 def scanned(
-    run:RunFolder # a run whose exploration is done
-) -> Scan|None: # None for a source without images
+    run: RunFolder,  # a run whose exploration is done
+) -> Scan | None:  # None for a source without images
     "What the exploration saw of the pixels"
-    return Scan(pd.read_parquet(run/'scan.parquet'), np.load(run/'thumbnails.npy')) if (run/'scan.parquet').exists() else None
+    return (
+        Scan(pd.read_parquet(run / 'scan.parquet'), np.load(run / 'thumbnails.npy'))
+        if (run / 'scan.parquet').exists()
+        else None
+    )
+
 
 def ensure_studies(
-    run:RunFolder # a run
-) -> pd.DataFrame: # its study table
+    run: RunFolder,  # a run
+) -> pd.DataFrame:  # its study table
     "The study table of a run; the stage is run with its defaults if it has not been"
-    if not run.ready('exploration'): return exploration_stage(run)
-    return pd.read_parquet(run/'studies.parquet')
+    if not run.ready('exploration'):
+        return exploration_stage(run)
+    return pd.read_parquet(run / 'studies.parquet')
 
 # %% ../../nbs/01_exploration.ipynb #f9b80b7b
 def describe_splits(
-    table:pd.DataFrame # study table
-) -> pd.DataFrame: # one row a split
+    table: pd.DataFrame,  # study table
+) -> pd.DataFrame:  # one row a split
     "Counts of images, patients, views, projections and sexes, and the age, by split"
-    def row(t): return {'images': len(t), 'patients': t.patient_id.nunique(), 'frontal': int((t.view == 'Frontal').sum()), 'AP': int((t.projection == 'AP').sum()),
-                        'PA': int((t.projection == 'PA').sum()), 'women': int((t.sex == 'Female').sum()), 'men': int((t.sex == 'Male').sum()),
-                        'age, median (quartiles)': '' if t.age.isna().all() else '{:.0f} ({:.0f} to {:.0f})'.format(*t.age.quantile([.5, .25, .75]))}
-    return pd.DataFrame({name: row(t) for name, t in [*((s, table[table.split == s]) for s in ALLOWED['split'] if (table.split == s).any()), ('all', table)]}).T
+
+    def row(t):
+        return {
+            'images': len(t),
+            'patients': t.patient_id.nunique(),
+            'frontal': int((t.view == 'Frontal').sum()),
+            'AP': int((t.projection == 'AP').sum()),
+            'PA': int((t.projection == 'PA').sum()),
+            'women': int((t.sex == 'Female').sum()),
+            'men': int((t.sex == 'Male').sum()),
+            'age, median (quartiles)': ''
+            if t.age.isna().all()
+            else '{:.0f} ({:.0f} to {:.0f})'.format(*t.age.quantile([0.5, 0.25, 0.75])),
+        }
+
+    return pd.DataFrame(
+        {
+            name: row(t)
+            for name, t in [
+                *((s, table[table.split == s]) for s in ALLOWED['split'] if (table.split == s).any()),
+                ('all', table),
+            ]
+        }
+    ).T
+
 
 def describe_exclusions(
-    run:RunFolder # a run whose exploration is done
-) -> pd.DataFrame: # reason, rows, the first of them
+    run: RunFolder,  # a run whose exploration is done
+) -> pd.DataFrame:  # reason, rows, the first of them
     "What was left out of the study table, counted by reason"
-    left = pd.read_csv(run/'exclusions.csv', dtype=str, keep_default_na=False)
-    if not len(left): return pd.DataFrame({'rows': [0], 'the first': ['']}, index=pd.Index(['nothing was left out'], name='reason'))
-    return left.groupby('reason', sort=False).agg(rows=('row', 'size'), first=('row', 'first')).rename(columns={'first': 'the first'}).sort_values('rows', ascending=False)
+    left = pd.read_csv(run / 'exclusions.csv', dtype=str, keep_default_na=False)
+    if not len(left):
+        return pd.DataFrame(
+            {'rows': [0], 'the first': ['']}, index=pd.Index(['nothing was left out'], name='reason')
+        )
+    return (
+        left.groupby('reason', sort=False)
+        .agg(rows=('row', 'size'), first=('row', 'first'))
+        .rename(columns={'first': 'the first'})
+        .sort_values('rows', ascending=False)
+    )
+
 
 def describe_remarks(
-    run:RunFolder # a run whose exploration is done
-) -> pd.DataFrame: # one row a remark
+    run: RunFolder,  # a run whose exploration is done
+) -> pd.DataFrame:  # one row a remark
     "What was noticed about the source's table as a whole"
-    return pd.DataFrame({'remark': read_json(run/'source.json').get('remarks', [])}, dtype=object)
+    return pd.DataFrame({'remark': read_json(run / 'source.json').get('remarks', [])}, dtype=object)
+
 
 def describe_blank(
-    run:RunFolder # a run whose exploration is done
-) -> str: # Markdown
+    run: RunFolder,  # a run whose exploration is done
+) -> str:  # Markdown
     "Which of the films that were looked at are blank, and what became of them"
     seen = scanned(run)
-    if seen is None: return '*This copy has no images.*'
-    left = pd.read_csv(run/'exclusions.csv', dtype=str, keep_default_na=False)
+    if seen is None:
+        return '*This copy has no images.*'
+    left = pd.read_csv(run / 'exclusions.csv', dtype=str, keep_default_na=False)
     n = int((left.reason == 'blank: one gray value').sum())
     return f'{n:,} blank films (one gray value) were left out.' if n else _about_blank(seen)
 
+
 def official_facts(
-    run:RunFolder # a run whose exploration is done
-) -> pd.DataFrame: # as from the source's `facts`; empty where there are none
+    run: RunFolder,  # a run whose exploration is done
+) -> pd.DataFrame:  # as from the source's `facts`; empty where there are none
     "Official counts of a source beside those of this copy"
-    try: return pd.read_csv(run/'official_counts.csv')
-    except pd.errors.EmptyDataError: return pd.DataFrame()
+    try:
+        return pd.read_csv(run / 'official_counts.csv')
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+
 
 def _label_gaps(table):
     "What the labels do not allow, in sentences"
@@ -346,268 +641,465 @@ def _label_gaps(table):
     positive, negative, uncertain = ((labels == v).any() for v in (1, 0, -1))
     if not (positive or negative):
         what = 'Every label is uncertain (-1)' if uncertain else 'No image has a label'
-        return [f'{what}: these data can be looked at and given notes, but a model learns nothing from them, and no AUROC is defined. '
-                'If the source has labels, their columns carry other names than the 14 observations: map them.']
+        return [
+            f'{what}: these data can be looked at and given notes, but a model learns nothing from them, and no AUROC is defined. '
+            'If the source has labels, their columns carry other names than the 14 observations: map them.'
+        ]
     if not (positive and negative):
         only, other = ('positive', 'negative') if positive else ('negative', 'positive')
-        return [f'Every label is {only}, none is {other}: no AUROC is defined, and a model can only learn to say {"yes" if positive else "no"}. '
-                'Not mentioned is not negative; if it is meant to be, write 0.']
+        return [
+            f'Every label is {only}, none is {other}: no AUROC is defined, and a model can only learn to say {"yes" if positive else "no"}. '
+            'Not mentioned is not negative; if it is meant to be, write 0.'
+        ]
     test = table[table.split == 'test']
     both = [o for o in OBSERVATIONS if (test[o] == 1).any() and (test[o] == 0).any()]
-    if len(test) and not both: return ['No observation has both a positive and a negative in the test split: every AUROC will be undefined.']
+    if len(test) and not both:
+        return [
+            'No observation has both a positive and a negative in the test split: every AUROC will be undefined.'
+        ]
     return []
 
+
 def describe_gaps(
-    table:pd.DataFrame # study table with splits
-) -> str: # Markdown; '' if nothing is missing
+    table: pd.DataFrame,  # study table with splits
+) -> str:  # Markdown; '' if nothing is missing
     "Say what these data can't show, before anyone waits for it"
-    said = [f'No image is in the {split} split: the training stage will stop, unless it is given folds. Change the column `split` of the source, or the shares of the splits above.'
-            for split in ALLOWED['split'] if not (table.split == split).any()]
+    said = [
+        f'No image is in the {split} split: the training stage will stop, unless it is given folds. Change the column `split` of the source, or the shares of the splits above.'
+        for split in ALLOWED['split']
+        if not (table.split == split).any()
+    ]
     said += _label_gaps(table)
-    if (table.view == 'Lateral').all(): said.append('Every film is lateral: what is shown and trained here is lateral films, and says nothing about frontal ones.')
+    if (table.view == 'Lateral').all():
+        said.append(
+            'Every film is lateral: what is shown and trained here is lateral films, and says nothing about frontal ones.'
+        )
     for column, what in (('sex', 'sex'), ('age', 'age')):
         known = table[column].dropna().unique()
-        if len(known) == 0: said.append(f'No patient has a known {what}: nothing can be compared by {what}.')
-        if len(known) == 1 and len(table) > 1: said.append(f'Every patient with a known {what} has the same ({known[0] if what == "sex" else f"{known[0]:.0f} years"}): nothing can be compared by {what}.')
+        if len(known) == 0:
+            said.append(f'No patient has a known {what}: nothing can be compared by {what}.')
+        if len(known) == 1 and len(table) > 1:
+            said.append(
+                f'Every patient with a known {what} has the same ({known[0] if what == "sex" else f"{known[0]:.0f} years"}): nothing can be compared by {what}.'
+            )
     return '\n'.join(f'- **Note:** {s}' for s in said)
 
+
 def films_to_show(
-    table:pd.DataFrame # study table
-) -> pd.DataFrame: # the frontal films; all, where every film is lateral
+    table: pd.DataFrame,  # study table
+) -> pd.DataFrame:  # the frontal films; all, where every film is lateral
     "Pictures are of frontal films, if there are any"
     frontal = table[table.view != 'Lateral']
     return frontal if len(frontal) else table
 
+
 def describe_overlap(
-    table:pd.DataFrame # study table with splits
-) -> str: # Markdown
+    table: pd.DataFrame,  # study table with splits
+) -> str:  # Markdown
     "Say that no patient is in two splits, and what a split by image would have done"
     check_patient_splits(table)
-    if not len(table): return 'There is no image, and so nobody who could be in two splits.'
-    held = max(.01, (table.split == 'test').mean())
+    if not len(table):
+        return 'There is no image, and so nobody who could be in two splits.'
+    held = max(0.01, (table.split == 'test').mean())
     share = shared_by_image_split(table.patient_id, held)
-    return (f'No patient is in two splits (checked). {len(table)/table.patient_id.nunique():.2f} images a patient; had {held:.0%} of the images been held out at random, '
-            f'**{share:.0%} of them would have shown a patient who is also in training**.')
+    return (
+        f'No patient is in two splits (checked). {len(table) / table.patient_id.nunique():.2f} images a patient; had {held:.0%} of the images been held out at random, '
+        f'**{share:.0%} of them would have shown a patient who is also in training**.'
+    )
+
 
 def label_counts(
-    table:pd.DataFrame # study table
-) -> pd.DataFrame: # one row an observation: positive, negative, uncertain, not mentioned
+    table: pd.DataFrame,  # study table
+) -> pd.DataFrame:  # one row an observation: positive, negative, uncertain, not mentioned
     "How often each observation is in each of its four states"
     lab = table[list(OBSERVATIONS)]
-    return pd.DataFrame({'positive': (lab == 1).sum(), 'negative': (lab == 0).sum(), 'uncertain': (lab == -1).sum(), 'not mentioned': lab.isna().sum(),
-                         'positive among annotated': ((lab == 1).sum()/((lab == 1) | (lab == 0)).sum()).round(3)})
+    return pd.DataFrame(
+        {
+            'positive': (lab == 1).sum(),
+            'negative': (lab == 0).sum(),
+            'uncertain': (lab == -1).sum(),
+            'not mentioned': lab.isna().sum(),
+            'positive among annotated': ((lab == 1).sum() / ((lab == 1) | (lab == 0)).sum()).round(3),
+        }
+    )
+
 
 def plot_contact_sheet(
-    table:pd.DataFrame, # study table
-    root:str|Path, # folder of the images
-    n:int=24, # films to show
-    ncols:int=8, # films in a row
-    simulated:bool=False, # mark the picture as simulated
-    seed:int=0 # which films
-): # matplotlib figure
+    table: pd.DataFrame,  # study table
+    root: str | Path,  # folder of the images
+    n: int = 24,  # films to show
+    ncols: int = 8,  # films in a row
+    simulated: bool = False,  # mark the picture as simulated
+    seed: int = 0,  # which films
+):  # matplotlib figure
     "A sheet of films, each with its positive observations"
     import matplotlib.pyplot as plt
     from cxr_lib.data.images import read_radiograph
+
     films = films_to_show(table)
-    if not len(films): return figure_of_words('no film to show')
+    if not len(films):
+        return figure_of_words('no film to show')
     some = films.sample(min(n, len(films)), random_state=seed)
-    nrows = -(-len(some)//ncols)
-    fig, axes = plt.subplots(nrows, ncols, figsize=(1.75*ncols, 2.15*nrows), squeeze=False)
-    for ax in axes.flat: ax.axis('off')
+    nrows = -(-len(some) // ncols)
+    fig, axes = plt.subplots(nrows, ncols, figsize=(1.75 * ncols, 2.15 * nrows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis('off')
     for ax, (_, row) in zip(axes.flat, some.iterrows()):
-        ax.imshow(read_radiograph(Path(root)/row.image, 224), cmap='gray', vmin=0, vmax=255)
+        ax.imshow(read_radiograph(Path(root) / row.image, 224), cmap='gray', vmin=0, vmax=255)
         names = [short_name(o) for o in OBSERVATIONS if row[o] == 1]
-        who = ' '.join(str(x) for x in (row.projection, row.sex, f'{row.age:.0f}' if row.age == row.age else None) if x)
-        ax.set_title(who + '\n' + (', '.join(names[:2]) + (f' +{len(names) - 2}' if len(names) > 2 else '') or 'nothing positive'), fontsize=7, fontweight='normal')
+        who = ' '.join(
+            str(x) for x in (row.projection, row.sex, f'{row.age:.0f}' if row.age == row.age else None) if x
+        )
+        ax.set_title(
+            who
+            + '\n'
+            + (
+                ', '.join(names[:2]) + (f' +{len(names) - 2}' if len(names) > 2 else '') or 'nothing positive'
+            ),
+            fontsize=7,
+            fontweight='normal',
+        )
     return mark_simulated(fig, simulated)
+
 
 def plot_patients(
-    table:pd.DataFrame, # study table
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    table: pd.DataFrame,  # study table
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "Age by sex, and projections by split"
     import matplotlib.pyplot as plt, seaborn as sns
-    if not len(table): return mark_simulated(figure_of_words('no image, and so no patient, to show'), simulated)
+
+    if not len(table):
+        return mark_simulated(figure_of_words('no image, and so no patient, to show'), simulated)
     fig, axes = plt.subplots(1, 2, figsize=(11, 3))
     known = table.assign(sex=table.sex.fillna('not stated'))[table.age.notna()]
-    if len(known): sns.histplot(known, x='age', hue='sex', multiple='stack', bins=np.arange(known.age.min()//5*5, known.age.max() + 5.1, 5), ax=axes[0])
-    else: words_instead(axes[0], 'ages are not known')
+    if len(known):
+        sns.histplot(
+            known,
+            x='age',
+            hue='sex',
+            multiple='stack',
+            bins=np.arange(known.age.min() // 5 * 5, known.age.max() + 5.1, 5),
+            ax=axes[0],
+        )
+    else:
+        words_instead(axes[0], 'ages are not known')
     axes[0].set(title='Age by sex', xlabel='age (years)', ylabel='images')
-    kind = table['view'].fillna('view not stated') + table.projection.map({'PA': ', PA', 'AP': ', AP'}).fillna('')
+    kind = table['view'].fillna('view not stated') + table.projection.map(
+        {'PA': ', PA', 'AP': ', AP'}
+    ).fillna('')
     counts = table.assign(kind=kind).groupby(['split', 'kind']).size().unstack(fill_value=0)
-    counts.plot.bar(stacked=True, ax=axes[1], rot=0); axes[1].set(title='View and projection by split', xlabel='', ylabel='images'); axes[1].legend(title='')
+    counts.plot.bar(stacked=True, ax=axes[1], rot=0)
+    axes[1].set(title='View and projection by split', xlabel='', ylabel='images')
+    axes[1].legend(title='')
     return mark_simulated(fig, simulated)
+
 
 def plot_label_states(
-    table:pd.DataFrame, # study table
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    table: pd.DataFrame,  # study table
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "Share of images in each label state, by observation"
     import matplotlib.pyplot as plt
-    if not len(table): return mark_simulated(figure_of_words('no image, and so no label, to show'), simulated)
+
+    if not len(table):
+        return mark_simulated(figure_of_words('no image, and so no label, to show'), simulated)
     counts = label_counts(table).iloc[::-1]
-    fig, ax = plt.subplots(figsize=(9, 4.2)); left = np.zeros(len(counts))
-    for state, color in (('positive', '#0173b2'), ('uncertain', '#de8f05'), ('negative', '#b8d4e8'), ('not mentioned', '#eeeeee')):
-        share = (counts[state]/len(table)).to_numpy()
-        ax.barh(counts.index, share, left=left, color=color, label=state, edgecolor='white', linewidth=.5); left += share
-    ax.set(title='State of each label', xlabel='share of images', xlim=(0, 1)); ax.legend(loc='upper center', bbox_to_anchor=(.45, -.13), ncol=4, frameon=False)
+    fig, ax = plt.subplots(figsize=(9, 4.2))
+    left = np.zeros(len(counts))
+    for state, color in (
+        ('positive', '#0173b2'),
+        ('uncertain', '#de8f05'),
+        ('negative', '#b8d4e8'),
+        ('not mentioned', '#eeeeee'),
+    ):
+        share = (counts[state] / len(table)).to_numpy()
+        ax.barh(counts.index, share, left=left, color=color, label=state, edgecolor='white', linewidth=0.5)
+        left += share
+    ax.set(title='State of each label', xlabel='share of images', xlim=(0, 1))
+    ax.legend(loc='upper center', bbox_to_anchor=(0.45, -0.13), ncol=4, frameon=False)
     return mark_simulated(fig, simulated)
 
+
 def plot_cooccurrence(
-    table:pd.DataFrame, # study table
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    table: pd.DataFrame,  # study table
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "Heat map of P(column positive | row positive)"
     import matplotlib.pyplot as plt, seaborn as sns
+
     pos = (table[list(OBSERVATIONS)] == 1).astype(float)
     pos = pos.loc[:, pos.sum() > 0]
-    if not len(pos.columns): return mark_simulated(figure_of_words('no image has a positive label: nothing goes with anything'), simulated)
+    if not len(pos.columns):
+        return mark_simulated(
+            figure_of_words('no image has a positive label: nothing goes with anything'), simulated
+        )
     together = (pos.T @ pos).div(pos.sum(), axis=0)
     fig, ax = plt.subplots(figsize=(8.5, 6.8))
     names = [f'{short_name(o)} ({int(pos[o].sum())})' for o in pos]
-    sns.heatmap(together.to_numpy(), ax=ax, cmap='viridis', vmin=0, vmax=1, annot=True, fmt='.0%', annot_kws={'size': 7}, xticklabels=[short_name(o) for o in pos], yticklabels=names, cbar_kws={'label': 'share'})
-    ax.set(title='Of the films positive for the row (count), the share also positive for the column'); ax.tick_params(axis='x', rotation=60)
+    sns.heatmap(
+        together.to_numpy(),
+        ax=ax,
+        cmap='viridis',
+        vmin=0,
+        vmax=1,
+        annot=True,
+        fmt='.0%',
+        annot_kws={'size': 7},
+        xticklabels=[short_name(o) for o in pos],
+        yticklabels=names,
+        cbar_kws={'label': 'share'},
+    )
+    ax.set(title='Of the films positive for the row (count), the share also positive for the column')
+    ax.tick_params(axis='x', rotation=60)
     return mark_simulated(fig, simulated)
 
+
 def group_of(
-    table:pd.DataFrame, # study table
-    attribute:str # 'projection', 'sex', 'view', 'split', 'age' (in bands) or 'devices'
-) -> pd.Series: # group of each row; missing where unknown
+    table: pd.DataFrame,  # study table
+    attribute: str,  # 'projection', 'sex', 'view', 'split', 'age' (in bands) or 'devices'
+) -> pd.Series:  # group of each row; missing where unknown
     "The subgroup that each row belongs to"
-    if attribute == 'age': return age_band(table.age)
-    if attribute == 'devices': return table['Support Devices'].map({1.: 'with devices', 0.: 'without devices'})
+    if attribute == 'age':
+        return age_band(table.age)
+    if attribute == 'devices':
+        return table['Support Devices'].map({1.0: 'with devices', 0.0: 'without devices'})
     return table[attribute]
 
+
 def plot_prevalence_by(
-    table:pd.DataFrame, # study table
-    columns:list, # attributes as for `group_of`
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    table: pd.DataFrame,  # study table
+    columns: list,  # attributes as for `group_of`
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "Prevalence of each observation by subgroup, with 95% Wilson intervals"
     import matplotlib.pyplot as plt
-    ncols = min(2, len(columns)); nrows = -(-len(columns)//ncols)
-    fig, axes = plt.subplots(nrows, ncols, figsize=(6*ncols, 4.4*nrows), sharey=True, squeeze=False)
+
+    ncols = min(2, len(columns))
+    nrows = -(-len(columns) // ncols)
+    fig, axes = plt.subplots(nrows, ncols, figsize=(6 * ncols, 4.4 * nrows), sharey=True, squeeze=False)
     shown = [o for o in OBSERVATIONS if table[o].isin((0, 1)).any()][::-1]
     if not shown:
         plt.close(fig)
-        return mark_simulated(figure_of_words('no image has a positive or negative label: no prevalence to compare'), simulated)
-    for ax in axes.flat[len(columns):]: ax.axis('off')
+        return mark_simulated(
+            figure_of_words('no image has a positive or negative label: no prevalence to compare'), simulated
+        )
+    for ax in axes.flat[len(columns) :]:
+        ax.axis('off')
     for ax, column in zip(axes.flat, columns):
         group = group_of(table, column)
         for j, value in enumerate(sorted(group.dropna().unique(), key=lambda g: (g != AGE_BANDS[0], g))):
             part = table[group == value]
             lab = part[shown].where(part[shown].isin((0, 1)))
-            if column == 'devices': lab['Support Devices'] = np.nan                    # that is what the groups are made of
+            if column == 'devices':
+                lab['Support Devices'] = np.nan  # that is what the groups are made of
             n, p = lab.notna().sum(), lab.mean()
-            centre, half = (p + 1.92/n)/(1 + 3.84/n), 1.96*np.sqrt(p*(1 - p)/n + .9604/n**2)/(1 + 3.84/n)      # Wilson 1927
-            ax.errorbar(centre, np.arange(len(shown)) + .18*(j - .5), xerr=half, fmt='o', ms=4, lw=1.2, label=f'{value} (n={len(part)})')
-        ax.set(title=f'Prevalence by {column}', xlabel='share positive among annotated', yticks=range(len(shown)), yticklabels=[short_name(o) for o in shown]); ax.legend(loc='best')
+            centre, half = (
+                (p + 1.92 / n) / (1 + 3.84 / n),
+                1.96 * np.sqrt(p * (1 - p) / n + 0.9604 / n**2) / (1 + 3.84 / n),
+            )  # Wilson 1927
+            ax.errorbar(
+                centre,
+                np.arange(len(shown)) + 0.18 * (j - 0.5),
+                xerr=half,
+                fmt='o',
+                ms=4,
+                lw=1.2,
+                label=f'{value} (n={len(part)})',
+            )
+        ax.set(
+            title=f'Prevalence by {column}',
+            xlabel='share positive among annotated',
+            yticks=range(len(shown)),
+            yticklabels=[short_name(o) for o in shown],
+        )
+        ax.legend(loc='best')
     return mark_simulated(fig, simulated)
 
+
 def plot_observation_sheet(
-    table:pd.DataFrame, # study table
-    root:str|Path, # folder of the images
-    per_observation:int=6, # films in a row
-    simulated:bool=False, # mark the picture as simulated
-    seed:int=0 # which films
-): # matplotlib figure
+    table: pd.DataFrame,  # study table
+    root: str | Path,  # folder of the images
+    per_observation: int = 6,  # films in a row
+    simulated: bool = False,  # mark the picture as simulated
+    seed: int = 0,  # which films
+):  # matplotlib figure
     "A row of films for each observation, those with the fewest other positives first"
     import matplotlib.pyplot as plt
     from cxr_lib.data.images import read_radiograph
+
     table = films_to_show(table).sample(frac=1, random_state=seed)
     others = (table[list(OBSERVATIONS)] == 1).sum(axis=1)
-    films = {o: table[table[o] == 1].loc[lambda t: others[t.index].sort_values(kind='stable').index][:per_observation] for o in OBSERVATIONS}
+    films = {
+        o: table[table[o] == 1].loc[lambda t: others[t.index].sort_values(kind='stable').index][
+            :per_observation
+        ]
+        for o in OBSERVATIONS
+    }
     films = {o: f for o, f in films.items() if len(f)}
-    if not films: return mark_simulated(figure_of_words('no film has a positive label: no observation to show'), simulated)
-    ncols = 2*per_observation + 1; nrows = -(-len(films)//2)
-    fig, axes = plt.subplots(nrows, ncols, figsize=(1.05*ncols, 1.3*nrows), squeeze=False, gridspec_kw=dict(width_ratios=[1]*per_observation + [.3] + [1]*per_observation))
-    for ax in axes.flat: ax.axis('off')
+    if not films:
+        return mark_simulated(
+            figure_of_words('no film has a positive label: no observation to show'), simulated
+        )
+    ncols = 2 * per_observation + 1
+    nrows = -(-len(films) // 2)
+    fig, axes = plt.subplots(
+        nrows,
+        ncols,
+        figsize=(1.05 * ncols, 1.3 * nrows),
+        squeeze=False,
+        gridspec_kw=dict(width_ratios=[1] * per_observation + [0.3] + [1] * per_observation),
+    )
+    for ax in axes.flat:
+        ax.axis('off')
     for k, (o, some) in enumerate(films.items()):
-        row = axes[k//2, (k % 2)*(per_observation + 1):][:per_observation]
-        for ax, (_, film) in zip(row, some.iterrows()): ax.imshow(read_radiograph(Path(root)/film.image, 160), cmap='gray', vmin=0, vmax=255)
+        row = axes[k // 2, (k % 2) * (per_observation + 1) :][:per_observation]
+        for ax, (_, film) in zip(row, some.iterrows()):
+            ax.imshow(read_radiograph(Path(root) / film.image, 160), cmap='gray', vmin=0, vmax=255)
         row[0].set_title(f'{o} ({int((table[o] == 1).sum())})', fontsize=8, loc='left')
     return mark_simulated(fig, simulated)
 
+
 def plot_pixels(
-    table:pd.DataFrame, # study table
-    seen:Scan, # what was seen of the pixels
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    table: pd.DataFrame,  # study table
+    seen: Scan,  # what was seen of the pixels
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "Image sizes, and the distributions of mean gray and of contrast by projection"
     import matplotlib.pyplot as plt, seaborn as sns
+
     stats = seen.table.merge(table[['image', 'projection', 'view']], on='image')
-    if not len(stats): return mark_simulated(figure_of_words('no film was looked at'), simulated)
+    if not len(stats):
+        return mark_simulated(figure_of_words('no film was looked at'), simulated)
     stats['projection'] = stats.projection.fillna('not stated')
     fig, axes = plt.subplots(1, 4, figsize=(15, 3.4))
-    if simulated: fig.get_layout_engine().set(rect=(0, .06, 1, .94))
+    if simulated:
+        fig.get_layout_engine().set(rect=(0, 0.06, 1, 0.94))
     sizes = stats.groupby(['width', 'height']).size().rename('images').reset_index()
-    axes[0].scatter(sizes.width, sizes.height, s=12 + 120*sizes.images/sizes.images.max(), alpha=.5)
+    axes[0].scatter(sizes.width, sizes.height, s=12 + 120 * sizes.images / sizes.images.max(), alpha=0.5)
     axes[0].set(title=f'Sizes ({len(sizes)} different)', xlabel='width (pixels)', ylabel='height (pixels)')
-    for ax, column, name in ((axes[1], 'mean', 'mean gray value'), (axes[2], 'sd', 'standard deviation of gray')):
-        sns.histplot(stats, x=column, hue='projection', hue_order=sorted(stats.projection.unique()), element='step', stat='density', common_norm=False, bins=30, ax=ax)
+    for ax, column, name in (
+        (axes[1], 'mean', 'mean gray value'),
+        (axes[2], 'sd', 'standard deviation of gray'),
+    ):
+        sns.histplot(
+            stats,
+            x=column,
+            hue='projection',
+            hue_order=sorted(stats.projection.unique()),
+            element='step',
+            stat='density',
+            common_norm=False,
+            bins=30,
+            ax=ax,
+        )
         ax.set(title=name.capitalize(), xlabel=f'{name} (0 to 255)', ylabel='density')
-    axes[3].plot(np.arange(256), np.bincount(seen.thumbnails.reshape(-1), minlength=256)/max(1, seen.thumbnails.size), lw=1.2)
-    axes[3].set(title='Gray values of all films', xlabel='gray value, 0 is black', ylabel='share of pixels', yscale='log')
+    axes[3].plot(
+        np.arange(256),
+        np.bincount(seen.thumbnails.reshape(-1), minlength=256) / max(1, seen.thumbnails.size),
+        lw=1.2,
+    )
+    axes[3].set(
+        title='Gray values of all films',
+        xlabel='gray value, 0 is black',
+        ylabel='share of pixels',
+        yscale='log',
+    )
     return mark_simulated(fig, simulated)
 
+
 def near_duplicates_across_splits(
-    table:pd.DataFrame, # study table with splits
-    seen:Scan, # what was seen of the pixels
-    threshold:float=.98 # correlation of thumbnails from which on two films count as near-identical; chapter data.images measures it
-) -> pd.DataFrame: # image_1, split_1, image_2, split_2, similarity; most alike first
+    table: pd.DataFrame,  # study table with splits
+    seen: Scan,  # what was seen of the pixels
+    threshold: float = 0.98,  # correlation of thumbnails from which on two films count as near-identical; chapter data.images measures it
+) -> pd.DataFrame:  # image_1, split_1, image_2, split_2, similarity; most alike first
     "Pairs of near-identical films in different splits"
     from cxr_lib.data.images import near_duplicates
+
     at = table.set_index('image').split.reindex(seen.table.image)
     pairs = near_duplicates(seen.thumbnails, at.to_numpy(), threshold)
     i, j = pairs.i.to_numpy(int), pairs.j.to_numpy(int)
-    return pd.DataFrame({'image_1': at.index[i], 'split_1': at.to_numpy()[i], 'image_2': at.index[j], 'split_2': at.to_numpy()[j], 'similarity': pairs.similarity.to_numpy()})
+    return pd.DataFrame(
+        {
+            'image_1': at.index[i],
+            'split_1': at.to_numpy()[i],
+            'image_2': at.index[j],
+            'split_2': at.to_numpy()[j],
+            'similarity': pairs.similarity.to_numpy(),
+        }
+    )
+
 
 def plot_pairs(
-    pairs:pd.DataFrame, # as from `near_duplicates_across_splits`
-    root:str|Path, # folder of the images
-    n:int=8, # pairs to show
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    pairs: pd.DataFrame,  # as from `near_duplicates_across_splits`
+    root: str | Path,  # folder of the images
+    n: int = 8,  # pairs to show
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "The most alike pairs, one above the other"
     import matplotlib.pyplot as plt
     from cxr_lib.data.images import read_radiograph
+
     some = pairs[:n]
-    if not len(some): return mark_simulated(figure_of_words('no pair of near-identical films'), simulated)
-    fig, axes = plt.subplots(2, len(some), figsize=(1.6*len(some), 3.6), squeeze=False)
+    if not len(some):
+        return mark_simulated(figure_of_words('no pair of near-identical films'), simulated)
+    fig, axes = plt.subplots(2, len(some), figsize=(1.6 * len(some), 3.6), squeeze=False)
     for column, (_, p) in zip(axes.T, some.iterrows()):
         for ax, image, split in zip(column, (p.image_1, p.image_2), (p.split_1, p.split_2)):
-            ax.imshow(read_radiograph(Path(root)/image, 160), cmap='gray', vmin=0, vmax=255); ax.axis('off'); ax.set_title(f'{split}, {p.similarity:.3f}', fontsize=7)
+            ax.imshow(read_radiograph(Path(root) / image, 160), cmap='gray', vmin=0, vmax=255)
+            ax.axis('off')
+            ax.set_title(f'{split}, {p.similarity:.3f}', fontsize=7)
     return mark_simulated(fig, simulated)
 
+
 def describe_notes(
-    table:pd.DataFrame # study table with notes
-) -> str: # Markdown
+    table: pd.DataFrame,  # study table with notes
+) -> str:  # Markdown
     "How many notes there are, how many differ, and how many ask a question that names what is looked for"
     notes = table.drop_duplicates('study_id').note
-    if not notes.notna().any(): return 'No study has a note.'
+    if not notes.notna().any():
+        return 'No study has a note.'
     given, asked, why = notes.dropna(), question_share(notes), table.attrs.get('note_reasons')
-    text = (f'{len(given):,} of {len(notes):,} studies have a note; {given.nunique():,} of these are different. {asked["share with a question"]:.0%} ask a question ("? pneumonia", "evaluate for effusion"); '
-            f'without the questions {asked["share of words left"]:.0%} of the words are left, and {asked["nothing left"]:,} notes are empty. What the referring doctor suspects is information, but a model that reads it reads more than symptoms.')
-    return text + (' Of the reports: ' + ', '.join(f'{as_text(reason)} {n:,}' for reason, n in why.items()) + '.' if why else '')
+    text = (
+        f'{len(given):,} of {len(notes):,} studies have a note; {given.nunique():,} of these are different. {asked["share with a question"]:.0%} ask a question ("? pneumonia", "evaluate for effusion"); '
+        f'without the questions {asked["share of words left"]:.0%} of the words are left, and {asked["nothing left"]:,} notes are empty. What the referring doctor suspects is information, but a model that reads it reads more than symptoms.'
+    )
+    return text + (
+        ' Of the reports: ' + ', '.join(f'{as_text(reason)} {n:,}' for reason, n in why.items()) + '.'
+        if why
+        else ''
+    )
+
 
 def plot_notes(
-    table:pd.DataFrame, # study table with notes
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    table: pd.DataFrame,  # study table with notes
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "Lengths of the notes in words"
     import matplotlib.pyplot as plt
+
     words = table.drop_duplicates('study_id').note.dropna().str.split().str.len()
-    if not len(words): return figure_of_words('no study has a note')
+    if not len(words):
+        return figure_of_words('no study has a note')
     fig, ax = plt.subplots(figsize=(8, 2.6))
-    ax.hist(words.clip(upper=words.quantile(.99)), bins=min(40, max(2, int(words.quantile(.99)))), color='#de8f05')
-    ax.set(title=f'Length of the notes (median {words.median():.0f} words, longest {words.max():.0f})', xlabel='words (the longest 1% in the last bar)', ylabel='studies')
+    ax.hist(
+        words.clip(upper=words.quantile(0.99)),
+        bins=min(40, max(2, int(words.quantile(0.99)))),
+        color='#de8f05',
+    )
+    ax.set(
+        title=f'Length of the notes (median {words.median():.0f} words, longest {words.max():.0f})',
+        xlabel='words (the longest 1% in the last bar)',
+        ylabel='studies',
+    )
     return mark_simulated(fig, simulated, 'notes')
 
+
 def note_samples(
-    table:pd.DataFrame, # study table with notes
-    n:int=8, # how many
-    seed:int=0 # which
-): # a pandas Styler: note and positive observations
+    table: pd.DataFrame,  # study table with notes
+    n: int = 8,  # how many
+    seed: int = 0,  # which
+):  # a pandas Styler: note and positive observations
     "A few notes with what is positive on the film"
     some = table[table.note.notna()].drop_duplicates('study_id')
     some = some.sample(min(n, len(some)), random_state=seed)

@@ -10,132 +10,237 @@ __all__ = ['CHEXPERT_COLUMNS', 'CHEXPERT_FACTS', 'chexpert_paths', 'chexpert_col
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS
-from .studies import Exclusions, StudyTableError, check_patient_splits, leave_out, name_observations, read_csv, refuse_rows, validate_studies
+from cxr_lib.data.studies import (
+    Exclusions,
+    StudyTableError,
+    check_patient_splits,
+    leave_out,
+    name_observations,
+    read_csv,
+    refuse_rows,
+    validate_studies,
+)
 
 # %% ../../nbs/chapters/04_data/04_chexpert.ipynb #ff487a4a
 _RELEASE = r'^CheXpert-v1\.0(?:-small)?/'
 #: Columns before the observations in train.csv and valid.csv.
 CHEXPERT_COLUMNS = ('Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA')
 
+
 def chexpert_paths(
-    raw:pd.DataFrame, # rows with `Path`, as from `read_csv`
-    source:str='CheXpert' # what to call them in messages, where the index does not
-) -> pd.DataFrame: # image, patient_id, study_id; same index
+    raw: pd.DataFrame,  # rows with `Path`, as from `read_csv`
+    source: str = 'CheXpert',  # what to call them in messages, where the index does not
+) -> pd.DataFrame:  # image, patient_id, study_id; same index
     "Image, patient and study of CheXpert's rows; a path without them raises `StudyTableError`"
     image = raw.Path.astype(str).str.replace(_RELEASE, '', regex=True)
     ids = image.str.extract(r'(?:^|/)(patient\d+)/(study\d+)/[^/]+$')
-    refuse_rows(raw, ids.isna().any(axis=1), source, 'Path', 'a patient and a study, such as train/patient00001/study1/view1_frontal.jpg')
+    refuse_rows(
+        raw,
+        ids.isna().any(axis=1),
+        source,
+        'Path',
+        'a patient and a study, such as train/patient00001/study1/view1_frontal.jpg',
+    )
     return pd.DataFrame({'image': image, 'patient_id': ids[0], 'study_id': ids[0] + '-' + ids[1]})
 
 # %% ../../nbs/chapters/04_data/04_chexpert.ipynb #a30e713f
 def chexpert_columns(
-    raw:pd.DataFrame, # rows of train.csv or valid.csv, as from `read_csv`; of test_labels.csv, which may have only `Path` and the observations
-    source:str='CheXpert' # what to call them in messages, where the index does not
-) -> pd.DataFrame: # the columns of a study table but `note` and `split`; same index
+    raw: pd.DataFrame,  # rows of train.csv or valid.csv, as from `read_csv`; of test_labels.csv, which may have only `Path` and the observations
+    source: str = 'CheXpert',  # what to call them in messages, where the index does not
+) -> pd.DataFrame:  # the columns of a study table but `note` and `split`; same index
     "CheXpert's columns as those of the study table; nothing is left out"
     table = chexpert_paths(raw, source)
+
     def given(column, allowed):
-        if column not in raw: return pd.Series(None, index=raw.index, dtype=object)
-        refuse_rows(raw, raw[column].notna() & ~raw[column].isin(allowed), source, column, f'{", ".join(allowed)}, or empty')
+        if column not in raw:
+            return pd.Series(None, index=raw.index, dtype=object)
+        refuse_rows(
+            raw,
+            raw[column].notna() & ~raw[column].isin(allowed),
+            source,
+            column,
+            f'{", ".join(allowed)}, or empty',
+        )
         return raw[column]
+
     sex, projection = given('Sex', ('Female', 'Male', 'Unknown')), given('AP/PA', ('AP', 'PA', 'LL', 'RL'))
-    if 'Frontal/Lateral' in raw: table['view'] = given('Frontal/Lateral', ('Frontal', 'Lateral'))
-    else: table['view'] = table.image.str.extract('_(frontal|lateral)', expand=False).str.capitalize()
-    table['projection'], table['sex'] = projection.where(projection.isin(('AP', 'PA'))), sex.where(sex.isin(('Female', 'Male')))
+    if 'Frontal/Lateral' in raw:
+        table['view'] = given('Frontal/Lateral', ('Frontal', 'Lateral'))
+    else:
+        table['view'] = table.image.str.extract('_(frontal|lateral)', expand=False).str.capitalize()
+    table['projection'], table['sex'] = (
+        projection.where(projection.isin(('AP', 'PA'))),
+        sex.where(sex.isin(('Female', 'Male'))),
+    )
     table['age'] = raw['Age'] if 'Age' in raw else np.nan
     return pd.concat([table, raw[list(OBSERVATIONS)]], axis=1)
 
 # %% ../../nbs/chapters/04_data/04_chexpert.ipynb #0adc47dd
 def relabel(
-    table:pd.DataFrame, # study table of CheXpert's images, or its columns; the index may name the rows
-    labels:str|Path, # CSV with `Path` (an image) or `Study` (its folder) and the 14 observations in any order
-    exclusions:Exclusions|None=None # list for rows of the file that match nothing
-) -> pd.DataFrame: # `table` with these labels
+    table: pd.DataFrame,  # study table of CheXpert's images, or its columns; the index may name the rows
+    labels: str
+    | Path,  # CSV with `Path` (an image) or `Study` (its folder) and the 14 observations in any order
+    exclusions: Exclusions | None = None,  # list for rows of the file that match nothing
+) -> pd.DataFrame:  # `table` with these labels
     "Replace the labels by those of another file, joined by name; raises `StudyTableError`"
-    new = name_observations(read_csv(labels, exclusions=exclusions), str(labels), exclusions)        # early versions say Airspace Opacity
+    new = name_observations(
+        read_csv(labels, exclusions=exclusions), str(labels), exclusions
+    )  # early versions say Airspace Opacity
     key = 'Path' if 'Path' in new else 'Study'
     absent = [c for c in (key, *OBSERVATIONS) if c not in new]
-    if absent: raise StudyTableError(f'{labels}: missing column(s) {", ".join(absent)}; expected Path or Study and the 14 observations, '
-                                     f'it has {", ".join(map(str, new.columns))}')
+    if absent:
+        raise StudyTableError(
+            f'{labels}: missing column(s) {", ".join(absent)}; expected Path or Study and the 14 observations, '
+            f'it has {", ".join(map(str, new.columns))}'
+        )
     refuse_rows(new, new[key].isna(), str(labels), key, 'a path')
     for o in OBSERVATIONS:
         number = pd.to_numeric(new[o], errors='coerce')
         refuse_rows(new, new[o].notna() & ~number.isin((1, 0, -1)), str(labels), o, '1, 0, -1 or empty')
         new[o] = number.astype(float)
     new['name'] = new[key].astype(str).str.replace(_RELEASE, '', regex=True).str.rstrip('/')
-    refuse_rows(new, new.name.duplicated(), str(labels), key, f'each {"image" if key == "Path" else "study"} once')
+    refuse_rows(
+        new, new.name.duplicated(), str(labels), key, f'each {"image" if key == "Path" else "study"} once'
+    )
     mine = table.image if key == 'Path' else table.image.str.replace('/[^/]*$', '', regex=True)
     what = 'image' if key == 'Path' else 'study'
-    if not new.name.isin(mine).any(): raise StudyTableError(f'{labels}: none of its {len(new)} rows names {"an image" if key == "Path" else "a study"} of the table, whose first is '
-                                                            f'{mine.iloc[0]!r}. Is it for another part of CheXpert?')
-    new = leave_out(new, ~new.name.isin(mine), f'labels of a {what} that is not in the table', exclusions, 'name').set_index('name')
+    if not new.name.isin(mine).any():
+        raise StudyTableError(
+            f'{labels}: none of its {len(new)} rows names {"an image" if key == "Path" else "a study"} of the table, whose first is '
+            f'{mine.iloc[0]!r}. Is it for another part of CheXpert?'
+        )
+    new = leave_out(
+        new, ~new.name.isin(mine), f'labels of a {what} that is not in the table', exclusions, 'name'
+    ).set_index('name')
     found, part = mine.isin(new.index), table.image.str.replace('/.*$', '', regex=True)
-    refuse_rows(table, ~found & part.isin(part[found].unique()), 'CheXpert', 'image', f'a row for it in {labels}, which labels others of the same part')
+    refuse_rows(
+        table,
+        ~found & part.isin(part[found].unique()),
+        'CheXpert',
+        'image',
+        f'a row for it in {labels}, which labels others of the same part',
+    )
     theirs = new[list(OBSERVATIONS)].reindex(mine)
     return table.assign(**{o: np.where(found, theirs[o], table[o]) for o in OBSERVATIONS})
 
 # %% ../../nbs/chapters/04_data/04_chexpert.ipynb #536d3ad7
 def _csv(root, name):
-    if (root/f'{name}.csv').is_file(): return root/f'{name}.csv'
-    if name == 'test': return root/'test_labels.csv'
+    if (root / f'{name}.csv').is_file():
+        return root / f'{name}.csv'
+    if name == 'test':
+        return root / 'test_labels.csv'
     inside = sorted(root.glob(f'*/{name}.csv'))
-    if not inside: return root/f'{name}.csv'                                          # `read_csv` says that it is not there
+    if not inside:
+        return root / f'{name}.csv'  # `read_csv` says that it is not there
     remedy = f'Name {inside[0].parent} as the root folder.'
-    if 'batch' in inside[0].parent.name: remedy = 'Join the parts of the download: train.csv, valid.csv and valid/ in one folder, and the patient folders of the other parts in its train/.'
+    if 'batch' in inside[0].parent.name:
+        remedy = 'Join the parts of the download: train.csv, valid.csv and valid/ in one folder, and the patient folders of the other parts in its train/.'
     raise StudyTableError(f'{root}: no {name}.csv here, but in {inside[0].parent.name}/. {remedy}')
 
+
 def load_chexpert(
-    root:str|Path, # folder with `train.csv`, `valid.csv`, `train/` and `valid/`
+    root: str | Path,  # folder with `train.csv`, `valid.csv`, `train/` and `valid/`
     *,
-    missing:str='refuse', # images that are not on disk: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None, # list for what is left out
-    labels:str|Path|None=None, # CSV of other labels, see `relabel`
-    test_split:str='valid' # which part is the test split: 'valid' (234 images) or 'test' (500 studies, where you have them)
-) -> pd.DataFrame: # study table; the test split is `test`, training rows have no split yet
+    missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+    labels: str | Path | None = None,  # CSV of other labels, see `relabel`
+    test_split: str = 'valid',  # which part is the test split: 'valid' (234 images) or 'test' (500 studies, where you have them)
+) -> pd.DataFrame:  # study table; the test split is `test`, training rows have no split yet
     "CheXpert v1.0 or v1.0-small (Irvin et al. 2019) as a study table; raises `StudyTableError`"
-    if test_split not in ('valid', 'test'): raise ValueError(f"test_split is {test_split!r}; expected 'valid' or 'test'")
+    if test_split not in ('valid', 'test'):
+        raise ValueError(f"test_split is {test_split!r}; expected 'valid' or 'test'")
     root, parts, other = Path(root), [], 'test' if test_split == 'valid' else 'valid'
     for name in ('train', test_split):
         path = _csv(root, name)
-        raw = read_csv(path, ('Path',) if name == 'test' else CHEXPERT_COLUMNS, filled=('Path',), exclusions=exclusions, dtype={c: str for c in CHEXPERT_COLUMNS if c != 'Age'})
+        raw = read_csv(
+            path,
+            ('Path',) if name == 'test' else CHEXPERT_COLUMNS,
+            filled=('Path',),
+            exclusions=exclusions,
+            dtype={c: str for c in CHEXPERT_COLUMNS if c != 'Age'},
+        )
         raw = name_observations(raw, str(path), exclusions)
         absent = [o for o in OBSERVATIONS if o not in raw]
-        if absent: raise StudyTableError(f'{path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, raw.columns))}')
-        if not len(raw): raise StudyTableError(f'{path}: no rows. Download or copy it again.')
+        if absent:
+            raise StudyTableError(
+                f'{path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, raw.columns))}'
+            )
+        if not len(raw):
+            raise StudyTableError(f'{path}: no rows. Download or copy it again.')
         parts.append(chexpert_columns(raw, str(path)).assign(split=None if name == 'train' else 'test'))
     if _csv(root, other).is_file():
         rest = read_csv(_csv(root, other), ('Path',), filled=('Path',), dtype={'Path': str})
-        leave_out(rest, np.ones(len(rest), bool), f'part of the {other} set, while the test split is the {test_split} set', exclusions, 'Path')
+        leave_out(
+            rest,
+            np.ones(len(rest), bool),
+            f'part of the {other} set, while the test split is the {test_split} set',
+            exclusions,
+            'Path',
+        )
     table = pd.concat([p.astype({'split': object}) for p in parts])
     check_patient_splits(table.assign(split=table.split.fillna('train')), str(root))
-    if labels: table = relabel(table, labels, exclusions)
+    if labels:
+        table = relabel(table, labels, exclusions)
     return validate_studies(table, str(root), root, table.index, missing, exclusions)
 
 # %% ../../nbs/chapters/04_data/04_chexpert.ipynb #c1acee35
 #: Counts of the official release, v1.0 and v1.0-small alike.
 CHEXPERT_FACTS = {
-    'train: images': 223_414, 'train: patients': 64_540, 'train: studies': 187_641, 'train: frontal': 191_027, 'train: frontal, AP': 161_590, 'train: frontal, PA': 29_420,
-    'train: frontal, neither AP nor PA': 17, 'train: frontal, marked LL': 16, 'train: frontal, marked RL': 1, 'train: of age 0': 3, 'train: highest age (a cap)': 90,
-    'train: No Finding negative or uncertain': 0, 'train: No Finding with Support Devices': 8_808, 'valid: images': 234, 'valid: patients': 200, 'valid: frontal': 202,
-    **{f'valid: {o} positive': n for o, n in zip(OBSERVATIONS, (38, 109, 68, 126, 1, 45, 33, 8, 80, 8, 67, 1, 0, 107))}}
+    'train: images': 223_414,
+    'train: patients': 64_540,
+    'train: studies': 187_641,
+    'train: frontal': 191_027,
+    'train: frontal, AP': 161_590,
+    'train: frontal, PA': 29_420,
+    'train: frontal, neither AP nor PA': 17,
+    'train: frontal, marked LL': 16,
+    'train: frontal, marked RL': 1,
+    'train: of age 0': 3,
+    'train: highest age (a cap)': 90,
+    'train: No Finding negative or uncertain': 0,
+    'train: No Finding with Support Devices': 8_808,
+    'valid: images': 234,
+    'valid: patients': 200,
+    'valid: frontal': 202,
+    **{
+        f'valid: {o} positive': n
+        for o, n in zip(OBSERVATIONS, (38, 109, 68, 126, 1, 45, 33, 8, 80, 8, 67, 1, 0, 107))
+    },
+}
+
 
 def check_chexpert_facts(
-    table:pd.DataFrame # study table from `load_chexpert`, or the raw rows of train.csv and valid.csv together
-) -> pd.DataFrame: # fact, official, here, agrees; facts that the table can't tell (LL and RL, from a study table) are not in it
+    table: pd.DataFrame,  # study table from `load_chexpert`, or the raw rows of train.csv and valid.csv together
+) -> pd.DataFrame:  # fact, official, here, agrees; facts that the table can't tell (LL and RL, from a study table) are not in it
     "Compare a copy of CheXpert with the counts of the official release"
     marks = table['AP/PA'] if 'AP/PA' in table else None
-    if 'Path' in table: table = chexpert_columns(table)
+    if 'Path' in table:
+        table = chexpert_columns(table)
     here = {}
     for part in ('train', 'valid'):
         t = table[table.image.str.startswith(f'{part}/')]
-        if not len(t): continue
+        if not len(t):
+            continue
         frontal, normal = t['view'] == 'Frontal', t['No Finding']
-        counts = {'images': len(t), 'patients': t.patient_id.nunique(), 'studies': t.study_id.nunique(), 'frontal': frontal.sum(),
-                  'frontal, AP': (frontal & (t.projection == 'AP')).sum(), 'frontal, PA': (frontal & (t.projection == 'PA')).sum(),
-                  'frontal, neither AP nor PA': (frontal & t.projection.isna()).sum(), 'of age 0': (t.age == 0).sum(), 'highest age (a cap)': t.age.max(),
-                  'No Finding negative or uncertain': normal.isin((0, -1)).sum(), 'No Finding with Support Devices': ((normal == 1) & (t['Support Devices'] == 1)).sum(),
-                  **{f'{o} positive': (t[o] == 1).sum() for o in OBSERVATIONS}}
-        if marks is not None: counts |= {f'frontal, marked {m}': (frontal & (marks[t.index] == m)).sum() for m in ('LL', 'RL')}
+        counts = {
+            'images': len(t),
+            'patients': t.patient_id.nunique(),
+            'studies': t.study_id.nunique(),
+            'frontal': frontal.sum(),
+            'frontal, AP': (frontal & (t.projection == 'AP')).sum(),
+            'frontal, PA': (frontal & (t.projection == 'PA')).sum(),
+            'frontal, neither AP nor PA': (frontal & t.projection.isna()).sum(),
+            'of age 0': (t.age == 0).sum(),
+            'highest age (a cap)': t.age.max(),
+            'No Finding negative or uncertain': normal.isin((0, -1)).sum(),
+            'No Finding with Support Devices': ((normal == 1) & (t['Support Devices'] == 1)).sum(),
+            **{f'{o} positive': (t[o] == 1).sum() for o in OBSERVATIONS},
+        }
+        if marks is not None:
+            counts |= {f'frontal, marked {m}': (frontal & (marks[t.index] == m)).sum() for m in ('LL', 'RL')}
         here |= {f'{part}: {k}': n for k, n in counts.items()}
-    facts = pd.DataFrame([(fact, n, here[fact]) for fact, n in CHEXPERT_FACTS.items() if fact in here], columns=['fact', 'official', 'here']).astype({'here': 'Int64'})
+    facts = pd.DataFrame(
+        [(fact, n, here[fact]) for fact, n in CHEXPERT_FACTS.items() if fact in here],
+        columns=['fact', 'official', 'here'],
+    ).astype({'here': 'Int64'})
     return facts.assign(agrees=(facts.official == facts.here).fillna(False).astype(bool))

@@ -18,35 +18,43 @@ from ..foundations.core import MAX_PIXELS, RadiographError, is_file, stop_on_mac
 
 DICOM_SUFFIXES = ('.dcm', '.dicom', '.dic')
 
+
 def starts_as_dicom(
-    head:bytes # the first 132 bytes of a file, or fewer
+    head: bytes,  # the first 132 bytes of a file, or fewer
 ) -> bool:
     "The letters DICM after a preamble of 128 bytes; or, without a preamble, an element such as files start with"
-    if head[128:132] == b'DICM': return True
-    if len(head) < 12: return False
+    if head[128:132] == b'DICM':
+        return True
+    if len(head) < 12:
+        return False
     for order in '<>':
         group, element = struct.unpack(f'{order}HH', head[:4])
         length = struct.unpack(f'{order}L', head[4:8])[0]
         explicit = head[4:6].isalpha() and head[4:6].isupper()
-        if group in (2, 8) and element < 0x100 and (explicit or length <= 256): return True
+        if group in (2, 8) and element < 0x100 and (explicit or length <= 256):
+            return True
     return False
 
+
 def is_dicom(
-    path:str|Path # any file
-) -> bool: # False too for a file that is not there
+    path: str | Path,  # any file
+) -> bool:  # False too for a file that is not there
     "Does a file claim to be DICOM, by its ending or by how it starts? An error of the machine is raised"
     path = Path(path)
-    if not is_file(path): return False
-    if path.suffix.lower() in DICOM_SUFFIXES: return True
+    if not is_file(path):
+        return False
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        return True
     try:
-        with path.open('rb') as file: return starts_as_dicom(file.read(132))
+        with path.open('rb') as file:
+            return starts_as_dicom(file.read(132))
     except OSError as e:
         stop_on_machine_error(e, path)
         return False
 
-
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #69d0a04a
 _SILENCE = threading.Lock()
+
 
 @contextlib.contextmanager
 def _silent():
@@ -55,57 +63,88 @@ def _silent():
     with _SILENCE, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         before, log.disabled = log.disabled, True
-        try: yield
-        finally: log.disabled = before
+        try:
+            yield
+        finally:
+            log.disabled = before
 
-def _texts(header, keyword:str) -> list: # values of one element as text; [] if it is absent or empty
+
+def _texts(header, keyword: str) -> list:  # values of one element as text; [] if it is absent or empty
     value = header[keyword].value if keyword in header else None
-    if value is None: return []
-    return [str(v).strip(' \0') for v in ([value] if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__') else value)]
+    if value is None:
+        return []
+    return [
+        str(v).strip(' \0')
+        for v in ([value] if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__') else value)
+    ]
 
-def _fact(header, keyword:str) -> str: # one text; '' if it is absent or damaged
-    try: return '\\'.join(_texts(header, keyword))
-    except Exception: return ''      # on a damaged element pydicom raises nearly anything
 
-def _numbers(header, keyword:str, count:int=0) -> list: # [] if the element is absent or empty
+def _fact(header, keyword: str) -> str:  # one text; '' if it is absent or damaged
+    try:
+        return '\\'.join(_texts(header, keyword))
+    except Exception:
+        return ''  # on a damaged element pydicom raises nearly anything
+
+
+def _numbers(header, keyword: str, count: int = 0) -> list:  # [] if the element is absent or empty
     "What the picture depends on may be absent, but not unreadable"
     try:
         numbers = [float(t) for t in _texts(header, keyword)]
-        if not np.isfinite(numbers).all() or 0 < len(numbers) < count: raise ValueError
-    except Exception: raise RadiographError(f'a damaged header: {keyword} does not hold {"a number" if count < 2 else f"{count} numbers"}. Export it again.') from None
+        if not np.isfinite(numbers).all() or 0 < len(numbers) < count:
+            raise ValueError
+    except Exception:
+        raise RadiographError(
+            f'a damaged header: {keyword} does not hold {"a number" if count < 2 else f"{count} numbers"}. Export it again.'
+        ) from None
     return numbers
 
-def _number(header, keyword:str, default:float) -> float: return (_numbers(header, keyword) or [default])[0]
 
+def _number(header, keyword: str, default: float) -> float:
+    return (_numbers(header, keyword) or [default])[0]
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #e0aa40d9
-_LARGEST_HEADER = 64_000_000   # bytes that a deflated file may unpack to before its pixels begin
+_LARGEST_HEADER = 64_000_000  # bytes that a deflated file may unpack to before its pixels begin
+
 
 class _Inflated(io.RawIOBase):
     "What a deflated file holds, unpacked no further than it is read"
+
     def __init__(self, file):
         self.packed, self.data, self.at = file, bytearray(), 0
         self.most = _LARGEST_HEADER
         self.decoder = zlib.decompressobj(-zlib.MAX_WBITS)
-    def seekable(self): return True
-    def readable(self): return True
-    def tell(self): return self.at
+
+    def seekable(self):
+        return True
+
+    def readable(self):
+        return True
+
+    def tell(self):
+        return self.at
+
     def seek(self, offset, whence=0):
-        if whence == 2: raise io.UnsupportedOperation('where it ends is not known')
+        if whence == 2:
+            raise io.UnsupportedOperation('where it ends is not known')
         self.at = offset + (self.at if whence == 1 else 0)
         return self.at
+
     def _fetch(self, end):
         while len(self.data) < end and not self.decoder.eof:
-            if len(self.data) >= self.most: raise ValueError('more than is unpacked')
+            if len(self.data) >= self.most:
+                raise ValueError('more than is unpacked')
             packed = self.decoder.unconsumed_tail or self.packed.read(1 << 16)
             piece = self.decoder.decompress(packed, 1 << 20)
-            if not packed and not piece: return
+            if not packed and not piece:
+                return
             self.data += piece
+
     def read(self, size=-1):
         self._fetch(self.at + size if size >= 0 else self.most)
-        found = bytes(self.data[self.at:self.at + size] if size >= 0 else self.data[self.at:])
+        found = bytes(self.data[self.at : self.at + size] if size >= 0 else self.data[self.at :])
         self.at += len(found)
         return found
+
 
 def _header(file, path, head):
     "The header, how it is coded, and the file at the first byte of the element that holds the pixels"
@@ -113,6 +152,7 @@ def _header(file, path, head):
     from pydicom.filereader import read_file_meta_info
     from pydicom.uid import DeflatedExplicitVRLittleEndian as DEFLATED
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
     if head[128:] == b'DICM':
         meta = read_file_meta_info(path)
         if meta.get('TransferSyntaxUID') == DEFLATED:
@@ -124,9 +164,11 @@ def _header(file, path, head):
     syntax = header.file_meta.get('TransferSyntaxUID') or plain
     return header, implicit, little, syntax, file
 
+
 def _film(file, path, head, size):
     "Header and pixel element of an open file"
     from pydicom.uid import UID
+
     header, implicit, little, syntax, file = _header(file, path, head)
     element = file.read(8 if implicit else 12)
     whole = len(element) == (8 if implicit else 12)
@@ -134,98 +176,161 @@ def _film(file, path, head, size):
     tag = struct.unpack(f'{order}HH', element[:4]) if whole else None
     length = struct.unpack(f'{order}L', element[-4:])[0] if whole else 0
     there = length if isinstance(file, _Inflated) else min(length, size - file.tell())
-    return SimpleNamespace(path=path, file=file, header=header, syntax=UID(syntax), pixels=tag == (0x7fe0, 0x10), left=there,
-                           vr='OW' if implicit else element[4:6].decode('latin1'))
+    return SimpleNamespace(
+        path=path,
+        file=file,
+        header=header,
+        syntax=UID(syntax),
+        pixels=tag == (0x7FE0, 0x10),
+        left=there,
+        vr='OW' if implicit else element[4:6].decode('latin1'),
+    )
+
 
 @contextlib.contextmanager
-def _opened(path:str|Path):
+def _opened(path: str | Path):
     "A DICOM file, its header, and how its pixels lie; closed at the end of the block"
     path = Path(path)
-    if not is_file(path): raise RadiographError(f'{path}: no such file. Check the root folder and the image column of the study table.')
+    if not is_file(path):
+        raise RadiographError(
+            f'{path}: no such file. Check the root folder and the image column of the study table.'
+        )
     with contextlib.ExitStack() as stack:
         try:
             size = path.stat().st_size
             file = stack.enter_context(path.open('rb', buffering=1 << 17))
             head = file.peek(132)[:132]
-            if not head: raise RadiographError(f'{path}: the file is empty. Download or copy it again.')
-            if not starts_as_dicom(head): raise RadiographError(f'{path}: not a DICOM file. Remove it, or replace it with the original.')
-            with _silent(): film = _film(file, path, head, size)
-        except RadiographError: raise
+            if not head:
+                raise RadiographError(f'{path}: the file is empty. Download or copy it again.')
+            if not starts_as_dicom(head):
+                raise RadiographError(
+                    f'{path}: not a DICOM file. Remove it, or replace it with the original.'
+                )
+            with _silent():
+                film = _film(file, path, head, size)
+        except RadiographError:
+            raise
         except Exception as e:
             stop_on_machine_error(e, path)
-            raise RadiographError(f'{path}: its header cannot be read. The file is damaged or cut short: download or copy it again.') from None
+            raise RadiographError(
+                f'{path}: its header cannot be read. The file is damaged or cut short: download or copy it again.'
+            ) from None
         yield film
-
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #9a1df921
 _PICTURE = ('Rows', 'Columns', 'SamplesPerPixel', 'BitsAllocated', 'BitsStored', 'PixelRepresentation')
 _COLORS = ('RGB', 'YBR_FULL', 'YBR_FULL_422', 'YBR_ICT', 'YBR_RCT')
 _PALETTE = tuple(f'{color}PaletteColorLookupTable' for color in ('Red', 'Green', 'Blue'))
 
-def _photometric(header) -> str: # as the standard writes it; some devices write lower case
+
+def _photometric(header) -> str:  # as the standard writes it; some devices write lower case
     return _fact(header, 'PhotometricInterpretation').strip().upper()
 
-def _no_decoder(syntax, bits:int) -> str|None: # why the pixels cannot be decoded
+
+def _no_decoder(syntax, bits: int) -> str | None:  # why the pixels cannot be decoded
     from pydicom.pixels import get_decoder
     from pydicom.uid import JPEGExtended12Bit
+
     name = syntax.name if syntax.name != syntax else 'unknown to the standard'
-    try: decoder = get_decoder(syntax)
-    except NotImplementedError: return f'no decoder: its transfer syntax ({name}) is not one that pydicom reads. Convert it, for instance: gdcmconv --raw IN OUT'
-    plugins = set(decoder.available_plugins) - ({'pillow'} if syntax == JPEGExtended12Bit and bits > 8 else set())     # Pillow says it can, and then cannot
-    if plugins or not syntax.is_encapsulated: return None
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        return f'no decoder: its transfer syntax ({name}) is not one that pydicom reads. Convert it, for instance: gdcmconv --raw IN OUT'
+    plugins = set(decoder.available_plugins) - (
+        {'pillow'} if syntax == JPEGExtended12Bit and bits > 8 else set()
+    )  # Pillow says it can, and then cannot
+    if plugins or not syntax.is_encapsulated:
+        return None
     return f'no decoder: its transfer syntax is {name}. Run: pip install pylibjpeg pylibjpeg-{"openjpeg" if "JPEG 2000" in name else "libjpeg"}'
 
-def _refusal(film) -> str|None: # None: it can be read
+
+def _refusal(film) -> str | None:  # None: it can be read
     "Why a file is not a radiograph that can be read: a category, a colon, what to do; of the header only numbers"
     h = film.header
     frames = _number(h, 'NumberOfFrames', 1)
-    if frames > 1: return f'more than one frame: it holds {frames:.0f}, and a radiograph has one. Extract the frame you mean.'
-    if not film.pixels: return 'no pixel data: a report, a presentation state, or a file that is cut short. Remove it, or copy it again.'
+    if frames > 1:
+        return f'more than one frame: it holds {frames:.0f}, and a radiograph has one. Extract the frame you mean.'
+    if not film.pixels:
+        return 'no pixel data: a report, a presentation state, or a file that is cut short. Remove it, or copy it again.'
     numbers = {k: _numbers(h, k) for k in _PICTURE}
     absent = [k for k in _PICTURE if not numbers[k] or numbers[k][0] != int(numbers[k][0])]
-    if absent: return f'a damaged header: {", ".join(absent)} is missing. Export it again.'
+    if absent:
+        return f'a damaged header: {", ".join(absent)} is missing. Export it again.'
     rows, columns, samples, allocated, stored, signed = (int(numbers[k][0]) for k in _PICTURE)
-    if rows*columns > MAX_PIXELS: return f'too large: {columns} x {rows} pixels is more than the limit of {MAX_PIXELS:,}. Resize it first.'
+    if rows * columns > MAX_PIXELS:
+        return (
+            f'too large: {columns} x {rows} pixels is more than the limit of {MAX_PIXELS:,}. Resize it first.'
+        )
     photometric = _photometric(h)
-    if (photometric, samples) not in (('MONOCHROME1', 1), ('MONOCHROME2', 1), ('PALETTE COLOR', 1), *((c, 3) for c in _COLORS)):
+    if (photometric, samples) not in (
+        ('MONOCHROME1', 1),
+        ('MONOCHROME2', 1),
+        ('PALETTE COLOR', 1),
+        *((c, 3) for c in _COLORS),
+    ):
         return f'colours that are not read: {samples} values a pixel; PhotometricInterpretation should be MONOCHROME1, MONOCHROME2 or PALETTE COLOR with one, or one of {", ".join(_COLORS)} with three. Convert it.'
-    if photometric == 'PALETTE COLOR' and not all(f'{name}{part}' in h for name in _PALETTE for part in ('Descriptor', 'Data')):
+    if photometric == 'PALETTE COLOR' and not all(
+        f'{name}{part}' in h for name in _PALETTE for part in ('Descriptor', 'Data')
+    ):
         return 'colours that are not read: its palette is missing or in segments. Convert it.'
-    if rows < 1 or columns < 1 or allocated not in (8, 16) or not 8 <= stored <= allocated or signed not in (0, 1) or _number(h, 'HighBit', stored - 1) != stored - 1:
+    if (
+        rows < 1
+        or columns < 1
+        or allocated not in (8, 16)
+        or not 8 <= stored <= allocated
+        or signed not in (0, 1)
+        or _number(h, 'HighBit', stored - 1) != stored - 1
+    ):
         return f'pixels that are not read: {columns} x {rows}, {stored} of {allocated} bits; expected 8 to 16 bits in the low bits of 8 or 16. Export it again.'
-    if _fact(h, 'PresentationIntentType') == 'FOR PROCESSING': return "a raw detector image: made for processing, not for reading. Use the image 'for presentation' of the same study."
-    for k in ('WindowCenter', 'WindowWidth', 'RescaleIntercept', 'PixelPaddingValue', 'PixelPaddingRangeLimit'): _numbers(h, k)
-    if _number(h, 'RescaleSlope', 1) == 0: return 'a damaged header: RescaleSlope is 0, which leaves nothing of the film. Export it again.'
-    if _fact(h, 'VOILUTFunction').upper() not in ('', 'LINEAR', 'LINEAR_EXACT', 'SIGMOID'): return 'a window that is not read: VOILUTFunction should be LINEAR, LINEAR_EXACT or SIGMOID. Export it again.'
-    if not 1/8 < (ratio := _pixel_ratio(h)) < 8: return f'pixels {ratio:.3g} times as high as wide: no radiograph has such. Correct PixelSpacing or PixelAspectRatio.'
-    if undecodable := _no_decoder(film.syntax, stored): return undecodable
-    share = 2/3 if photometric == 'YBR_FULL_422' else 1
-    if not film.syntax.is_encapsulated and film.left < int(rows*columns*samples*share)*allocated//8: return 'cut short: it holds fewer pixels than its header promises. Download or copy it again.'
+    if _fact(h, 'PresentationIntentType') == 'FOR PROCESSING':
+        return "a raw detector image: made for processing, not for reading. Use the image 'for presentation' of the same study."
+    for k in (
+        'WindowCenter',
+        'WindowWidth',
+        'RescaleIntercept',
+        'PixelPaddingValue',
+        'PixelPaddingRangeLimit',
+    ):
+        _numbers(h, k)
+    if _number(h, 'RescaleSlope', 1) == 0:
+        return 'a damaged header: RescaleSlope is 0, which leaves nothing of the film. Export it again.'
+    if _fact(h, 'VOILUTFunction').upper() not in ('', 'LINEAR', 'LINEAR_EXACT', 'SIGMOID'):
+        return 'a window that is not read: VOILUTFunction should be LINEAR, LINEAR_EXACT or SIGMOID. Export it again.'
+    if not 1 / 8 < (ratio := _pixel_ratio(h)) < 8:
+        return f'pixels {ratio:.3g} times as high as wide: no radiograph has such. Correct PixelSpacing or PixelAspectRatio.'
+    if undecodable := _no_decoder(film.syntax, stored):
+        return undecodable
+    share = 2 / 3 if photometric == 'YBR_FULL_422' else 1
+    if not film.syntax.is_encapsulated and film.left < int(rows * columns * samples * share) * allocated // 8:
+        return 'cut short: it holds fewer pixels than its header promises. Download or copy it again.'
     return None
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #5b92e030
 def window(
-    values:np.ndarray, # measured values
-    center:float, # value shown at middle gray
-    width:float, # range of values between black and white, above 0
-    function:str='LINEAR' # 'LINEAR', 'LINEAR_EXACT' or 'SIGMOID'
-) -> np.ndarray: # 0 (black) to 1 (white), same shape
+    values: np.ndarray,  # measured values
+    center: float,  # value shown at middle gray
+    width: float,  # range of values between black and white, above 0
+    function: str = 'LINEAR',  # 'LINEAR', 'LINEAR_EXACT' or 'SIGMOID'
+) -> np.ndarray:  # 0 (black) to 1 (white), same shape
     "Apply a window as DICOM defines it"
     if function == 'SIGMOID':
-        with np.errstate(over='ignore'): return 1/(1 + np.exp(-4*(values - center)/width))
-    if function == 'LINEAR': center, width = center - .5, width - 1
-    if width <= 0: return (values > center).astype(float)
-    return ((values - center)/width + .5).clip(0, 1)
+        with np.errstate(over='ignore'):
+            return 1 / (1 + np.exp(-4 * (values - center) / width))
+    if function == 'LINEAR':
+        center, width = center - 0.5, width - 1
+    if width <= 0:
+        return (values > center).astype(float)
+    return ((values - center) / width + 0.5).clip(0, 1)
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #e207e83c
 def film_range(
-    values:np.ndarray, # of a film, or different ones with `counts`
-    counts:np.ndarray|None=None # how many pixels have each value
-) -> tuple: # the values that are shown black and white
+    values: np.ndarray,  # of a film, or different ones with `counts`
+    counts: np.ndarray | None = None,  # how many pixels have each value
+) -> tuple:  # the values that are shown black and white
     "A film's own range: the 0.5th to the 99.5th percentile of its pixels, so that a marker or a dead pixel does not decide it"
     values = np.ravel(values)
     n = int(values.size if counts is None else counts.sum())
-    first, last = n*5//1000, -(-n*995//1000) - 1
+    first, last = n * 5 // 1000, -(-n * 995 // 1000) - 1
     if counts is None:
         low, high = np.partition(values, (first, last))[[first, last]]
         ends = values.min(), values.max()
@@ -237,15 +342,19 @@ def film_range(
     low, high = (low, high) if high > low else ends
     return float(low), float(high)
 
-def spread(
-    values:np.ndarray, # numbers
-    low:float, # shown black
-    high:float # shown white
-) -> np.ndarray: # 0 to 1, same shape
-    "Values within a range; those outside take its ends"
-    return ((values.astype(float) - low)/max(high - low, 1e-9)).clip(0, 1)
 
-def _entries(descriptor, data, signed:bool, little:bool) -> tuple: # entries of a DICOM lookup table, the value of the first one, and their bits
+def spread(
+    values: np.ndarray,  # numbers
+    low: float,  # shown black
+    high: float,  # shown white
+) -> np.ndarray:  # 0 to 1, same shape
+    "Values within a range; those outside take its ends"
+    return ((values.astype(float) - low) / max(high - low, 1e-9)).clip(0, 1)
+
+
+def _entries(
+    descriptor, data, signed: bool, little: bool
+) -> tuple:  # entries of a DICOM lookup table, the value of the first one, and their bits
     try:
         count, first, bits = (int(v) for v in descriptor)
         count, first = count or 65536, first - 65536 if first > 32767 and signed else first
@@ -253,360 +362,629 @@ def _entries(descriptor, data, signed:bool, little:bool) -> tuple: # entries of 
             bytewise = len(data) in (count, count + 1) and count > 1 and bits <= 8
             data = np.frombuffer(data, np.uint8 if bytewise else '<u2' if little else '>u2')
         data = np.asarray(data, float)[:count]
-        if len(data) < count or not 1 <= bits <= 16: raise ValueError
-    except Exception: raise RadiographError('a damaged header: its lookup table does not hold what it declares. Export it again.') from None
+        if len(data) < count or not 1 <= bits <= 16:
+            raise ValueError
+    except Exception:
+        raise RadiographError(
+            'a damaged header: its lookup table does not hold what it declares. Export it again.'
+        ) from None
     return data, first, bits
 
-def _lookup(values:np.ndarray, item, little:bool) -> np.ndarray: # entries of a DICOM lookup table for these values, and the largest one it declares
+
+def _lookup(
+    values: np.ndarray, item, little: bool
+) -> np.ndarray:  # entries of a DICOM lookup table for these values, and the largest one it declares
     data, first, bits = _entries(item.get('LUTDescriptor'), item.get('LUTData'), values.min() < 0, little)
-    top = 2.**bits - 1 if 2**(bits - 1) - 1 <= data.max() < 2**bits else float(data.max())
+    top = 2.0**bits - 1 if 2 ** (bits - 1) - 1 <= data.max() < 2**bits else float(data.max())
     return data[(values - first).clip(0, len(data) - 1).astype(int)], top
 
-def _palette_table(header, stored:np.ndarray, little:bool) -> np.ndarray: # uint8, the gray of the colour that each stored value stands for
+
+def _palette_table(
+    header, stored: np.ndarray, little: bool
+) -> np.ndarray:  # uint8, the gray of the colour that each stored value stands for
     from PIL import Image
+
     colors = []
     for name in _PALETTE:
-        data, first, bits = _entries(header.get(f'{name}Descriptor'), header.get(f'{name}Data'), stored.min() < 0, little)
+        data, first, bits = _entries(
+            header.get(f'{name}Descriptor'), header.get(f'{name}Data'), stored.min() < 0, little
+        )
         top = 255 if bits <= 8 or data.max() < 256 else 65535
-        colors.append(np.rint(data[(stored.astype(int) - first).clip(0, len(data) - 1)]*(255/top)))
+        colors.append(np.rint(data[(stored.astype(int) - first).clip(0, len(data) - 1)] * (255 / top)))
     return np.asarray(Image.fromarray(np.stack(colors, -1).astype(np.uint8)[None]).convert('L'))[0]
 
-def _stored_values(codes:np.ndarray, allocated:int, bits:int, signed:bool) -> np.ndarray: # integers of `allocated` bits
+
+def _stored_values(
+    codes: np.ndarray, allocated: int, bits: int, signed: bool
+) -> np.ndarray:  # integers of `allocated` bits
     "What the low bits of each cell say, as the header tells it; whatever lies above them (overlays, a sign that is not extended) is none of it"
-    codes = codes.astype(f'{codes.dtype.kind}{max(codes.dtype.itemsize, allocated//8)}').view(f'u{max(codes.dtype.itemsize, allocated//8)}')
-    above = 8*codes.itemsize - bits
-    if signed: return (codes << above).view(f'i{codes.itemsize}') >> above
+    codes = codes.astype(f'{codes.dtype.kind}{max(codes.dtype.itemsize, allocated // 8)}').view(
+        f'u{max(codes.dtype.itemsize, allocated // 8)}'
+    )
+    above = 8 * codes.itemsize - bits
+    if signed:
+        return (codes << above).view(f'i{codes.itemsize}') >> above
     return codes & codes.dtype.type(2**bits - 1)
 
-def _padding(header, stored:np.ndarray, bits:int) -> np.ndarray: # bool: stored values that mark pixels outside the film
+
+def _padding(
+    header, stored: np.ndarray, bits: int
+) -> np.ndarray:  # bool: stored values that mark pixels outside the film
     ends = _numbers(header, 'PixelPaddingValue')[:1]
-    if not ends: return np.zeros(len(stored), bool)
+    if not ends:
+        return np.zeros(len(stored), bool)
     ends += _numbers(header, 'PixelPaddingRangeLimit')[:1]
-    cells = (np.array(ends).astype(np.int64) & 0xffff).astype(np.uint16)       # often written without its sign
+    cells = (np.array(ends).astype(np.int64) & 0xFFFF).astype(np.uint16)  # often written without its sign
     first, last = np.sort(_stored_values(cells, 16, bits, stored.min() < 0))[[0, -1]]
     return (stored >= first) & (stored <= last)
 
-def _gray_table(header, stored:np.ndarray, counts:np.ndarray, little:bool) -> np.ndarray: # uint8, a gray for each stored value
+
+def _gray_table(
+    header, stored: np.ndarray, counts: np.ndarray, little: bool
+) -> np.ndarray:  # uint8, a gray for each stored value
     "Modality transformation, window or VOI table, inversion, padding"
     padding = _padding(header, stored, int(_number(header, 'BitsStored', 16)))
-    if not counts[~padding].sum(): padding[:] = False
+    if not counts[~padding].sum():
+        padding[:] = False
     counts = np.where(padding, 0, counts)
-    values, slope, intercept = stored.astype(float), _number(header, 'RescaleSlope', 1), _number(header, 'RescaleIntercept', 0)
-    if header.get('ModalityLUTSequence'): values, _ = _lookup(values, header.ModalityLUTSequence[0], little)
-    else: values = values*slope + intercept
+    values, slope, intercept = (
+        stored.astype(float),
+        _number(header, 'RescaleSlope', 1),
+        _number(header, 'RescaleIntercept', 0),
+    )
+    if header.get('ModalityLUTSequence'):
+        values, _ = _lookup(values, header.ModalityLUTSequence[0], little)
+    else:
+        values = values * slope + intercept
     gray, center, width = None, _numbers(header, 'WindowCenter'), _numbers(header, 'WindowWidth')
     if header.get('VOILUTSequence'):
         entries, top = _lookup(values, header.VOILUTSequence[0], little)
-        gray = (entries/max(top, 1)).clip(0, 1)
+        gray = (entries / max(top, 1)).clip(0, 1)
     elif center and width and width[0] > 0:
         gray = window(values, center[0], width[0], _fact(header, 'VOILUTFunction').upper() or 'LINEAR')
     shown = counts > 0
-    if gray is not None and np.ptp(gray[shown]) < 1/255: gray = None
+    if gray is not None and np.ptp(gray[shown]) < 1 / 255:
+        gray = None
     if gray is None:
-        plain = _number(header, 'BitsStored', 16) == 8 and stored.min() == 0 and np.array_equal(values, stored)
-        gray = (values/255).clip(0, 1) if plain else spread(values, *film_range(values, counts))
-    if _photometric(header) == 'MONOCHROME1': gray = 1 - gray
-    return np.where(padding, 0, np.rint(gray*255)).astype(np.uint8)
+        plain = (
+            _number(header, 'BitsStored', 16) == 8 and stored.min() == 0 and np.array_equal(values, stored)
+        )
+        gray = (values / 255).clip(0, 1) if plain else spread(values, *film_range(values, counts))
+    if _photometric(header) == 'MONOCHROME1':
+        gray = 1 - gray
+    return np.where(padding, 0, np.rint(gray * 255)).astype(np.uint8)
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #fe2a061c
-def _orientation(header) -> tuple: # (row, column) as two of 'LRAPHF', or ('', '')
+def _orientation(header) -> tuple:  # (row, column) as two of 'LRAPHF', or ('', '')
     letters = [t[:1].upper() for t in _fact(header, 'PatientOrientation').split('\\')]
-    return tuple(letters) if len(letters) == 2 and [sum(t in 'HF' for t in letters), sum(t in 'LRAP' for t in letters)] == [1, 1] and all(letters) else ('', '')
+    return (
+        tuple(letters)
+        if len(letters) == 2
+        and [sum(t in 'HF' for t in letters), sum(t in 'LRAP' for t in letters)] == [1, 1]
+        and all(letters)
+        else ('', '')
+    )
+
 
 def upright(
-    image:np.ndarray, # (height, width)
-    row:str, # where a row runs to, as the patient has it: 'L', 'R', 'A', 'P', 'H' or 'F'; '' if unknown
-    column:str # where a column runs to
-) -> np.ndarray: # (height, width) or (width, height): feet down; of a frontal film, the patient's left on the right
+    image: np.ndarray,  # (height, width)
+    row: str,  # where a row runs to, as the patient has it: 'L', 'R', 'A', 'P', 'H' or 'F'; '' if unknown
+    column: str,  # where a column runs to
+) -> (
+    np.ndarray
+):  # (height, width) or (width, height): feet down; of a frontal film, the patient's left on the right
     "Bring a film from the orientation in which it is stored into the radiological one"
-    if not row or not column: return image
-    if row in 'HF': image, row, column = image.T, column, row
-    if column == 'H': image = image[::-1]
+    if not row or not column:
+        return image
+    if row in 'HF':
+        image, row, column = image.T, column, row
+    if column == 'H':
+        image = image[::-1]
     return image[:, ::-1] if row == 'R' else image
 
-def _pixel_ratio(header) -> float: # height of a pixel by its width
-    spacing = next((s for k in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing', 'PixelAspectRatio') if len(s := _numbers(header, k)) == 2 and min(s) > 0), [1, 1])
-    return spacing[0]/spacing[1]
 
-def _square(image:np.ndarray, ratio:float) -> np.ndarray: # pixels as high as wide
-    if abs(ratio - 1) < .01: return image
+def _pixel_ratio(header) -> float:  # height of a pixel by its width
+    spacing = next(
+        (
+            s
+            for k in ('PixelSpacing', 'ImagerPixelSpacing', 'NominalScannedPixelSpacing', 'PixelAspectRatio')
+            if len(s := _numbers(header, k)) == 2 and min(s) > 0
+        ),
+        [1, 1],
+    )
+    return spacing[0] / spacing[1]
+
+
+def _square(image: np.ndarray, ratio: float) -> np.ndarray:  # pixels as high as wide
+    if abs(ratio - 1) < 0.01:
+        return image
     import cv2
+
     h, w = image.shape
-    return cv2.resize(image, (w, max(1, round(h*ratio))) if ratio < 1 else (max(1, round(w/ratio)), h), interpolation=cv2.INTER_AREA)
+    return cv2.resize(
+        image,
+        (w, max(1, round(h * ratio))) if ratio < 1 else (max(1, round(w / ratio)), h),
+        interpolation=cv2.INTER_AREA,
+    )
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #baa487b8
-_FRAMES = {*range(0xc0, 0xd0), 0xf7} - {0xc4, 0xc8, 0xcc}     # JPEG markers before which nothing of a picture is decoded: size and precision follow
+_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # JPEG markers before which nothing of a picture is decoded: size and precision follow
 
-def _jpeg_form(frame:bytes) -> dict:
+
+def _jpeg_form(frame: bytes) -> dict:
     "What a JPEG says of itself: size, precision, and in which colours"
     form, at = {}, 2
     while at + 10 <= len(frame) and not {'rows', 'done'} & set(form):
         marker = frame[at + 1]
-        if frame[at] != 0xff or marker == 0xff: at += 1
-        elif 0xd0 <= marker <= 0xd8 or marker == 1: at += 2
+        if frame[at] != 0xFF or marker == 0xFF:
+            at += 1
+        elif 0xD0 <= marker <= 0xD8 or marker == 1:
+            at += 2
         else:
-            length = struct.unpack('>H', frame[at + 2:at + 4])[0]
-            body = frame[at + 4:at + 2 + length]
-            if marker == 0xe0 and body.startswith(b'JFIF'): form['ybr'] = True
-            if marker == 0xee and body.startswith(b'Adobe') and len(body) >= 12: form['adobe'] = body[11] != 0
+            length = struct.unpack('>H', frame[at + 2 : at + 4])[0]
+            body = frame[at + 4 : at + 2 + length]
+            if marker == 0xE0 and body.startswith(b'JFIF'):
+                form['ybr'] = True
+            if marker == 0xEE and body.startswith(b'Adobe') and len(body) >= 12:
+                form['adobe'] = body[11] != 0
             if marker in _FRAMES and len(body) >= 6:
-                form['precision'], form['rows'], form['columns'], form['samples'] = struct.unpack('>BHHB', body[:6])
+                form['precision'], form['rows'], form['columns'], form['samples'] = struct.unpack(
+                    '>BHHB', body[:6]
+                )
                 form['rgb'] = body[6::3].lower() == b'rgb'
-            if marker == 0xda: form['done'] = True
+            if marker == 0xDA:
+                form['done'] = True
             at += 2 + length
     return form
 
-def _codestream(frame:bytes) -> dict: # rows, columns, samples, precision, signed; {} if it is neither
-    "The size of a compressed picture by its own account, JPEG of any kind or JPEG 2000"
-    if frame[:2] == b'\xff\xd8': return {'signed': False, **_jpeg_form(frame)}
-    at = frame.find(b'\xff\x4f\xff\x51', 0, 1 << 16)
-    if at < 0 or len(frame) < at + 43: return {}
-    right, bottom, left, top = struct.unpack('>4L', frame[at + 8:at + 24])
-    depth = frame[at + 42]
-    return dict(rows=bottom - top, columns=right - left, samples=struct.unpack('>H', frame[at + 40:at + 42])[0],
-                precision=(depth & 127) + 1, signed=depth > 127)
 
-def _rle_pixels(frame:bytes, form:dict) -> np.ndarray: # (rows, columns[, samples]) unsigned
+def _codestream(frame: bytes) -> dict:  # rows, columns, samples, precision, signed; {} if it is neither
+    "The size of a compressed picture by its own account, JPEG of any kind or JPEG 2000"
+    if frame[:2] == b'\xff\xd8':
+        return {'signed': False, **_jpeg_form(frame)}
+    at = frame.find(b'\xff\x4f\xff\x51', 0, 1 << 16)
+    if at < 0 or len(frame) < at + 43:
+        return {}
+    right, bottom, left, top = struct.unpack('>4L', frame[at + 8 : at + 24])
+    depth = frame[at + 42]
+    return dict(
+        rows=bottom - top,
+        columns=right - left,
+        samples=struct.unpack('>H', frame[at + 40 : at + 42])[0],
+        precision=(depth & 127) + 1,
+        signed=depth > 127,
+    )
+
+
+def _rle_pixels(frame: bytes, form: dict) -> np.ndarray:  # (rows, columns[, samples]) unsigned
     "Undo run-length coding (PS3.5, annex G); a segment that goes on after the last pixel is left there"
-    size, width = form['rows']*form['columns'], form['bits_allocated']//8
+    size, width = form['rows'] * form['columns'], form['bits_allocated'] // 8
     number, *starts = struct.unpack('<16L', frame[:64])
-    if number != form['samples_per_pixel']*width: raise ValueError('another number of segments')
+    if number != form['samples_per_pixel'] * width:
+        raise ValueError('another number of segments')
     planes = []
     for start, end in zip(starts[:number], [*starts[1:number], len(frame)]):
         plane, at, segment = bytearray(), 0, frame[start:end]
         while len(plane) < size and at < len(segment):
             code = segment[at]
-            if code < 128: plane += segment[at + 1:at + code + 2]
-            elif code > 128: plane += segment[at + 1:at + 2]*(257 - code)
+            if code < 128:
+                plane += segment[at + 1 : at + code + 2]
+            elif code > 128:
+                plane += segment[at + 1 : at + 2] * (257 - code)
             at += code + 2 if code < 128 else 2 if code > 128 else 1
-        if len(plane) < size: raise ValueError('cut short')
+        if len(plane) < size:
+            raise ValueError('cut short')
         planes.append(np.frombuffer(plane, np.uint8, size))
     cells = np.stack(planes, -1).reshape(size, form['samples_per_pixel'], width)
     pixels = np.ascontiguousarray(cells).view('>u2' if width == 2 else 'u1')[..., 0].astype(f'u{width}')
-    return pixels.reshape(form['rows'], form['columns'], -1)[..., 0] if form['samples_per_pixel'] == 1 else pixels.reshape(form['rows'], form['columns'], -1)
+    return (
+        pixels.reshape(form['rows'], form['columns'], -1)[..., 0]
+        if form['samples_per_pixel'] == 1
+        else pixels.reshape(form['rows'], form['columns'], -1)
+    )
 
-def _jpeg_pixels(frame:bytes, code:dict, photometric:str) -> np.ndarray: # (rows, columns) uint8: gray, or values of one sample
+
+def _jpeg_pixels(
+    frame: bytes, code: dict, photometric: str
+) -> np.ndarray:  # (rows, columns) uint8: gray, or values of one sample
     "An 8-bit JPEG. Which colours its three components are: Adobe's mark says it, else JFIF or the components' names, else the header"
     from PIL import Image
+
     image = Image.open(io.BytesIO(frame), formats=('JPEG',))
-    if code['samples'] == 1: return np.asarray(image)
+    if code['samples'] == 1:
+        return np.asarray(image)
     ybr = code['adobe'] if 'adobe' in code else code.get('ybr') or not code['rgb'] and photometric != 'RGB'
-    if ybr: image.draft('L', image.size)                                       # Y is the gray
-    elif 'adobe' not in code and not code['rgb']:                              # libjpeg takes them for YCbCr: leave them as they are
+    if ybr:
+        image.draft('L', image.size)  # Y is the gray
+    elif 'adobe' not in code and not code['rgb']:  # libjpeg takes them for YCbCr: leave them as they are
         image.draft('YCbCr', image.size)
         image = Image.frombytes('RGB', image.size, image.tobytes())
     return np.asarray(image.convert('L'))
 
-def _compressed_pixels(frame:bytes, encapsulated:bytes, syntax, form:dict, photometric:str) -> np.ndarray:
+
+def _compressed_pixels(frame: bytes, encapsulated: bytes, syntax, form: dict, photometric: str) -> np.ndarray:
     "The cells of a compressed picture, unsigned or as its codestream has them; of a JPEG in colour, its gray"
     from pydicom.pixels import get_decoder
     from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit, JPEGExtended12Bit, RLELossless
-    if syntax == RLELossless: return _rle_pixels(frame, form)
-    code = _codestream(frame)
-    if not {'rows', 'precision'} <= set(code): raise ValueError('no picture')
-    if (code['rows'], code['columns'], code['samples']) != (form['rows'], form['columns'], form['samples_per_pixel']):
-        raise RadiographError(f'another size in its compressed pixels: {code["columns"]} x {code["rows"]} with {code["samples"]} values a pixel, where its header '
-                              f'promises {form["columns"]} x {form["rows"]} with {form["samples_per_pixel"]}. The file is damaged or cut short: export it again.')
-    if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and code['precision'] == 8: return _jpeg_pixels(frame, code, photometric)
-    if code['precision'] > form['bits_allocated']: raise ValueError('deeper than its cells')
-    decoder = get_decoder(syntax)
-    ours = syntax in (JPEG2000, JPEG2000Lossless) and 'pillow' in decoder.available_plugins and (code['samples'] == 1 or code['precision'] <= 8)
-    own = dict(bits_allocated=8 if code['precision'] <= 8 else 16, bits_stored=code['precision'], pixel_representation=int(code['signed']), planar_configuration=0)
-    return decoder.as_array(encapsulated, raw=True, index=0, number_of_frames=1, decoding_plugin='pillow' if ours else '', pixel_keyword='PixelData',
-                            photometric_interpretation='MONOCHROME2' if code['samples'] == 1 else 'RGB', **form | own)[0]
 
-def _cells(film, form:dict, photometric:str) -> np.ndarray: # (rows, columns[, samples]), as they lie in the file
+    if syntax == RLELossless:
+        return _rle_pixels(frame, form)
+    code = _codestream(frame)
+    if not {'rows', 'precision'} <= set(code):
+        raise ValueError('no picture')
+    if (code['rows'], code['columns'], code['samples']) != (
+        form['rows'],
+        form['columns'],
+        form['samples_per_pixel'],
+    ):
+        raise RadiographError(
+            f'another size in its compressed pixels: {code["columns"]} x {code["rows"]} with {code["samples"]} values a pixel, where its header '
+            f'promises {form["columns"]} x {form["rows"]} with {form["samples_per_pixel"]}. The file is damaged or cut short: export it again.'
+        )
+    if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit) and code['precision'] == 8:
+        return _jpeg_pixels(frame, code, photometric)
+    if code['precision'] > form['bits_allocated']:
+        raise ValueError('deeper than its cells')
+    decoder = get_decoder(syntax)
+    ours = (
+        syntax in (JPEG2000, JPEG2000Lossless)
+        and 'pillow' in decoder.available_plugins
+        and (code['samples'] == 1 or code['precision'] <= 8)
+    )
+    own = dict(
+        bits_allocated=8 if code['precision'] <= 8 else 16,
+        bits_stored=code['precision'],
+        pixel_representation=int(code['signed']),
+        planar_configuration=0,
+    )
+    return decoder.as_array(
+        encapsulated,
+        raw=True,
+        index=0,
+        number_of_frames=1,
+        decoding_plugin='pillow' if ours else '',
+        pixel_keyword='PixelData',
+        photometric_interpretation='MONOCHROME2' if code['samples'] == 1 else 'RGB',
+        **form | own,
+    )[0]
+
+
+def _cells(
+    film, form: dict, photometric: str
+) -> np.ndarray:  # (rows, columns[, samples]), as they lie in the file
     "Read and, where need be, decompress the pixels"
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
-    samples = 2 if photometric == 'YBR_FULL_422' else form['samples_per_pixel']      # as they lie in the file, a pixel
-    size = form['rows']*form['columns']*samples*form['bits_allocated']//8
-    if isinstance(film.file, _Inflated): film.file.most += size
+
+    samples = (
+        2 if photometric == 'YBR_FULL_422' else form['samples_per_pixel']
+    )  # as they lie in the file, a pixel
+    size = form['rows'] * form['columns'] * samples * form['bits_allocated'] // 8
+    if isinstance(film.file, _Inflated):
+        film.file.most += size
     data = film.file.read(film.left if film.syntax.is_encapsulated else min(film.left, size + size % 2))
     if not film.syntax.is_encapsulated:
-        native = form | dict(photometric_interpretation=photometric, pixel_vr=film.vr, pixel_representation=0, bits_stored=form['bits_allocated'])
-        cells = get_decoder(film.syntax).as_array(data, raw=True, index=0, number_of_frames=1, pixel_keyword='PixelData', **native)[0]
+        native = form | dict(
+            photometric_interpretation=photometric,
+            pixel_vr=film.vr,
+            pixel_representation=0,
+            bits_stored=form['bits_allocated'],
+        )
+        cells = get_decoder(film.syntax).as_array(
+            data, raw=True, index=0, number_of_frames=1, pixel_keyword='PixelData', **native
+        )[0]
         return np.ascontiguousarray(cells, cells.dtype.newbyteorder('='))
     return _compressed_pixels(get_frame(data, 0, number_of_frames=1), data, film.syntax, form, photometric)
 
-def _gray(film, form:dict, cells:np.ndarray, photometric:str) -> np.ndarray: # (rows, columns) uint8
+
+def _gray(film, form: dict, cells: np.ndarray, photometric: str) -> np.ndarray:  # (rows, columns) uint8
     "From cells to what is shown"
     from PIL import Image
-    if form['samples_per_pixel'] == 3:
-        if cells.ndim == 2: return cells
-        cells = (cells.view(f'u{cells.itemsize}') >> form['bits_stored'] - 8).astype(np.uint8)
-        return cells[..., 0] if photometric.startswith('YBR_FULL') else np.asarray(Image.fromarray(cells).convert('L'))
-    pixels = _stored_values(np.ascontiguousarray(cells), form['bits_allocated'], form['bits_stored'], form['pixel_representation'] == 1)
-    codes = pixels.view(f'u{pixels.itemsize}')
-    stored = np.arange(2**(8*pixels.itemsize), dtype=codes.dtype).view(pixels.dtype)
-    with _silent():
-        if photometric == 'PALETTE COLOR': return _palette_table(film.header, stored, film.syntax.is_little_endian)[codes]
-        return _gray_table(film.header, stored, np.bincount(codes.ravel(), minlength=len(stored)), film.syntax.is_little_endian)[codes]
 
+    if form['samples_per_pixel'] == 3:
+        if cells.ndim == 2:
+            return cells
+        cells = (cells.view(f'u{cells.itemsize}') >> form['bits_stored'] - 8).astype(np.uint8)
+        return (
+            cells[..., 0]
+            if photometric.startswith('YBR_FULL')
+            else np.asarray(Image.fromarray(cells).convert('L'))
+        )
+    pixels = _stored_values(
+        np.ascontiguousarray(cells),
+        form['bits_allocated'],
+        form['bits_stored'],
+        form['pixel_representation'] == 1,
+    )
+    codes = pixels.view(f'u{pixels.itemsize}')
+    stored = np.arange(2 ** (8 * pixels.itemsize), dtype=codes.dtype).view(pixels.dtype)
+    with _silent():
+        if photometric == 'PALETTE COLOR':
+            return _palette_table(film.header, stored, film.syntax.is_little_endian)[codes]
+        return _gray_table(
+            film.header,
+            stored,
+            np.bincount(codes.ravel(), minlength=len(stored)),
+            film.syntax.is_little_endian,
+        )[codes]
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #c4df8ae8
 def read_dicom(
-    path:str|Path # a DICOM file
-) -> np.ndarray: # (height, width) uint8: air dark, bone bright, radiological orientation
+    path: str | Path,  # a DICOM file
+) -> np.ndarray:  # (height, width) uint8: air dark, bone bright, radiological orientation
     "The picture in a DICOM file and nothing of its header; raises `RadiographError`"
     with _opened(path) as film:
         h = film.header
         try:
             with _silent():
                 refused = _refusal(film)
-                if refused: raise RadiographError(refused)
-                form = dict(zip(('rows', 'columns', 'samples_per_pixel', 'bits_allocated', 'bits_stored', 'pixel_representation'), (int(_number(h, k, 0)) for k in _PICTURE)))
+                if refused:
+                    raise RadiographError(refused)
+                form = dict(
+                    zip(
+                        (
+                            'rows',
+                            'columns',
+                            'samples_per_pixel',
+                            'bits_allocated',
+                            'bits_stored',
+                            'pixel_representation',
+                        ),
+                        (int(_number(h, k, 0)) for k in _PICTURE),
+                    )
+                )
                 form['planar_configuration'] = int(_number(h, 'PlanarConfiguration', 0))
                 photometric, ratio, orientation = _photometric(h), _pixel_ratio(h), _orientation(h)
-            try: cells = _cells(film, form, photometric)
-            except RadiographError: raise
+            try:
+                cells = _cells(film, form, photometric)
+            except RadiographError:
+                raise
             except Exception as e:
                 stop_on_machine_error(e, film.path)
-                raise RadiographError('its pixels cannot be decoded. The file is damaged or cut short: download or copy it again.') from None
+                raise RadiographError(
+                    'its pixels cannot be decoded. The file is damaged or cut short: download or copy it again.'
+                ) from None
             image = _gray(film, form, cells, photometric)
             return np.ascontiguousarray(upright(_square(image, ratio), *orientation))
-        except RadiographError as e: raise RadiographError(f'{film.path}: {e}') from None
-
+        except RadiographError as e:
+            raise RadiographError(f'{film.path}: {e}') from None
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #2a402613
 #: Modalities of plain radiographs: computed, digital (two names) and scanned films.
 RADIOGRAPHS = ('CR', 'DX', 'DR', 'RG')
-_MODALITIES = {*RADIOGRAPHS, *'AU BMD CT DOC ECG ES FID GM HD IO KO MG MR NM OCT OP OT PLAN PR PT PX RF RTDOSE RTIMAGE RTPLAN RTSTRUCT SC SEG SR US XA XC'.split()}
+_MODALITIES = {
+    *RADIOGRAPHS,
+    *'AU BMD CT DOC ECG ES FID GM HD IO KO MG MR NM OCT OP OT PLAN PR PT PX RF RTDOSE RTIMAGE RTPLAN RTSTRUCT SC SEG SR US XA XC'.split(),
+}
 #: Elements that may hold a clinical note, by DICOM keyword.
-NOTE_TAGS = ('ReasonForStudy', 'ReasonForTheRequestedProcedure', 'AdmittingDiagnosesDescription', 'AdditionalPatientHistory', 'RequestedProcedureDescription', 'StudyDescription')
+NOTE_TAGS = (
+    'ReasonForStudy',
+    'ReasonForTheRequestedProcedure',
+    'AdmittingDiagnosesDescription',
+    'AdditionalPatientHistory',
+    'RequestedProcedureDescription',
+    'StudyDescription',
+)
 _AP, _PA, _FRONTAL, _LATERAL = ('Frontal', 'AP'), ('Frontal', 'PA'), ('Frontal', None), ('Lateral', None)
-_VIEW_WORDS = {'AP': _AP, 'PA': _PA, 'FRONTAL': _FRONTAL, 'LLD': _FRONTAL, 'RLD': _FRONTAL, **dict.fromkeys(('LL', 'RL', 'LAT', 'LLAT', 'RLAT', 'LATERAL'), _LATERAL)}
+_VIEW_WORDS = {
+    'AP': _AP,
+    'PA': _PA,
+    'FRONTAL': _FRONTAL,
+    'LLD': _FRONTAL,
+    'RLD': _FRONTAL,
+    **dict.fromkeys(('LL', 'RL', 'LAT', 'LLAT', 'RLAT', 'LATERAL'), _LATERAL),
+}
 _OBLIQUE = {'RAO', 'LAO', 'RPO', 'LPO', 'RLO', 'LLO', 'OBL', 'OBLIQUE'}
 #: Codes of PS3.16 CID 4010 (DX View): SNOMED CT and the older SRT.
-_VIEW_CODES = {**dict.fromkeys(('399348003', 'R-10206'), _AP), **dict.fromkeys(('272479007', 'R-10214', 'R-40888'), _PA), **dict.fromkeys(('399033003', 'R-10202'), _FRONTAL),
-               **dict.fromkeys(('399067008', 'R-102CD', '399173006', 'R-10236', '399198007', 'R-10232'), _LATERAL)}
+_VIEW_CODES = {
+    **dict.fromkeys(('399348003', 'R-10206'), _AP),
+    **dict.fromkeys(('272479007', 'R-10214', 'R-40888'), _PA),
+    **dict.fromkeys(('399033003', 'R-10202'), _FRONTAL),
+    **dict.fromkeys(('399067008', 'R-102CD', '399173006', 'R-10236', '399198007', 'R-10232'), _LATERAL),
+}
 _CHEST_CODES = {'816094009', '51185008', 'T-D3000', '43799004', 'T-D3200', '39607008', 'T-28000', '416550000'}
 
+
 def view_of(
-    position:str, # ViewPosition
-    codes:Sequence[str], # code values of ViewCodeSequence
-    orientation:tuple=('', '') # (row, column) letters of PatientOrientation
-) -> tuple: # view: 'Frontal', 'Lateral' or None; projection: 'AP', 'PA' or None
+    position: str,  # ViewPosition
+    codes: Sequence[str],  # code values of ViewCodeSequence
+    orientation: tuple = ('', ''),  # (row, column) letters of PatientOrientation
+) -> tuple:  # view: 'Frontal', 'Lateral' or None; projection: 'AP', 'PA' or None
     "View and projection from what three header elements say: the first that says anything decides"
     words = re.findall('[A-Z]+', position.upper())
-    if any(w.startswith('OBL') or w in _OBLIQUE for w in words): return None, None
-    if any(w.startswith('DECUB') for w in words): words = [w for w in words if w in ('AP', 'PA')] + ['LLD']
-    said = {_VIEW_WORDS[w] for w in words if w in _VIEW_WORDS} or {_VIEW_CODES[c] for c in codes if c in _VIEW_CODES}
-    if not said and not codes: said = {_FRONTAL if t in 'LR' else _LATERAL for t in orientation if t and t in 'LRAP'}
+    if any(w.startswith('OBL') or w in _OBLIQUE for w in words):
+        return None, None
+    if any(w.startswith('DECUB') for w in words):
+        words = [w for w in words if w in ('AP', 'PA')] + ['LLD']
+    said = {_VIEW_WORDS[w] for w in words if w in _VIEW_WORDS} or {
+        _VIEW_CODES[c] for c in codes if c in _VIEW_CODES
+    }
+    if not said and not codes:
+        said = {_FRONTAL if t in 'LR' else _LATERAL for t in orientation if t and t in 'LRAP'}
     views, projections = {v for v, _ in said}, {p for _, p in said if p}
     view = views.pop() if len(views) == 1 else None
     return view, projections.pop() if view == 'Frontal' and len(projections) == 1 else None
 
+
 def years_of(
-    text:str # such as '045Y', '6M', '12W', '010D', or a number alone, which is taken for years
-) -> float|None: # None where it is no age
+    text: str,  # such as '045Y', '6M', '12W', '010D', or a number alone, which is taken for years
+) -> float | None:  # None where it is no age
     "An age in years, whatever its unit"
     given = re.fullmatch(r'(\d{1,3}(?:[.,]\d+)?)\s*([DWMY]?)', str(text).strip().upper())
-    return float(given[1].replace(',', '.'))/{'': 1, 'Y': 1, 'M': 12, 'W': 365.25/7, 'D': 365.25}[given[2]] if given else None
+    return (
+        float(given[1].replace(',', '.')) / {'': 1, 'Y': 1, 'M': 12, 'W': 365.25 / 7, 'D': 365.25}[given[2]]
+        if given
+        else None
+    )
+
 
 def age_in_years(
-    age:str, # PatientAge: '045Y', '006M', '012W' or '010D'; '45' too, which devices write against the standard
-    born:str='', # PatientBirthDate, YYYYMMDD
-    filmed:str='' # date of the study, YYYYMMDD
-) -> float|None: # 0 to 90; None if neither says
+    age: str,  # PatientAge: '045Y', '006M', '012W' or '010D'; '45' too, which devices write against the standard
+    born: str = '',  # PatientBirthDate, YYYYMMDD
+    filmed: str = '',  # date of the study, YYYYMMDD
+) -> float | None:  # 0 to 90; None if neither says
     "Age from what three header elements say; 90 and more become 90"
     years = years_of(age)
     if years is None or years > 120:
         dates = [re.sub(r'[.\-]', '', d) for d in (born, filmed)]
-        if not all(re.fullmatch(r'\d{8}', d) for d in dates): return None      # `strptime` would also read seven digits, somehow
-        try: a, b = (datetime.strptime(d, '%Y%m%d') for d in dates)
-        except ValueError: return None
-        months = (b.year - a.year)*12 + b.month - a.month - (b.day < a.day)
-        years = months//12 if months >= 24 else months/12
+        if not all(re.fullmatch(r'\d{8}', d) for d in dates):
+            return None  # `strptime` would also read seven digits, somehow
+        try:
+            a, b = (datetime.strptime(d, '%Y%m%d') for d in dates)
+        except ValueError:
+            return None
+        months = (b.year - a.year) * 12 + b.month - a.month - (b.day < a.day)
+        years = months // 12 if months >= 24 else months / 12
     return float(min(years, 90)) if 0 <= years <= 120 else None
 
+
 def keyed_hash(
-    secret:bytes, # 16 bytes or more, kept by the caller
-    *parts:str # what is to be hashed
-) -> str: # 16 hexadecimal digits
+    secret: bytes,  # 16 bytes or more, kept by the caller
+    *parts: str,  # what is to be hashed
+) -> str:  # 16 hexadecimal digits
     "HMAC-SHA256 of texts: the same for the same secret, and of no use without it"
-    if not isinstance(secret, bytes) or len(secret) < 16: raise ValueError('secret is too short; expected 16 bytes or more, for instance secrets.token_bytes(32)')
+    if not isinstance(secret, bytes) or len(secret) < 16:
+        raise ValueError(
+            'secret is too short; expected 16 bytes or more, for instance secrets.token_bytes(32)'
+        )
     return hmac.new(secret, '\0'.join(parts).encode(), 'sha256').hexdigest()[:16]
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #a7c1e040
 #: Words for the chest and what is in it, in the languages that devices speak: matched without accents.
-_CHEST_WORDS = (r'CHEST|THORA|TORA[XK]|TORACE|LUNG|PULMO|POUMON|POLMON|BRUST|BORST|BRYST|BROST|HRUDNI|KLATKA|GOGUS|RINTAKE|MELLKAS|CXR|\bCHST\b'
-                r'|\bRIBS?\b|RIPPE|\bCOSTA|COSTILLA|HEART|HERZ|\bCARDIA|CORAZON|COEUR|\bCUORE|MEDIAST|胸|ГРУД|ЛЕГК')
+_CHEST_WORDS = (
+    r'CHEST|THORA|TORA[XK]|TORACE|LUNG|PULMO|POUMON|POLMON|BRUST|BORST|BRYST|BROST|HRUDNI|KLATKA|GOGUS|RINTAKE|MELLKAS|CXR|\bCHST\b'
+    r'|\bRIBS?\b|RIPPE|\bCOSTA|COSTILLA|HEART|HERZ|\bCARDIA|CORAZON|COEUR|\bCUORE|MEDIAST|胸|ГРУД|ЛЕГК'
+)
 #: The other parts of PS3.16, annex L, and the usual short forms.
-_OTHER_PARTS = frozenset("""ABDOMEN ABDOMENPELVIS ADRENAL ANKLE ARM AXILLA BACK BLADDER BRAIN BREAST BUTTOCK CALCANEUS CALF CAROTID CEREBELLUM CERVIX CLAVICLE COCCYX COLON CRANIUM
+_OTHER_PARTS = frozenset(
+    """ABDOMEN ABDOMENPELVIS ADRENAL ANKLE ARM AXILLA BACK BLADDER BRAIN BREAST BUTTOCK CALCANEUS CALF CAROTID CEREBELLUM CERVIX CLAVICLE COCCYX COLON CRANIUM
     CSPINE CTSPINE DUODENUM EAR ELBOW EXTREMITY EYE EYELID FACE FEMUR FIBULA FINGER FINGERS FOOT FOREARM GALLBLADDER HAND HANDS HEAD HEADNECK HIP HIPS HUMERUS ILEUM ILIUM JAW JEJUNUM
     KIDNEY KIDNEYS KNEE KNEES KUB LARYNX LEG LEGS LIVER LSPINE LSSPINE LUMBAR MANDIBLE MAXILLA MOUTH NECK NOSE ORBIT OVARY PANCREAS PAROTID PATELLA PELVIS PENIS PHARYNX PROSTATE RADIUS RECTUM
     SACRUM SCALP SCAPULA SCLERA SCROTUM SHOULDER SHOULDERS SIJOINT SINUS SINUSES SKULL SPINE SPLEEN SSPINE STERNUM STOMACH TEETH TESTIS THIGH THUMB THYROID TIBIA TLSPINE TMJ TOE TOES TONGUE TOOTH TSPINE
-    ULNA URETER URETHRA UTERUS VAGINA VULVA WRIST WRISTS ZYGOMA""".split())
+    ULNA URETER URETHRA UTERUS VAGINA VULVA WRIST WRISTS ZYGOMA""".split()
+)
+
 
 def chest_part(
-    text:str # BodyPartExamined
-) -> bool|None: # None: empty, or not understood
+    text: str,  # BodyPartExamined
+) -> bool | None:  # None: empty, or not understood
     "Is a part of the body the chest?"
     plain = ''.join(c for c in unicodedata.normalize('NFKD', text.upper()) if not unicodedata.combining(c))
     words = re.findall(r'[^\W\d_]+', plain)
-    if re.search('SPINE|LUMB|VERTEB|WIRBEL|COLUMNA|RACHIS', plain): return False
-    if re.search(_CHEST_WORDS, plain): return True
+    if re.search('SPINE|LUMB|VERTEB|WIRBEL|COLUMNA|RACHIS', plain):
+        return False
+    if re.search(_CHEST_WORDS, plain):
+        return True
     return False if _OTHER_PARTS & {*words, ''.join(words)} else None
 
-def _unknown_part(header) -> str|None:
+
+def _unknown_part(header) -> str | None:
     "A word for the part of the body that is not understood, unless the patient is called so"
     text = _fact(header, 'BodyPartExamined').upper()
-    if not text or chest_part(text) is not None: return None
-    try: named = ' '.join(str(header.get(k, '')) for k in ('PatientName', 'PatientID', 'OtherPatientIDs', 'ReferringPhysicianName'))
-    except Exception: return '(not shown)'                                           # on a damaged element pydicom raises nearly anything
+    if not text or chest_part(text) is not None:
+        return None
+    try:
+        named = ' '.join(
+            str(header.get(k, ''))
+            for k in ('PatientName', 'PatientID', 'OtherPatientIDs', 'ReferringPhysicianName')
+        )
+    except Exception:
+        return '(not shown)'  # on a damaged element pydicom raises nearly anything
     people = {*re.findall(r'\w+', named.upper())}
     return '(not shown)' if people & {*re.findall(r'\w+', text)} or len(text) > 32 else text
 
+
 #: What stands where an identifier was removed, without case and signs.
-PLACEHOLDERS = frozenset('anonymous anonymised anonymized anonym anon deidentified unknown unnamed none null nil na nan noid nopatientid patient patientid id test removed redacted'.split())
+PLACEHOLDERS = frozenset(
+    'anonymous anonymised anonymized anonym anon deidentified unknown unnamed none null nil na nan noid nopatientid patient patientid id test removed redacted'.split()
+)
+
 
 def is_placeholder(
-    text:str|None # an identifier of a patient
+    text: str | None,  # an identifier of a patient
 ) -> bool:
     "Does it stand for nobody: ANONYMOUS, 0, XXXX, '---'?"
     plain = re.sub(r'[\W_]+', '', (text or '').casefold())
     return plain in PLACEHOLDERS or re.fullmatch('0*|x+|9{4,}', plain) is not None
 
+
 def is_film_name(
-    path:str|Path # a path
+    path: str | Path,  # a path
 ) -> bool:
     "Is it the keyed name that chapter data.folders gives to a film?"
     return re.fullmatch(r'film-[0-9a-f]{16}\.dcm', Path(path).name) is not None
 
 # %% ../../nbs/chapters/04_data/03_dicom.ipynb #47c91a5c
-def _codes(header, keyword:str) -> list: # code values of a sequence
-    try: return [_fact(item, 'CodeValue') or _fact(item, 'LongCodeValue') for item in header.get(keyword) or []]
-    except Exception: return []
+def _codes(header, keyword: str) -> list:  # code values of a sequence
+    try:
+        return [
+            _fact(item, 'CodeValue') or _fact(item, 'LongCodeValue') for item in header.get(keyword) or []
+        ]
+    except Exception:
+        return []
 
-def _is_chest(header, view) -> bool|None:
+
+def _is_chest(header, view) -> bool | None:
     part = chest_part(_fact(header, 'BodyPartExamined'))
-    if part is not None: return part
-    if codes := _codes(header, 'AnatomicRegionSequence'): return bool(_CHEST_CODES & {*codes})
-    if _fact(header, 'BodyPartExamined'): return None
-    return False if view != 'Lateral' and (_fact(header, 'ImageLaterality') or _fact(header, 'Laterality')) in ('L', 'R') else None
+    if part is not None:
+        return part
+    if codes := _codes(header, 'AnatomicRegionSequence'):
+        return bool(_CHEST_CODES & {*codes})
+    if _fact(header, 'BodyPartExamined'):
+        return None
+    return (
+        False
+        if view != 'Lateral'
+        and (_fact(header, 'ImageLaterality') or _fact(header, 'Laterality')) in ('L', 'R')
+        else None
+    )
+
 
 def dicom_facts(
-    path:str|Path, # a DICOM file; its pixels are not read
-    secret:bytes, # key of the hashes, 16 bytes or more
-    note_tag:str|None=None, # one of `NOTE_TAGS`: also return its text as `note`; it may name people, and must be de-identified before it goes anywhere
-    part:bool=False # also return as `part` a word for the part of the body that is not understood
-) -> dict: # modality, view, projection, sex, age, patient_id, placeholder, study_id, film_id, chest, turned, burned_in, refused (and note, part)
+    path: str | Path,  # a DICOM file; its pixels are not read
+    secret: bytes,  # key of the hashes, 16 bytes or more
+    note_tag: str
+    | None = None,  # one of `NOTE_TAGS`: also return its text as `note`; it may name people, and must be de-identified before it goes anywhere
+    part: bool = False,  # also return as `part` a word for the part of the body that is not understood
+) -> dict:  # modality, view, projection, sex, age, patient_id, placeholder, study_id, film_id, chest, turned, burned_in, refused (and note, part)
     "What a study table needs of a DICOM header, in our own words; raises `RadiographError` for a file that is not DICOM"
-    if note_tag not in (None, *NOTE_TAGS): raise ValueError(f'note_tag is {note_tag!r}; expected None or one of {", ".join(NOTE_TAGS)}')
+    if note_tag not in (None, *NOTE_TAGS):
+        raise ValueError(f'note_tag is {note_tag!r}; expected None or one of {", ".join(NOTE_TAGS)}')
     keyed_hash(secret)
     with _opened(path) as film, _silent():
         h = film.header
-        try: refused = _refusal(film)
-        except RadiographError as e: refused = str(e)
-        modality, patient, study, instance = (_fact(h, k) for k in ('Modality', 'PatientID', 'StudyInstanceUID', 'SOPInstanceUID'))
+        try:
+            refused = _refusal(film)
+        except RadiographError as e:
+            refused = str(e)
+        modality, patient, study, instance = (
+            _fact(h, k) for k in ('Modality', 'PatientID', 'StudyInstanceUID', 'SOPInstanceUID')
+        )
         view, projection = view_of(_fact(h, 'ViewPosition'), _codes(h, 'ViewCodeSequence'), _orientation(h))
-        dates = [d for k in ('StudyDate', 'AcquisitionDate', 'ContentDate', 'SeriesDate') if (d := _fact(h, k))]
-        facts = dict(modality=modality if modality in _MODALITIES else 'other' if modality else None, view=view, projection=projection,
-                     sex={'F': 'Female', 'M': 'Male'}.get(_fact(h, 'PatientSex').upper()), age=age_in_years(_fact(h, 'PatientAge'), _fact(h, 'PatientBirthDate'), *dates[:1]),
-                     patient_id=keyed_hash(secret, 'patient', _fact(h, 'IssuerOfPatientID'), patient) if patient else None,
-                     placeholder=bool(patient) and is_placeholder(patient),
-                     study_id=keyed_hash(secret, 'study', study) if study else None, film_id=keyed_hash(secret, 'film', instance) if instance else None,
-                     chest=_is_chest(h, view), turned=_orientation(h) not in (('', ''), ('L', 'F'), ('A', 'F'), ('P', 'F')), burned_in=_fact(h, 'BurnedInAnnotation').upper() == 'YES', refused=refused)
-        if part: facts['part'] = _unknown_part(h)
+        dates = [
+            d for k in ('StudyDate', 'AcquisitionDate', 'ContentDate', 'SeriesDate') if (d := _fact(h, k))
+        ]
+        facts = dict(
+            modality=modality if modality in _MODALITIES else 'other' if modality else None,
+            view=view,
+            projection=projection,
+            sex={'F': 'Female', 'M': 'Male'}.get(_fact(h, 'PatientSex').upper()),
+            age=age_in_years(_fact(h, 'PatientAge'), _fact(h, 'PatientBirthDate'), *dates[:1]),
+            patient_id=keyed_hash(secret, 'patient', _fact(h, 'IssuerOfPatientID'), patient)
+            if patient
+            else None,
+            placeholder=bool(patient) and is_placeholder(patient),
+            study_id=keyed_hash(secret, 'study', study) if study else None,
+            film_id=keyed_hash(secret, 'film', instance) if instance else None,
+            chest=_is_chest(h, view),
+            turned=_orientation(h) not in (('', ''), ('L', 'F'), ('A', 'F'), ('P', 'F')),
+            burned_in=_fact(h, 'BurnedInAnnotation').upper() == 'YES',
+            refused=refused,
+        )
+        if part:
+            facts['part'] = _unknown_part(h)
         return facts if note_tag is None else facts | dict(note=_fact(h, note_tag) or None)

@@ -16,275 +16,446 @@ from urllib.parse import urljoin, urlsplit
 
 from ..foundations.core import project_root, read_json, stop_on_machine_error, write_json
 
+
 class DownloadError(RuntimeError):
     "A download or an archive that cannot be had or trusted; the message names the address or the file, and the remedy"
 
+
 def size_text(
-    n:float # bytes
-) -> str: # such as '1.2 MB' (decimal, as disks and servers count)
+    n: float,  # bytes
+) -> str:  # such as '1.2 MB' (decimal, as disks and servers count)
     "A size for people"
     for unit in ('bytes', 'kB', 'MB', 'GB'):
-        if n < 1000 or unit == 'GB': return f'{n:.0f} bytes' if unit == 'bytes' else f'{n:.1f} {unit}'
+        if n < 1000 or unit == 'GB':
+            return f'{n:.0f} bytes' if unit == 'bytes' else f'{n:.1f} {unit}'
         n /= 1000
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #7d9a40fb
 def _loopback(host):
-    try: return host == 'localhost' or ipaddress.ip_address(host).is_loopback
-    except ValueError: return False
+    try:
+        return host == 'localhost' or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
 
 def check_address(
-    url:str, # where to fetch from
-    allow_http:bool=False, # allow unencrypted transfers from other machines?
-    came_from:str|None=None # the address that redirects to it
-) -> str: # `url`
+    url: str,  # where to fetch from
+    allow_http: bool = False,  # allow unencrypted transfers from other machines?
+    came_from: str | None = None,  # the address that redirects to it
+) -> str:  # `url`
     "https, or http on this machine; raises `DownloadError` otherwise"
-    try: parts = urlsplit(url); parts.port
-    except ValueError as e: raise DownloadError(f'{url} is not an address ({e})') from None
-    if parts.scheme == 'https' and parts.hostname: return url
+    try:
+        parts = urlsplit(url)
+        parts.port
+    except ValueError as e:
+        raise DownloadError(f'{url} is not an address ({e})') from None
+    if parts.scheme == 'https' and parts.hostname:
+        return url
     ours = _loopback(parts.hostname) and (came_from is None or _loopback(urlsplit(came_from).hostname))
-    if parts.scheme == 'http' and parts.hostname and (ours or allow_http): return url
+    if parts.scheme == 'http' and parts.hostname and (ours or allow_http):
+        return url
     who = f'{came_from} redirects to {url}, which' if came_from else url
-    raise DownloadError(f'{who} is not an https address. Only encrypted transfers are made, as anyone on the way could change the others; allow_http=True makes an exception.')
+    raise DownloadError(
+        f'{who} is not an https address. Only encrypted transfers are made, as anyone on the way could change the others; allow_http=True makes an exception.'
+    )
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #79b328a5
 _DIGITS = {'sha256': 64, 'md5': 32}
 
+
 def parse_checksum(
-    checksum:str|None # 'sha256:...' or 'md5:...'
-) -> tuple[str, str]|None: # kind and hexadecimal digits; None where there is none
+    checksum: str | None,  # 'sha256:...' or 'md5:...'
+) -> tuple[str, str] | None:  # kind and hexadecimal digits; None where there is none
     "Read a checksum; raises `ValueError`"
-    if checksum is None: return None
+    if checksum is None:
+        return None
     kind, _, digits = checksum.lower().partition(':')
-    if not re.fullmatch(f'[0-9a-f]{{{_DIGITS.get(kind, 0)}}}', digits) or not digits: raise ValueError(f"checksum is {checksum!r}; expected 'sha256:' and 64 hexadecimal digits, or 'md5:' and 32")
+    if not re.fullmatch(f'[0-9a-f]{{{_DIGITS.get(kind, 0)}}}', digits) or not digits:
+        raise ValueError(
+            f"checksum is {checksum!r}; expected 'sha256:' and 64 hexadecimal digits, or 'md5:' and 32"
+        )
     return kind, digits
 
+
 def file_checksum(
-    path:str|Path, # a file
-    kind:str='sha256', # or 'md5'
-    tick:Callable[[int], None]=lambda n: None # told how many bytes were read, for a bar
-) -> str: # hexadecimal digits
+    path: str | Path,  # a file
+    kind: str = 'sha256',  # or 'md5'
+    tick: Callable[[int], None] = lambda n: None,  # told how many bytes were read, for a bar
+) -> str:  # hexadecimal digits
     "The checksum of a whole file, read piece by piece"
     found = hashlib.new(kind, usedforsecurity=False)
     with open(path, 'rb') as f:
-        while piece := f.read(1 << 20): found.update(piece); tick(len(piece))
+        while piece := f.read(1 << 20):
+            found.update(piece)
+            tick(len(piece))
     return found.hexdigest()
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #8dc78583
 @dataclass
 class PartialFile:
     "A file under way: its bytes in `<name>.part`, and beside it what the server said about the version they belong to"
-    target:Path # final name
-    url:str # where it comes from
+
+    target: Path  # final name
+    url: str  # where it comes from
+
     def __post_init__(self):
         self.part = self.target.with_name(self.target.name + '.part')
         self.note = self.target.with_name(self.target.name + '.part.json')
+
     @property
-    def size(self) -> int: # bytes that are here
+    def size(self) -> int:  # bytes that are here
         return self.part.stat().st_size if self.part.exists() else 0
-    def memory(self) -> dict: # etag, modified, total; empty where the bytes cannot be placed
-        try: found = read_json(self.note)
+
+    def memory(self) -> dict:  # etag, modified, total; empty where the bytes cannot be placed
+        try:
+            found = read_json(self.note)
         except (OSError, ValueError) as e:
-            stop_on_machine_error(e, self.note)                         # or gigabytes that are here would be fetched again
+            stop_on_machine_error(e, self.note)  # or gigabytes that are here would be fetched again
             return {}
-        return found if isinstance(found, dict) and found.get('url') == self.url and self.part.exists() else {}
-    def begin(self, headers, total:int|None):
+        return (
+            found if isinstance(found, dict) and found.get('url') == self.url and self.part.exists() else {}
+        )
+
+    def begin(self, headers, total: int | None):
         "Start at the first byte of the version that these headers describe"
-        self.part.unlink(missing_ok=True)                               # first: old bytes must never meet a new note
-        write_json(self.note, dict(url=self.url, etag=headers.get('ETag'), modified=headers.get('Last-Modified'), total=total))
+        self.part.unlink(missing_ok=True)  # first: old bytes must never meet a new note
+        write_json(
+            self.note,
+            dict(url=self.url, etag=headers.get('ETag'), modified=headers.get('Last-Modified'), total=total),
+        )
         self.part.touch()
-    def same_version(self, headers) -> bool: # do these headers speak of the version whose bytes are here?
+
+    def same_version(self, headers) -> bool:  # do these headers speak of the version whose bytes are here?
         memory = self.memory()
-        return all(not memory.get(k) or not headers.get(h) or memory[k] == headers[h] for k, h in (('etag', 'ETag'), ('modified', 'Last-Modified')))
+        return all(
+            not memory.get(k) or not headers.get(h) or memory[k] == headers[h]
+            for k, h in (('etag', 'ETag'), ('modified', 'Last-Modified'))
+        )
+
     def discard(self):
         "Throw the bytes away"
-        self.part.unlink(missing_ok=True); self.note.unlink(missing_ok=True)
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
 
 def resume_headers(
-    partial:PartialFile, # may be absent
-    checked:bool # will a checksum be verified in the end?
-) -> dict: # to be sent with the request; empty: start over
+    partial: PartialFile,  # may be absent
+    checked: bool,  # will a checksum be verified in the end?
+) -> dict:  # to be sent with the request; empty: start over
     "Ask for the rest of a file, if it is still the same one"
     memory, have = partial.memory(), partial.size
     etag, modified = memory.get('etag') or '', memory.get('modified')
-    if not have or not memory or not (etag or modified or checked): return {}           # nothing would tell that the file has changed
+    if not have or not memory or not (etag or modified or checked):
+        return {}  # nothing would tell that the file has changed
     headers = {'Range': f'bytes={have}-'}
-    if etag and not etag.startswith('W/'): headers['If-Range'] = etag                   # a weak tag may not be used here (RFC 9110, section 13.1.5)
-    elif modified: headers['If-Range'] = modified
+    if etag and not etag.startswith('W/'):
+        headers['If-Range'] = etag  # a weak tag may not be used here (RFC 9110, section 13.1.5)
+    elif modified:
+        headers['If-Range'] = modified
     return headers
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #d9f4dc42
 class _Again(Exception):
     "This try failed; another may not"
-    def __init__(self, reason, pause=None): super().__init__(reason); self.pause = pause
 
-_HINTS = {401: 'The source wants a sign-in: fetch it with a browser as its page says.',
-          403: 'The source refuses this file: it may want a sign-in or an accepted agreement, or blocks this network. Open the address in a browser to see.',
-          404: 'The file has moved: look for it on the page of the data set.', 410: 'The file was taken away: look for it on the page of the data set.'}
+    def __init__(self, reason, pause=None):
+        super().__init__(reason)
+        self.pause = pause
 
-_REASONS = (('NameResolution', 'the name of the host cannot be resolved'), ('ProxyError', 'the proxy does not let it through'), ('unreachable', 'the network cannot be reached'),
-            ('refused', 'the server refuses connections'), ('ConnectTimeout', 'the server does not answer'), ('timed out', 'the server fell silent'), ('IncompleteRead', 'the connection was cut'))
+
+_HINTS = {
+    401: 'The source wants a sign-in: fetch it with a browser as its page says.',
+    403: 'The source refuses this file: it may want a sign-in or an accepted agreement, or blocks this network. Open the address in a browser to see.',
+    404: 'The file has moved: look for it on the page of the data set.',
+    410: 'The file was taken away: look for it on the page of the data set.',
+}
+
+_REASONS = (
+    ('NameResolution', 'the name of the host cannot be resolved'),
+    ('ProxyError', 'the proxy does not let it through'),
+    ('unreachable', 'the network cannot be reached'),
+    ('refused', 'the server refuses connections'),
+    ('ConnectTimeout', 'the server does not answer'),
+    ('timed out', 'the server fell silent'),
+    ('IncompleteRead', 'the connection was cut'),
+)
+
 
 def _reason(e):
     text = f'{type(e).__name__} {e}'
-    return next((said for word, said in _REASONS if word in text), f'the connection broke ({type(e).__name__})')
+    return next(
+        (said for word, said in _REASONS if word in text), f'the connection broke ({type(e).__name__})'
+    )
+
 
 def _number(text):
     "A length from a header; None if it is no number"
     return int(text) if text and re.fullmatch(r'\d{1,18}', text.strip()) else None
 
+
 def check_room(
-    folder:Path, # where it is to go
-    needed:float, # bytes
-    what:str # what needs them
+    folder: Path,  # where it is to go
+    needed: float,  # bytes
+    what: str,  # what needs them
 ):
     "Raise `DownloadError` unless the disk has room"
     free = shutil.disk_usage(folder).free
-    if needed > free: raise DownloadError(f'{what} needs {size_text(needed)}, and the disk of {folder} has {size_text(free)} free. Make room, or choose a folder on another disk (--to FOLDER).')
+    if needed > free:
+        raise DownloadError(
+            f'{what} needs {size_text(needed)}, and the disk of {folder} has {size_text(free)} free. Make room, or choose a folder on another disk (--to FOLDER).'
+        )
+
 
 def _open(session, url, headers, timeout, allow_http):
     "Send the request, following redirects by our own rule"
     first = url
     for _ in range(10):
-        session.trust_env = not _loopback(urlsplit(url).hostname)      # proxies are for other machines
+        session.trust_env = not _loopback(urlsplit(url).hostname)  # proxies are for other machines
         response = session.get(url, headers=headers, stream=True, timeout=timeout, allow_redirects=False)
         target = session.get_redirect_target(response)
-        if not target: return response
+        if not target:
+            return response
         response.close()
         url = check_address(urljoin(url, target), allow_http, came_from=url)
-    raise DownloadError(f'{first} redirects ten times without end. Open it in a browser to see whether it still exists.')
+    raise DownloadError(
+        f'{first} redirects ten times without end. Open it in a browser to see whether it still exists.'
+    )
+
 
 def _refuse_status(response, url):
     "The statuses that bring no file"
     status = response.status_code
-    if status in (408, 425, 429) or status >= 500: raise _Again(f'the server answers {status} {response.reason}', _number(response.headers.get('Retry-After')))
-    if status not in (200, 206): raise DownloadError(f'{url}: the server answers {status} {response.reason}. {_HINTS.get(status, "Open the address in a browser to see why.")}')
-    if response.headers.get('Content-Type', '').startswith('text/html') and not urlsplit(url).path.endswith(('.html', '.htm')):
-        raise DownloadError(f'{url}: a web page came instead of the file, perhaps a sign-in page of the network or of the source. Open the address in a browser.')
+    if status in (408, 425, 429) or status >= 500:
+        raise _Again(
+            f'the server answers {status} {response.reason}', _number(response.headers.get('Retry-After'))
+        )
+    if status not in (200, 206):
+        raise DownloadError(
+            f'{url}: the server answers {status} {response.reason}. {_HINTS.get(status, "Open the address in a browser to see why.")}'
+        )
+    if response.headers.get('Content-Type', '').startswith('text/html') and not urlsplit(url).path.endswith(
+        ('.html', '.htm')
+    ):
+        raise DownloadError(
+            f'{url}: a web page came instead of the file, perhaps a sign-in page of the network or of the source. Open the address in a browser.'
+        )
     coding = response.headers.get('Content-Encoding', 'identity').lower()
     if coding != 'identity' and not (coding in ('gzip', 'x-gzip') and urlsplit(url).path.endswith('gz')):
-        raise DownloadError(f'{url}: the server compresses the file on the way ({coding}), though asked not to, so its bytes cannot be checked. Fetch it with a browser.')
+        raise DownloadError(
+            f'{url}: the server compresses the file on the way ({coding}), though asked not to, so its bytes cannot be checked. Fetch it with a browser.'
+        )
+
 
 def _lengths(response):
     "First byte and whole length as the answer states them; None where it does not"
-    if response.status_code == 200: return 0, _number(response.headers.get('Content-Length'))
-    m = re.fullmatch(r'bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)', response.headers.get('Content-Range', '').strip())
+    if response.status_code == 200:
+        return 0, _number(response.headers.get('Content-Length'))
+    m = re.fullmatch(
+        r'bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)', response.headers.get('Content-Range', '').strip()
+    )
     return (int(m[1]), _number(m[2])) if m else (None, None)
+
 
 def _try(session, partial, bar, checked, size, max_bytes, timeout, allow_http):
     "One request; returns when `partial` is complete"
     memory, url = partial.memory(), partial.url
-    if memory.get('total') and partial.size == memory['total']: return         # killed between the last byte and the rename
+    if memory.get('total') and partial.size == memory['total']:
+        return  # killed between the last byte and the rename
     asked = resume_headers(partial, checked)
-    if not asked: partial.discard()
+    if not asked:
+        partial.discard()
     with _open(session, url, {'Accept-Encoding': 'identity', **asked}, timeout, allow_http) as response:
-        if asked and response.status_code == 416: partial.discard(); raise _Again('the file has become shorter')
+        if asked and response.status_code == 416:
+            partial.discard()
+            raise _Again('the file has become shorter')
         _refuse_status(response, url)
         start, total = _lengths(response)
-        if response.status_code == 206 and (not asked or start != partial.size or not partial.same_version(response.headers) or (total and memory.get('total') not in (None, total))):
-            partial.discard(); raise _Again('the file has changed on the server')
+        if response.status_code == 206 and (
+            not asked
+            or start != partial.size
+            or not partial.same_version(response.headers)
+            or (total and memory.get('total') not in (None, total))
+        ):
+            partial.discard()
+            raise _Again('the file has changed on the server')
         limit = min(n for n in (size, max_bytes, total, float('inf')) if n is not None)
         if size is not None and total is not None and total != size:
-            partial.discard(); raise DownloadError(f'{url} has {total} bytes; expected {size}. The file has changed since its size was noted: look at the page of the data set.')
-        if max_bytes is not None and (total or 0) > max_bytes: raise DownloadError(f'{url} has {size_text(total)}; at most {size_text(max_bytes)} were expected. Look at the page of the data set.')
-        if response.status_code == 200: partial.begin(response.headers, total)
+            partial.discard()
+            raise DownloadError(
+                f'{url} has {total} bytes; expected {size}. The file has changed since its size was noted: look at the page of the data set.'
+            )
+        if max_bytes is not None and (total or 0) > max_bytes:
+            raise DownloadError(
+                f'{url} has {size_text(total)}; at most {size_text(max_bytes)} were expected. Look at the page of the data set.'
+            )
+        if response.status_code == 200:
+            partial.begin(response.headers, total)
         have = partial.size
         check_room(partial.part.parent, (total or size or have) - have, partial.target.name)
-        if bar.total != (total or size) or bar.n != have: bar.reset(total or size); bar.n = bar.initial = have; bar.refresh()
+        if bar.total != (total or size) or bar.n != have:
+            bar.reset(total or size)
+            bar.n = bar.initial = have
+            bar.refresh()
         with open(partial.part, 'ab') as f:
             for piece in response.raw.stream(1 << 16, decode_content=False):
                 have += len(piece)
                 if have > limit:
-                    f.close(); partial.discard()
-                    raise DownloadError(f'{url}: more than {limit} bytes came. The file has changed: look at the page of the data set.')
-                f.write(piece); bar.update(len(piece))
-            f.flush(); os.fsync(f.fileno())
-    if have < (total or size or 0): raise _Again('the connection was cut')
+                    f.close()
+                    partial.discard()
+                    raise DownloadError(
+                        f'{url}: more than {limit} bytes came. The file has changed: look at the page of the data set.'
+                    )
+                f.write(piece)
+                bar.update(len(piece))
+            f.flush()
+            os.fsync(f.fileno())
+    if have < (total or size or 0):
+        raise _Again('the connection was cut')
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #6a47030c
 @contextlib.contextmanager
 def _only_one(path):
     "Hold a lock beside `path`, in a folder that is made if absent"
     from filelock import FileLock, Timeout
+
     lock = FileLock(path.with_name(f'.{path.name}.lock'))
-    try: path.parent.mkdir(parents=True, exist_ok=True); lock.acquire(timeout=0)
-    except Timeout: raise DownloadError(f'another process is at work on {path}. Wait for it, or stop it.') from None
-    except OSError as e: raise DownloadError(f'{path.parent} cannot be written to ({e.strerror or e}). Choose another folder (--to FOLDER).') from None
-    try: yield
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DownloadError(f'another process is at work on {path}. Wait for it, or stop it.') from None
+    except OSError as e:
+        raise DownloadError(
+            f'{path.parent} cannot be written to ({e.strerror or e}). Choose another folder (--to FOLDER).'
+        ) from None
+    try:
+        yield
     finally:
-        with contextlib.suppress(OSError): os.unlink(lock.lock_file)
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
         lock.release()
+
 
 def _bar(name, total, progress):
     from tqdm.auto import tqdm
-    return tqdm(desc=name, total=total, unit='B', unit_scale=True, disable=not progress, mininterval=1 if sys.stderr.isatty() else 10, dynamic_ncols=True)
+
+    return tqdm(
+        desc=name,
+        total=total,
+        unit='B',
+        unit_scale=True,
+        disable=not progress,
+        mininterval=1 if sys.stderr.isatty() else 10,
+        dynamic_ncols=True,
+    )
+
 
 def _verify(path, name, checksum, size, url, progress):
     "None if the file is what was promised, else what is wrong"
-    if size is not None and path.stat().st_size != size: return f'{name} from {url} has {path.stat().st_size} bytes; expected {size}'
+    if size is not None and path.stat().st_size != size:
+        return f'{name} from {url} has {path.stat().st_size} bytes; expected {size}'
     if checksum:
-        with _bar(f'checking {name}', path.stat().st_size, progress) as bar: got = file_checksum(path, checksum[0], bar.update)
-        if got != checksum[1]: return f'{checksum[0]} of {name} from {url} is {got}; expected {checksum[1]}'
+        with _bar(f'checking {name}', path.stat().st_size, progress) as bar:
+            got = file_checksum(path, checksum[0], bar.update)
+        if got != checksum[1]:
+            return f'{checksum[0]} of {name} from {url} is {got}; expected {checksum[1]}'
+
 
 def download(
-    url:str, # https; http on this machine only
-    path:str|Path, # final name of the file
+    url: str,  # https; http on this machine only
+    path: str | Path,  # final name of the file
     *,
-    sha256:str|None=None, # hexadecimal digits; short for checksum='sha256:...'
-    checksum:str|None=None, # 'sha256:...' or 'md5:...', of the whole file
-    size:int|None=None, # bytes it must have
-    progress:bool=True, # show a bar?
-    timeout:float=60, # seconds without an answer or a byte that end a try
-    retries:int=5, # tries after the first that may fail in a row without getting further
-    max_bytes:int|None=None, # refuse more than this
-    allow_http:bool=False, # allow unencrypted transfers from other machines?
-    wait:float=1. # seconds before the second try; doubled with each failure
-) -> Path: # `path`; raises `DownloadError`
+    sha256: str | None = None,  # hexadecimal digits; short for checksum='sha256:...'
+    checksum: str | None = None,  # 'sha256:...' or 'md5:...', of the whole file
+    size: int | None = None,  # bytes it must have
+    progress: bool = True,  # show a bar?
+    timeout: float = 60,  # seconds without an answer or a byte that end a try
+    retries: int = 5,  # tries after the first that may fail in a row without getting further
+    max_bytes: int | None = None,  # refuse more than this
+    allow_http: bool = False,  # allow unencrypted transfers from other machines?
+    wait: float = 1.0,  # seconds before the second try; doubled with each failure
+) -> Path:  # `path`; raises `DownloadError`
     "Fetch a file, going on where an earlier call was cut; it gets its name only when it is whole and checked"
     import http.client, requests, urllib3
     from cxr_lib import __version__
+
     path, wanted = Path(path), parse_checksum(checksum or (f'sha256:{sha256}' if sha256 else None))
     check_address(url, allow_http)
     with _only_one(path):
         if path.exists():
-            if wrong := _verify(path, path.name, wanted, size, url, progress): raise DownloadError(f'{path} is there, but is not the file: {wrong}. Move it away and give the same command.')
+            if wrong := _verify(path, path.name, wanted, size, url, progress):
+                raise DownloadError(
+                    f'{path} is there, but is not the file: {wrong}. Move it away and give the same command.'
+                )
             return path
         partial, failures = PartialFile(path, url), 0
         furthest = partial.size
-        kept = lambda: f'{size_text(partial.size)} are kept in {partial.part}; the same command goes on from there.' if partial.memory() else 'Nothing came yet.'
+        kept = lambda: (
+            f'{size_text(partial.size)} are kept in {partial.part}; the same command goes on from there.'
+            if partial.memory()
+            else 'Nothing came yet.'
+        )
         with requests.Session() as session, _bar(path.name, size, progress) as bar:
             session.headers['User-Agent'] = f'cxr_lib/{__version__}'
             while True:
-                try: _try(session, partial, bar, wanted is not None, size, max_bytes, timeout, allow_http); break
-                except _Again as e: reason, pause = str(e), e.pause
-                except ValueError as e: raise DownloadError(f'{url} cannot be asked for ({e}). Check the address, or where it redirects to, and the proxy settings (HTTPS_PROXY).') from None
-                except requests.exceptions.RequestException as e:       # an OSError, as is a full disk: so it comes first
-                    if 'CERTIFICATE_VERIFY_FAILED' in str(e): raise DownloadError(f'{url}: the certificate of the server cannot be verified. Where a proxy opens encrypted connections, name its certificate file in REQUESTS_CA_BUNDLE.') from None
+                try:
+                    _try(session, partial, bar, wanted is not None, size, max_bytes, timeout, allow_http)
+                    break
+                except _Again as e:
+                    reason, pause = str(e), e.pause
+                except ValueError as e:
+                    raise DownloadError(
+                        f'{url} cannot be asked for ({e}). Check the address, or where it redirects to, and the proxy settings (HTTPS_PROXY).'
+                    ) from None
+                except (
+                    requests.exceptions.RequestException
+                ) as e:  # an OSError, as is a full disk: so it comes first
+                    if 'CERTIFICATE_VERIFY_FAILED' in str(e):
+                        raise DownloadError(
+                            f'{url}: the certificate of the server cannot be verified. Where a proxy opens encrypted connections, name its certificate file in REQUESTS_CA_BUNDLE.'
+                        ) from None
                     reason, pause = _reason(e), None
-                except (urllib3.exceptions.HTTPError, http.client.HTTPException, ConnectionError, TimeoutError) as e: reason, pause = _reason(e), None
+                except (
+                    urllib3.exceptions.HTTPError,
+                    http.client.HTTPException,
+                    ConnectionError,
+                    TimeoutError,
+                ) as e:
+                    reason, pause = _reason(e), None
                 except OSError as e:
-                    raise DownloadError(f'{partial.part} cannot be written ({e.strerror or e}). {"Make room" if e.errno == errno.ENOSPC else "Choose another folder"}: {kept()}') from None
-                if partial.size > furthest: failures, furthest = 0, partial.size
+                    raise DownloadError(
+                        f'{partial.part} cannot be written ({e.strerror or e}). {"Make room" if e.errno == errno.ENOSPC else "Choose another folder"}: {kept()}'
+                    ) from None
+                if partial.size > furthest:
+                    failures, furthest = 0, partial.size
                 failures += 1
                 if failures > retries:
-                    raise DownloadError(f'{url}: {reason} ({failures} tries). {kept()} Check the network (and HTTPS_PROXY, where a proxy is needed), or fetch the file with a browser and put it at {path}.')
-                pause = min(120., wait * 2**(failures - 1) if pause is None else pause)
-                if progress: bar.write(f'{path.name}: {reason}; trying again in {pause:.0f} s', file=sys.stderr)
+                    raise DownloadError(
+                        f'{url}: {reason} ({failures} tries). {kept()} Check the network (and HTTPS_PROXY, where a proxy is needed), or fetch the file with a browser and put it at {path}.'
+                    )
+                pause = min(120.0, wait * 2 ** (failures - 1) if pause is None else pause)
+                if progress:
+                    bar.write(f'{path.name}: {reason}; trying again in {pause:.0f} s', file=sys.stderr)
                 time.sleep(pause)
         if wrong := _verify(partial.part, path.name, wanted, size, url, progress):
             partial.discard()
-            raise DownloadError(f'{wrong}. It was removed: the same command starts over. If that gives the same, the file has changed on the server: look at the page of the data set.')
-        os.replace(partial.part, path); partial.discard()
+            raise DownloadError(
+                f'{wrong}. It was removed: the same command starts over. If that gives the same, the file has changed on the server: look at the page of the data set.'
+            )
+        os.replace(partial.part, path)
+        partial.discard()
         return path
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #df47ac79
 @dataclass
 class _Member:
-    name:str
-    size:int
-    time:float
-    kind:str # 'file', 'folder' or what else it is
-    data:object # open for reading, if a file
-    position:int # bytes of the archive read so far
+    name: str
+    size: int
+    time: float
+    kind: str  # 'file', 'folder' or what else it is
+    data: object  # open for reading, if a file
+    position: int  # bytes of the archive read so far
+
 
 def _is_tar(raw):
     "Is it a tar without its gzip? Some browsers unpack it while they download"
@@ -292,230 +463,475 @@ def _is_tar(raw):
     raw.seek(0)
     return head[257:] == b'ustar'
 
-_BESIDE = 4_000_000   # bytes of an archive that belong to no member: long names, comments, what follows its end
+
+_BESIDE = (
+    4_000_000  # bytes of an archive that belong to no member: long names, comments, what follows its end
+)
+
 
 class _Measured:
     "A stream that ends with an error where more is unpacked than the members account for: tarfile reads a header of any size into memory"
-    def __init__(self, stream): self.stream, self.allowed = stream, _BESIDE
+
+    def __init__(self, stream):
+        self.stream, self.allowed = stream, _BESIDE
+
     def read(self, size=-1):
         data = self.stream.read(size)
         self.allowed -= len(data)
-        if self.allowed < 0: raise tarfile.ReadError(f'its headers, or what follows its end, unpack to more than {size_text(_BESIDE)}')
+        if self.allowed < 0:
+            raise tarfile.ReadError(
+                f'its headers, or what follows its end, unpack to more than {size_text(_BESIDE)}'
+            )
         return data
+
 
 def _members(archive, folder):
     "What an archive holds, in order; reads it to the end, so that its check sums are checked"
     with open(archive, 'rb') as raw:
-        magic = raw.read(2); raw.seek(0)
+        magic = raw.read(2)
+        raw.seek(0)
         if magic == b'PK':
             with zipfile.ZipFile(raw) as z:
                 done = 0
                 for i in z.infolist():
                     form = stat.S_IFMT(i.external_attr >> 16)
-                    kind = 'folder' if i.is_dir() else 'file' if form in (0, stat.S_IFREG) else 'link' if form == stat.S_IFLNK else 'device'
-                    if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): raise DownloadError(f'{archive}: {i.filename} is packed in a way that no public data set is. Nothing was unpacked.')
-                    if i.flag_bits & 1: raise DownloadError(f'{archive}: {i.filename} is encrypted, which no public data set is. Nothing was unpacked.')
+                    kind = (
+                        'folder'
+                        if i.is_dir()
+                        else 'file'
+                        if form in (0, stat.S_IFREG)
+                        else 'link'
+                        if form == stat.S_IFLNK
+                        else 'device'
+                    )
+                    if i.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                        raise DownloadError(
+                            f'{archive}: {i.filename} is packed in a way that no public data set is. Nothing was unpacked.'
+                        )
+                    if i.flag_bits & 1:
+                        raise DownloadError(
+                            f'{archive}: {i.filename} is encrypted, which no public data set is. Nothing was unpacked.'
+                        )
                     done += i.compress_size
-                    with z.open(i) as data: yield _Member(i.orig_filename, i.file_size, time.mktime((*i.date_time, 0, 0, -1)), kind, data, done)
+                    with z.open(i) as data:
+                        yield _Member(
+                            i.orig_filename,
+                            i.file_size,
+                            time.mktime((*i.date_time, 0, 0, -1)),
+                            kind,
+                            data,
+                            done,
+                        )
         elif magic == b'\x1f\x8b' or _is_tar(raw):
-            with gzip.GzipFile(fileobj=raw) if magic == b'\x1f\x8b' else contextlib.nullcontext(raw) as unpacked:
+            with (
+                gzip.GzipFile(fileobj=raw)
+                if magic == b'\x1f\x8b'
+                else contextlib.nullcontext(raw) as unpacked
+            ):
                 stream = _Measured(unpacked)
                 with tarfile.open(fileobj=stream, mode='r|') as tar:
                     for m in tar:
-                        if m.size < 0: raise tarfile.ReadError(f'{m.name} has a size below 0')
+                        if m.size < 0:
+                            raise tarfile.ReadError(f'{m.name} has a size below 0')
                         stream.allowed += m.size + 2048
-                        kind = 'folder' if m.isdir() else 'file' if m.isreg() else 'link' if m.issym() or m.islnk() else 'device'
-                        yield _Member(m.name, m.size, m.mtime, kind, tar.extractfile(m) if kind == 'file' else None, raw.tell())
-                        if hasattr(tarfile, 'data_filter'): tarfile.data_filter(m, str(folder))        # from 3.10.12 and 3.11.4 on
-                while stream.read(1 << 20): pass                        # tar ends before gzip does, and the CRC is at gzip's end
-        else: raise DownloadError(f'{archive} is neither a tar.gz nor a zip archive. Delete it, and download it again.')
+                        kind = (
+                            'folder'
+                            if m.isdir()
+                            else 'file'
+                            if m.isreg()
+                            else 'link'
+                            if m.issym() or m.islnk()
+                            else 'device'
+                        )
+                        yield _Member(
+                            m.name,
+                            m.size,
+                            m.mtime,
+                            kind,
+                            tar.extractfile(m) if kind == 'file' else None,
+                            raw.tell(),
+                        )
+                        if hasattr(tarfile, 'data_filter'):
+                            tarfile.data_filter(m, str(folder))  # from 3.10.12 and 3.11.4 on
+                while stream.read(1 << 20):
+                    pass  # tar ends before gzip does, and the CRC is at gzip's end
+        else:
+            raise DownloadError(
+                f'{archive} is neither a tar.gz nor a zip archive. Delete it, and download it again.'
+            )
+
 
 def member_path(
-    name:str, # as the archive gives it
-    folder:str|Path # where it is unpacked
-) -> Path|None: # where this member goes; None: nowhere, as it would leave the folder
+    name: str,  # as the archive gives it
+    folder: str | Path,  # where it is unpacked
+) -> Path | None:  # where this member goes; None: nowhere, as it would leave the folder
     "A member's place, if it is inside the folder"
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith('/') or '..' in parts or re.search(r'[\\\x00]|^[A-Za-z]:', name): return None
+    if not parts or name.startswith('/') or '..' in parts or re.search(r'[\\\x00]|^[A-Za-z]:', name):
+        return None
     target = Path(folder).joinpath(*parts)
-    return target if target.resolve().is_relative_to(Path(folder).resolve()) else None       # a link in the folder may lead out
+    return (
+        target if target.resolve().is_relative_to(Path(folder).resolve()) else None
+    )  # a link in the folder may lead out
+
 
 def _checked(archive, folder, max_files, max_bytes):
     "Members that may be unpacked, each with its place; raises at the first that may not"
     from cxr_lib.data.studies import is_clutter
+
     files = total = 0
-    refuse = lambda why: DownloadError(f'{archive}: {why}. It is refused, and nothing was unpacked from it: a data set holds no such thing, so do not trust this file.')
+    refuse = lambda why: DownloadError(
+        f'{archive}: {why}. It is refused, and nothing was unpacked from it: a data set holds no such thing, so do not trust this file.'
+    )
     for m in _members(archive, folder):
         files, total = files + 1, total + m.size
-        if files > max_files: raise refuse(f'it holds more than {max_files} files')
-        if total > max_bytes: raise refuse(f'it unpacks to more than {size_text(max_bytes)}')
-        if m.kind == 'folder' and not PurePosixPath(m.name).parts: continue                         # './'
+        if files > max_files:
+            raise refuse(f'it holds more than {max_files} files')
+        if total > max_bytes:
+            raise refuse(f'it unpacks to more than {size_text(max_bytes)}')
+        if m.kind == 'folder' and not PurePosixPath(m.name).parts:
+            continue  # './'
         target = member_path(m.name, folder)
-        if target is None: raise refuse(f'the member {m.name!r} would be written outside {folder}')
-        if m.kind not in ('file', 'folder'): raise refuse(f'the member {m.name!r} is a {m.kind}')
-        if not is_clutter(m.name): yield m, target
+        if target is None:
+            raise refuse(f'the member {m.name!r} would be written outside {folder}')
+        if m.kind not in ('file', 'folder'):
+            raise refuse(f'the member {m.name!r} is a {m.kind}')
+        if not is_clutter(m.name):
+            yield m, target
+
 
 def _is_unpacked(m, target):
-    return target.is_file() and not target.is_symlink() and target.stat().st_size == m.size and int(target.stat().st_mtime) == _time(m)
+    return (
+        target.is_file()
+        and not target.is_symlink()
+        and target.stat().st_size == m.size
+        and int(target.stat().st_mtime) == _time(m)
+    )
 
-def _time(m): return int(min(max(m.time, 0), 2**32))
+
+def _time(m):
+    return int(min(max(m.time, 0), 2**32))
+
 
 @contextlib.contextmanager
 def _in_words(archive):
     "Say of a damaged archive that it is damaged"
-    try: yield
-    except getattr(tarfile, 'FilterError', ()) as e: raise DownloadError(f'{archive}: {e}. It is refused.') from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, ValueError, OverflowError, RecursionError) as e:
-        raise DownloadError(f'{archive} is damaged ({e or type(e).__name__}). Delete it, and download it again.') from None
+    try:
+        yield
+    except getattr(tarfile, 'FilterError', ()) as e:
+        raise DownloadError(f'{archive}: {e}. It is refused.') from None
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        zlib.error,
+        NotImplementedError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as e:
+        raise DownloadError(
+            f'{archive} is damaged ({e or type(e).__name__}). Delete it, and download it again.'
+        ) from None
     except OSError as e:
-        if isinstance(e, gzip.BadGzipFile) or e.errno is None: raise DownloadError(f'{archive} is damaged ({e}). Delete it, and download it again.') from None
-        raise DownloadError(f'{e.filename or archive}: {e.strerror}. {"Make room on the disk" if e.errno == errno.ENOSPC else "Check the folder"}, and give the same command: it goes on with what is missing.') from None
+        if isinstance(e, gzip.BadGzipFile) or e.errno is None:
+            raise DownloadError(f'{archive} is damaged ({e}). Delete it, and download it again.') from None
+        raise DownloadError(
+            f'{e.filename or archive}: {e.strerror}. {"Make room on the disk" if e.errno == errno.ENOSPC else "Check the folder"}, and give the same command: it goes on with what is missing.'
+        ) from None
+
 
 def unpack(
-    archive:str|Path, # .tar.gz, .tgz or .zip
-    folder:str|Path, # where to; made if absent
+    archive: str | Path,  # .tar.gz, .tgz or .zip
+    folder: str | Path,  # where to; made if absent
     *,
-    progress:bool=True, # show bars?
-    max_files:int=100_000, # refuse an archive with more members
-    max_bytes:int=100_000_000_000 # or with more bytes in them
-) -> list[Path]: # the files of the archive, in its order; raises `DownloadError`
+    progress: bool = True,  # show bars?
+    max_files: int = 100_000,  # refuse an archive with more members
+    max_bytes: int = 100_000_000_000,  # or with more bytes in them
+) -> list[Path]:  # the files of the archive, in its order; raises `DownloadError`
     "Unpack an archive without trusting it; a call that was killed is gone on with by the next"
     archive, folder = Path(archive), Path(folder)
-    if not archive.is_file(): raise DownloadError(f'there is no archive {archive}')
-    with _only_one(folder/archive.name), _in_words(archive):
+    if not archive.is_file():
+        raise DownloadError(f'there is no archive {archive}')
+    with _only_one(folder / archive.name), _in_words(archive):
         total = missing = 0
-        with _bar(f'checking {archive.name}', archive.stat().st_size, progress) as bar, contextlib.closing(_checked(archive, folder, max_files, max_bytes)) as members:
+        with (
+            _bar(f'checking {archive.name}', archive.stat().st_size, progress) as bar,
+            contextlib.closing(_checked(archive, folder, max_files, max_bytes)) as members,
+        ):
             for m, target in members:
                 if m.kind == 'file':
-                    while m.data.read(1 << 20): pass
-                    total += m.size; missing += 0 if _is_unpacked(m, target) else m.size
+                    while m.data.read(1 << 20):
+                        pass
+                    total += m.size
+                    missing += 0 if _is_unpacked(m, target) else m.size
                 bar.update(m.position - bar.n)
         check_room(folder, missing, f'unpacking {archive.name}')
-        done, temporary = [], folder/f'.{archive.name}.tmp'
-        with _bar(f'unpacking {archive.name}', total, progress) as bar, contextlib.closing(_checked(archive, folder, max_files, max_bytes)) as members:
+        done, temporary = [], folder / f'.{archive.name}.tmp'
+        with (
+            _bar(f'unpacking {archive.name}', total, progress) as bar,
+            contextlib.closing(_checked(archive, folder, max_files, max_bytes)) as members,
+        ):
             try:
                 for m, target in members:
-                    if m.kind == 'folder': target.mkdir(parents=True, exist_ok=True); continue
-                    done.append(target); bar.update(m.size)
-                    if _is_unpacked(m, target): continue
+                    if m.kind == 'folder':
+                        target.mkdir(parents=True, exist_ok=True)
+                        continue
+                    done.append(target)
+                    bar.update(m.size)
+                    if _is_unpacked(m, target):
+                        continue
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with open(temporary, 'wb') as f: shutil.copyfileobj(m.data, f, 1 << 20)
+                    with open(temporary, 'wb') as f:
+                        shutil.copyfileobj(m.data, f, 1 << 20)
                     os.utime(temporary, (_time(m), _time(m)))
                     os.replace(temporary, target)
-            finally: temporary.unlink(missing_ok=True)
+            finally:
+                temporary.unlink(missing_ok=True)
         return done
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #f741259f
 @dataclass(frozen=True)
 class RemoteFile:
     "A file that may be fetched freely"
-    name:str # under which it is kept
-    url:str # https
-    size:int # bytes, about
-    checksum:str|None=None # 'sha256:...' or 'md5:...'; None where its source publishes none
-    unpack:str|None=None # folder to unpack it into, '' for the root; None: it is used as it is
+
+    name: str  # under which it is kept
+    url: str  # https
+    size: int  # bytes, about
+    checksum: str | None = None  # 'sha256:...' or 'md5:...'; None where its source publishes none
+    unpack: str | None = None  # folder to unpack it into, '' for the root; None: it is used as it is
+
 
 @dataclass(frozen=True)
 class Source:
     "A public collection: what to fetch, and on what terms"
-    title:str # what it is
-    dataset:str # its name in `cxr run --dataset`
-    licence:str # its short name
-    terms:str # what it asks for, and where it is written
-    restricted:bool=False # does it forbid some uses, so that it has to be accepted?
-    files:tuple=() # of `RemoteFile`
-    images:tuple=() # more of them, fetched when images are asked for
-    root:str='' # folder that `cxr run --root` is given, inside the one it was fetched into
-    note:str='' # what is left to do by hand
-    by_hand:str='' # how to get it, where it may not be fetched by a program
 
-_NIH = (('vfk49d74nhbxq3nqjg0900w5nvkorp5c', 2008470987, 'fe8ed0a6961412fddcbb3603c11b3698'), ('i28rlmbvmfjbl8p2n3ril0pptcmcu9d1', 3952623504, 'ab07a2d7cbe6f65ddd97b4ed7bde10bf'),
-        ('f1t00wrtdk94satdfb9olcolqx20z2jp', 3929234850, '2301d03bde4c246388bad3876965d574'), ('0aowwzs5lhjrceb3qp67ahp0rd1l1etg', 3838903983, '9f1b7f5aae01b13f4bc8e2c44a4b8ef6'),
-        ('v5e3goj22zr6h8tzualxfsqlqaygfbsn', 3935496531, '1861f3cd0ef7734df8104f2b0309023b'), ('asi7ikud9jwnkrnkj99jnpfkjdes7l6l', 3986301172, '456b53a8b351afd92a35bc41444c58c8'),
-        ('jn1b4mw4n6lnh74ovmcjb8y48h8xj07n', 4016328426, '1075121ea20a137b87f290d6a4a5965e'), ('tvpxmn7qyrgl0w8wfh9kqfjskv6nmm1j', 4018347353, 'b61f34cec3aa69f295fbb593cbd9d443'),
-        ('upyy3ml7qdumlgk2rfcvlb9k6gvqq2pj', 4111327929, '442a3caa61ae9b64e61c561294d1e183'), ('l6nilvfa9cg3s28tqv1qc1olm3gnz54p', 4181556296, '09ec81c4c31e32858ad8cf965c494b74'),
-        ('hhq8fkdgvcari67vfhs7ppg2w6ni4jze', 4187084020, '499aefc67207a5a97692424cf5dbeed5'), ('ioqwiy20ihqwyr8pf4c24eazhh281pbu', 2914187733, 'dc9fda1757c2de0032b63347a7d2895c'))
+    title: str  # what it is
+    dataset: str  # its name in `cxr run --dataset`
+    licence: str  # its short name
+    terms: str  # what it asks for, and where it is written
+    restricted: bool = False  # does it forbid some uses, so that it has to be accepted?
+    files: tuple = ()  # of `RemoteFile`
+    images: tuple = ()  # more of them, fetched when images are asked for
+    root: str = ''  # folder that `cxr run --root` is given, inside the one it was fetched into
+    note: str = ''  # what is left to do by hand
+    by_hand: str = ''  # how to get it, where it may not be fetched by a program
+
+
+_NIH = (
+    ('vfk49d74nhbxq3nqjg0900w5nvkorp5c', 2008470987, 'fe8ed0a6961412fddcbb3603c11b3698'),
+    ('i28rlmbvmfjbl8p2n3ril0pptcmcu9d1', 3952623504, 'ab07a2d7cbe6f65ddd97b4ed7bde10bf'),
+    ('f1t00wrtdk94satdfb9olcolqx20z2jp', 3929234850, '2301d03bde4c246388bad3876965d574'),
+    ('0aowwzs5lhjrceb3qp67ahp0rd1l1etg', 3838903983, '9f1b7f5aae01b13f4bc8e2c44a4b8ef6'),
+    ('v5e3goj22zr6h8tzualxfsqlqaygfbsn', 3935496531, '1861f3cd0ef7734df8104f2b0309023b'),
+    ('asi7ikud9jwnkrnkj99jnpfkjdes7l6l', 3986301172, '456b53a8b351afd92a35bc41444c58c8'),
+    ('jn1b4mw4n6lnh74ovmcjb8y48h8xj07n', 4016328426, '1075121ea20a137b87f290d6a4a5965e'),
+    ('tvpxmn7qyrgl0w8wfh9kqfjskv6nmm1j', 4018347353, 'b61f34cec3aa69f295fbb593cbd9d443'),
+    ('upyy3ml7qdumlgk2rfcvlb9k6gvqq2pj', 4111327929, '442a3caa61ae9b64e61c561294d1e183'),
+    ('l6nilvfa9cg3s28tqv1qc1olm3gnz54p', 4181556296, '09ec81c4c31e32858ad8cf965c494b74'),
+    ('hhq8fkdgvcari67vfhs7ppg2w6ni4jze', 4187084020, '499aefc67207a5a97692424cf5dbeed5'),
+    ('ioqwiy20ihqwyr8pf4c24eazhh281pbu', 2914187733, 'dc9fda1757c2de0032b63347a7d2895c'),
+)
+
 
 def _medmnist(title, name, size, md5):
-    return Source(title, 'medmnist', 'CC BY 4.0', 'CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/): any use, with credit to MedMNIST v2 (Yang et al. 2023) and to the collection it was made from.',
-                  files=(RemoteFile(f'{name}.npz', f'https://zenodo.org/records/10519652/files/{name}.npz?download=1', size, f'md5:{md5}'),))
+    return Source(
+        title,
+        'medmnist',
+        'CC BY 4.0',
+        'CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/): any use, with credit to MedMNIST v2 (Yang et al. 2023) and to the collection it was made from.',
+        files=(
+            RemoteFile(
+                f'{name}.npz',
+                f'https://zenodo.org/records/10519652/files/{name}.npz?download=1',
+                size,
+                f'md5:{md5}',
+            ),
+        ),
+    )
+
 
 DOWNLOADS = {
-    'openi': Source('Open-i, Indiana University: 3,955 reports with indications; --images adds 7,470 films', 'openi', 'CC BY-NC-ND 4.0',
+    'openi': Source(
+        'Open-i, Indiana University: 3,955 reports with indications; --images adds 7,470 films',
+        'openi',
+        'CC BY-NC-ND 4.0',
         'Reports and films: CC BY-NC-ND 4.0 (https://creativecommons.org/licenses/by-nc-nd/4.0/), that is: credit (Demner-Fushman et al. 2016), no commercial use, no changed copies passed on; '
-        'see https://openi.nlm.nih.gov/faq for the terms now in force. Gold labels: public domain (NCBI; Peng et al. 2018).', True,
-        files=(RemoteFile('NLMCXR_reports.tgz', 'https://openi.nlm.nih.gov/imgs/collections/NLMCXR_reports.tgz', 1_166_280, 'sha256:0c2a05cb163eb6883f48711a69ceb1a24f2f88c1fca9f2195b7418bdbd69e087'),
-               RemoteFile('openi_gld_std14.csv', 'https://raw.githubusercontent.com/ncbi-nlp/NegBio/c04cdb9cee08204707ab3fa3cbcb0c2c89f9e468/examples/openi_gld_std14.csv', 149_278,
-                          'sha256:21120d3dc3e11093ec1a4c6943738644ca8410bd73c429d08b131a4adc45e439')),
-        images=(RemoteFile('NLMCXR_png.tgz', 'https://openi.nlm.nih.gov/imgs/collections/NLMCXR_png.tgz', 1_360_814_128, unpack='NLMCXR_png'),)),
-    'nih': Source('NIH ChestX-ray14: 112,120 frontal films', 'nih', 'free use with credit',
+        'see https://openi.nlm.nih.gov/faq for the terms now in force. Gold labels: public domain (NCBI; Peng et al. 2018).',
+        True,
+        files=(
+            RemoteFile(
+                'NLMCXR_reports.tgz',
+                'https://openi.nlm.nih.gov/imgs/collections/NLMCXR_reports.tgz',
+                1_166_280,
+                'sha256:0c2a05cb163eb6883f48711a69ceb1a24f2f88c1fca9f2195b7418bdbd69e087',
+            ),
+            RemoteFile(
+                'openi_gld_std14.csv',
+                'https://raw.githubusercontent.com/ncbi-nlp/NegBio/c04cdb9cee08204707ab3fa3cbcb0c2c89f9e468/examples/openi_gld_std14.csv',
+                149_278,
+                'sha256:21120d3dc3e11093ec1a4c6943738644ca8410bd73c429d08b131a4adc45e439',
+            ),
+        ),
+        images=(
+            RemoteFile(
+                'NLMCXR_png.tgz',
+                'https://openi.nlm.nih.gov/imgs/collections/NLMCXR_png.tgz',
+                1_360_814_128,
+                unpack='NLMCXR_png',
+            ),
+        ),
+    ),
+    'nih': Source(
+        'NIH ChestX-ray14: 112,120 frontal films',
+        'nih',
+        'free use with credit',
         'NIH Clinical Center: use is unrestricted; link to https://nihcc.app.box.com/v/ChestXray-NIHCC, acknowledge the NIH Clinical Center, cite Wang et al. 2017.',
-        files=tuple(RemoteFile(f'images_{n:03d}.tar.gz', f'https://nihcc.box.com/shared/static/{box}.gz', size, f'md5:{md5}', unpack='') for n, (box, size, md5) in enumerate(_NIH, 1)),
-        note='The tables are not in the archives: put Data_Entry_2017_v2020.csv, train_val_list.txt and test_list.txt from https://nihcc.app.box.com/v/ChestXray-NIHCC beside images/. Archives that are unpacked may be deleted.'),
-    'covid': Source('COVID-19 image collection (Cohen et al. 2020): films with case histories', 'covid', 'per image, many CC BY-NC-SA',
-        "Each image has its own licence, in metadata.csv (most are CC BY-NC-SA: no commercial use, changed copies under the same terms); credit the row's url, and cite Cohen et al. 2020.", True,
-        files=(RemoteFile('covid-chestxray-dataset.zip', 'https://github.com/ieee8023/covid-chestxray-dataset/archive/refs/heads/master.zip', 600_000_000, unpack=''),), root='covid-chestxray-dataset-master'),
-    'pneumoniamnist': _medmnist('MedMNIST: 5,856 paediatric films, 28 px, pneumonia yes or no', 'pneumoniamnist', 4_170_000, '28209eda62fecd6e6a2d98b1501bb15f'),
-    'pneumoniamnist_224': _medmnist('the same at 224 px', 'pneumoniamnist_224', 214_384_716, 'd6a3c71de1b945ea11211b03746c1fe1'),
-    'chestmnist': _medmnist('MedMNIST: the 112,120 NIH films, 28 px', 'chestmnist', 82_800_000, '02c8a6516a18b556561a56cbdd36c4a8'),
-    'chestmnist_224': _medmnist('the same at 224 px', 'chestmnist_224', 3_889_293_042, '45bd33e6f06c3e8cdb481c74a89152aa'),
-    'chexpert': Source('CheXpert: 224,316 films', 'chexpert', 'Stanford research use agreement', 'Each user signs the Stanford University Dataset Research Use Agreement: no commercial use, no passing on.', True,
-        by_hand='Register at https://stanfordmlgroup.github.io/competitions/chexpert/ and accept the agreement; the link that is sent to you downloads CheXpert-v1.0-small.zip (11 GB) or the full-size set (439 GB).'),
-    'mimic': Source('MIMIC-CXR-JPG 2.0.0 with the reports of MIMIC-CXR: 377,110 films', 'mimic', 'PhysioNet credentialed', 'PhysioNet Credentialed Health Data License: credentialed users only, no passing on.', True,
+        files=tuple(
+            RemoteFile(
+                f'images_{n:03d}.tar.gz',
+                f'https://nihcc.box.com/shared/static/{box}.gz',
+                size,
+                f'md5:{md5}',
+                unpack='',
+            )
+            for n, (box, size, md5) in enumerate(_NIH, 1)
+        ),
+        note='The tables are not in the archives: put Data_Entry_2017_v2020.csv, train_val_list.txt and test_list.txt from https://nihcc.app.box.com/v/ChestXray-NIHCC beside images/. Archives that are unpacked may be deleted.',
+    ),
+    'covid': Source(
+        'COVID-19 image collection (Cohen et al. 2020): films with case histories',
+        'covid',
+        'per image, many CC BY-NC-SA',
+        "Each image has its own licence, in metadata.csv (most are CC BY-NC-SA: no commercial use, changed copies under the same terms); credit the row's url, and cite Cohen et al. 2020.",
+        True,
+        files=(
+            RemoteFile(
+                'covid-chestxray-dataset.zip',
+                'https://github.com/ieee8023/covid-chestxray-dataset/archive/refs/heads/master.zip',
+                600_000_000,
+                unpack='',
+            ),
+        ),
+        root='covid-chestxray-dataset-master',
+    ),
+    'pneumoniamnist': _medmnist(
+        'MedMNIST: 5,856 paediatric films, 28 px, pneumonia yes or no',
+        'pneumoniamnist',
+        4_170_000,
+        '28209eda62fecd6e6a2d98b1501bb15f',
+    ),
+    'pneumoniamnist_224': _medmnist(
+        'the same at 224 px', 'pneumoniamnist_224', 214_384_716, 'd6a3c71de1b945ea11211b03746c1fe1'
+    ),
+    'chestmnist': _medmnist(
+        'MedMNIST: the 112,120 NIH films, 28 px', 'chestmnist', 82_800_000, '02c8a6516a18b556561a56cbdd36c4a8'
+    ),
+    'chestmnist_224': _medmnist(
+        'the same at 224 px', 'chestmnist_224', 3_889_293_042, '45bd33e6f06c3e8cdb481c74a89152aa'
+    ),
+    'chexpert': Source(
+        'CheXpert: 224,316 films',
+        'chexpert',
+        'Stanford research use agreement',
+        'Each user signs the Stanford University Dataset Research Use Agreement: no commercial use, no passing on.',
+        True,
+        by_hand='Register at https://stanfordmlgroup.github.io/competitions/chexpert/ and accept the agreement; the link that is sent to you downloads CheXpert-v1.0-small.zip (11 GB) or the full-size set (439 GB).',
+    ),
+    'mimic': Source(
+        'MIMIC-CXR-JPG 2.0.0 with the reports of MIMIC-CXR: 377,110 films',
+        'mimic',
+        'PhysioNet credentialed',
+        'PhysioNet Credentialed Health Data License: credentialed users only, no passing on.',
+        True,
         by_hand='Become a credentialed user of PhysioNet (a course on research with human subjects, and a reference), sign the agreements at https://physionet.org/content/mimic-cxr-jpg/2.0.0/ '
-                'and https://physionet.org/content/mimic-cxr/2.0.0/, and use the wget command shown there.')}
+        'and https://physionet.org/content/mimic-cxr/2.0.0/, and use the wget command shown there.',
+    ),
+}
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #ee71274f
 def describe_downloads(
-    downloads:dict=DOWNLOADS # name -> `Source`
-) -> str: # a table with a line for each
+    downloads: dict = DOWNLOADS,  # name -> `Source`
+) -> str:  # a table with a line for each
     "What there is, how large it is, and under which licence"
     total = lambda files: size_text(sum(f.size for f in files))
     rows = [('NAME', 'SIZE', 'LICENCE', '')]
     for name, s in downloads.items():
-        rows.append((name, 'by hand' if s.by_hand else total(s.files) + (f' + {total(s.images)}' if s.images else ''), s.licence + (' *' if s.restricted and not s.by_hand else ''), s.title))
+        rows.append(
+            (
+                name,
+                'by hand' if s.by_hand else total(s.files) + (f' + {total(s.images)}' if s.images else ''),
+                s.licence + (' *' if s.restricted and not s.by_hand else ''),
+                s.title,
+            )
+        )
     widths = [max(len(r[i]) for r in rows) for i in range(3)]
-    return '\n'.join('  '.join([*(v.ljust(w) for v, w in zip(r, widths)), r[3]]).rstrip() for r in rows) + '\n* has terms to accept: --accept-licence'
+    return (
+        '\n'.join('  '.join([*(v.ljust(w) for v, w in zip(r, widths)), r[3]]).rstrip() for r in rows)
+        + '\n* has terms to accept: --accept-licence'
+    )
+
 
 def _shown(path):
     "A path as one would type it"
-    try: return shlex.quote(str(path.resolve().relative_to(Path.cwd())))
-    except ValueError: return shlex.quote(str(path.resolve()))
+    try:
+        return shlex.quote(str(path.resolve().relative_to(Path.cwd())))
+    except ValueError:
+        return shlex.quote(str(path.resolve()))
+
 
 def fetch(
-    name:str, # a key of `downloads`
-    folder:str|Path|None=None, # where to; `data/<name>` in the project if None
+    name: str,  # a key of `downloads`
+    folder: str | Path | None = None,  # where to; `data/<name>` in the project if None
     *,
-    images:bool=False, # fetch the images too, where they are apart?
-    accept_licence:bool=False, # are its terms accepted?
-    progress:bool=True, # show bars?
-    say:Callable[[str], None]=print, # told what happens
-    downloads:dict=DOWNLOADS # name -> `Source`
-) -> Path: # the folder to give to `cxr run --root`; raises `DownloadError`
+    images: bool = False,  # fetch the images too, where they are apart?
+    accept_licence: bool = False,  # are its terms accepted?
+    progress: bool = True,  # show bars?
+    say: Callable[[str], None] = print,  # told what happens
+    downloads: dict = DOWNLOADS,  # name -> `Source`
+) -> Path:  # the folder to give to `cxr run --root`; raises `DownloadError`
     "Fetch a public collection, check it, unpack what has to be unpacked; a second call goes on where the first was stopped"
-    if name not in downloads: raise DownloadError(f'unknown data set {name!r}. Valid: {", ".join(downloads)}')
+    if name not in downloads:
+        raise DownloadError(f'unknown data set {name!r}. Valid: {", ".join(downloads)}')
     source = downloads[name]
-    folder = Path(folder).expanduser() if folder else project_root()/'data'/name
-    root = folder/source.root
+    folder = Path(folder).expanduser() if folder else project_root() / 'data' / name
+    root = folder / source.root
     then = f'cxr run --dataset {source.dataset} --root {_shown(root)}'
-    if source.by_hand: raise DownloadError(f'{name} is not fetched by a program: {source.terms} {source.by_hand} Then: cxr run --dataset {source.dataset} --root FOLDER')
-    if images and not source.images: raise DownloadError(f'{name} has no images apart from the rest: leave --images out')
+    if source.by_hand:
+        raise DownloadError(
+            f'{name} is not fetched by a program: {source.terms} {source.by_hand} Then: cxr run --dataset {source.dataset} --root FOLDER'
+        )
+    if images and not source.images:
+        raise DownloadError(f'{name} has no images apart from the rest: leave --images out')
     files = source.files + (source.images if images else ())
     say(f'{source.title}\n  {size_text(sum(f.size for f in files))}\n  {source.terms}')
-    if source.restricted and not accept_licence: raise DownloadError(f'{name} has terms that restrict its use (above). If you accept them, give the same command with --accept-licence.')
-    stamp = lambda f: folder/f'.{f.name}.unpacked'
-    absent = [f for f in files if not (folder/f.name).exists() and not stamp(f).exists()]
-    disk = next(p for p in (folder, *folder.resolve().parents) if p.is_dir())        # the folder itself may not be there yet
-    check_room(disk, sum(max(0, f.size - PartialFile(folder/f.name, f.url).size) for f in absent), name)
+    if source.restricted and not accept_licence:
+        raise DownloadError(
+            f'{name} has terms that restrict its use (above). If you accept them, give the same command with --accept-licence.'
+        )
+    stamp = lambda f: folder / f'.{f.name}.unpacked'
+    absent = [f for f in files if not (folder / f.name).exists() and not stamp(f).exists()]
+    disk = next(
+        p for p in (folder, *folder.resolve().parents) if p.is_dir()
+    )  # the folder itself may not be there yet
+    check_room(disk, sum(max(0, f.size - PartialFile(folder / f.name, f.url).size) for f in absent), name)
     for f in files:
-        if stamp(f).exists(): say(f'{f.name}: unpacked already (delete {stamp(f)} to do it again)'); continue
-        there = (folder/f.name).exists()
-        path = download(f.url, folder/f.name, checksum=f.checksum, max_bytes=2*f.size + 1_000_000, progress=progress)
-        say(f'{f.name}: {"was there" if there else "fetched"}, {f.checksum.partition(":")[0] + " is right" if f.checksum else "no checksum is published"}')
-        if f.unpack is None: continue
-        unpacked = unpack(path, folder/f.unpack, progress=progress)
+        if stamp(f).exists():
+            say(f'{f.name}: unpacked already (delete {stamp(f)} to do it again)')
+            continue
+        there = (folder / f.name).exists()
+        path = download(
+            f.url, folder / f.name, checksum=f.checksum, max_bytes=2 * f.size + 1_000_000, progress=progress
+        )
+        say(
+            f'{f.name}: {"was there" if there else "fetched"}, {f.checksum.partition(":")[0] + " is right" if f.checksum else "no checksum is published"}'
+        )
+        if f.unpack is None:
+            continue
+        unpacked = unpack(path, folder / f.unpack, progress=progress)
         write_json(stamp(f), dict(url=f.url, checksum=f.checksum, files=len(unpacked)))
         say(f'{f.name}: {len(unpacked)} files unpacked; its own check sums are right')
-    if source.note: say(source.note)
+    if source.note:
+        say(source.note)
     say(f'\nNext: {then}')
     return root

@@ -12,69 +12,165 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Mapping
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, RadiographError, project_root, read_json, stop_on_machine_error
-from .studies import (ALLOWED, META_COLUMNS, Exclusions, StudyTableError, add_remark, below_root, check_shared_patients, escapes_root, find_observations,
-                                  is_clutter, join_observation, leave_out, map_labels, observation_name, plain_name, read_csv, refuse_rows, validate_studies)
-from .dicom import DICOM_SUFFIXES, NOTE_TAGS, RADIOGRAPHS, dicom_facts, is_dicom, is_film_name, keyed_hash, years_of
+from cxr_lib.foundations.core import (
+    OBSERVATIONS,
+    RadiographError,
+    project_root,
+    read_json,
+    stop_on_machine_error,
+)
+from cxr_lib.data.studies import (
+    ALLOWED,
+    META_COLUMNS,
+    Exclusions,
+    StudyTableError,
+    add_remark,
+    below_root,
+    check_shared_patients,
+    escapes_root,
+    find_observations,
+    is_clutter,
+    join_observation,
+    leave_out,
+    map_labels,
+    observation_name,
+    plain_name,
+    read_csv,
+    refuse_rows,
+    validate_studies,
+)
+from cxr_lib.data.dicom import (
+    DICOM_SUFFIXES,
+    NOTE_TAGS,
+    RADIOGRAPHS,
+    dicom_facts,
+    is_dicom,
+    is_film_name,
+    keyed_hash,
+    years_of,
+)
 
 _MAPPING = ('columns', 'labels', 'values')
 #: What a cell may hold without being explained, in lower case.
-_WORDS = {'labels': {'1': 1, '0': 0, '-1': -1}, 'sex': {'female': 'Female', 'f': 'Female', 'male': 'Male', 'm': 'Male'},
-          'view': {'frontal': 'Frontal', 'pa': 'Frontal', 'ap': 'Frontal', **dict.fromkeys(('lateral', 'lat', 'll', 'rl'), 'Lateral')},
-          'projection': {'pa': 'PA', 'ap': 'AP', **dict.fromkeys(('lateral', 'lat', 'll', 'rl'))}, 'split': {v: v for v in ALLOWED['split']}}
+_WORDS = {
+    'labels': {'1': 1, '0': 0, '-1': -1},
+    'sex': {'female': 'Female', 'f': 'Female', 'male': 'Male', 'm': 'Male'},
+    'view': {
+        'frontal': 'Frontal',
+        'pa': 'Frontal',
+        'ap': 'Frontal',
+        **dict.fromkeys(('lateral', 'lat', 'll', 'rl'), 'Lateral'),
+    },
+    'projection': {'pa': 'PA', 'ap': 'AP', **dict.fromkeys(('lateral', 'lat', 'll', 'rl'))},
+    'split': {v: v for v in ALLOWED['split']},
+}
+
 
 def read_mapping(
-    path:str|Path # mapping.json; it may be absent
-) -> dict: # 'columns', 'labels' and 'values', those that are there
+    path: str | Path,  # mapping.json; it may be absent
+) -> dict:  # 'columns', 'labels' and 'values', those that are there
     "What the columns and words of a CSV mean, as kept beside it"
     path = Path(path)
-    if not path.is_file(): return {}
-    try: mapping = read_json(path)
-    except ValueError as e: raise StudyTableError(str(e)) from None
-    if not isinstance(mapping, dict) or set(mapping) - set(_MAPPING): raise StudyTableError(f'{path}: expected an object with the keys {", ".join(_MAPPING)}' + (f', not {sorted(set(mapping) - set(_MAPPING))[0]!r}' if isinstance(mapping, dict) else ''))
+    if not path.is_file():
+        return {}
+    try:
+        mapping = read_json(path)
+    except ValueError as e:
+        raise StudyTableError(str(e)) from None
+    if not isinstance(mapping, dict) or set(mapping) - set(_MAPPING):
+        raise StudyTableError(
+            f'{path}: expected an object with the keys {", ".join(_MAPPING)}'
+            + (f', not {sorted(set(mapping) - set(_MAPPING))[0]!r}' if isinstance(mapping, dict) else '')
+        )
     return mapping
+
 
 def _check_mapping(columns, labels, values, path):
     "Is the mapping itself right? What it names in the file is checked where it is used"
-    def refuse(what): raise StudyTableError(f'{path}: {what}. Correct the mapping (the arguments, or mapping.json).')
-    for name, part in (('columns', columns), ('values', values), *([('labels', labels)] if not isinstance(labels, str) else [])):
-        if not isinstance(part, Mapping): refuse(f'{name} is a {type(part).__name__}; expected a dictionary')
+
+    def refuse(what):
+        raise StudyTableError(f'{path}: {what}. Correct the mapping (the arguments, or mapping.json).')
+
+    for name, part in (
+        ('columns', columns),
+        ('values', values),
+        *([('labels', labels)] if not isinstance(labels, str) else []),
+    ):
+        if not isinstance(part, Mapping):
+            refuse(f'{name} is a {type(part).__name__}; expected a dictionary')
     for c, spec in columns.items():
-        if c not in META_COLUMNS: refuse(f'columns maps {c!r}; expected some of {", ".join(META_COLUMNS)}' + (", and observations in labels" if c in OBSERVATIONS else ''))
-        if spec is not None and (not isinstance(spec, str) or not spec): refuse(f'columns maps {c} to {spec!r}; expected the name of a column')
+        if c not in META_COLUMNS:
+            refuse(
+                f'columns maps {c!r}; expected some of {", ".join(META_COLUMNS)}'
+                + (", and observations in labels" if c in OBSERVATIONS else '')
+            )
+        if spec is not None and (not isinstance(spec, str) or not spec):
+            refuse(f'columns maps {c} to {spec!r}; expected the name of a column')
     for c, words in values.items():
-        if c not in ('labels', *META_COLUMNS[1:]): refuse(f"values explains {c!r}; expected some of labels, {', '.join(META_COLUMNS[1:])}")
-        if not isinstance(words, Mapping): refuse(f'values explains {c} with {words!r}; expected a dictionary, word -> meaning')
+        if c not in ('labels', *META_COLUMNS[1:]):
+            refuse(f"values explains {c!r}; expected some of labels, {', '.join(META_COLUMNS[1:])}")
+        if not isinstance(words, Mapping):
+            refuse(f'values explains {c} with {words!r}; expected a dictionary, word -> meaning')
         for word, meaning in words.items():
             legal = (1, 0, -1) if c == 'labels' else ALLOWED.get(c)
-            if meaning is not None and (isinstance(meaning, bool) or legal and meaning not in legal): refuse(f'values says that {word!r} means {meaning!r} in {c}; expected {", ".join(map(str, legal))} or None')
-    if isinstance(labels, str): return
+            if meaning is not None and (isinstance(meaning, bool) or legal and meaning not in legal):
+                refuse(
+                    f'values says that {word!r} means {meaning!r} in {c}; expected {", ".join(map(str, legal))} or None'
+                )
+    if isinstance(labels, str):
+        return
     observations = labels.get('names') or {} if 'column' in labels else {o: o for o in labels}
     for o, spec in [] if 'column' in labels else labels.items():
-        if spec is not None and not isinstance(spec, str) and not (isinstance(spec, (list, tuple)) and spec and all(isinstance(s, str) for s in spec)): refuse(f'labels maps {o} to {spec!r}; expected the name of a column, or a list of names')
-    if 'column' in labels and (set(labels) - {'column', 'delimiter', 'names'} or not isinstance(labels['column'], str) or not labels.get('delimiter', '|') or not isinstance(observations, Mapping)):
-        refuse("labels describes a column of names; expected 'column', 'delimiter' (a text) and 'names' (a dictionary)")
+        if (
+            spec is not None
+            and not isinstance(spec, str)
+            and not (isinstance(spec, (list, tuple)) and spec and all(isinstance(s, str) for s in spec))
+        ):
+            refuse(f'labels maps {o} to {spec!r}; expected the name of a column, or a list of names')
+    if 'column' in labels and (
+        set(labels) - {'column', 'delimiter', 'names'}
+        or not isinstance(labels['column'], str)
+        or not labels.get('delimiter', '|')
+        or not isinstance(observations, Mapping)
+    ):
+        refuse(
+            "labels describes a column of names; expected 'column', 'delimiter' (a text) and 'names' (a dictionary)"
+        )
     for o in observations.values():
-        if o is not None and o not in OBSERVATIONS: refuse(f'labels names the observation {o!r}; expected some of {", ".join(OBSERVATIONS)}')
+        if o is not None and o not in OBSERVATIONS:
+            refuse(f'labels names the observation {o!r}; expected some of {", ".join(OBSERVATIONS)}')
 
-def _pieces(raw:pd.DataFrame, spec:str) -> tuple: # what a pattern is made of, and the columns among it
+
+def _pieces(raw: pd.DataFrame, spec: str) -> tuple:  # what a pattern is made of, and the columns among it
     "Take a mapping's 'images/{id}.png' apart; the name of a column is one piece"
-    if spec.strip() in raw: return [spec.strip()], [spec.strip()]
+    if spec.strip() in raw:
+        return [spec.strip()], [spec.strip()]
     pieces = re.split(r'\{([^{}]+)\}', spec)
     return pieces, pieces if len(pieces) == 1 else pieces[1::2]
 
-def _cells(raw:pd.DataFrame, spec:str, what:str, path) -> pd.Series: # text without the spaces around it, or missing
+
+def _cells(
+    raw: pd.DataFrame, spec: str, what: str, path
+) -> pd.Series:  # text without the spaces around it, or missing
     "The cells that a mapping names: a column, or a pattern such as 'images/{id}.png'"
     pieces, names = _pieces(raw, spec)
     for name in names:
-        if name not in raw: raise StudyTableError(f'{path}: {what} is mapped to the column {name!r}, which is not there; it has {", ".join(map(str, raw.columns))}. Correct the mapping (the arguments, or mapping.json).')
+        if name not in raw:
+            raise StudyTableError(
+                f'{path}: {what} is mapped to the column {name!r}, which is not there; it has {", ".join(map(str, raw.columns))}. Correct the mapping (the arguments, or mapping.json).'
+            )
     cells = {n: (text := raw[n].str.strip()).where(text.notna() & (text != '')).astype(object) for n in names}
-    if len(pieces) == 1: return cells[names[0]]
+    if len(pieces) == 1:
+        return cells[names[0]]
     whole = pieces[0] + cells[names[0]] + pieces[2]
-    for name, between in zip(pieces[3::2], pieces[4::2]): whole = whole + cells[name] + between
+    for name, between in zip(pieces[3::2], pieces[4::2]):
+        whole = whole + cells[name] + between
     return whole
 
-def _meaning(cells:pd.Series, column:str, words:Mapping, shown:str, path) -> pd.Series: # the study table's own values
+
+def _meaning(
+    cells: pd.Series, column: str, words: Mapping, shown: str, path
+) -> pd.Series:  # the study table's own values
     "Translate words; a word that nobody explained is refused with its row"
     key = lambda word: re.sub(r'^([+-]?\d+)\.0*$', r'\1', str(word).strip().casefold())
     known = {key(w): m for w, m in [*_WORDS.get(column, {}).items(), *words.items()]}
@@ -83,102 +179,196 @@ def _meaning(cells:pd.Series, column:str, words:Mapping, shown:str, path) -> pd.
         legal = '1, 0, -1' if column == 'labels' else ', '.join(ALLOWED[column])
         bad = cells.notna() & ~keys.isin(known)
         first = cells[bad].iloc[0] if bad.any() else ''
-        refuse_rows(pd.DataFrame({shown: cells}), bad, path, shown, f"{legal} or empty. Say what such words mean: values={{'{column}': {{{first!r}: …}}}}")
+        refuse_rows(
+            pd.DataFrame({shown: cells}),
+            bad,
+            path,
+            shown,
+            f"{legal} or empty. Say what such words mean: values={{'{column}': {{{first!r}: …}}}}",
+        )
         return keys.map(known).astype(object)
     return cells.where(~keys.isin(known), keys.map(known)) if words else cells
 
-def _study_specs(raw:pd.DataFrame, columns:Mapping) -> dict: # column of the study table -> column of the file, or a pattern
+
+def _study_specs(
+    raw: pd.DataFrame, columns: Mapping
+) -> dict:  # column of the study table -> column of the file, or a pattern
     "What the mapping says, and else the columns of the same name, in whatever spelling; None: switched off"
     spelled = {plain_name(c): c for c in reversed(list(raw.columns)) if isinstance(c, str)}
     own = {c: c if c in raw else spelled.get(plain_name(c)) for c in META_COLUMNS}
     return {c: s for c, s in own.items() if s is not None} | {**columns}
 
-def _ages(cells:pd.Series) -> pd.Series:
+
+def _ages(cells: pd.Series) -> pd.Series:
     "Ages as DICOM writes them ('042Y', '6M') in years; other text as it is"
     given = cells.map({c: years_of(c) for c in cells.dropna().unique() if re.search('[DWMYdwmy]', str(c))})
     return cells.where(given.isna(), given)
 
-def _study_columns(raw:pd.DataFrame, columns:Mapping, values:Mapping, path) -> dict:
+
+def _study_columns(raw: pd.DataFrame, columns: Mapping, values: Mapping, path) -> dict:
     "The columns of the study table but the observations, those that the file has"
     specs = {c: s for c, s in _study_specs(raw, columns).items() if s is not None}
     found = {}
     for c in sorted(specs, key=META_COLUMNS.index):
         itself = c != 'image' and specs[c] == 'image' and 'image' not in raw and 'image' in found
-        found[c] = found['image'] if itself else _meaning(_cells(raw, specs[c], c, path), c, values.get(c, {}), specs[c], path)
-        if c == 'age': found[c] = _ages(found[c])
-        if c == 'image': found[c] = found[c].str.replace('\\', '/').str.replace(r'^(\./)+', '', regex=True)
+        found[c] = (
+            found['image']
+            if itself
+            else _meaning(_cells(raw, specs[c], c, path), c, values.get(c, {}), specs[c], path)
+        )
+        if c == 'age':
+            found[c] = _ages(found[c])
+        if c == 'image':
+            found[c] = found[c].str.replace('\\', '/').str.replace(r'^(\./)+', '', regex=True)
     return found
 
-def _listed(cells:pd.Series, labels:Mapping, path, exclusions) -> pd.DataFrame:
+
+def _listed(cells: pd.Series, labels: Mapping, path, exclusions) -> pd.DataFrame:
     "The observations of a column that lists names"
-    split = cells.map({c: {n for n in (part.strip() for part in c.split(labels.get('delimiter', '|'))) if n} for c in cells.dropna().unique()})
+    split = cells.map(
+        {
+            c: {n for n in (part.strip() for part in c.split(labels.get('delimiter', '|'))) if n}
+            for c in cells.dropna().unique()
+        }
+    )
     every = sorted(set().union(*split.dropna()))
-    if not labels.get('names'): find_observations(every, f'{path}: {labels["column"]}', exclusions if exclusions is not None else Exclusions())      # for its remarks
-    names = labels.get('names') or {n: observation_name(n) for n in every if observation_name(n)} or {o: o for o in OBSERVATIONS}
+    if not labels.get('names'):
+        find_observations(
+            every, f'{path}: {labels["column"]}', exclusions if exclusions is not None else Exclusions()
+        )  # for its remarks
+    names = (
+        labels.get('names')
+        or {n: observation_name(n) for n in every if observation_name(n)}
+        or {o: o for o in OBSERVATIONS}
+    )
     known = {n.casefold(): o for n, o in names.items()}
-    unknown = split.map(lambda s: next((n for n in sorted(s) if n.casefold() not in known), None) if isinstance(s, set) else None)
+    unknown = split.map(
+        lambda s: (
+            next((n for n in sorted(s) if n.casefold() not in known), None) if isinstance(s, set) else None
+        )
+    )
     if unknown.notna().any():
-        refuse_rows(pd.DataFrame({labels['column']: unknown}), unknown.notna(), path, labels['column'], f"names out of {', '.join(labels.get('names') or OBSERVATIONS)}. Say what others mean: labels={{'column': …, 'names': {{{unknown.dropna().iloc[0]!r}: an observation or None}}}}")
+        refuse_rows(
+            pd.DataFrame({labels['column']: unknown}),
+            unknown.notna(),
+            path,
+            labels['column'],
+            f"names out of {', '.join(labels.get('names') or OBSERVATIONS)}. Say what others mean: labels={{'column': …, 'names': {{{unknown.dropna().iloc[0]!r}: an observation or None}}}}",
+        )
     lower = split.map(lambda s: {n.casefold() for n in s} if isinstance(s, set) else s)
-    if not labels.get('names'): known = {n.casefold(): names[n] for n in every}
-    return map_labels(pd.DataFrame({n: lower.map(lambda s: float(n in s) if isinstance(s, set) else np.nan).astype(float) for n in known}, index=cells.index), known)
+    if not labels.get('names'):
+        known = {n.casefold(): names[n] for n in every}
+    return map_labels(
+        pd.DataFrame(
+            {
+                n: lower.map(lambda s: float(n in s) if isinstance(s, set) else np.nan).astype(float)
+                for n in known
+            },
+            index=cells.index,
+        ),
+        known,
+    )
 
-def _as_list(spec) -> list: return [spec] if isinstance(spec, str) else list(spec or ())
 
-def _label_specs(raw:pd.DataFrame, columns:Mapping, labels:Mapping, path, exclusions) -> dict: # observation -> its columns or patterns
+def _as_list(spec) -> list:
+    return [spec] if isinstance(spec, str) else list(spec or ())
+
+
+def _label_specs(
+    raw: pd.DataFrame, columns: Mapping, labels: Mapping, path, exclusions
+) -> dict:  # observation -> its columns or patterns
     "What the mapping says, and of the other columns those whose names are understood"
-    used = [s for s in _study_specs(raw, columns).values() if s] + [s for spec in labels.values() for s in _as_list(spec)]
+    used = [s for s in _study_specs(raw, columns).values() if s] + [
+        s for spec in labels.values() for s in _as_list(spec)
+    ]
     taken = {c for s in used for c in _pieces(raw, s)[1]}
     off = {plain_name(o) for o, spec in labels.items() if spec is None}
     free = [c for c in raw if c not in taken and observation_name(c) not in labels]
-    return {o: names for o, names in find_observations(free, path, exclusions).items() if plain_name(o) not in off} | {o: _as_list(s) for o, s in labels.items() if s is not None}
+    return {
+        o: names for o, names in find_observations(free, path, exclusions).items() if plain_name(o) not in off
+    } | {o: _as_list(s) for o, s in labels.items() if s is not None}
 
-def _observations(raw:pd.DataFrame, columns:Mapping, labels, values:Mapping, path, exclusions) -> pd.DataFrame:
+
+def _observations(
+    raw: pd.DataFrame, columns: Mapping, labels, values: Mapping, path, exclusions
+) -> pd.DataFrame:
     "The 14 observations; a column for one that the file does not have is missing"
-    if isinstance(labels, str): labels = {'column': labels}
-    if 'column' in labels: return _listed(_cells(raw, labels['column'], 'labels', path), labels, path, exclusions)
+    if isinstance(labels, str):
+        labels = {'column': labels}
+    if 'column' in labels:
+        return _listed(_cells(raw, labels['column'], 'labels', path), labels, path, exclusions)
     read = {}
     for o, specs in _label_specs(raw, columns, labels, path, exclusions).items():
-        parts = pd.concat([_meaning(_cells(raw, s, o, path), 'labels', values.get('labels', {}), s, path).astype(float) for s in specs], axis=1)
-        if o in labels: read[o] = map_labels(parts.set_axis(range(len(specs)), axis=1), dict.fromkeys(range(len(specs)), o))[o]
-        else: read[o] = join_observation(parts, o, str(path), specs, exclusions)
+        parts = pd.concat(
+            [
+                _meaning(_cells(raw, s, o, path), 'labels', values.get('labels', {}), s, path).astype(float)
+                for s in specs
+            ],
+            axis=1,
+        )
+        if o in labels:
+            read[o] = map_labels(
+                parts.set_axis(range(len(specs)), axis=1), dict.fromkeys(range(len(specs)), o)
+            )[o]
+        else:
+            read[o] = join_observation(parts, o, str(path), specs, exclusions)
     return pd.DataFrame(read, index=raw.index).reindex(columns=list(OBSERVATIONS)).astype(float)
 
-def _say_unused(raw:pd.DataFrame, columns:Mapping, labels, values:Mapping, path, exclusions) -> list: # columns that look like labels
+
+def _say_unused(
+    raw: pd.DataFrame, columns: Mapping, labels, values: Mapping, path, exclusions
+) -> list:  # columns that look like labels
     "Remark on columns that nothing was read from"
     listed = isinstance(labels, str) or 'column' in labels
-    if listed: labels = {'labels': labels if isinstance(labels, str) else labels['column']}
-    used = [s for s in _study_specs(raw, columns).values() if s] + [s for spec in labels.values() for s in _as_list(spec)]
+    if listed:
+        labels = {'labels': labels if isinstance(labels, str) else labels['column']}
+    used = [s for s in _study_specs(raw, columns).values() if s] + [
+        s for spec in labels.values() for s in _as_list(spec)
+    ]
     taken = {c for s in used for c in _pieces(raw, s)[1]} | {c for c in columns if columns[c] is None}
     unused = [c for c in raw if c not in taken and (listed or not observation_name(c))]
     words = {str(w).strip().casefold() for w in (*_WORDS['labels'], *values.get('labels', {}))}
+
     def like_labels(cells):
         filled = {re.sub(r'\.0*$', '', str(c).strip().casefold()) for c in cells.dropna().unique()} - {''}
         return bool(filled) and filled <= words
+
     marked = [c for c in unused if like_labels(raw[c])]
     others = [c for c in unused if c not in marked]
-    if marked: add_remark(exclusions, f'{path}: not used, though it looks like labels, because its name is not understood: {", ".join(marked)}. Say what it means: labels={{\'an observation\': {marked[0]!r}}}')
-    if others: add_remark(exclusions, f'{path}: not used: {", ".join(others)}')
+    if marked:
+        add_remark(
+            exclusions,
+            f'{path}: not used, though it looks like labels, because its name is not understood: {", ".join(marked)}. Say what it means: labels={{\'an observation\': {marked[0]!r}}}',
+        )
+    if others:
+        add_remark(exclusions, f'{path}: not used: {", ".join(others)}')
     return marked
+
 
 _TEXT = dict(dtype=str, keep_default_na=False, na_values=[''])
 
-def _numbered(patient:pd.Series) -> pd.Series: # 'patient-1', 'patient-2', …
+
+def _numbered(patient: pd.Series) -> pd.Series:  # 'patient-1', 'patient-2', …
     return patient + '-' + (patient.groupby(patient).cumcount() + 1).astype(str)
 
+
 def load_csv(
-    root:str|Path, # folder that the image paths are relative to
-    *, table:str='studies.csv', # the CSV, relative to `root`; `.csv.gz` too
-    columns:Mapping[str, str|None]|None=None, # column of the study table -> column of the file, or a pattern such as 'images/{id}.png'
-    labels:Mapping|str|None=None, # observation -> column(s) of the file; or a column that lists names, with 'column', 'delimiter' and 'names'
-    values:Mapping[str, Mapping]|None=None, # 'labels', 'sex', 'view', … -> what its words mean
-    missing:str='refuse', # images that are not there: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None # list for what is left out
-) -> pd.DataFrame: # study table
+    root: str | Path,  # folder that the image paths are relative to
+    *,
+    table: str = 'studies.csv',  # the CSV, relative to `root`; `.csv.gz` too
+    columns: Mapping[str, str | None]
+    | None = None,  # column of the study table -> column of the file, or a pattern such as 'images/{id}.png'
+    labels: Mapping
+    | str
+    | None = None,  # observation -> column(s) of the file; or a column that lists names, with 'column', 'delimiter' and 'names'
+    values: Mapping[str, Mapping] | None = None,  # 'labels', 'sex', 'view', … -> what its words mean
+    missing: str = 'refuse',  # images that are not there: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+) -> pd.DataFrame:  # study table
     "A CSV and a folder of images as a study table; what the arguments leave open is read from `mapping.json` in the root"
-    root, path = Path(root), Path(root)/table
+    root, path = Path(root), Path(root) / table
     given = dict(zip(_MAPPING, (columns, labels, values)))
-    kept = read_mapping(root/'mapping.json') if None in given.values() else {}
+    kept = read_mapping(root / 'mapping.json') if None in given.values() else {}
     said_of_labels = labels is not None or 'labels' in kept
     columns, labels, values = (kept.get(k, {}) if v is None else v for k, v in given.items())
     _check_mapping(columns, labels, values, path)
@@ -186,9 +376,19 @@ def load_csv(
     raw = read_csv(path, exclusions=said, **_TEXT)
     found = _study_columns(raw, columns, values, path)
     has = ', '.join(map(str, raw.columns))
-    if 'image' not in found: raise StudyTableError(f"{path}: no column image; it has {has}. Name it: columns={{'image': …}}")
-    if 'patient_id' not in found: raise StudyTableError(f"{path}: no column patient_id; it has {has}. Splits are by patient, so name it: columns={{'patient_id': …}}; if each image is a patient of its own, say so: columns={{'patient_id': 'image'}}")
-    refuse_rows(pd.DataFrame(found), found['patient_id'].isna(), path, 'patient_id', "a patient. Name one; or, if each image is a patient of its own, say so: columns={'patient_id': 'image'}")
+    if 'image' not in found:
+        raise StudyTableError(f"{path}: no column image; it has {has}. Name it: columns={{'image': …}}")
+    if 'patient_id' not in found:
+        raise StudyTableError(
+            f"{path}: no column patient_id; it has {has}. Splits are by patient, so name it: columns={{'patient_id': …}}; if each image is a patient of its own, say so: columns={{'patient_id': 'image'}}"
+        )
+    refuse_rows(
+        pd.DataFrame(found),
+        found['patient_id'].isna(),
+        path,
+        'patient_id',
+        "a patient. Name one; or, if each image is a patient of its own, say so: columns={'patient_id': 'image'}",
+    )
     if 'study_id' in found and found['study_id'].isna().all():
         add_remark(said, f'{path}: study_id is empty: each image counts as a study of its own')
         del found['study_id']
@@ -198,165 +398,305 @@ def load_csv(
     studies = pd.DataFrame({**{c: found.get(c) for c in META_COLUMNS}, **observations}, index=raw.index)
     studies = validate_studies(studies, str(path), root, raw.index, missing, exclusions)
     if not said_of_labels and not _label_specs(raw, columns, labels, path, Exclusions()):
-        raise StudyTableError(f"{path}: no column is understood as an observation; it has {has}. Name the labels: labels={{'Edema': {(marked or ['a column'])[0]!r}}}; if there are none, say so: labels={{}}")
-    check_shared_patients(studies, str(path), "Name the column that tells patients apart: columns={'patient_id': …}; or, if each image is a patient of its own, say so: columns={'patient_id': 'image'}", said)
+        raise StudyTableError(
+            f"{path}: no column is understood as an observation; it has {has}. Name the labels: labels={{'Edema': {(marked or ['a column'])[0]!r}}}; if there are none, say so: labels={{}}"
+        )
+    check_shared_patients(
+        studies,
+        str(path),
+        "Name the column that tells patients apart: columns={'patient_id': …}; or, if each image is a patient of its own, say so: columns={'patient_id': 'image'}",
+        said,
+    )
     if exclusions is None:
-        for text in said.remarks: warnings.warn(text, stacklevel=2)
+        for text in said.remarks:
+            warnings.warn(text, stacklevel=2)
     return studies
 
 # %% ../../nbs/chapters/04_data/08_folders.ipynb #6a8ba97d
 def dicom_secret(
-    path:str|Path|None=None # where it is kept; `data/.dicom-secret` under the project's root if None
-) -> bytes: # 32 bytes
+    path: str | Path | None = None,  # where it is kept; `data/.dicom-secret` under the project's root if None
+) -> bytes:  # 32 bytes
     "The key that DICOM identifiers are hashed with: made at the first call, readable by its owner only, the same ever after"
-    path = Path(path or project_root()/'data'/'.dicom-secret')
+    path = Path(path or project_root() / 'data' / '.dicom-secret')
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, new = tempfile.mkstemp(dir=path.parent, prefix='.dicom-secret-')       # its mode is 0600
+        handle, new = tempfile.mkstemp(dir=path.parent, prefix='.dicom-secret-')  # its mode is 0600
         try:
-            with os.fdopen(handle, 'w') as file: file.write(secrets.token_hex(32) + '\n'); file.flush(); os.fsync(file.fileno())
-            try: os.link(new, path)                                                    # unlike a rename, never replaces what another process has just made
-            except FileExistsError: pass
-            except OSError: os.replace(new, path)                                      # a file system without links
-        finally: Path(new).unlink(missing_ok=True)
-    try: text = path.read_text(encoding='ascii').strip()
+            with os.fdopen(handle, 'w') as file:
+                file.write(secrets.token_hex(32) + '\n')
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(new, path)  # unlike a rename, never replaces what another process has just made
+            except FileExistsError:
+                pass
+            except OSError:
+                os.replace(new, path)  # a file system without links
+        finally:
+            Path(new).unlink(missing_ok=True)
+    try:
+        text = path.read_text(encoding='ascii').strip()
     except (OSError, UnicodeDecodeError) as e:
         stop_on_machine_error(e, path)
         text = ''
-    if not re.fullmatch('[0-9a-f]{64}', text): raise ValueError(f'{path}: not a readable key of 64 hexadecimal digits. Restore it from a copy or make it readable; or delete it, but then all identifiers and splits change.')
+    if not re.fullmatch('[0-9a-f]{64}', text):
+        raise ValueError(
+            f'{path}: not a readable key of 64 hexadecimal digits. Restore it from a copy or make it readable; or delete it, but then all identifiers and splits change.'
+        )
     return bytes.fromhex(text)
 
+
 def dicom_files(
-    root:str|Path # a folder
-) -> list: # paths relative to `root`, with slashes, sorted
+    root: str | Path,  # a folder
+) -> list:  # paths relative to `root`, with slashes, sorted
     "Every file under a folder that may be DICOM; linked folders are followed, each once"
+
     def refuse(e):
         stop_on_machine_error(e, e.filename)
-        raise StudyTableError(f'{e.filename}: cannot be listed ({e.strerror}). Check the root folder and its permissions.')
+        raise StudyTableError(
+            f'{e.filename}: cannot be listed ({e.strerror}). Check the root folder and its permissions.'
+        )
+
     root, seen, names = Path(root), set(), []
     for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
-        if real in seen: folders.clear(); continue
+        if real in seen:
+            folders.clear()
+            continue
         seen.add(real)
         folders[:] = sorted(f for f in folders if f[0] != '.' and not is_clutter(f))
-        names += [Path(folder, f).relative_to(root).as_posix() for f in files if f[0] != '.' and f.upper() != 'DICOMDIR' and not is_clutter(f)]
+        names += [
+            Path(folder, f).relative_to(root).as_posix()
+            for f in files
+            if f[0] != '.' and f.upper() != 'DICOMDIR' and not is_clutter(f)
+        ]
     return sorted(names)
 
 # %% ../../nbs/chapters/04_data/08_folders.ipynb #a7c1e051
 def film_name(
-    path:str, # of a DICOM file, relative to its root, with slashes
-    secret:bytes # key, as from `dicom_secret`
-) -> str: # 'film-' and 16 hexadecimal digits, '.dcm'
+    path: str,  # of a DICOM file, relative to its root, with slashes
+    secret: bytes,  # key, as from `dicom_secret`
+) -> str:  # 'film-' and 16 hexadecimal digits, '.dcm'
     "The name of a film that says nothing of its path"
     return f'film-{keyed_hash(secret, "path", path.encode("utf-8", "surrogateescape").hex())}.dcm'
 
+
 _HASHING = threading.Lock()
+
 
 @lru_cache(maxsize=8)
 def _films_under(root, secret):
     "Where each film of a folder lies, by its name: kept in memory only"
     return {film_name(path, secret): path for path in dicom_files(root)}
 
+
 def film_path(
-    path:str|Path # root folder and the name of a film, or any other path
-) -> Path: # where the file is; a path that is no film's name stays as it is
+    path: str | Path,  # root folder and the name of a film, or any other path
+) -> Path:  # where the file is; a path that is no film's name stays as it is
     "Find the file of a film by its name; raises `RadiographError` where the key or the file is another"
     path = Path(path)
-    if not is_film_name(path) or path.is_file(): return path
-    key = project_root()/'data'/'.dicom-secret'
-    if not key.is_file(): raise RadiographError(f'{path}: a film under a keyed name, but the key {key} is not here. Bring it, or run the exploration again.')
-    with _HASHING: found = _films_under(str(path.parent), dicom_secret())
-    if path.name not in found: raise RadiographError(f'{path}: no film of this name is in the folder: it was renamed or removed, or the key in {key} is another one. Run the exploration again.')
-    return path.parent/found[path.name]
+    if not is_film_name(path) or path.is_file():
+        return path
+    key = project_root() / 'data' / '.dicom-secret'
+    if not key.is_file():
+        raise RadiographError(
+            f'{path}: a film under a keyed name, but the key {key} is not here. Bring it, or run the exploration again.'
+        )
+    with _HASHING:
+        found = _films_under(str(path.parent), dicom_secret())
+    if path.name not in found:
+        raise RadiographError(
+            f'{path}: no film of this name is in the folder: it was renamed or removed, or the key in {key} is another one. Run the exploration again.'
+        )
+    return path.parent / found[path.name]
 
 # %% ../../nbs/chapters/04_data/08_folders.ipynb #a7c1e052
-def _why_not(facts:dict) -> str|None: # None: a chest film
-    if 'error' in facts: return facts['error']
-    if facts['modality'] not in RADIOGRAPHS: return f'not a radiograph: its modality is {facts["modality"] or "not given"}'
-    if facts['refused']: return facts['refused'] if facts['refused'].startswith('no decoder') else facts['refused'].split(':')[0]
-    if facts['chest'] is False: return 'another part of the body'
+def _why_not(facts: dict) -> str | None:  # None: a chest film
+    if 'error' in facts:
+        return facts['error']
+    if facts['modality'] not in RADIOGRAPHS:
+        return f'not a radiograph: its modality is {facts["modality"] or "not given"}'
+    if facts['refused']:
+        return (
+            facts['refused'] if facts['refused'].startswith('no decoder') else facts['refused'].split(':')[0]
+        )
+    if facts['chest'] is False:
+        return 'another part of the body'
     return 'text is burned into the picture' if facts['burned_in'] else None
 
-def _read_labels(path:Path, films:Mapping, root:Path, missing:str, exclusions) -> pd.DataFrame: # study columns it has and the 14 observations, by name of the film
+
+def _read_labels(
+    path: Path, films: Mapping, root: Path, missing: str, exclusions
+) -> pd.DataFrame:  # study columns it has and the 14 observations, by name of the film
     "labels.csv, whose `image` is a path (or a name) among `films`, {path: name}"
     raw = read_csv(path, ('image',), ('image',), exclusions=exclusions, **_TEXT)
     taken = {c for c in _study_specs(raw, {}).values()}
     extra = [c for c in raw if c not in taken and not observation_name(c)]
-    if extra: raise StudyTableError(f'{path}: the column {extra[0]!r} is neither an observation nor one of {", ".join(META_COLUMNS)}. Rename it, or take it out.')
-    table = pd.DataFrame({**_study_columns(raw, {}, {}, path), **_observations(raw, {}, {}, {}, path, exclusions)}, index=raw.index)
+    if extra:
+        raise StudyTableError(
+            f'{path}: the column {extra[0]!r} is neither an observation nor one of {", ".join(META_COLUMNS)}. Rename it, or take it out.'
+        )
+    table = pd.DataFrame(
+        {**_study_columns(raw, {}, {}, path), **_observations(raw, {}, {}, {}, path, exclusions)},
+        index=raw.index,
+    )
     table['image'] = below_root(table.image, root)
     refuse_rows(table, escapes_root(table.image), path, 'image', f'a path inside {root}')
     refuse_rows(table, table.image.duplicated(), path, 'image', 'each image once')
     names = dict(films) | {name: name for name in films.values()}
     absent = ~table.image.isin(names)
-    if missing == 'refuse': refuse_rows(table, absent, path, 'image', f"a DICOM file under {root}. Correct it, or leave such rows out with missing='exclude'")
-    kept = all(path == name for path, name in films.items())                          # else no path may get into the list
+    if missing == 'refuse':
+        refuse_rows(
+            table,
+            absent,
+            path,
+            'image',
+            f"a DICOM file under {root}. Correct it, or leave such rows out with missing='exclude'",
+        )
+    kept = all(path == name for path, name in films.items())  # else no path may get into the list
     table['image'] = table.image.map(lambda given: names.get(given, given if kept else '(not shown)'))
     table = leave_out(table, absent, 'no such DICOM file', exclusions)
     refuse_rows(table, table.image.duplicated(), path, 'image', 'each image once')
     return table.set_index('image')
 
-def _say_parts(films:pd.DataFrame, root:Path, exclusions):
+
+def _say_parts(films: pd.DataFrame, root: Path, exclusions):
     "Remark on words for the part of the body that nobody understood; their films stay"
     words = films.part[films.reason.isna()].value_counts() if 'part' in films else ()
-    if not len(words): return
+    if not len(words):
+        return
     shown = ', '.join(f'{word} ({n})' for word, n in words.items())
-    add_remark(exclusions, f'{root}: {words.sum()} films stay though the part of the body that their headers name is not understood: {shown}. Look at them, and leave other parts out')
+    add_remark(
+        exclusions,
+        f'{root}: {words.sum()} films stay though the part of the body that their headers name is not understood: {shown}. Look at them, and leave other parts out',
+    )
 
-def _by_study(films:pd.DataFrame, root:Path, exclusions) -> pd.DataFrame:
+
+def _by_study(films: pd.DataFrame, root: Path, exclusions) -> pd.DataFrame:
     "Each study as a patient of its own"
-    add_remark(exclusions, f'{root}: patients are not told apart: each study counts as one, so intervals are too narrow and splits may share patients')
-    return films.assign(patient_id=films.study_id.where(films.study_id.notna(), films.film_id), placeholder=False)
+    add_remark(
+        exclusions,
+        f'{root}: patients are not told apart: each study counts as one, so intervals are too narrow and splits may share patients',
+    )
+    return films.assign(
+        patient_id=films.study_id.where(films.study_id.notna(), films.film_id), placeholder=False
+    )
+
 
 def load_dicom(
-    root:str|Path, # folder with DICOM files at any depth
-    *, labels:str|Path|None=None, # CSV with the column `image` and observations, relative to `root`; `labels.csv`, if it is there, if None
-    missing:str='refuse', # rows of `labels` without a film: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None, # list for what is left out
-    note_tag:str|None=None, # one of `cxr_lib.data.dicom.NOTE_TAGS`, to read as the note; such text may name people
-    keep_names:bool=False, # name films by their paths, which may name people; else by keyed hashes
-    patients:str='PatientID', # who is a patient: 'PatientID', or 'study' where anonymised films share one: each study counts as a patient
-    progress:bool=True # show a progress bar
-) -> pd.DataFrame: # study table without splits (unless `labels` has them); identifiers are keyed hashes
+    root: str | Path,  # folder with DICOM files at any depth
+    *,
+    labels: str
+    | Path
+    | None = None,  # CSV with the column `image` and observations, relative to `root`; `labels.csv`, if it is there, if None
+    missing: str = 'refuse',  # rows of `labels` without a film: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+    note_tag: str
+    | None = None,  # one of `cxr_lib.data.dicom.NOTE_TAGS`, to read as the note; such text may name people
+    keep_names: bool = False,  # name films by their paths, which may name people; else by keyed hashes
+    patients: str = 'PatientID',  # who is a patient: 'PatientID', or 'study' where anonymised films share one: each study counts as a patient
+    progress: bool = True,  # show a progress bar
+) -> pd.DataFrame:  # study table without splits (unless `labels` has them); identifiers are keyed hashes
     "A folder of DICOM files as a study table: the chest films in it, with what is not one listed"
     from cxr_lib.foundations.progress import progress_bar as tqdm
-    if missing not in ('refuse', 'exclude'): raise ValueError(f"missing is {missing!r}; expected 'refuse' or 'exclude'")
-    if note_tag not in (None, *NOTE_TAGS): raise ValueError(f'note_tag is {note_tag!r}; expected None or one of {", ".join(NOTE_TAGS)}')
-    if patients not in ('PatientID', 'study'): raise ValueError(f"patients is {patients!r}; expected 'PatientID' or 'study'")
+
+    if missing not in ('refuse', 'exclude'):
+        raise ValueError(f"missing is {missing!r}; expected 'refuse' or 'exclude'")
+    if note_tag not in (None, *NOTE_TAGS):
+        raise ValueError(f'note_tag is {note_tag!r}; expected None or one of {", ".join(NOTE_TAGS)}')
+    if patients not in ('PatientID', 'study'):
+        raise ValueError(f"patients is {patients!r}; expected 'PatientID' or 'study'")
     root, said = Path(root), exclusions if exclusions is not None else Exclusions()
     _films_under.cache_clear()
     names, secret = dicom_files(root), dicom_secret()
-    if note_tag: warnings.warn(f'note_tag={note_tag}: free text of a DICOM header may name people, places and dates. De-identify it before the table, a report or a model leaves this machine.', stacklevel=2)
+    if note_tag:
+        warnings.warn(
+            f'note_tag={note_tag}: free text of a DICOM header may name people, places and dates. De-identify it before the table, a report or a model leaves this machine.',
+            stacklevel=2,
+        )
+
     def look(name):
-        path = root/name
-        if path.suffix.lower() not in DICOM_SUFFIXES and not is_dicom(path): return None
-        try: return dicom_facts(path, secret, note_tag, part=True)
-        except RadiographError as e: return dict(error=re.split(r'[.:;]', str(e).removeprefix(f'{path}: '))[0])
-    pool = ThreadPoolExecutor()                                                        # mostly waits for the disk
-    try: seen = list(tqdm(pool.map(look, names), total=len(names), desc='reading headers', disable=not progress, mininterval=1))
-    finally: pool.shutdown(cancel_futures=True)
+        path = root / name
+        if path.suffix.lower() not in DICOM_SUFFIXES and not is_dicom(path):
+            return None
+        try:
+            return dicom_facts(path, secret, note_tag, part=True)
+        except RadiographError as e:
+            return dict(error=re.split(r'[.:;]', str(e).removeprefix(f'{path}: '))[0])
+
+    pool = ThreadPoolExecutor()  # mostly waits for the disk
+    try:
+        seen = list(
+            tqdm(
+                pool.map(look, names),
+                total=len(names),
+                desc='reading headers',
+                disable=not progress,
+                mininterval=1,
+            )
+        )
+    finally:
+        pool.shutdown(cancel_futures=True)
     found = [(n, f) for n, f in zip(names, seen) if f is not None]
-    if not found: raise StudyTableError(f'{root}: no DICOM files among its {len(names)} files. Check the root folder; files without the letters DICM need the ending .dcm.')
+    if not found:
+        raise StudyTableError(
+            f'{root}: no DICOM files among its {len(names)} files. Check the root folder; files without the letters DICM need the ending .dcm.'
+        )
     named = {n: n if keep_names else film_name(n, secret) for n, _ in found}
-    films = pd.DataFrame([{'image': named[n], 'reason': _why_not(f), 'note': None, **f} for n, f in found], index=pd.Index([str(root/named[n]) for n, _ in found], dtype=object))
+    films = pd.DataFrame(
+        [{'image': named[n], 'reason': _why_not(f), 'note': None, **f} for n, f in found],
+        index=pd.Index([str(root / named[n]) for n, _ in found], dtype=object),
+    )
     reasons = films.reason.value_counts()
-    if films.reason.notna().all(): raise StudyTableError(f'{root}: none of its {len(films)} DICOM files is a chest film: {"; ".join(f"{r} ({n})" for r, n in reasons.items())}')
-    for reason in reasons.index: films = leave_out(films, films.reason == reason, reason, exclusions)
-    films = leave_out(films, films.film_id.notna() & films.film_id.duplicated(), 'a second copy of a film', exclusions)
+    if films.reason.notna().all():
+        raise StudyTableError(
+            f'{root}: none of its {len(films)} DICOM files is a chest film: {"; ".join(f"{r} ({n})" for r, n in reasons.items())}'
+        )
+    for reason in reasons.index:
+        films = leave_out(films, films.reason == reason, reason, exclusions)
+    films = leave_out(
+        films, films.film_id.notna() & films.film_id.duplicated(), 'a second copy of a film', exclusions
+    )
     _say_parts(films, root, said)
-    if patients == 'study': films = _by_study(films, root, said)
+    if patients == 'study':
+        films = _by_study(films, root, said)
     table = films.reindex(columns=META_COLUMNS)
-    path = root/'labels.csv' if labels is None else root/labels
+    path = root / 'labels.csv' if labels is None else root / labels
     if labels is not None or path.is_file():
-        given = _read_labels(path, named, root, missing, exclusions).reindex(films.image).set_index(films.index)
-        for c in given: table[c] = given[c].astype(object).where(given[c].notna(), table[c]) if c in META_COLUMNS else given[c]
-    else: table = table.assign(**dict.fromkeys(OBSERVATIONS, np.nan))
-    table = leave_out(table, table.patient_id.isna(), "no PatientID: name the patient in a column patient_id of labels.csv", exclusions)
-    if not len(table): raise StudyTableError(f'{root}: none of its {len(films)} chest films has a PatientID. Name the patients in a column patient_id of labels.csv.')
+        given = (
+            _read_labels(path, named, root, missing, exclusions).reindex(films.image).set_index(films.index)
+        )
+        for c in given:
+            table[c] = (
+                given[c].astype(object).where(given[c].notna(), table[c]) if c in META_COLUMNS else given[c]
+            )
+    else:
+        table = table.assign(**dict.fromkeys(OBSERVATIONS, np.nan))
+    table = leave_out(
+        table,
+        table.patient_id.isna(),
+        "no PatientID: name the patient in a column patient_id of labels.csv",
+        exclusions,
+    )
+    if not len(table):
+        raise StudyTableError(
+            f'{root}: none of its {len(films)} chest films has a PatientID. Name the patients in a column patient_id of labels.csv.'
+        )
     table['study_id'] = table.study_id.where(table.study_id.notna(), _numbered(table.patient_id))
-    nobody = films.placeholder.reindex(table.index).eq(True).reset_index(drop=True) & table.patient_id.isin(films.patient_id).reset_index(drop=True)
-    table = validate_studies(table, str(root), None, table.index, missing, exclusions)                # the files are there: they have just been read
-    check_shared_patients(table, str(root), "Name the patients in a column patient_id of labels.csv; or let each study count as a patient: patients='study'", said, nobody)
+    nobody = films.placeholder.reindex(table.index).eq(True).reset_index(drop=True) & table.patient_id.isin(
+        films.patient_id
+    ).reset_index(drop=True)
+    table = validate_studies(
+        table, str(root), None, table.index, missing, exclusions
+    )  # the files are there: they have just been read
+    check_shared_patients(
+        table,
+        str(root),
+        "Name the patients in a column patient_id of labels.csv; or let each study count as a patient: patients='study'",
+        said,
+        nobody,
+    )
     if exclusions is None:
-        for text in said.remarks: warnings.warn(text, stacklevel=2)
+        for text in said.remarks:
+            warnings.warn(text, stacklevel=2)
     return table

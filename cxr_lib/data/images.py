@@ -13,209 +13,358 @@ from pathlib import Path
 from typing import Callable, Sequence
 import numpy as np, pandas as pd
 from .dicom import DICOM_SUFFIXES, film_range, is_film_name, read_dicom, spread, starts_as_dicom
-from ..foundations.core import MAX_PIXELS, RadiographError, atomic_path, content_key, is_file, read_json, stop_on_machine_error, write_json
+from cxr_lib.foundations.core import (
+    MAX_PIXELS,
+    RadiographError,
+    atomic_path,
+    content_key,
+    is_file,
+    read_json,
+    stop_on_machine_error,
+    write_json,
+)
 
 #: Version of the canonical form: raised by one whenever the same file gives other pixels, so that no older cache is taken for a newer one.
 PREPROCESSING = 3
 
-def _target(h, w, size, fit): # (height, width) of the whole film at the scale of the result
-    if fit not in ('pad', 'crop'): raise ValueError(f"fit is {fit!r}; expected 'pad' (nothing is lost) or 'crop' (no black bars)")
-    scale = size/(max(h, w) if fit == 'pad' else min(h, w))
-    return max(1, round(h*scale)), max(1, round(w*scale))
 
-def _square(image, h, w, size, fit): # of a film of h x w pixels, which `image` may show at a smaller scale
+def _target(h, w, size, fit):  # (height, width) of the whole film at the scale of the result
+    if fit not in ('pad', 'crop'):
+        raise ValueError(f"fit is {fit!r}; expected 'pad' (nothing is lost) or 'crop' (no black bars)")
+    scale = size / (max(h, w) if fit == 'pad' else min(h, w))
+    return max(1, round(h * scale)), max(1, round(w * scale))
+
+
+def _square(image, h, w, size, fit):  # of a film of h x w pixels, which `image` may show at a smaller scale
     import cv2
-    if fit == 'crop' and max(h, w) > 4*min(h, w):                                # a strip of 1 x 10,000 would become a giant before it is cut
-        most = 4*min(image.shape)
-        image = image[tuple(slice((n - most)//2, (n + most)//2) if n > most else slice(None) for n in image.shape)]
+
+    if fit == 'crop' and max(h, w) > 4 * min(
+        h, w
+    ):  # a strip of 1 x 10,000 would become a giant before it is cut
+        most = 4 * min(image.shape)
+        image = image[
+            tuple(slice((n - most) // 2, (n + most) // 2) if n > most else slice(None) for n in image.shape)
+        ]
         h, w = image.shape
     nh, nw = _target(h, w, size, fit)
-    small = cv2.resize(image, (nw, nh), interpolation=cv2.INTER_AREA if max(nh, nw) < max(image.shape) else cv2.INTER_LINEAR)
-    if fit == 'crop': return np.ascontiguousarray(small[(nh - size)//2:, (nw - size)//2:][:size, :size])
+    small = cv2.resize(
+        image, (nw, nh), interpolation=cv2.INTER_AREA if max(nh, nw) < max(image.shape) else cv2.INTER_LINEAR
+    )
+    if fit == 'crop':
+        return np.ascontiguousarray(small[(nh - size) // 2 :, (nw - size) // 2 :][:size, :size])
     out = np.zeros((size, size), np.uint8)
-    top, left = (size - nh)//2, (size - nw)//2
-    out[top:top+nh, left:left+nw] = small
+    top, left = (size - nh) // 2, (size - nw) // 2
+    out[top : top + nh, left : left + nw] = small
     return out
 
+
 def to_square(
-    image:np.ndarray, # (height, width) uint8
-    size:int, # side of the result in pixels
-    fit:str='pad' # 'pad' the shorter side with black, or 'crop' the longer one; both centred
-) -> np.ndarray: # (size, size) uint8
+    image: np.ndarray,  # (height, width) uint8
+    size: int,  # side of the result in pixels
+    fit: str = 'pad',  # 'pad' the shorter side with black, or 'crop' the longer one; both centred
+) -> np.ndarray:  # (size, size) uint8
     "Scale with the aspect ratio kept (area averaging when shrinking), then pad or crop"
     return _square(image, *image.shape, size, fit)
 
 # %% ../../nbs/chapters/04_data/02_images.ipynb #b371b1ad
 #: Formats that are tried, by Pillow's names; its JPEG includes the two pictures of phones (MPO).
 IMAGE_FORMATS = ('PNG', 'JPEG', 'TIFF', 'BMP', 'GIF', 'WEBP', 'PPM', 'JPEG2000')
-LARGEST_FILE = 1_000_000_000   # bytes; the largest film within `MAX_PIXELS` has 800 million as decimals of 64 bits
+LARGEST_FILE = (
+    1_000_000_000  # bytes; the largest film within `MAX_PIXELS` has 800 million as decimals of 64 bits
+)
 
-def _read_file(path): # None for a DICOM file, which is read by its own reader
+
+def _read_file(path):  # None for a DICOM file, which is read by its own reader
     "The bytes of a file. What fails here is the machine; what fails later, in memory, is the file"
-    if not is_file(path): raise RadiographError(f'{path}: no such file. Check the root folder and the image column of the study table.')
+    if not is_file(path):
+        raise RadiographError(
+            f'{path}: no such file. Check the root folder and the image column of the study table.'
+        )
     try:
         with path.open('rb') as file:
             head = file.read(132)
-            if not head: raise RadiographError(f'{path}: the file is empty. Download or copy it again.')
-            if starts_as_dicom(head) or path.suffix.lower() in DICOM_SUFFIXES: return None
-            if os.fstat(file.fileno()).st_size > LARGEST_FILE: raise RadiographError(f'{path}: more than {LARGEST_FILE:,} bytes. Remove it from the table or replace it.')
+            if not head:
+                raise RadiographError(f'{path}: the file is empty. Download or copy it again.')
+            if starts_as_dicom(head) or path.suffix.lower() in DICOM_SUFFIXES:
+                return None
+            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+                raise RadiographError(
+                    f'{path}: more than {LARGEST_FILE:,} bytes. Remove it from the table or replace it.'
+                )
             return head + file.read()
     except OSError as e:
         stop_on_machine_error(e, path)
-        raise RadiographError(f'{path}: no such file. Check the root folder and the image column of the study table.') from None
+        raise RadiographError(
+            f'{path}: no such file. Check the root folder and the image column of the study table.'
+        ) from None
 
-def _open(data, path): # a Pillow image, not decoded yet
+
+def _open(data, path):  # a Pillow image, not decoded yet
     from PIL import Image
+
     image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     width, height = image.size
-    if width*height > MAX_PIXELS: raise RadiographError(f'{path}: {width} x {height} pixels is more than the limit of {MAX_PIXELS:,}. Resize it first.')
-    frames = 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)       # MPO: the second picture is the same scene for a 3D screen, or smaller
-    if frames > 1: raise RadiographError(f'{path}: holds {frames} frames; a radiograph has one. Extract the frame you mean.')
+    if width * height > MAX_PIXELS:
+        raise RadiographError(
+            f'{path}: {width} x {height} pixels is more than the limit of {MAX_PIXELS:,}. Resize it first.'
+        )
+    frames = (
+        1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
+    )  # MPO: the second picture is the same scene for a 3D screen, or smaller
+    if frames > 1:
+        raise RadiographError(
+            f'{path}: holds {frames} frames; a radiograph has one. Extract the frame you mean.'
+        )
     return image
 
-def _orientation(image): # 1 to 8, as EXIF numbers it
+
+def _orientation(image):  # 1 to 8, as EXIF numbers it
     "Of EXIF data that cannot be read: 1"
-    try: number = int(image.getexif().get(0x0112, 1))
-    except Exception: return 1                       # junk makes Pillow raise nearly anything
+    try:
+        number = int(image.getexif().get(0x0112, 1))
+    except Exception:
+        return 1  # junk makes Pillow raise nearly anything
     return number if 1 <= number <= 8 else 1
 
-def _turned(film, orientation): # (height, width) or (width, height)
+
+def _turned(film, orientation):  # (height, width) or (width, height)
     "A stored film as it is to be seen"
-    if orientation >= 5: film = film.T
-    if orientation in (3, 4, 7, 8): film = film[::-1]
-    if orientation in (2, 3, 6, 7): film = film[:, ::-1]
+    if orientation >= 5:
+        film = film.T
+    if orientation in (3, 4, 7, 8):
+        film = film[::-1]
+    if orientation in (2, 3, 6, 7):
+        film = film[:, ::-1]
     return np.ascontiguousarray(film)
 
-def _on_black(image): # (height, width) uint8
+
+def _on_black(image):  # (height, width) uint8
     "An image of 8 bits in gray; where it is transparent, black"
     if image.has_transparency_data:
         image = image.convert('RGBA')
         gray, seen = np.asarray(image.convert('RGB').convert('L')), np.asarray(image.getchannel('A'))
-        return np.rint(gray*(seen/np.float32(255))).astype(np.uint8)
+        return np.rint(gray * (seen / np.float32(255))).astype(np.uint8)
     return np.asarray(image.convert('RGB').convert('L') if image.mode == 'P' else image.convert('L'))
 
-def _deep_values(image, data): # (height, width) integers or decimals; (height, width) 0 to 1 or None, how opaque
+
+def _deep_values(
+    image, data
+):  # (height, width) integers or decimals; (height, width) 0 to 1 or None, how opaque
     "An image of more than 8 bits"
     if image.mode.startswith(('I', 'F')):
         values = np.asarray(image)
         values = values.astype(values.dtype.newbyteorder('='))
         key = image.info.get('transparency')
         return values, (values != key).astype(np.float32) if isinstance(key, int) else None
-    import cv2                                       # 16 bits with colour or transparency: Pillow keeps the upper byte only
+    import cv2  # 16 bits with colour or transparency: Pillow keeps the upper byte only
+
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None: raise ValueError('broken data')
-    opaque = values[..., 3]/np.float32(65535) if values.ndim == 3 and values.shape[2] == 4 else None
-    if values.ndim == 3: values = cv2.cvtColor(np.ascontiguousarray(values[..., :3]), cv2.COLOR_BGR2GRAY)
+    if values is None:
+        raise ValueError('broken data')
+    opaque = values[..., 3] / np.float32(65535) if values.ndim == 3 and values.shape[2] == 4 else None
+    if values.ndim == 3:
+        values = cv2.cvtColor(np.ascontiguousarray(values[..., :3]), cv2.COLOR_BGR2GRAY)
     return values, opaque
 
-def _shown(values, opaque=None): # (height, width) uint8
+
+def _shown(values, opaque=None):  # (height, width) uint8
     "Deep values in their own range; transparent pixels are black and do not count for it"
     counted = values if opaque is None or not (opaque > 0).any() else values[opaque > 0]
-    if values.dtype.kind == 'f' and not np.isfinite(values).all(): raise ValueError('values that are not finite numbers')
+    if values.dtype.kind == 'f' and not np.isfinite(values).all():
+        raise ValueError('values that are not finite numbers')
     low, high = film_range(counted)
-    if values.dtype == np.uint16: film = np.rint(255*spread(np.arange(65536), low, high)).astype(np.uint8)[values]
-    else: film = np.concatenate([np.rint(255*spread(values[i:i+256], low, high)).astype(np.uint8) for i in range(0, len(values), 256)])
-    return film if opaque is None else np.rint(film*opaque).astype(np.uint8)
+    if values.dtype == np.uint16:
+        film = np.rint(255 * spread(np.arange(65536), low, high)).astype(np.uint8)[values]
+    else:
+        film = np.concatenate(
+            [
+                np.rint(255 * spread(values[i : i + 256], low, high)).astype(np.uint8)
+                for i in range(0, len(values), 256)
+            ]
+        )
+    return film if opaque is None else np.rint(film * opaque).astype(np.uint8)
 
-def _picture(data, path, size, fit): # (height, width) uint8, (height, width) of the film at full scale, and (width, height, mode) of the file
+
+def _picture(
+    data, path, size, fit
+):  # (height, width) uint8, (height, width) of the film at full scale, and (width, height, mode) of the file
     image = _open(data, path)
     (width, height), mode = image.size, image.mode
     deep = mode.startswith(('I', 'F')) or data[:4] == b'\x89PNG' and data[24] == 16
-    reversed_gray = deep and getattr(image, 'tag_v2', {}).get(262) == 0              # TIFF whose white is 0: Pillow resolves it for 8 bits only
+    reversed_gray = (
+        deep and getattr(image, 'tag_v2', {}).get(262) == 0
+    )  # TIFF whose white is 0: Pillow resolves it for 8 bits only
     scaled = None
-    if size and image.format in ('JPEG', 'MPO') and width*height > 1_000_000:
+    if size and image.format in ('JPEG', 'MPO') and width * height > 1_000_000:
         nh, nw = _target(height, width, size, fit)
-        scaled = image.draft('L', (2*nw, 2*nh))
+        scaled = image.draft('L', (2 * nw, 2 * nh))
     image.load()
-    if scaled: image = image.crop((0, 0, *(max(1, round(v)) for v in scaled[1][2:])))     # the last block may reach beyond the film
+    if scaled:
+        image = image.crop(
+            (0, 0, *(max(1, round(v)) for v in scaled[1][2:]))
+        )  # the last block may reach beyond the film
     orientation = _orientation(image)
-    try: film = _turned(_shown(*_deep_values(image, data)) if deep else _on_black(image), orientation)
+    try:
+        film = _turned(_shown(*_deep_values(image, data)) if deep else _on_black(image), orientation)
     except ValueError as e:
-        if 'finite' not in str(e): raise
+        if 'finite' not in str(e):
+            raise
         raise RadiographError(f'{path}: holds {e}. Export it again with 8 or 16 bits.') from None
     shape = film.shape if not scaled else (width, height) if orientation >= 5 else (height, width)
     return 255 - film if reversed_gray else film, shape, (width, height, mode)
 
+
 def _decode_film(path, size, fit):
     "Decode a film by its keyed name (chapter data.folders): what is said of it does not tell its path"
     from cxr_lib.data.folders import film_path
-    real = film_path(path)
-    try: return _decode(real, size, fit)
-    except RadiographError as e: raise RadiographError(f'{str(e).replace(str(real), str(path))} cxr_lib.data.folders.film_path tells which file it is.') from None
-    except OSError as e: raise OSError(e.errno, e.strerror, str(path)) from None
 
-def _decode(path, size=None, fit='pad'): # as from `_picture`
+    real = film_path(path)
+    try:
+        return _decode(real, size, fit)
+    except RadiographError as e:
+        raise RadiographError(
+            f'{str(e).replace(str(real), str(path))} cxr_lib.data.folders.film_path tells which file it is.'
+        ) from None
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from None
+
+
+def _decode(path, size=None, fit='pad'):  # as from `_picture`
     from PIL import Image, UnidentifiedImageError
+
     path = Path(path)
-    if is_film_name(path) and not is_file(path): return _decode_film(path, size, fit)
+    if is_film_name(path) and not is_file(path):
+        return _decode_film(path, size, fit)
     data = _read_file(path)
     if data is None:
         film = read_dicom(path)
         return film, film.shape, (film.shape[1], film.shape[0], 'DICOM')
-    try: return _picture(data, path, size, fit)
-    except UnidentifiedImageError: raise RadiographError(f'{path}: not an image file of a kind that is read ({", ".join(IMAGE_FORMATS)}, DICOM). Remove it from the table or replace it.') from None
-    except Image.DecompressionBombError: raise RadiographError(f'{path}: declares more pixels than the limit of {MAX_PIXELS:,}. Resize it first.') from None
-    except (RadiographError, MemoryError, ImportError): raise
-    except Exception as e:                                                        # on a damaged file Pillow raises nearly anything: OSError, SyntaxError, IndexError, TypeError
-        raise RadiographError(f'{path}: cannot be decoded ({e}). The file is damaged or cut short: download or copy it again.') from None
+    try:
+        return _picture(data, path, size, fit)
+    except UnidentifiedImageError:
+        raise RadiographError(
+            f'{path}: not an image file of a kind that is read ({", ".join(IMAGE_FORMATS)}, DICOM). Remove it from the table or replace it.'
+        ) from None
+    except Image.DecompressionBombError:
+        raise RadiographError(
+            f'{path}: declares more pixels than the limit of {MAX_PIXELS:,}. Resize it first.'
+        ) from None
+    except (RadiographError, MemoryError, ImportError):
+        raise
+    except (
+        Exception
+    ) as e:  # on a damaged file Pillow raises nearly anything: OSError, SyntaxError, IndexError, TypeError
+        raise RadiographError(
+            f'{path}: cannot be decoded ({e}). The file is damaged or cut short: download or copy it again.'
+        ) from None
+
 
 def read_gray(
-    path:str|Path, # a still image of one of `IMAGE_FORMATS`, or DICOM
-    size:int|None=None, # side of the square that the film is meant for: a large JPEG is decoded at a reduced scale of at least twice that; None: whole
-    fit:str='pad' # how it will be made square
-) -> np.ndarray: # (height, width) uint8
+    path: str | Path,  # a still image of one of `IMAGE_FORMATS`, or DICOM
+    size: int
+    | None = None,  # side of the square that the film is meant for: a large JPEG is decoded at a reduced scale of at least twice that; None: whole
+    fit: str = 'pad',  # how it will be made square
+) -> np.ndarray:  # (height, width) uint8
     "Decode a radiograph to 8-bit grayscale: 16-bit range scaled, palette resolved, EXIF orientation applied; raises `RadiographError`, and `OSError` where the machine fails"
     return _decode(path, size, fit)[0]
 
+
 def read_radiograph(
-    path:str|Path, # image file
-    size:int=224, # side in pixels
-    fit:str='pad' # 'pad' or 'crop'
-) -> np.ndarray: # (size, size) uint8
+    path: str | Path,  # image file
+    size: int = 224,  # side in pixels
+    fit: str = 'pad',  # 'pad' or 'crop'
+) -> np.ndarray:  # (size, size) uint8
     "A radiograph file in canonical form; raises `RadiographError`"
     film, shape, _ = _decode(path, size, fit)
     return _square(film, *shape, size, fit)
 
 # %% ../../nbs/chapters/04_data/02_images.ipynb #3559464f
-CHUNK = 32 # images that are decoded, checksummed and recorded together
+CHUNK = 32  # images that are decoded, checksummed and recorded together
 
-def _in_threads(work:Callable, n:int, workers=None, progress=False, desc='', chunk=CHUNK):
+
+def _in_threads(work: Callable, n: int, workers=None, progress=False, desc='', chunk=CHUNK):
     "Call work(first, last) for consecutive spans of `n` items"
     from cxr_lib.foundations.progress import progress_bar as tqdm
+
     spans = [(i, min(n, i + chunk)) for i in range(0, n, chunk)]
-    with tqdm(total=n, desc=desc, disable=not progress, mininterval=.5, unit='image') as bar, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        for span, _ in zip(spans, pool.map(lambda s: work(*s), spans)): bar.update(span[1] - span[0])
+    with (
+        tqdm(total=n, desc=desc, disable=not progress, mininterval=0.5, unit='image') as bar,
+        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+    ):
+        for span, _ in zip(spans, pool.map(lambda s: work(*s), spans)):
+            bar.update(span[1] - span[0])
+
 
 def scan_images(
-    root:str|Path, # folder that the paths are relative to
-    images:Sequence[str], # paths relative to `root`
-    progress:bool=True, # show a progress bar
-    workers:int|None=None # decoding threads; the number of processors if None
-) -> tuple[pd.DataFrame, np.ndarray]: # one row an image: image, width, height (pixels of the file), mode (Pillow's), mean, sd, p1, p50, p99 (gray levels), black, white (shares of 0 and 255), error (None if readable); (n, 32, 32) uint8, padded thumbnails
+    root: str | Path,  # folder that the paths are relative to
+    images: Sequence[str],  # paths relative to `root`
+    progress: bool = True,  # show a progress bar
+    workers: int | None = None,  # decoding threads; the number of processors if None
+) -> tuple[
+    pd.DataFrame, np.ndarray
+]:  # one row an image: image, width, height (pixels of the file), mode (Pillow's), mean, sd, p1, p50, p99 (gray levels), black, white (shares of 0 and 255), error (None if readable); (n, 32, 32) uint8, padded thumbnails
     "Decode every image once: size, intensities, thumbnail, or why it can't be read"
     import cv2
+
     images = [str(i) for i in images]
-    rows, thumbnails = [None]*len(images), np.zeros((len(images), 32, 32), np.uint8)
+    rows, thumbnails = [None] * len(images), np.zeros((len(images), 32, 32), np.uint8)
+
     def look(first, last):
         for i in range(first, last):
-            try: film, shape, of_file = _decode(os.path.join(root, images[i]), 256)
-            except RadiographError as e: rows[i] = images[i], *[None]*10, str(e); continue
-            share = cv2.calcHist([np.ascontiguousarray(film)], [0], None, [256], [0, 256]).ravel().astype(float)/film.size
+            try:
+                film, shape, of_file = _decode(os.path.join(root, images[i]), 256)
+            except RadiographError as e:
+                rows[i] = images[i], *[None] * 10, str(e)
+                continue
+            share = (
+                cv2.calcHist([np.ascontiguousarray(film)], [0], None, [256], [0, 256]).ravel().astype(float)
+                / film.size
+            )
             level, below = np.arange(256), share.cumsum()
             mean = share @ level
-            rows[i] = images[i], *of_file, mean, np.sqrt(share @ (level - mean)**2), *np.searchsorted(below, (.01 - 1e-9, .5 - 1e-9, .99 - 1e-9)), share[0], share[255], None
+            rows[i] = (
+                images[i],
+                *of_file,
+                mean,
+                np.sqrt(share @ (level - mean) ** 2),
+                *np.searchsorted(below, (0.01 - 1e-9, 0.5 - 1e-9, 0.99 - 1e-9)),
+                share[0],
+                share[255],
+                None,
+            )
             thumbnails[i] = _square(film, *shape, 32, 'pad')
+
     _in_threads(look, len(images), workers, progress, 'looking at the images', 8)
-    table = pd.DataFrame(rows, columns=['image', 'width', 'height', 'mode', 'mean', 'sd', 'p1', 'p50', 'p99', 'black', 'white', 'error'])
+    table = pd.DataFrame(
+        rows,
+        columns=[
+            'image',
+            'width',
+            'height',
+            'mode',
+            'mean',
+            'sd',
+            'p1',
+            'p50',
+            'p99',
+            'black',
+            'white',
+            'error',
+        ],
+    )
     table['error'] = table.error.astype(object).where(table.error.notna(), None)
-    return table.astype({c: float for c in ('mean', 'sd', 'p1', 'p50', 'p99', 'black', 'white')} | {c: 'Int64' for c in ('width', 'height')}), thumbnails
+    return table.astype(
+        {c: float for c in ('mean', 'sd', 'p1', 'p50', 'p99', 'black', 'white')}
+        | {c: 'Int64' for c in ('width', 'height')}
+    ), thumbnails
+
 
 def images_that_fail(
-    root:str|Path, # folder that the paths are relative to
-    images:Sequence[str], # paths relative to `root`
-    progress:bool=True, # show a progress bar
-    workers:int|None=None # decoding threads; the number of processors if None
-) -> list[tuple[str, str]]: # (image, reason), in the order of `images`
+    root: str | Path,  # folder that the paths are relative to
+    images: Sequence[str],  # paths relative to `root`
+    progress: bool = True,  # show a progress bar
+    workers: int | None = None,  # decoding threads; the number of processors if None
+) -> list[tuple[str, str]]:  # (image, reason), in the order of `images`
     "Which images can't be read, and why: what `scan_images` says of them"
     seen = scan_images(root, images, progress, workers)[0]
     seen = seen[seen.error.notna()]
@@ -224,225 +373,402 @@ def images_that_fail(
 # %% ../../nbs/chapters/04_data/02_images.ipynb #f1ef1af2
 class _PixelFile:
     "An (n, size, size) array in `pixels.npy`, written chunk by chunk, and the record of the chunks that are done"
+
     def __init__(self, folder, n, size):
-        self.folder, self.n, self.size, self.chunks = Path(folder), n, size, -(-n//CHUNK)
-        self.pixels, self.record, self.meta, self.fingerprints = (self.folder/name for name in ('pixels.npy', 'progress.jsonl', 'meta.json', 'fingerprints.npy'))
-        header = io.BytesIO(); np.lib.format.write_array_header_1_0(header, dict(descr='|u1', fortran_order=False, shape=(n, size, size)))
-        self.header = header.getvalue(); self.length = len(self.header) + n*size*size
-        self.done, self.mutex = {}, threading.Lock()                             # chunk -> (checksum, {image: why it could not be read})
-        for line in self.record.read_text(encoding='utf-8', errors='replace').splitlines() if self.record.is_file() else ():
-            try: chunk, checksum, failed = json.loads(line); self.done[int(chunk)] = int(checksum), {int(i): str(why) for i, why in failed}
-            except (ValueError, TypeError): pass                                 # a line that a kill cut short
-    def span(self, chunk): return chunk*CHUNK, min(self.n, (chunk + 1)*CHUNK)
-    def _at(self, chunk): return len(self.header) + chunk*CHUNK*self.size**2
-    def read(self, chunk): # (images, size, size) uint8; None if it isn't there as it was recorded
+        self.folder, self.n, self.size, self.chunks = Path(folder), n, size, -(-n // CHUNK)
+        self.pixels, self.record, self.meta, self.fingerprints = (
+            self.folder / name for name in ('pixels.npy', 'progress.jsonl', 'meta.json', 'fingerprints.npy')
+        )
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, dict(descr='|u1', fortran_order=False, shape=(n, size, size))
+        )
+        self.header = header.getvalue()
+        self.length = len(self.header) + n * size * size
+        self.done, self.mutex = {}, threading.Lock()  # chunk -> (checksum, {image: why it could not be read})
+        for line in (
+            self.record.read_text(encoding='utf-8', errors='replace').splitlines()
+            if self.record.is_file()
+            else ()
+        ):
+            try:
+                chunk, checksum, failed = json.loads(line)
+                self.done[int(chunk)] = int(checksum), {int(i): str(why) for i, why in failed}
+            except (ValueError, TypeError):
+                pass  # a line that a kill cut short
+
+    def span(self, chunk):
+        return chunk * CHUNK, min(self.n, (chunk + 1) * CHUNK)
+
+    def _at(self, chunk):
+        return len(self.header) + chunk * CHUNK * self.size**2
+
+    def read(self, chunk):  # (images, size, size) uint8; None if it isn't there as it was recorded
         first, last = self.span(chunk)
-        data = bytearray((last - first)*self.size**2)
-        with self.pixels.open('rb') as f: f.seek(self._at(chunk)); got = f.readinto(data)
-        if got < len(data) or chunk not in self.done or zlib.crc32(data) != self.done[chunk][0]: return None
+        data = bytearray((last - first) * self.size**2)
+        with self.pixels.open('rb') as f:
+            f.seek(self._at(chunk))
+            got = f.readinto(data)
+        if got < len(data) or chunk not in self.done or zlib.crc32(data) != self.done[chunk][0]:
+            return None
         return np.frombuffer(data, np.uint8).reshape(-1, self.size, self.size)
+
     def write(self, chunk, pixels, failed):
         try:
-            with self.pixels.open('r+b') as f: f.seek(self._at(chunk)); f.write(pixels.tobytes())
-            with self.mutex, self.record.open('a', encoding='utf-8') as f:       # only now: what is recorded is on disk
+            with self.pixels.open('r+b') as f:
+                f.seek(self._at(chunk))
+                f.write(pixels.tobytes())
+            with (
+                self.mutex,
+                self.record.open('a', encoding='utf-8') as f,
+            ):  # only now: what is recorded is on disk
                 self.done[chunk] = zlib.crc32(pixels), failed
                 f.write(json.dumps([chunk, self.done[chunk][0], list(failed.items())]) + '\n')
-        except OSError as e: raise OSError(e.errno, f'{e.strerror}. What is decoded is kept: free space, or check the disk, and run again', str(self.pixels)) from None
-    def fault(self, verify): # why it can't be opened as it is; '' if it can; 'unfinished' if it never was whole
-        if not self.meta.is_file(): return 'unfinished'
+        except OSError as e:
+            raise OSError(
+                e.errno,
+                f'{e.strerror}. What is decoded is kept: free space, or check the disk, and run again',
+                str(self.pixels),
+            ) from None
+
+    def fault(
+        self, verify
+    ):  # why it can't be opened as it is; '' if it can; 'unfinished' if it never was whole
+        if not self.meta.is_file():
+            return 'unfinished'
         try:
             finished, stat = read_json(self.meta)['changed'], self.pixels.stat()
-            with self.pixels.open('rb') as f: header = f.read(len(self.header))
+            with self.pixels.open('rb') as f:
+                header = f.read(len(self.header))
         except (OSError, ValueError, KeyError, TypeError) as e:
             stop_on_machine_error(e, self.folder)
             return f'{type(e).__name__}: {e}'
-        if stat.st_size != self.length: return f'pixels.npy has {stat.st_size:,} bytes instead of {self.length:,}'
-        if header != self.header: return 'the header of pixels.npy is not the one that was written'
+        if stat.st_size != self.length:
+            return f'pixels.npy has {stat.st_size:,} bytes instead of {self.length:,}'
+        if header != self.header:
+            return 'the header of pixels.npy is not the one that was written'
         touched = stat.st_mtime_ns != finished
-        chunks = range(self.chunks) if touched or verify == 'full' else np.unique(np.linspace(0, self.chunks - 1, 8).astype(int)).tolist()
+        chunks = (
+            range(self.chunks)
+            if touched or verify == 'full'
+            else np.unique(np.linspace(0, self.chunks - 1, 8).astype(int)).tolist()
+        )
         bad = [c for c in chunks if self.read(c) is None]
-        if bad: return f'{len(bad)} of {len(chunks)} checked chunks of {CHUNK} images do not have their checksum'
-        if touched: self._finish(stat.st_mtime_ns)                               # a copy that is whole: the next opening is quick
+        if bad:
+            return f'{len(bad)} of {len(chunks)} checked chunks of {CHUNK} images do not have their checksum'
+        if touched:
+            self._finish(stat.st_mtime_ns)  # a copy that is whole: the next opening is quick
         return ''
+
     def _finish(self, changed):
-        try: write_json(self.meta, dict(images=self.n, size=self.size, preprocessing=PREPROCESSING, changed=changed))
-        except OSError:                                                          # a cache that another user, or a read-only disk, shares with us
-            if not self.meta.is_file(): raise
+        try:
+            write_json(
+                self.meta, dict(images=self.n, size=self.size, preprocessing=PREPROCESSING, changed=changed)
+            )
+        except OSError:  # a cache that another user, or a read-only disk, shares with us
+            if not self.meta.is_file():
+                raise
+
     def prepare(self, fingerprints):
         "Folder, fingerprints, an empty array and a clean record, if there is room"
-        self.folder.mkdir(parents=True, exist_ok=True); self.meta.unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.meta.unlink(missing_ok=True)
         stat = self.pixels.stat() if self.pixels.is_file() else None
-        need = self.length - (min(self.length, getattr(stat, 'st_blocks', stat.st_size/512)*512) if stat else 0)
+        need = self.length - (
+            min(self.length, getattr(stat, 'st_blocks', stat.st_size / 512) * 512) if stat else 0
+        )
         free = shutil.disk_usage(self.folder).free
-        if need > free: raise OSError(errno.ENOSPC, f'the pixel cache of {self.n:,} images at {self.size} px needs {need/1e9:.2f} GB more, {free/1e9:.2f} GB are free. Free space, or choose another cache_dir', str(self.folder))
-        with atomic_path(self.fingerprints) as new: np.save(new, fingerprints)
+        if need > free:
+            raise OSError(
+                errno.ENOSPC,
+                f'the pixel cache of {self.n:,} images at {self.size} px needs {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free. Free space, or choose another cache_dir',
+                str(self.folder),
+            )
+        with atomic_path(self.fingerprints) as new:
+            np.save(new, fingerprints)
         with self.pixels.open('r+b' if stat else 'w+b') as f:
-            if f.read(len(self.header)) != self.header: f.seek(0); f.write(self.header)
+            if f.read(len(self.header)) != self.header:
+                f.seek(0)
+                f.write(self.header)
             f.truncate(self.length)
-        with atomic_path(self.record) as new: new.write_text(''.join(json.dumps([c, checksum, list(failed.items())]) + '\n' for c, (checksum, failed) in self.done.items()), encoding='utf-8')
+        with atomic_path(self.record) as new:
+            new.write_text(
+                ''.join(
+                    json.dumps([c, checksum, list(failed.items())]) + '\n'
+                    for c, (checksum, failed) in self.done.items()
+                ),
+                encoding='utf-8',
+            )
+
     def finish(self):
-        with self.pixels.open('r+b') as f: os.fsync(f.fileno())
+        with self.pixels.open('r+b') as f:
+            os.fsync(f.fileno())
         self._finish(self.pixels.stat().st_mtime_ns)
-    def good(self): # numbers of the images that it holds
-        return [i for c, (_, failed) in self.done.items() if c < self.chunks for i in range(*self.span(c)) if i not in failed]
+
+    def good(self):  # numbers of the images that it holds
+        return [
+            i
+            for c, (_, failed) in self.done.items()
+            if c < self.chunks
+            for i in range(*self.span(c))
+            if i not in failed
+        ]
+
     def lock(self):
         from filelock import FileLock
+
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder.with_name(f'.{self.folder.name}.lock'))      # beside it, so that the folder can be deleted under the lock
+        return FileLock(
+            self.folder.with_name(f'.{self.folder.name}.lock')
+        )  # beside it, so that the folder can be deleted under the lock
 
-def _refuse(failed, n, root): # failed: reasons
+
+def _refuse(failed, n, root):  # failed: reasons
     more = f'\n  … and {len(failed) - 5:,} more' if len(failed) > 5 else ''
-    raise RadiographError(f"{len(failed):,} of {n:,} images under {root} cannot be read. Leave them out with unreadable='exclude' in the exploration stage, or replace them, and run again "
-                          f"(the others are kept):\n  " + '\n  '.join(failed[:5]) + more)
+    raise RadiographError(
+        f"{len(failed):,} of {n:,} images under {root} cannot be read. Leave them out with unreadable='exclude' in the exploration stage, or replace them, and run again "
+        f"(the others are kept):\n  " + '\n  '.join(failed[:5]) + more
+    )
 
-def _fingerprints(root, images, preprocessing, workers): # (n,) uint64
+
+def _fingerprints(root, images, preprocessing, workers):  # (n,) uint64
     import hashlib
     from cxr_lib.data.folders import film_path
+
     prints, failed = np.zeros(len(images), np.uint64), {}
+
     def ask(first, last):
         for i in range(first, last):
-            try: s = os.stat(film_path(os.path.join(root, images[i])))
+            try:
+                s = os.stat(film_path(os.path.join(root, images[i])))
             except (OSError, ValueError) as e:
                 stop_on_machine_error(e, os.path.join(root, images[i]))
-                failed[i] = f'{os.path.join(root, images[i])}: no such file. Check the root folder and the image column of the study table.'
+                failed[i] = (
+                    f'{os.path.join(root, images[i])}: no such file. Check the root folder and the image column of the study table.'
+                )
                 continue
-            prints[i] = int.from_bytes(hashlib.blake2b(repr((images[i], s.st_size, s.st_mtime_ns, *preprocessing)).encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little')
+            prints[i] = int.from_bytes(
+                hashlib.blake2b(
+                    repr((images[i], s.st_size, s.st_mtime_ns, *preprocessing)).encode(
+                        'utf-8', 'surrogatepass'
+                    ),
+                    digest_size=8,
+                ).digest(),
+                'little',
+            )
+
     _in_threads(ask, len(images), workers, chunk=1024)
-    if failed: _refuse([failed[i] for i in sorted(failed)], len(images), root)
+    if failed:
+        _refuse([failed[i] for i in sorted(failed)], len(images), root)
     return prints
 
-def _other_caches(file, fingerprints): # {image: (other cache, its image)}
+
+def _other_caches(file, fingerprints):  # {image: (other cache, its image)}
     from functools import lru_cache
+
     found = {}
     for folder in sorted(file.folder.parent.glob(f'[0-9a-f]*-{file.size}')):
-        if folder == file.folder: continue
-        try: theirs = np.load(folder/'fingerprints.npy')
+        if folder == file.folder:
+            continue
+        try:
+            theirs = np.load(folder / 'fingerprints.npy')
         except (OSError, ValueError, EOFError) as e:
-            if not isinstance(e, PermissionError): stop_on_machine_error(e, folder)      # another user's cache is none of ours
+            if not isinstance(e, PermissionError):
+                stop_on_machine_error(e, folder)  # another user's cache is none of ours
             continue
         _, mine, other = np.intersect1d(fingerprints, theirs, return_indices=True)
-        if not len(mine): continue
-        cache = _PixelFile(folder, len(theirs), file.size); cache.theirs, cache.recent = theirs, lru_cache(8)(cache.read)
+        if not len(mine):
+            continue
+        cache = _PixelFile(folder, len(theirs), file.size)
+        cache.theirs, cache.recent = theirs, lru_cache(8)(cache.read)
         held = set(cache.good())
         found |= {i: (cache, j) for i, j in zip(mine.tolist(), other.tolist()) if j in held}
     return found
 
+
 def pixel_cache(
-    root:str|Path, # folder that the paths are relative to
-    images:Sequence[str], # paths relative to `root`
-    size:int, # side in pixels
-    cache_dir:str|Path, # where caches are kept
-    progress:bool=True, # show a progress bar
-    workers:int|None=None, # decoding threads; the number of processors if None
-    fit:str='pad', # 'pad' or 'crop', see `to_square`
-    verify:str='quick' # on opening: check some chunks ('quick'; all, if the file's time of change is not as it was left) or always all ('full')
-) -> np.ndarray: # (len(images), size, size) uint8, memory-mapped, read-only
+    root: str | Path,  # folder that the paths are relative to
+    images: Sequence[str],  # paths relative to `root`
+    size: int,  # side in pixels
+    cache_dir: str | Path,  # where caches are kept
+    progress: bool = True,  # show a progress bar
+    workers: int | None = None,  # decoding threads; the number of processors if None
+    fit: str = 'pad',  # 'pad' or 'crop', see `to_square`
+    verify: str = 'quick',  # on opening: check some chunks ('quick'; all, if the file's time of change is not as it was left) or always all ('full')
+) -> np.ndarray:  # (len(images), size, size) uint8, memory-mapped, read-only
     "Decode all images once into a memory-mapped array; open it if it is there. Raises one `RadiographError` for all images that can't be read, `OSError` if the disk is full"
-    if verify not in ('quick', 'full'): raise ValueError(f"verify is {verify!r}; expected 'quick' or 'full'")
+    if verify not in ('quick', 'full'):
+        raise ValueError(f"verify is {verify!r}; expected 'quick' or 'full'")
     _target(1, 1, size, fit)
     images = [str(i) for i in images]
-    if not images: return np.zeros((0, size, size), np.uint8)
+    if not images:
+        return np.zeros((0, size, size), np.uint8)
     fingerprints = _fingerprints(root, images, (size, fit, PREPROCESSING), workers)
-    def cache(): return _PixelFile(Path(cache_dir)/f'{content_key(fingerprints.tobytes().hex())}-{size}', len(images), size)
+
+    def cache():
+        return _PixelFile(
+            Path(cache_dir) / f'{content_key(fingerprints.tobytes().hex())}-{size}', len(images), size
+        )
+
     if cache().fault(verify):
         lock = cache().lock()
-        try: lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
         except TimeoutError:
-            if progress: print('Another process is building this pixel cache: waiting for it.', flush=True)
+            if progress:
+                print('Another process is building this pixel cache: waiting for it.', flush=True)
             lock.acquire()
-        try: _build(cache(), root, images, fingerprints, fit, verify, progress, workers)
-        finally: lock.release()
+        try:
+            _build(cache(), root, images, fingerprints, fit, verify, progress, workers)
+        finally:
+            lock.release()
     return np.load(cache().pixels, mmap_mode='r')
+
 
 def _build(file, root, images, fingerprints, fit, verify, progress, workers):
     fault = file.fault(verify)
-    if not fault: return                                                         # another process was faster
-    if fault != 'unfinished': warnings.warn(f'{file.folder}: {fault}. The damaged parts are decoded again.', stacklevel=3)
+    if not fault:
+        return  # another process was faster
+    if fault != 'unfinished':
+        warnings.warn(f'{file.folder}: {fault}. The damaged parts are decoded again.', stacklevel=3)
     file.prepare(fingerprints)
     others = _other_caches(file, fingerprints)
+
     def fill(first, last):
-        chunk = first//CHUNK
+        chunk = first // CHUNK
         pixels = file.read(chunk)
         missing = list(range(first, last)) if pixels is None else sorted(file.done[chunk][1])
-        if not missing: return
-        if pixels is None: pixels = np.zeros((last - first, file.size, file.size), np.uint8)
+        if not missing:
+            return
+        if pixels is None:
+            pixels = np.zeros((last - first, file.size, file.size), np.uint8)
         failed = {}
         for i in missing:
             other, j = others.get(i, (None, 0))
-            copied = other.recent(j//CHUNK) if other else None
-            try: pixels[i - first] = read_radiograph(os.path.join(root, images[i]), file.size, fit) if copied is None else copied[j % CHUNK]
-            except RadiographError as e: failed[i] = str(e)
+            copied = other.recent(j // CHUNK) if other else None
+            try:
+                pixels[i - first] = (
+                    read_radiograph(os.path.join(root, images[i]), file.size, fit)
+                    if copied is None
+                    else copied[j % CHUNK]
+                )
+            except RadiographError as e:
+                failed[i] = str(e)
         file.write(chunk, pixels, failed)
+
     _in_threads(fill, file.n, workers, progress, 'decoding')
     failed = {i: why for _, some in file.done.values() for i, why in some.items()}
-    if failed: _refuse([failed[i] for i in sorted(failed)], file.n, root)
+    if failed:
+        _refuse([failed[i] for i in sorted(failed)], file.n, root)
     file.finish()
-    for other in {id(o): o for o, _ in others.values()}.values():                # of a list with damaged images: it could never be opened, and all that it holds is here now
-        if any(f for _, f in other.done.values()) and not other.meta.is_file() and np.isin(other.theirs[other.good()], fingerprints).all():
+    for other in {
+        id(o): o for o, _ in others.values()
+    }.values():  # of a list with damaged images: it could never be opened, and all that it holds is here now
+        if (
+            any(f for _, f in other.done.values())
+            and not other.meta.is_file()
+            and np.isin(other.theirs[other.good()], fingerprints).all()
+        ):
             try:
-                with other.lock().acquire(timeout=0): shutil.rmtree(other.folder, ignore_errors=True)
-            except TimeoutError: pass
+                with other.lock().acquire(timeout=0):
+                    shutil.rmtree(other.folder, ignore_errors=True)
+            except TimeoutError:
+                pass
 
 # %% ../../nbs/chapters/04_data/02_images.ipynb #dd2e3029
 def near_duplicates(
-    thumbnails:np.ndarray, # (n, side, side) uint8, as from `scan_images`
-    groups:Sequence, # (n,) who each image belongs to, such as patient_id: pairs within a group are left out
-    threshold:float=.98, # correlation from which on two films are called the same
-    block:int=4096, # films that are compared with as many others at once: 4 * block^2 bytes of memory
-    progress:bool=False, # show a progress bar
-    limit:int=1_000_000 # pairs at most
-) -> pd.DataFrame: # columns i, j (numbers of the images, i < j), similarity (correlation, -1 to 1); most alike first
+    thumbnails: np.ndarray,  # (n, side, side) uint8, as from `scan_images`
+    groups: Sequence,  # (n,) who each image belongs to, such as patient_id: pairs within a group are left out
+    threshold: float = 0.98,  # correlation from which on two films are called the same
+    block: int = 4096,  # films that are compared with as many others at once: 4 * block^2 bytes of memory
+    progress: bool = False,  # show a progress bar
+    limit: int = 1_000_000,  # pairs at most
+) -> (
+    pd.DataFrame
+):  # columns i, j (numbers of the images, i < j), similarity (correlation, -1 to 1); most alike first
     "Pairs of films of different groups that are alike but for brightness, contrast, compression and size; a film of one gray level is like no other"
     from cxr_lib.foundations.progress import progress_bar as tqdm
+
     n, side = thumbnails.shape[:2]
-    if not .5 <= threshold <= 1: raise ValueError(f'threshold is {threshold}; expected 0.5 to 1')
+    if not 0.5 <= threshold <= 1:
+        raise ValueError(f'threshold is {threshold}; expected 0.5 to 1')
     who = pd.factorize(pd.Series(groups), use_na_sentinel=False)[0]
-    if len(who) != n: raise ValueError(f'{len(who)} groups for {n} thumbnails; give one each')
-    def standard(rows): # (rows, side^2) float32 of length 1; zeros where nothing is to be seen
-        x = thumbnails[rows].reshape(-1, side*side).astype(np.float32)
+    if len(who) != n:
+        raise ValueError(f'{len(who)} groups for {n} thumbnails; give one each')
+
+    def standard(rows):  # (rows, side^2) float32 of length 1; zeros where nothing is to be seen
+        x = thumbnails[rows].reshape(-1, side * side).astype(np.float32)
         x -= x.mean(1, keepdims=True)
-        return x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
-    k = np.arange(8)[:, None]; cosine = np.cos(np.pi*k*(2*np.arange(side) + 1)/(2*side))*np.sqrt((2 - (k == 0))/side)    # rows of the orthonormal cosine transform
+        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1)
+
+    k = np.arange(8)[:, None]
+    cosine = np.cos(np.pi * k * (2 * np.arange(side) + 1) / (2 * side)) * np.sqrt(
+        (2 - (k == 0)) / side
+    )  # rows of the orthonormal cosine transform
     bound = np.empty((n, 65), np.float32)
     for a in range(0, n, block):
         x = standard(slice(a, a + block))
-        low = np.einsum('ky,nyx,lx->nkl', cosine, x.reshape(-1, side, side), cosine, optimize=True).reshape(-1, 64)
-        bound[a:a+block, :64], bound[a:a+block, 64] = low, np.sqrt(np.maximum((x*x).sum(1) - (low*low).sum(1), 0))
+        low = np.einsum('ky,nyx,lx->nkl', cosine, x.reshape(-1, side, side), cosine, optimize=True).reshape(
+            -1, 64
+        )
+        bound[a : a + block, :64], bound[a : a + block, 64] = (
+            low,
+            np.sqrt(np.maximum((x * x).sum(1) - (low * low).sum(1), 0)),
+        )
     found, total = [], 0
     for a in tqdm(range(0, n, block), desc='comparing', disable=not progress, mininterval=1):
         for b in range(a, n, block):
-            near = np.flatnonzero((bound[a:a+block] @ bound[b:b+block].T).ravel() >= threshold - 1e-4)
-            i, j = a + near//len(bound[b:b+block]), b + near%len(bound[b:b+block])
-            other = (i < j) & (who[i] != who[j]); i, j = i[other], j[other]
+            near = np.flatnonzero((bound[a : a + block] @ bound[b : b + block].T).ravel() >= threshold - 1e-4)
+            i, j = a + near // len(bound[b : b + block]), b + near % len(bound[b : b + block])
+            other = (i < j) & (who[i] != who[j])
+            i, j = i[other], j[other]
             for s in range(0, len(i), 4096):
-                p, q = i[s:s+4096], j[s:s+4096]
-                same = np.einsum('nd,nd->n', standard(p), standard(q)); keep = same >= threshold - 1e-6
-                found.append((p[keep], q[keep], same[keep].clip(-1, 1))); total += int(keep.sum())
-                if total > limit: raise ValueError(f'more than {limit:,} pairs correlate at {threshold} or above: raise the threshold, or look at the images, which may be blank or all the same')
-    i, j, same = (np.concatenate(v) for v in zip(*found)) if found else (np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32))
-    return pd.DataFrame({'i': i, 'j': j, 'similarity': same}).sort_values(['similarity', 'i', 'j'], ascending=[False, True, True], ignore_index=True)
+                p, q = i[s : s + 4096], j[s : s + 4096]
+                same = np.einsum('nd,nd->n', standard(p), standard(q))
+                keep = same >= threshold - 1e-6
+                found.append((p[keep], q[keep], same[keep].clip(-1, 1)))
+                total += int(keep.sum())
+                if total > limit:
+                    raise ValueError(
+                        f'more than {limit:,} pairs correlate at {threshold} or above: raise the threshold, or look at the images, which may be blank or all the same'
+                    )
+    i, j, same = (
+        (np.concatenate(v) for v in zip(*found))
+        if found
+        else (np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32))
+    )
+    return pd.DataFrame({'i': i, 'j': j, 'similarity': same}).sort_values(
+        ['similarity', 'i', 'j'], ascending=[False, True, True], ignore_index=True
+    )
 
 # %% ../../nbs/chapters/04_data/02_images.ipynb #f2c8f954
 def augment(
-    batch, # torch float tensor (batch, 1, size, size), values 0 to 1
-    generator=None, # torch.Generator on the CPU; the global one if None
-    degrees:float=5., # standard deviation of the rotation, degrees
-    shift:float=.03, # standard deviation of the shift, share of the side
-    scale:float=.05, # standard deviation of the log scale
-    contrast:float=.15, # standard deviation of the log contrast
-    brightness:float=.05, # standard deviation of the brightness
-    flip:bool=False # also mirror every second film, left to right: makes situs inversus of a healthy chest
-): # tensor of the same shape, values 0 to 1
+    batch,  # torch float tensor (batch, 1, size, size), values 0 to 1
+    generator=None,  # torch.Generator on the CPU; the global one if None
+    degrees: float = 5.0,  # standard deviation of the rotation, degrees
+    shift: float = 0.03,  # standard deviation of the shift, share of the side
+    scale: float = 0.05,  # standard deviation of the log scale
+    contrast: float = 0.15,  # standard deviation of the log contrast
+    brightness: float = 0.05,  # standard deviation of the brightness
+    flip: bool = False,  # also mirror every second film, left to right: makes situs inversus of a healthy chest
+):  # tensor of the same shape, values 0 to 1
     "Rotate, shift, scale and re-expose each image of a batch a little; draws are cut at 2.5 standard deviations"
     import torch, torch.nn.functional as F
+
     n = len(batch)
     z = torch.randn(6, n, generator=generator).clamp(-2.5, 2.5).to(batch.device)
-    angle, s = z[0]*(degrees*torch.pi/180), torch.exp(z[1]*scale)
-    cos, sin = torch.cos(angle)*s, torch.sin(angle)*s
-    side = 1 - 2*torch.randint(2, (n,), generator=generator).to(batch.device) if flip else 1
-    theta = torch.stack([torch.stack([cos*side, -sin, z[2]*2*shift], 1), torch.stack([sin*side, cos, z[3]*2*shift], 1)], 1)
+    angle, s = z[0] * (degrees * torch.pi / 180), torch.exp(z[1] * scale)
+    cos, sin = torch.cos(angle) * s, torch.sin(angle) * s
+    side = 1 - 2 * torch.randint(2, (n,), generator=generator).to(batch.device) if flip else 1
+    theta = torch.stack(
+        [
+            torch.stack([cos * side, -sin, z[2] * 2 * shift], 1),
+            torch.stack([sin * side, cos, z[3] * 2 * shift], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(theta, batch.shape, align_corners=False).to(batch.dtype)
     moved = F.grid_sample(batch, grid, mode='bilinear', padding_mode='border', align_corners=False)
     mean = moved.mean((1, 2, 3), keepdim=True)
-    gain, offset = torch.exp(z[4]*contrast)[:, None, None, None], (z[5]*brightness)[:, None, None, None]
-    return ((moved - mean)*gain + mean + offset).clamp(0, 1)
+    gain, offset = torch.exp(z[4] * contrast)[:, None, None, None], (z[5] * brightness)[:, None, None, None]
+    return ((moved - mean) * gain + mean + offset).clamp(0, 1)

@@ -16,30 +16,118 @@ from pathlib import Path
 from typing import Iterable
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, stop_on_machine_error
-from .studies import Exclusions, StudyTableError, is_clutter, leave_out, name_observations, read_csv, refuse_rows, validate_studies
+from cxr_lib.data.studies import (
+    Exclusions,
+    StudyTableError,
+    is_clutter,
+    leave_out,
+    name_observations,
+    read_csv,
+    refuse_rows,
+    validate_studies,
+)
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #2505a4bb
 #: Header as written (upper case, punctuation dropped) -> section. Nothing else is ever read.
-ALLOWED_HEADERS = {**{h: 'INDICATION' for h in ('INDICATION', 'INDICATIONS', 'CLINICAL INDICATION', 'CLINICAL INDICATIONS', 'INDICATION FOR EXAM', 'INDICATION FOR EXAMINATION', 'INDICATION FOR STUDY')},
-                   **{h: 'HISTORY' for h in ('HISTORY', 'CLINICAL HISTORY', 'PATIENT HISTORY', 'CLINICAL INFORMATION', 'UNDERLYING MEDICAL CONDITION')},
-                   **{h: 'REASON' for h in ('REASON', 'REASON FOR EXAM', 'REASON FOR EXAMINATION', 'REASON FOR THE EXAM', 'REASON FOR THE EXAMINATION', 'REASON FOR THIS EXAM', 'REASON FOR THIS EXAMINATION',
-                                            'REASON FOR STUDY', 'REASON FOR THE STUDY', 'REASON FOR THIS STUDY')}}
+ALLOWED_HEADERS = {
+    **{
+        h: 'INDICATION'
+        for h in (
+            'INDICATION',
+            'INDICATIONS',
+            'CLINICAL INDICATION',
+            'CLINICAL INDICATIONS',
+            'INDICATION FOR EXAM',
+            'INDICATION FOR EXAMINATION',
+            'INDICATION FOR STUDY',
+        )
+    },
+    **{
+        h: 'HISTORY'
+        for h in (
+            'HISTORY',
+            'CLINICAL HISTORY',
+            'PATIENT HISTORY',
+            'CLINICAL INFORMATION',
+            'UNDERLYING MEDICAL CONDITION',
+        )
+    },
+    **{
+        h: 'REASON'
+        for h in (
+            'REASON',
+            'REASON FOR EXAM',
+            'REASON FOR EXAMINATION',
+            'REASON FOR THE EXAM',
+            'REASON FOR THE EXAMINATION',
+            'REASON FOR THIS EXAM',
+            'REASON FOR THIS EXAMINATION',
+            'REASON FOR STUDY',
+            'REASON FOR THE STUDY',
+            'REASON FOR THIS STUDY',
+        )
+    },
+}
 #: Words that close a section wherever they stand, with this many typing errors; the other headers need a colon.
-RESULT_WORDS = {'FINDING': 2, 'FINDINGS': 2, 'IMPRESSION': 2, 'IMPRESSIONS': 2, 'CONCLUSION': 1, 'CONCLUSIONS': 1, 'INTERPRETATION': 1, 'RECOMMENDATION': 1, 'RECOMMENDATIONS': 1, 'NOTIFICATION': 1, 'ADDENDUM': 1}
+RESULT_WORDS = {
+    'FINDING': 2,
+    'FINDINGS': 2,
+    'IMPRESSION': 2,
+    'IMPRESSIONS': 2,
+    'CONCLUSION': 1,
+    'CONCLUSIONS': 1,
+    'INTERPRETATION': 1,
+    'RECOMMENDATION': 1,
+    'RECOMMENDATIONS': 1,
+    'NOTIFICATION': 1,
+    'ADDENDUM': 1,
+}
 OTHER_WORDS = {'COMPARISON': 1, 'COMPARISONS': 1, 'TECHNIQUE': 1}
 #: ... and words of requests that are as near to them by chance.
 _REAL_WORDS = {'FEEDING', 'PENDING', 'FILLING', 'LINING', 'COMPRESSION', 'DEPRESSION'}
 #: Headers that say that the film has been read, where the words above do not.
-RESULT_HEADERS = {'WET READ', 'WETREAD', 'PRELIMINARY READ', 'PRELIMINARY REPORT', 'READ', 'REPORT', 'RESULT', 'RESULTS', 'OPINION', 'SUMMARY', 'IMP', 'COMMENT', 'COMMENTS', 'PFI'}
+RESULT_HEADERS = {
+    'WET READ',
+    'WETREAD',
+    'PRELIMINARY READ',
+    'PRELIMINARY REPORT',
+    'READ',
+    'REPORT',
+    'RESULT',
+    'RESULTS',
+    'OPINION',
+    'SUMMARY',
+    'IMP',
+    'COMMENT',
+    'COMMENTS',
+    'PFI',
+}
 #: Headers of what surely stands above the request: a lower-case header is believed right below such a line.
-PREAMBLE_HEADERS = {'EXAM', 'EXAMINATION', 'TYPE OF EXAMINATION', 'STUDY', 'PROCEDURE', 'DATE', 'TECHNIQUE', 'COMPARISON', 'COMPARISONS', 'AGE', 'SEX', 'ADMITTING DIAGNOSIS'}
-MAX_WORDS = 150        # of a section; the longest of 3,865 Open-i indications has 36
-MAX_REPORT = 100_000   # characters; a longer text is no radiology report
-FULL_LINE = 70         # MIMIC wraps at 79 characters: a line that had room for the next word up to here was ended on purpose
+PREAMBLE_HEADERS = {
+    'EXAM',
+    'EXAMINATION',
+    'TYPE OF EXAMINATION',
+    'STUDY',
+    'PROCEDURE',
+    'DATE',
+    'TECHNIQUE',
+    'COMPARISON',
+    'COMPARISONS',
+    'AGE',
+    'SEX',
+    'ADMITTING DIAGNOSIS',
+}
+MAX_WORDS = 150  # of a section; the longest of 3,865 Open-i indications has 36
+MAX_REPORT = 100_000  # characters; a longer text is no radiology report
+FULL_LINE = (
+    70  # MIMIC wraps at 79 characters: a line that had room for the next word up to here was ended on purpose
+)
+
 
 def _distance(a, b, most):
     "Typing errors between two words (letter lost, added, changed, or two swapped), or `most` + 1"
-    if abs(len(a) - len(b)) > most: return most + 1
+    if abs(len(a) - len(b)) > most:
+        return most + 1
     before, row = None, list(range(len(b) + 1))
     for i, x in enumerate(a):
         new = [i + 1]
@@ -47,265 +135,424 @@ def _distance(a, b, most):
             d = min(row[j + 1] + 1, new[j] + 1, row[j] + (x != y))
             new.append(min(d, before[j - 1] + 1) if i and j and x == b[j - 1] and a[i - 1] == y else d)
         before, row = row, new
-        if min(row) > most and min(before) > most: return most + 1
+        if min(row) > most and min(before) > most:
+            return most + 1
     return row[-1]
+
 
 @lru_cache(maxsize=1 << 16)
 def _closes(word):
     "Does a word (upper case) close a section wherever it stands? 'results', 'other' or None"
-    if not 5 <= len(word) <= 17 or word in _REAL_WORDS: return None
+    if not 5 <= len(word) <= 17 or word in _REAL_WORDS:
+        return None
     for kind, words in (('results', RESULT_WORDS), ('other', OTHER_WORDS)):
-        if any(_distance(word, w, most) <= most for w, most in words.items()): return kind
+        if any(_distance(word, w, most) <= most for w, most in words.items()):
+            return kind
     return None
+
 
 _WORD = re.compile(r'[^\W_]+')
 
+
 @lru_cache(maxsize=1 << 14)
 def header_kind(
-    header:str # what stands before the colon
-) -> str: # 'INDICATION', 'HISTORY' or 'REASON' where the section may be read; else 'results', 'preamble' or 'other'
+    header: str,  # what stands before the colon
+) -> (
+    str
+):  # 'INDICATION', 'HISTORY' or 'REASON' where the section may be read; else 'results', 'preamble' or 'other'
     "What kind of section does a header open?"
     words = _WORD.findall(header.upper())
     name = ' '.join(words)
-    if name in ALLOWED_HEADERS: return ALLOWED_HEADERS[name]
-    if name in RESULT_HEADERS or name.startswith('WET READ ') or any(_closes(w) == 'results' for w in words) or _closes(''.join(words)) == 'results': return 'results'
-    if name in PREAMBLE_HEADERS: return 'preamble'
+    if name in ALLOWED_HEADERS:
+        return ALLOWED_HEADERS[name]
+    if (
+        name in RESULT_HEADERS
+        or name.startswith('WET READ ')
+        or any(_closes(w) == 'results' for w in words)
+        or _closes(''.join(words)) == 'results'
+    ):
+        return 'results'
+    if name in PREAMBLE_HEADERS:
+        return 'preamble'
     near = {section for h, section in ALLOWED_HEADERS.items() if len(h) > 6 and _distance(name, h, 1) == 1}
     return near.pop() if len(near) == 1 else 'other'
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #7f2d1ef2
 _BREAKS = re.compile(r'\r\n?|[\x0b\x1c-\x1e\x85\u2028\u2029]|\\r\\n|\\n|<br */?>')
-_COLONS = str.maketrans({**{c: ':' for c in '∶꞉ː׃܃'}, **{chr(c): None for c in (*range(9), *range(14, 28), 127)}})
-_AT_START = re.compile(r'\s*([^\W\d_][^:\n]{0,59}?)\s*:(?!(?<=\d:)\d)')       # 'REASON FOR EXAM:'
-_RULE = re.compile(r'\s*[_=*#~-]{5,}\s*$')                       # a line drawn across the page
+_COLONS = str.maketrans(
+    {**{c: ':' for c in '∶꞉ː׃܃'}, **{chr(c): None for c in (*range(9), *range(14, 28), 127)}}
+)
+_AT_START = re.compile(r'\s*([^\W\d_][^:\n]{0,59}?)\s*:(?!(?<=\d:)\d)')  # 'REASON FOR EXAM:'
+_RULE = re.compile(r'\s*[_=*#~-]{5,}\s*$')  # a line drawn across the page
 _BANNER = re.compile(r'\W*(?:FINAL|PRELIMINARY)\s+REPORT\W*$', re.I)
 _RESULTS_WITHIN = re.compile(r'\b(?:findings?|impressions?|conclusions?)\s*:', re.I)
+
 
 def _plain_lines(text):
     "The lines of a report in one form"
     text = _BREAKS.sub('\n', text).replace('\f', '\n\n').replace('\t', '  ').translate(_COLONS)
-    if not text.isascii(): text = ''.join(c for c in unicodedata.normalize('NFKC', text).translate(_COLONS) if unicodedata.category(c) != 'Cf')
+    if not text.isascii():
+        text = ''.join(
+            c
+            for c in unicodedata.normalize('NFKC', text).translate(_COLONS)
+            if unicodedata.category(c) != 'Cf'
+        )
     return text.split('\n')
+
 
 def _line_kind(line):
     "('blank' | 'banner' | 'text' | what `header_kind` says, what follows the header)"
-    if not line.strip() or _RULE.match(line): return 'blank', ''
-    if _BANNER.match(line): return 'banner', ''
+    if not line.strip() or _RULE.match(line):
+        return 'blank', ''
+    if _BANNER.match(line):
+        return 'banner', ''
     start = _AT_START.match(line)
     if start and len(start[1].split()) <= 8 and not re.search(r'[.?!]\s', start[1]):
-        kind, rest = header_kind(start[1]), line[start.end():]
+        kind, rest = header_kind(start[1]), line[start.end() :]
         return ('results' if kind in ('other', 'preamble') and _RESULTS_WITHIN.search(rest) else kind), rest
     first = _WORD.search(line)
-    if first and _closes(first[0].upper()) == 'results' or _RESULTS_WITHIN.search(line): return 'results', ''
+    if first and _closes(first[0].upper()) == 'results' or _RESULTS_WITHIN.search(line):
+        return 'results', ''
     return ('other' if first and _closes(first[0].upper()) else 'text'), ''
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #d4a7f0cb
-_OPEN_END = re.compile(r'(?:,|/|&|-|\b(?:with|and|or|of|for|the|a|an|to|in|on|from|by|at|s/p|status post|h/o|history of|r/o|w/|year|old))\s*$', re.I)
+_OPEN_END = re.compile(
+    r'(?:,|/|&|-|\b(?:with|and|or|of|for|the|a|an|to|in|on|from|by|at|s/p|status post|h/o|history of|r/o|w/|year|old))\s*$',
+    re.I,
+)
 #: What the words below an empty header must look like to be taken for the request: a person, a symptom or a question.
-_REQUEST = re.compile(r"""\s*(?:\?|//|(?:this\ is\ an?\ |an?\ )?(?:\d{1,3}|_{2,}|X{3,})[\s-]*(?:y(?:ea)?rs?[\s-]*old|y/?o\b|[MF]\b|(?:fe)?male\b|(?:wo)?m[ae]n\b)
+_REQUEST = re.compile(
+    r"""\s*(?:\?|//|(?:this\ is\ an?\ |an?\ )?(?:\d{1,3}|_{2,}|X{3,})[\s-]*(?:y(?:ea)?rs?[\s-]*old|y/?o\b|[MF]\b|(?:fe)?male\b|(?:wo)?m[ae]n\b)
     |(?:patient|pt|(?:wo)?man|(?:fe)?male|lady|gentleman)\ (?:with|w/|who|presenting)\b|(?:please\ )?(?:evaluate|eval|assess|check|confirm|rule\ out)\b|r/o\b
-    |(?:chest|abdominal|back|rib|shoulder|epigastric)\ pain|pain\b|(?:productive\ )?cough|fevers?\b|dyspnea|shortness\ of\ breath|sob\b|hypoxia|wheez|altered\ mental|syncope|falls?\b|trauma|mvc\b|weakness)""", re.I | re.X)
+    |(?:chest|abdominal|back|rib|shoulder|epigastric)\ pain|pain\b|(?:productive\ )?cough|fevers?\b|dyspnea|shortness\ of\ breath|sob\b|hypoxia|wheez|altered\ mental|syncope|falls?\b|trauma|mvc\b|weakness)""",
+    re.I | re.X,
+)
 #: Sentences that only somebody who sees the film writes.
-_FILM = re.compile(r"""\b(?:lungs?|lung\ (?:fields?|volumes?|bases?|apices)|heart(?:\ size)?|cardiac|cardio\w*|mediastin\w+|hil(?:a|ar|um)|pleura\w*|costophrenic|(?:hemi)?diaphragms?|aorta|trachea|osseous|bony|bones?|contours?|vasculature)
+_FILM = re.compile(
+    r"""\b(?:lungs?|lung\ (?:fields?|volumes?|bases?|apices)|heart(?:\ size)?|cardiac|cardio\w*|mediastin\w+|hil(?:a|ar|um)|pleura\w*|costophrenic|(?:hemi)?diaphragms?|aorta|trachea|osseous|bony|bones?|contours?|vasculature)
       (?:\ \w+){0,3}?\ (?:is|are|appears?|remains?|clear|unremarkable|normal|within\ normal|unchanged|intact|well\ expanded)\b
     |silhouette|costophrenic|cardiomediastinal|cardiopulmonary|lung\ volumes|within\ normal\ limits|airspace\ disease|\bhy(?:po|per)(?:inflat|expan)\w+|degenerative\ changes
     |\b(?:normal|clear|well-?expanded|stable|unchanged|enlarged)\ (?:\w+\ )?(?:heart|cardiac|lungs?|chest|mediastin\w+|pulmonary\ vasc\w+)\b|\b(?:no|negative\ for|without)\ (?:any\ )?(?:acute|active)\b(?!\ (?:distress|complaint|symptom|pain|chest))
     |\bthere\ (?:is|are|has|have)\b|\bno\ (?:evidence\ of|focal|pleural|pneumothorax|consolidation)
     |\b(?:portable|single|frontal|upright|supine|semi-?\w+|pa|ap|lateral|two|2|one)\s(?:\w+\s){0,3}(?:views?|radiographs?|projections?|images?)\ (?:of|was|were|is|are|demonstrate|show|compar|provid|obtain|dated|at)
-    |\b(?:as\ )?compared\ (?:to|with)\b|\bin\ comparison\b|\b(?:is|are)\ (?:seen|noted|identified|present|again|unchanged|stable|clear|visuali[sz]ed)\b""", re.I | re.X)
-_SENTENCE = re.compile(r'(?:(?<=[^\s.]{2})\.|[?!;]|//|\s\s)\s*')   # where a sentence may begin; not after '1.' or an initial
-_COLON = re.compile(r'\s*:(?!(?<=\d:)\d)')                         # but not 5:21
+    |\b(?:as\ )?compared\ (?:to|with)\b|\bin\ comparison\b|\b(?:is|are)\ (?:seen|noted|identified|present|again|unchanged|stable|clear|visuali[sz]ed)\b""",
+    re.I | re.X,
+)
+_SENTENCE = re.compile(
+    r'(?:(?<=[^\s.]{2})\.|[?!;]|//|\s\s)\s*'
+)  # where a sentence may begin; not after '1.' or an initial
+_COLON = re.compile(r'\s*:(?!(?<=\d:)\d)')  # but not 5:21
 _SPACED = re.compile(r'(?<!\w)(?:[^\W\d_][ .]){5,}[^\W\d_](?!\w)')  # F I N D I N G S
-_SPLIT = re.compile(r'(?=([^\W\d_]{2,8})[\W_]{1,3}([^\W\d_]{2,8})(?![^\W\d_]))(?<![^\W\d_])')   # FIND INGS
+_SPLIT = re.compile(r'(?=([^\W\d_]{2,8})[\W_]{1,3}([^\W\d_]{2,8})(?![^\W\d_]))(?<![^\W\d_])')  # FIND INGS
 _BANNER_WITHIN = re.compile(r'\b(?:final|preliminary)\s+report\b|\bwet\s*-?read\b|\bIMP\b', re.I)
-_ALLOWED_BEFORE = re.compile(r'\b(' + '|'.join(sorted(ALLOWED_HEADERS, key=len, reverse=True)).replace(' ', r'\s+') + r')$', re.I)
+_ALLOWED_BEFORE = re.compile(
+    r'\b(' + '|'.join(sorted(ALLOWED_HEADERS, key=len, reverse=True)).replace(' ', r'\s+') + r')$', re.I
+)
 _CAPS_BEFORE = re.compile(r'(?<![^\s(])[A-Z][A-Z0-9,/()&.:_\s-]*$')
+
 
 def _continues(before, line):
     "Does a line go on with the sentence of the line before it?"
     before, first = before.rstrip(), line.split(None, 1)[0]
-    if line.isupper() and not before.isupper() and len(line.split()) > 1: return False       # a title
-    if re.search(r'[.!?:]$', before) and first[:1].isupper(): return False
-    if len(before) + 1 + len(first) + min(16, 8*before.count('___')) > FULL_LINE or first[:1] in '?/': return True
+    if line.isupper() and not before.isupper() and len(line.split()) > 1:
+        return False  # a title
+    if re.search(r'[.!?:]$', before) and first[:1].isupper():
+        return False
+    if len(before) + 1 + len(first) + min(16, 8 * before.count('___')) > FULL_LINE or first[:1] in '?/':
+        return True
     return bool(_OPEN_END.search(before)) and (first[:1].islower() or first[:1] in '_0123456789')
+
 
 def _header_at(text):
     "Where the header begins that a text ends with; without a seam to cut at, 0: nothing of the text is sure"
     for n in range(4):
-        tail = re.search(r'[^\W_]+' + r'\W+[^\W_]+'*n + r'\)?$', text)
-        if tail and (header_kind(tail[0]) == 'results' or _closes(_WORD.search(tail[0])[0].upper())): return tail.start()
+        tail = re.search(r'[^\W_]+' + r'\W+[^\W_]+' * n + r'\)?$', text)
+        if tail and (header_kind(tail[0]) == 'results' or _closes(_WORD.search(tail[0])[0].upper())):
+            return tail.start()
     capitals = _CAPS_BEFORE.search(text)
     return capitals.start() if capitals else max([0] + [s.end() for s in _SENTENCE.finditer(text)])
+
 
 def _cut(text):
     "[(section or '', words)] of the part of a section that is surely the request, and what ended it ('' if nothing did)"
     parts, at, end, why = [], 0, len(text), ''
+
     def stop(position, reason):
         nonlocal end, why
-        if position < end: end, why = position, reason
+        if position < end:
+            end, why = position, reason
+
     for found in (_SPACED.search(text), _BANNER_WITHIN.search(text)):
-        if found: stop(found.start(), 'another section')
+        if found:
+            stop(found.start(), 'another section')
     words = 0
     for word in _WORD.finditer(text):
-        if word.start() >= end: break
+        if word.start() >= end:
+            break
         words += 1
-        if words > MAX_WORDS: stop(word.start(), 'too long')
-        elif _closes(word[0].upper()): stop(word.start(), 'another section')
+        if words > MAX_WORDS:
+            stop(word.start(), 'too long')
+        elif _closes(word[0].upper()):
+            stop(word.start(), 'another section')
     for halves in _SPLIT.finditer(text, 0, end):
         joined = (halves[1] + halves[2]).upper()
-        if joined not in ('', halves[1], halves[2]) and _closes(joined) == 'results': stop(halves.start(), 'another section')
+        if joined not in ('', halves[1], halves[2]) and _closes(joined) == 'results':
+            stop(halves.start(), 'another section')
     for sentence in _FILM.finditer(text, 0, end):
         stop(max([0] + [s.end() for s in _SENTENCE.finditer(text, 0, sentence.start())]), 'the film')
     name = ''
     for colon in _COLON.finditer(text, 0, end):
-        before = text[at:colon.start()]
+        before = text[at : colon.start()]
         allowed = _ALLOWED_BEFORE.search(before)
         if allowed:
-            parts.append((name, before[:allowed.start()])); name, at = header_kind(allowed[1]), colon.end()
+            parts.append((name, before[: allowed.start()]))
+            name, at = header_kind(allowed[1]), colon.end()
             continue
         stop(at + _header_at(before), 'another section')
         break
-    parts.append((name, text[at:max(at, end)]))
+    parts.append((name, text[at : max(at, end)]))
     return parts, why
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #43c183b6
 #: Why a report gave no note.
-REASONS = ('note', 'no report', 'empty report', 'not text', 'too long for a report', 'no request section', 'request section is empty', 'request stands after the results', 'request runs into another section',
-           'request describes the film', 'report is known to be mistitled', 'only de-identification marks', 'only a question')
+REASONS = (
+    'note',
+    'no report',
+    'empty report',
+    'not text',
+    'too long for a report',
+    'no request section',
+    'request section is empty',
+    'request stands after the results',
+    'request runs into another section',
+    'request describes the film',
+    'report is known to be mistitled',
+    'only de-identification marks',
+    'only a question',
+)
 #: Studies whose impression stands under a header of the request, as the data set's authors found (their `create_section_files.py` treats these by hand).
 MISTITLED = frozenset(('57936451', '50058765', '51966317', '55124749', '54365831', '51491012'))
 _JUNK = re.compile(r'[\x01-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd\ue000-\uf8ff]')
-_NOTHING = re.compile(r'\W*(?:none|n\s?/?\s?a|nil|unknown|see above|as above|not (?:given|provided|available|stated|specified))?\W*$', re.I)
-MARKS = re.compile(r'_{2,}|\[\*\*.*?\*\*\]|\bX{3,}\b')    # MIMIC-CXR's, MIMIC-III's and Open-i's
+_NOTHING = re.compile(
+    r'\W*(?:none|n\s?/?\s?a|nil|unknown|see above|as above|not (?:given|provided|available|stated|specified))?\W*$',
+    re.I,
+)
+MARKS = re.compile(r'_{2,}|\[\*\*.*?\*\*\]|\bX{3,}\b')  # MIMIC-CXR's, MIMIC-III's and Open-i's
+
 
 def _request(text):
     "({section: words}, reason) of one report"
-    if text is None: return {}, 'no report'
-    if not isinstance(text, str): return {}, 'not text'
-    if len(text) > MAX_REPORT: return {}, 'too long for a report'
-    if '\x00' in text or len(_JUNK.findall(text))*50 > len(text): return {}, 'not text'
-    if not text.strip(): return {}, 'empty report'
+    if text is None:
+        return {}, 'no report'
+    if not isinstance(text, str):
+        return {}, 'not text'
+    if len(text) > MAX_REPORT:
+        return {}, 'too long for a report'
+    if '\x00' in text or len(_JUNK.findall(text)) * 50 > len(text):
+        return {}, 'not text'
+    if not text.strip():
+        return {}, 'empty report'
     lines, sections, trouble, results, before, i = _plain_lines(text), {}, set(), False, 'blank', 0
     while i < len(lines):
         (kind, rest), line, i = _line_kind(lines[i]), lines[i], i + 1
-        if kind == 'banner': results = False
-        elif kind == 'results': results = True
+        if kind == 'banner':
+            results = False
+        elif kind == 'results':
+            results = True
         elif kind in ('INDICATION', 'HISTORY', 'REASON'):
-            header = line[:len(line) - len(rest)]
-            if results: trouble.add('request stands after the results')
+            header = line[: len(line) - len(rest)]
+            if results:
+                trouble.add('request stands after the results')
             elif before in ('text', 'other') and not (header.isupper() and not lines[i - 2].isupper()):
-                trouble.add('request runs into another section')                               # a wrapped line of prose may begin with 'history:'
+                trouble.add(
+                    'request runs into another section'
+                )  # a wrapped line of prose may begin with 'history:'
             else:
                 body = [rest]
-                if not rest.strip():                            # a header alone: are the words below it the request?
+                if not rest.strip():  # a header alone: are the words below it the request?
                     j = next((j for j in range(i, min(i + 3, len(lines))) if lines[j].strip()), None)
-                    if j is not None and _line_kind(lines[j])[0] == 'text' and _REQUEST.match(lines[j]): body.append(lines[j]); i = j + 1
-                while rest.strip() + ''.join(body[1:]) and i < len(lines) and _line_kind(lines[i])[0] == 'text' and _continues(lines[i - 1], lines[i]): body.append(lines[i]); i += 1
+                    if j is not None and _line_kind(lines[j])[0] == 'text' and _REQUEST.match(lines[j]):
+                        body.append(lines[j])
+                        i = j + 1
+                while (
+                    rest.strip() + ''.join(body[1:])
+                    and i < len(lines)
+                    and _line_kind(lines[i])[0] == 'text'
+                    and _continues(lines[i - 1], lines[i])
+                ):
+                    body.append(lines[i])
+                    i += 1
                 parts, why = _cut(' '.join(body))
                 results = results or bool(why)
-                found, blame = {}, {'another section': 'request runs into another section', 'the film': 'request describes the film'}.get(why, 'request section is empty')
+                found, blame = (
+                    {},
+                    {
+                        'another section': 'request runs into another section',
+                        'the film': 'request describes the film',
+                    }.get(why, 'request section is empty'),
+                )
                 for name, words in parts:
                     words = re.sub(r'\s+', ' ', words).strip(' ;,/*#>-')
-                    if not _NOTHING.match(MARKS.sub('', words)): found.setdefault(name or kind, []).append(words)
-                    else: trouble.add('only de-identification marks' if MARKS.search(words) else blame)
-                sections |= {name: _join(words) for name, words in found.items() if name not in sections}     # a second INDICATION is a mistitled impression as often as not
+                    if not _NOTHING.match(MARKS.sub('', words)):
+                        found.setdefault(name or kind, []).append(words)
+                    else:
+                        trouble.add('only de-identification marks' if MARKS.search(words) else blame)
+                sections |= {
+                    name: _join(words) for name, words in found.items() if name not in sections
+                }  # a second INDICATION is a mistitled impression as often as not
                 kind = 'header'
         before = 'text' if kind == 'text' or kind == 'results' else kind
-    if sections: return sections, 'note'
+    if sections:
+        return sections, 'note'
     return {}, next((r for r in reversed(REASONS) if r in trouble), 'no request section')
+
 
 def _join(parts):
     "Pieces as sentences of one text"
     return ' '.join(p if i == len(parts) - 1 or p[-1:] in '.?!:' else p + '.' for i, p in enumerate(parts))
 
+
 def report_sections(
-    text:str|None # a radiology report
-) -> dict[str, str]: # 'INDICATION', 'HISTORY' and 'REASON', those that are there, in their order
+    text: str | None,  # a radiology report
+) -> dict[str, str]:  # 'INDICATION', 'HISTORY' and 'REASON', those that are there, in their order
     "The sections of a report that were written before the film was read; no other section is ever returned"
     return _request(text)[0]
 
+
 def read_request(
-    text:str|None # a radiology report
-) -> tuple[str|None, str]: # the note or None, and one of `REASONS`
+    text: str | None,  # a radiology report
+) -> tuple[str | None, str]:  # the note or None, and one of `REASONS`
     "The request that a report begins with, and why there is none"
     sections, reason = _request(text)
     return (_join(list(dict.fromkeys(sections.values()))) if sections else None), reason
 
+
 def indication(
-    text:str|None # a radiology report
-) -> str|None: # one line; None where the report has no request, or where it is in doubt
+    text: str | None,  # a radiology report
+) -> str | None:  # one line; None where the report has no request, or where it is in doubt
     "The note of a report: indication, history and reason for the examination, and nothing else"
     return read_request(text)[0]
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #a1cdd66a
 def clean_note(
-    text:str|None, # a note
-    marks:str='keep' # what to do with '___' and 'XXXX': 'keep' or 'drop'
-) -> str|None: # one line without doubled spaces; None where nothing but marks is left
+    text: str | None,  # a note
+    marks: str = 'keep',  # what to do with '___' and 'XXXX': 'keep' or 'drop'
+) -> str | None:  # one line without doubled spaces; None where nothing but marks is left
     "A note in one line, with or without its de-identification marks"
-    if marks not in ('keep', 'drop'): raise ValueError(f"marks is {marks!r}; expected 'keep' or 'drop'")
-    if not isinstance(text, str) or not re.search(r'[^\W_]', MARKS.sub('', text)): return None
+    if marks not in ('keep', 'drop'):
+        raise ValueError(f"marks is {marks!r}; expected 'keep' or 'drop'")
+    if not isinstance(text, str) or not re.search(r'[^\W_]', MARKS.sub('', text)):
+        return None
     if marks == 'drop':
-        text = re.sub(r'(?<![^\s(])[-/](?=\w)', '', MARKS.sub('', text))          # '___-year-old' -> 'year-old'
-        text = re.sub(r'([,;])(?:\s*[,;])+', r'\1', re.sub(r'\s+(?=[,;.)])|(?<=\()\s+', '', re.sub(r'[(\[]\W*[)\]]', '', text)))
+        text = re.sub(r'(?<![^\s(])[-/](?=\w)', '', MARKS.sub('', text))  # '___-year-old' -> 'year-old'
+        text = re.sub(
+            r'([,;])(?:\s*[,;])+',
+            r'\1',
+            re.sub(r'\s+(?=[,;.)])|(?<=\()\s+', '', re.sub(r'[(\[]\W*[)\]]', '', text)),
+        )
     return re.sub(r'\s+', ' ', text).strip(' ,;') if re.search(r'[^\W_]', text) else None
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #66882495
-_ASK = re.compile(r"""\b(?:(?:please|pls|kindly|to|for|in\ order\ to)\s+)*(?:r\s?/\s?o|rule[sd]?[\s-]?out|ruling\ out|(?:re-?)?eval(?:uat\w+)?|(?:re-?)?assess\w*|exclud\w+|check(?:ing)?|confirm(?:ing)?|question(?:ed|able|ing)?|query|look(?:ing)?\ for
-    |concern(?:s|ed|ing)?|suspi\w+|suspect\w*|worr(?:y|ied|isome)|possibl[ey]|probabl[ey]|presumed|likely|any\ (?:evidence|signs?)|is\ there|are\ there|evidence\ of|determine|differentiate|detect|document|interval\ change)(?![^\W_])""", re.I | re.X)
+_ASK = re.compile(
+    r"""\b(?:(?:please|pls|kindly|to|for|in\ order\ to)\s+)*(?:r\s?/\s?o|rule[sd]?[\s-]?out|ruling\ out|(?:re-?)?eval(?:uat\w+)?|(?:re-?)?assess\w*|exclud\w+|check(?:ing)?|confirm(?:ing)?|question(?:ed|able|ing)?|query|look(?:ing)?\ for
+    |concern(?:s|ed|ing)?|suspi\w+|suspect\w*|worr(?:y|ied|isome)|possibl[ey]|probabl[ey]|presumed|likely|any\ (?:evidence|signs?)|is\ there|are\ there|evidence\ of|determine|differentiate|detect|document|interval\ change)(?![^\W_])""",
+    re.I | re.X,
+)
 _QUESTION = re.compile(rf'//|\?|{_ASK.pattern}', re.I | re.X)
 _SENTENCES = re.compile(r'(?:(?<!\b[a-z])(?<!\bvs)(?<!\bdr)(?<!\bmr)(?<!\bpt)(?<!\bapprox)\.|[;!])\s+', re.I)
-_DANGLING = re.compile(r'(?:[\s,;:(/-]|\b(?:with|and|or|to|for|please|of|the|an?|w/|is|has|now|also|in|on|but|vs|any))+$', re.I)
+_DANGLING = re.compile(
+    r'(?:[\s,;:(/-]|\b(?:with|and|or|to|for|please|of|the|an?|w/|is|has|now|also|in|on|but|vs|any))+$', re.I
+)
+
 
 def has_question(
-    note:str # a note
+    note: str,  # a note
 ) -> bool:
     "Does a note ask for something?"
     return bool(_QUESTION.search(note))
 
+
 def scrub_questions(
-    note:str|None # a note
-) -> str|None: # without its questions; None where nothing is left
+    note: str | None,  # a note
+) -> str | None:  # without its questions; None where nothing is left
     "Take the questions out of a note and leave the history"
-    if not isinstance(note, str): return None
+    if not isinstance(note, str):
+        return None
     text, kept, at = note.split('//', 1)[0], [], 0
     for end in (*(m.end() for m in _SENTENCES.finditer(text)), len(text)):
         sentence, at = text[at:end].strip(), end
         while found := _QUESTION.search(sentence):
             start, close = found.start(), len(sentence)
-            if found[0] == '?' and sentence[:start].strip(' ([') and not sentence[:start].endswith((' ', '(', '[', ',', '/')):     # 'pneumonia?' asks with the words before it
+            if (
+                found[0] == '?'
+                and sentence[:start].strip(' ([')
+                and not sentence[:start].endswith((' ', '(', '[', ',', '/'))
+            ):  # 'pneumonia?' asks with the words before it
                 start = max([0] + [m.end() for m in re.finditer(r'[,:]\s|\s-+\s|\(', sentence[:start])])
-            if '(' in sentence[:start + 1][-1:] + sentence[:start][-1:] and ')' in sentence[start:]: close = sentence.index(')', start) + 1
+            if '(' in sentence[: start + 1][-1:] + sentence[:start][-1:] and ')' in sentence[start:]:
+                close = sentence.index(')', start) + 1
             sentence = _DANGLING.sub('', sentence[:start]) + sentence[close:]
-        if re.search(r'[^\W_]', sentence): kept.append(sentence)
+        if re.search(r'[^\W_]', sentence):
+            kept.append(sentence)
     text = clean_note(' '.join(kept))
-    if text and text != note and not re.search(r'[.!]$', text): text = _DANGLING.sub('', text)
+    if text and text != note and not re.search(r'[.!]$', text):
+        text = _DANGLING.sub('', text)
     return clean_note(text)
 
+
 def question_share(
-    notes:Iterable[str|None] # notes, missing ones among them
-) -> dict: # counts and shares (0 to 1)
+    notes: Iterable[str | None],  # notes, missing ones among them
+) -> dict:  # counts and shares (0 to 1)
     "How many notes ask, and what is left without the questions"
     notes = [n for n in notes if isinstance(n, str) and n.strip()]
     asking = [n for n in notes if has_question(n)]
     left = [scrub_questions(n) for n in asking]
     length = lambda texts: sum(len(t.split()) for t in texts if t)
-    return {'notes': len(notes), 'with a question': len(asking), 'share with a question': len(asking)/len(notes) if notes else float('nan'), 'nothing left': sum(t is None for t in left),
-            'share of words left': (length(notes) - length(asking) + length(left))/length(notes) if notes else float('nan')}
+    return {
+        'notes': len(notes),
+        'with a question': len(asking),
+        'share with a question': len(asking) / len(notes) if notes else float('nan'),
+        'nothing left': sum(t is None for t in left),
+        'share of words left': (length(notes) - length(asking) + length(left)) / length(notes)
+        if notes
+        else float('nan'),
+    }
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #62abbf73
 #: ViewPosition -> (view, projection), and the same for the coded view that stands in for it. Anything else is missing.
-MIMIC_VIEWS = {'AP': ('Frontal', 'AP'), 'PA': ('Frontal', 'PA'), 'AP AXIAL': ('Frontal', 'AP'), 'LATERAL': ('Lateral', None), 'LL': ('Lateral', None), 'RL': ('Lateral', None), 'XTABLE LATERAL': ('Lateral', None)}
-MIMIC_VIEW_CODES = {'antero-posterior': ('Frontal', 'AP'), 'postero-anterior': ('Frontal', 'PA'), 'lateral': ('Lateral', None), 'left lateral': ('Lateral', None), 'right lateral': ('Lateral', None)}
+MIMIC_VIEWS = {
+    'AP': ('Frontal', 'AP'),
+    'PA': ('Frontal', 'PA'),
+    'AP AXIAL': ('Frontal', 'AP'),
+    'LATERAL': ('Lateral', None),
+    'LL': ('Lateral', None),
+    'RL': ('Lateral', None),
+    'XTABLE LATERAL': ('Lateral', None),
+}
+MIMIC_VIEW_CODES = {
+    'antero-posterior': ('Frontal', 'AP'),
+    'postero-anterior': ('Frontal', 'PA'),
+    'lateral': ('Lateral', None),
+    'left lateral': ('Lateral', None),
+    'right lateral': ('Lateral', None),
+}
 MIMIC_SPLITS = {'train': 'train', 'validate': 'tuning', 'test': 'test'}
 #: Names in the radiologist's file -> observation.
-MIMIC_TEST_LABELS = {**{o: o for o in OBSERVATIONS}, 'Airspace Opacity': 'Lung Opacity', 'No Findings': 'No Finding'}
+MIMIC_TEST_LABELS = {
+    **{o: o for o in OBSERVATIONS},
+    'Airspace Opacity': 'Lung Opacity',
+    'No Findings': 'No Finding',
+}
 LABELERS = ('chexpert', 'negbio')
+
 
 def _mimic_file(root, name):
     "A table by its name in any version, compressed or not; the official name where there is none"
-    names = [f'mimic-cxr-{version}-{name}{end}' for version in ('2.0.0', '2.1.0') for end in ('.csv.gz', '.csv')]
-    return next((root/n for n in names if (root/n).is_file()), root/names[0])
+    names = [
+        f'mimic-cxr-{version}-{name}{end}' for version in ('2.0.0', '2.1.0') for end in ('.csv.gz', '.csv')
+    ]
+    return next((root / n for n in names if (root / n).is_file()), root / names[0])
+
 
 def _labels(table, columns, path):
     "Label columns as numbers; refuses what is not 1, 0, -1 or empty"
@@ -315,158 +562,373 @@ def _labels(table, columns, path):
         table[c] = number.astype(float)
     refuse_rows(table, table.study_id.duplicated(), path, 'study_id', 'each study once')
 
+
 def _read_ids(path, columns, exclusions=None):
     "A table whose identifiers are text, filled and of the official form"
     ids = [c for c in ('dicom_id', 'subject_id', 'study_id') if c in columns]
-    table = read_csv(path, columns, filled=ids, exclusions=exclusions, dtype={**{c: str for c in ids}, 'split': str, 'ViewPosition': str, 'ViewCodeSequence_CodeMeaning': str})
-    for c in ids: refuse_rows(table, ~table[c].str.fullmatch(r'\d{8}' if c != 'dicom_id' else r'[0-9A-Za-z-]+'), path, c, 'eight digits' if c != 'dicom_id' else "an identifier such as '02aa804e-bde0afdd-112c0b34-7bc16630-4e384014'")
+    table = read_csv(
+        path,
+        columns,
+        filled=ids,
+        exclusions=exclusions,
+        dtype={
+            **{c: str for c in ids},
+            'split': str,
+            'ViewPosition': str,
+            'ViewCodeSequence_CodeMeaning': str,
+        },
+    )
+    for c in ids:
+        refuse_rows(
+            table,
+            ~table[c].str.fullmatch(r'\d{8}' if c != 'dicom_id' else r'[0-9A-Za-z-]+'),
+            path,
+            c,
+            'eight digits'
+            if c != 'dicom_id'
+            else "an identifier such as '02aa804e-bde0afdd-112c0b34-7bc16630-4e384014'",
+        )
     return table
+
 
 def _ages(meta, root):
     "(sex, age) of each image from MIMIC-IV's patients table; missing without it"
-    path = next((p for p in (root/'patients.csv.gz', root/'patients.csv') if p.is_file()), None)
-    if path is None: return None, np.nan
-    people = read_csv(path, ('subject_id', 'gender', 'anchor_age', 'anchor_year'), filled=('subject_id',), dtype={'subject_id': str, 'gender': str})
+    path = next((p for p in (root / 'patients.csv.gz', root / 'patients.csv') if p.is_file()), None)
+    if path is None:
+        return None, np.nan
+    people = read_csv(
+        path,
+        ('subject_id', 'gender', 'anchor_age', 'anchor_year'),
+        filled=('subject_id',),
+        dtype={'subject_id': str, 'gender': str},
+    )
     refuse_rows(people, people.subject_id.duplicated(), path, 'subject_id', 'each patient once')
-    refuse_rows(people, people.gender.notna() & ~people.gender.isin(('F', 'M')), path, 'gender', 'F, M or empty')
-    for c in ('anchor_age', 'anchor_year'): refuse_rows(people, people[c].notna() & pd.to_numeric(people[c], errors='coerce').isna(), path, c, 'a number or empty')
+    refuse_rows(
+        people, people.gender.notna() & ~people.gender.isin(('F', 'M')), path, 'gender', 'F, M or empty'
+    )
+    for c in ('anchor_age', 'anchor_year'):
+        refuse_rows(
+            people,
+            people[c].notna() & pd.to_numeric(people[c], errors='coerce').isna(),
+            path,
+            c,
+            'a number or empty',
+        )
     own = people.set_index('subject_id').reindex(meta.subject_id).set_axis(meta.index)
-    anchor, since = pd.to_numeric(own.anchor_age), pd.to_numeric(meta.StudyDate, errors='coerce')//10000 - pd.to_numeric(own.anchor_year)
+    anchor, since = (
+        pd.to_numeric(own.anchor_age),
+        pd.to_numeric(meta.StudyDate, errors='coerce') // 10000 - pd.to_numeric(own.anchor_year),
+    )
     age = anchor + since
     age = age.where(age <= 89, 91).where(age.notna() & (age >= 0) & ~((anchor > 89) & (since < 0)))
     return own.gender.map({'F': 'Female', 'M': 'Male'}), age
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #4ae26210
 def read_reports(
-    subjects:Iterable[str], # patient of each study, '10000032'
-    studies:Iterable[str], # '50414267'
-    source:str|Path # folder that holds `files/`, or `mimic-cxr-reports.zip`
-) -> list: # text of each report; None where there is none, bytes where it is not UTF-8 text
+    subjects: Iterable[str],  # patient of each study, '10000032'
+    studies: Iterable[str],  # '50414267'
+    source: str | Path,  # folder that holds `files/`, or `mimic-cxr-reports.zip`
+) -> list:  # text of each report; None where there is none, bytes where it is not UTF-8 text
     "The reports of studies"
     names = [f'files/p{p[:2]}/p{p}/s{s}.txt' for p, s in zip(subjects, studies)]
+
     def text(data):
-        try: return data.decode('utf-8-sig')
-        except UnicodeDecodeError: return data
+        try:
+            return data.decode('utf-8-sig')
+        except UnicodeDecodeError:
+            return data
+
     if zipfile.is_zipfile(source) or str(source).endswith('.zip'):
         import zlib
+
         try:
             with zipfile.ZipFile(source) as archive:
-                held = {i.filename[i.filename.find('files/'):]: i for i in archive.infolist() if i.filename.endswith('.txt') and not is_clutter(i.filename)}
+                held = {
+                    i.filename[i.filename.find('files/') :]: i
+                    for i in archive.infolist()
+                    if i.filename.endswith('.txt') and not is_clutter(i.filename)
+                }
+
                 def one(name):
-                    with archive.open(held[name]) as f: return text(f.read(4*MAX_REPORT + 1))
+                    with archive.open(held[name]) as f:
+                        return text(f.read(4 * MAX_REPORT + 1))
+
                 return [one(n) if n in held else None for n in names]
         except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError, EOFError) as e:
             stop_on_machine_error(e, source)
             raise StudyTableError(f'{source}: not a readable zip ({e}). Download or copy it again.') from None
     from concurrent.futures import ThreadPoolExecutor
+
     root = str(source)
+
     def some(part):
         out = []
         for name in part:
             try:
-                with open(f'{root}/{name}', 'rb', buffering=0) as f: out.append(text(f.read(4*MAX_REPORT + 1)))
-            except (FileNotFoundError, NotADirectoryError): out.append(None)
+                with open(f'{root}/{name}', 'rb', buffering=0) as f:
+                    out.append(text(f.read(4 * MAX_REPORT + 1)))
+            except (FileNotFoundError, NotADirectoryError):
+                out.append(None)
             except OSError as e:
                 stop_on_machine_error(e, f'{root}/{name}')
-                raise StudyTableError(f'{root}/{name}: cannot be read ({e.strerror}). Copy it again.') from None
+                raise StudyTableError(
+                    f'{root}/{name}: cannot be read ({e.strerror}). Copy it again.'
+                ) from None
         return out
-    with ThreadPoolExecutor(8) as pool: return [t for part in pool.map(some, [names[i:i + 256] for i in range(0, len(names), 256)]) for t in part]
+
+    with ThreadPoolExecutor(8) as pool:
+        return [
+            t
+            for part in pool.map(some, [names[i : i + 256] for i in range(0, len(names), 256)])
+            for t in part
+        ]
+
 
 def _notes(studies, root, reports, questions, marks):
     "(note, reason) of each study"
-    sources = [Path(reports)] if reports is not None else [s for s in (root, root/'mimic-cxr-reports', root/'mimic-cxr-reports.zip') if s.exists()]
-    if reports is not None and not sources[0].exists(): raise StudyTableError(f'{reports}: no such folder or zip. It should be mimic-cxr-reports.zip, or the folder that holds files/p10/….')
-    texts = [None]*len(studies)
+    sources = (
+        [Path(reports)]
+        if reports is not None
+        else [s for s in (root, root / 'mimic-cxr-reports', root / 'mimic-cxr-reports.zip') if s.exists()]
+    )
+    if reports is not None and not sources[0].exists():
+        raise StudyTableError(
+            f'{reports}: no such folder or zip. It should be mimic-cxr-reports.zip, or the folder that holds files/p10/….'
+        )
+    texts = [None] * len(studies)
     for source in sources:
-        if source.name == 'files' and source.is_dir(): source = source.parent
+        if source.name == 'files' and source.is_dir():
+            source = source.parent
         left = [i for i, t in enumerate(texts) if t is None]
-        for i, t in zip(left, read_reports(studies.subject_id.iloc[left], studies.study_id.iloc[left], source)): texts[i] = t
+        for i, t in zip(
+            left, read_reports(studies.subject_id.iloc[left], studies.study_id.iloc[left], source)
+        ):
+            texts[i] = t
     out = []
     for study, t in zip(studies.study_id, texts):
-        note, reason = read_request(t) if study not in MISTITLED or t is None else (None, 'report is known to be mistitled')
-        if note is not None: note = clean_note(note, marks); reason = reason if note else 'only de-identification marks'
-        if note is not None and questions == 'scrub': note = scrub_questions(note); reason = reason if note else 'only a question'
+        note, reason = (
+            read_request(t)
+            if study not in MISTITLED or t is None
+            else (None, 'report is known to be mistitled')
+        )
+        if note is not None:
+            note = clean_note(note, marks)
+            reason = reason if note else 'only de-identification marks'
+        if note is not None and questions == 'scrub':
+            note = scrub_questions(note)
+            reason = reason if note else 'only a question'
         out.append((note, reason))
     return pd.DataFrame(out, columns=['note', 'reason'], index=studies.study_id, dtype=object)
 
+
 def load_mimic(
-    root:str|Path, # folder with the tables and `files/`
+    root: str | Path,  # folder with the tables and `files/`
     *,
-    labeler:str='chexpert', # whose labels: 'chexpert' or 'negbio'
-    test_labels:str='auto', # the radiologist's labels of the test split: 'auto' (where they are), 'radiologist' (the test split is these studies only) or 'labeler' (ignored)
-    questions:str='keep', # questions in notes: 'keep' or 'scrub'
-    marks:str='keep', # '___' in notes: 'keep' or 'drop'
-    reports:str|Path|None=None, # folder that holds the reports' `files/`, or their zip; looked for in `root` and in `root/mimic-cxr-reports(.zip)` if None
-    missing:str='refuse', # images that are not there: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None # list for what is left out
-) -> pd.DataFrame: # study table with the official splits; `attrs` hold 'note_reasons' ({reason: studies}) and 'label_sources' ({split: {source: studies}})
+    labeler: str = 'chexpert',  # whose labels: 'chexpert' or 'negbio'
+    test_labels: str = 'auto',  # the radiologist's labels of the test split: 'auto' (where they are), 'radiologist' (the test split is these studies only) or 'labeler' (ignored)
+    questions: str = 'keep',  # questions in notes: 'keep' or 'scrub'
+    marks: str = 'keep',  # '___' in notes: 'keep' or 'drop'
+    reports: str
+    | Path
+    | None = None,  # folder that holds the reports' `files/`, or their zip; looked for in `root` and in `root/mimic-cxr-reports(.zip)` if None
+    missing: str = 'refuse',  # images that are not there: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+) -> pd.DataFrame:  # study table with the official splits; `attrs` hold 'note_reasons' ({reason: studies}) and 'label_sources' ({split: {source: studies}})
     "MIMIC-CXR-JPG 2.0.0 or 2.1.0 (Johnson et al. 2019) with the requests of MIMIC-CXR's reports as a study table; raises `StudyTableError`"
-    for name, value, allowed in (('labeler', labeler, LABELERS), ('test_labels', test_labels, ('auto', 'radiologist', 'labeler')), ('questions', questions, ('keep', 'scrub')), ('marks', marks, ('keep', 'drop'))):
-        if value not in allowed: raise ValueError(f'{name} is {value!r}; expected one of {", ".join(map(repr, allowed))}')
+    for name, value, allowed in (
+        ('labeler', labeler, LABELERS),
+        ('test_labels', test_labels, ('auto', 'radiologist', 'labeler')),
+        ('questions', questions, ('keep', 'scrub')),
+        ('marks', marks, ('keep', 'drop')),
+    ):
+        if value not in allowed:
+            raise ValueError(f'{name} is {value!r}; expected one of {", ".join(map(repr, allowed))}')
     root = Path(root)
     path = _mimic_file(root, 'metadata')
-    meta = _read_ids(path, ('dicom_id', 'subject_id', 'study_id', 'ViewPosition', 'ViewCodeSequence_CodeMeaning', 'StudyDate'))
+    meta = _read_ids(
+        path,
+        ('dicom_id', 'subject_id', 'study_id', 'ViewPosition', 'ViewCodeSequence_CodeMeaning', 'StudyDate'),
+    )
     refuse_rows(meta, meta.dicom_id.duplicated(), path, 'dicom_id', 'each image once')
     studies = meta.drop_duplicates('study_id')
     owner = studies.set_index('study_id').subject_id
-    refuse_rows(meta, owner.reindex(meta.study_id).to_numpy() != meta.subject_id, path, 'subject_id', "the patient of the study's other images")
+    refuse_rows(
+        meta,
+        owner.reindex(meta.study_id).to_numpy() != meta.subject_id,
+        path,
+        'subject_id',
+        "the patient of the study's other images",
+    )
 
     split_path = _mimic_file(root, 'split')
     split = _read_ids(split_path, ('dicom_id', 'subject_id', 'study_id', 'split'))
     refuse_rows(split, split.split.map(MIMIC_SPLITS).isna(), split_path, 'split', ', '.join(MIMIC_SPLITS))
     refuse_rows(split, split.dicom_id.duplicated(), split_path, 'dicom_id', 'each image once')
-    split = leave_out(split, pd.Index(meta.dicom_id).get_indexer(split.dicom_id) < 0, 'in the split file, but not in the metadata', exclusions, image='dicom_id')
+    split = leave_out(
+        split,
+        pd.Index(meta.dicom_id).get_indexer(split.dicom_id) < 0,
+        'in the split file, but not in the metadata',
+        exclusions,
+        image='dicom_id',
+    )
     own = split.set_index('dicom_id').reindex(meta.dicom_id).set_axis(meta.index)
-    refuse_rows(meta, own.split.isna(), path, 'dicom_id', f'an image that {split_path.name} lists. Take both files from the same version')
-    for c in ('study_id', 'subject_id'): refuse_rows(meta, own[c] != meta[c], path, c, f'the same as in {split_path.name}')
+    refuse_rows(
+        meta,
+        own.split.isna(),
+        path,
+        'dicom_id',
+        f'an image that {split_path.name} lists. Take both files from the same version',
+    )
+    for c in ('study_id', 'subject_id'):
+        refuse_rows(meta, own[c] != meta[c], path, c, f'the same as in {split_path.name}')
     meta['split'] = own.split.map(MIMIC_SPLITS)
 
     label_path = _mimic_file(root, labeler)
-    labels = name_observations(_read_ids(label_path, ('subject_id', 'study_id'), exclusions), str(label_path), exclusions)
+    labels = name_observations(
+        _read_ids(label_path, ('subject_id', 'study_id'), exclusions), str(label_path), exclusions
+    )
     absent = [o for o in OBSERVATIONS if o not in labels]
-    if absent: raise StudyTableError(f'{label_path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, labels.columns))}')
+    if absent:
+        raise StudyTableError(
+            f'{label_path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, labels.columns))}'
+        )
     _labels(labels, OBSERVATIONS, label_path)
-    labels = leave_out(labels, owner.index.get_indexer(labels.study_id) < 0, f'labels ({labeler}) of a study without an image in the metadata', exclusions, image=None)
-    refuse_rows(labels, owner.reindex(labels.study_id).to_numpy() != labels.subject_id, label_path, 'subject_id', 'the patient whom the metadata give for this study')
+    labels = leave_out(
+        labels,
+        owner.index.get_indexer(labels.study_id) < 0,
+        f'labels ({labeler}) of a study without an image in the metadata',
+        exclusions,
+        image=None,
+    )
+    refuse_rows(
+        labels,
+        owner.reindex(labels.study_id).to_numpy() != labels.subject_id,
+        label_path,
+        'subject_id',
+        'the patient whom the metadata give for this study',
+    )
     label = labels.set_index('study_id')[list(OBSERVATIONS)].reindex(owner.index)
-    source = pd.Series(np.where(pd.Index(labels.study_id).get_indexer(owner.index) < 0, 'none', labeler).astype(object), index=owner.index)
-    test_path = root/'mimic-cxr-2.1.0-test-set-labeled.csv'
+    source = pd.Series(
+        np.where(pd.Index(labels.study_id).get_indexer(owner.index) < 0, 'none', labeler).astype(object),
+        index=owner.index,
+    )
+    test_path = root / 'mimic-cxr-2.1.0-test-set-labeled.csv'
     if test_labels == 'radiologist' or test_labels == 'auto' and test_path.is_file():
         named = _read_ids(test_path, ('study_id',), exclusions)
-        named = name_observations(named.rename(columns={c: o for c, o in MIMIC_TEST_LABELS.items() if o not in named}), str(test_path), exclusions)
+        named = name_observations(
+            named.rename(columns={c: o for c, o in MIMIC_TEST_LABELS.items() if o not in named}),
+            str(test_path),
+            exclusions,
+        )
         lacking = set(OBSERVATIONS) - {*named}
-        if lacking: raise StudyTableError(f'{test_path}: no column for {", ".join(o for o in OBSERVATIONS if o in lacking)}; it has {", ".join(map(str, named.columns))}')
+        if lacking:
+            raise StudyTableError(
+                f'{test_path}: no column for {", ".join(o for o in OBSERVATIONS if o in lacking)}; it has {", ".join(map(str, named.columns))}'
+            )
         _labels(named, OBSERVATIONS, test_path)
-        named = leave_out(named, owner.index.get_indexer(named.study_id) < 0, "the radiologist's labels of a study without an image in the metadata", exclusions, image=None)
+        named = leave_out(
+            named,
+            owner.index.get_indexer(named.study_id) < 0,
+            "the radiologist's labels of a study without an image in the metadata",
+            exclusions,
+            image=None,
+        )
         where = own.split[~meta.study_id.duplicated()].set_axis(owner.index).reindex(named.study_id)
-        refuse_rows(named, pd.Series(where.to_numpy() != 'test', index=named.index), test_path, 'study_id', f'a study that {split_path.name} puts into the test split')
+        refuse_rows(
+            named,
+            pd.Series(where.to_numpy() != 'test', index=named.index),
+            test_path,
+            'study_id',
+            f'a study that {split_path.name} puts into the test split',
+        )
         label.loc[named.study_id] = named[list(OBSERVATIONS)].to_numpy()
         source.loc[named.study_id] = 'radiologist'
 
-    position, code = meta.ViewPosition.str.strip().str.upper(), meta.ViewCodeSequence_CodeMeaning.str.strip().str.lower()
-    view, projection = (np.where(position.isin(list(MIMIC_VIEWS)), position.map({k: v[i] for k, v in MIMIC_VIEWS.items()}), code.map({k: v[i] for k, v in MIMIC_VIEW_CODES.items()})) for i in (0, 1))
+    position, code = (
+        meta.ViewPosition.str.strip().str.upper(),
+        meta.ViewCodeSequence_CodeMeaning.str.strip().str.lower(),
+    )
+    view, projection = (
+        np.where(
+            position.isin(list(MIMIC_VIEWS)),
+            position.map({k: v[i] for k, v in MIMIC_VIEWS.items()}),
+            code.map({k: v[i] for k, v in MIMIC_VIEW_CODES.items()}),
+        )
+        for i in (0, 1)
+    )
     study = owner.index.get_indexer(meta.study_id)
     sex, age = _ages(meta, root)
     note = _notes(studies, root, reports, questions, marks)
-    image = 'files/p' + meta.subject_id.str[:2] + '/p' + meta.subject_id + '/s' + meta.study_id + '/' + meta.dicom_id + '.jpg'
-    table = pd.DataFrame({'image': image, 'patient_id': meta.subject_id, 'study_id': meta.study_id,
-                          'view': view, 'projection': projection, 'sex': sex, 'age': age, 'note': note.note.to_numpy()[study], 'split': meta.split}, index=meta.index)
+    image = (
+        'files/p'
+        + meta.subject_id.str[:2]
+        + '/p'
+        + meta.subject_id
+        + '/s'
+        + meta.study_id
+        + '/'
+        + meta.dicom_id
+        + '.jpg'
+    )
+    table = pd.DataFrame(
+        {
+            'image': image,
+            'patient_id': meta.subject_id,
+            'study_id': meta.study_id,
+            'view': view,
+            'projection': projection,
+            'sex': sex,
+            'age': age,
+            'note': note.note.to_numpy()[study],
+            'split': meta.split,
+        },
+        index=meta.index,
+    )
     table[list(OBSERVATIONS)] = label.to_numpy()[study]
-    if test_labels == 'radiologist': table = leave_out(table, (table.split == 'test') & (source.to_numpy()[study] != 'radiologist'), 'test study that no radiologist labelled', exclusions)
+    if test_labels == 'radiologist':
+        table = leave_out(
+            table,
+            (table.split == 'test') & (source.to_numpy()[study] != 'radiologist'),
+            'test study that no radiologist labelled',
+            exclusions,
+        )
     table = validate_studies(table, str(path), root, table.index, missing, exclusions)
     kept = table.drop_duplicates('study_id')
     table.attrs['note_reasons'] = note.reason.reindex(kept.study_id).value_counts().to_dict()
-    table.attrs['label_sources'] = {s: source.reindex(kept.study_id[kept.split == s]).value_counts().to_dict() for s in ('train', 'tuning', 'test')}
+    table.attrs['label_sources'] = {
+        s: source.reindex(kept.study_id[kept.split == s]).value_counts().to_dict()
+        for s in ('train', 'tuning', 'test')
+    }
     return table
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #78215fe7
 #: split -> (images, studies, patients); from the notebook that made table 2 of Johnson et al. 2019.
-MIMIC_FACTS = {'train': (368_960, 222_758, 64_586), 'tuning': (2_991, 1_808, 500), 'test': (5_159, 3_269, 293)}
+MIMIC_FACTS = {
+    'train': (368_960, 222_758, 64_586),
+    'tuning': (2_991, 1_808, 500),
+    'test': (5_159, 3_269, 293),
+}
+
 
 def check_mimic(
-    table:pd.DataFrame # study table from `load_mimic`
-) -> pd.DataFrame: # one row a split and one for all; columns of images, studies and patients, each known and found
+    table: pd.DataFrame,  # study table from `load_mimic`
+) -> (
+    pd.DataFrame
+):  # one row a split and one for all; columns of images, studies and patients, each known and found
     "Known sizes of MIMIC-CXR-JPG beside those of a table"
     known = {**MIMIC_FACTS, 'all': tuple(map(sum, zip(*MIMIC_FACTS.values())))}
-    found = {s: (len(t), t.study_id.nunique(), t.patient_id.nunique()) for s in known for t in [table if s == 'all' else table[table.split == s]]}
-    return pd.DataFrame({s: {f'{what} {which}': n[i] for i, what in enumerate(('images', 'studies', 'patients')) for which, n in (('known', known[s]), ('found', found[s]))} for s in known}).T
+    found = {
+        s: (len(t), t.study_id.nunique(), t.patient_id.nunique())
+        for s in known
+        for t in [table if s == 'all' else table[table.split == s]]
+    }
+    return pd.DataFrame(
+        {
+            s: {
+                f'{what} {which}': n[i]
+                for i, what in enumerate(('images', 'studies', 'patients'))
+                for which, n in (('known', known[s]), ('found', found[s]))
+            }
+            for s in known
+        }
+    ).T

@@ -13,29 +13,47 @@ from pathlib import Path
 from typing import Iterator, Mapping
 import numpy as np, pandas as pd
 from ..foundations.core import IMPLIES, OBSERVATIONS, stop_on_machine_error
-from .studies import NIH_TO_CHEXPERT, Exclusions, StudyTableError, is_clutter, leave_out, map_labels, read_csv, refuse_rows, validate_studies
+from cxr_lib.data.studies import (
+    NIH_TO_CHEXPERT,
+    Exclusions,
+    StudyTableError,
+    is_clutter,
+    leave_out,
+    map_labels,
+    read_csv,
+    refuse_rows,
+    validate_studies,
+)
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #c98d6bcb
-MAX_REPORT_BYTES = 1_000_000   # of one XML; the largest of the collection has 8,967
-MAX_ARCHIVE_BYTES = 100_000_000   # of all that the archive unpacks to, headers and what follows its end included; the collection has 16 million
+MAX_REPORT_BYTES = 1_000_000  # of one XML; the largest of the collection has 8,967
+MAX_ARCHIVE_BYTES = 100_000_000  # of all that the archive unpacks to, headers and what follows its end included; the collection has 16 million
 _AGAIN = 'Download NLMCXR_reports.tgz again.'
+
 
 class _SmallReads(gzip.GzipFile):
     "Does not believe a header that asks for a gigabyte, which tarfile would read into memory, and counts what is unpacked"
+
     unpacked = 0
+
     def read(self, size=-1):
-        if not 0 <= size <= 2*MAX_REPORT_BYTES: raise tarfile.ReadError(f'a header asks for {size} bytes')
+        if not 0 <= size <= 2 * MAX_REPORT_BYTES:
+            raise tarfile.ReadError(f'a header asks for {size} bytes')
         data = super().read(size)
         self.unpacked += len(data)
-        if self.unpacked > MAX_ARCHIVE_BYTES: raise tarfile.ReadError(f'it unpacks to more than {MAX_ARCHIVE_BYTES} bytes')
+        if self.unpacked > MAX_ARCHIVE_BYTES:
+            raise tarfile.ReadError(f'it unpacks to more than {MAX_ARCHIVE_BYTES} bytes')
         return data
 
-def _opened(path:Path):
+
+def _opened(path: Path):
     "An archive's tar, also where a browser has unpacked the gzip around it"
-    with path.open('rb') as file: head = file.read(262)
+    with path.open('rb') as file:
+        head = file.read(262)
     return path.open('rb') if head[257:] == b'ustar' else _SmallReads(path)
 
-def _archive_files(path:Path) -> Iterator[tuple[str, bytes]]:
+
+def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
     "Name and content of every XML of a .tgz, in the archive's order, with nothing unpacked"
     where = str(path)
     try:
@@ -44,62 +62,118 @@ def _archive_files(path:Path) -> Iterator[tuple[str, bytes]]:
                 where, name = f'{path} member {member.name}', member.name.replace('\\', '/')
                 if name.startswith('/') or '..' in name.split('/') or re.match('[A-Za-z]:', name):
                     raise StudyTableError(f'{where}: the name leads out of the archive. {_AGAIN}')
-                if member.offset_data + member.size > MAX_ARCHIVE_BYTES: raise StudyTableError(f'{where}: it unpacks to more than {MAX_ARCHIVE_BYTES} bytes. {_AGAIN}')
-                if member.isdir(): continue
-                if not member.isreg(): raise StudyTableError(f'{where}: a link or a device; expected files only. {_AGAIN}')
-                if not name.lower().endswith('.xml') or is_clutter(name): continue
-                if not 0 <= member.size <= MAX_REPORT_BYTES: raise StudyTableError(f'{where}: {member.size} bytes; expected at most {MAX_REPORT_BYTES}. {_AGAIN}')
+                if member.offset_data + member.size > MAX_ARCHIVE_BYTES:
+                    raise StudyTableError(
+                        f'{where}: it unpacks to more than {MAX_ARCHIVE_BYTES} bytes. {_AGAIN}'
+                    )
+                if member.isdir():
+                    continue
+                if not member.isreg():
+                    raise StudyTableError(f'{where}: a link or a device; expected files only. {_AGAIN}')
+                if not name.lower().endswith('.xml') or is_clutter(name):
+                    continue
+                if not 0 <= member.size <= MAX_REPORT_BYTES:
+                    raise StudyTableError(
+                        f'{where}: {member.size} bytes; expected at most {MAX_REPORT_BYTES}. {_AGAIN}'
+                    )
                 yield member.name, archive.extractfile(member).read()
-            stream.seek(archive.offset)                  # tarfile takes a damaged header, or none, for the end
-            if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL*tarfile.BLOCKSIZE: raise StudyTableError(f'{path}: the archive is cut short or damaged after {where.split(" member ")[-1]}. {_AGAIN}')
-            while stream.read(1 << 20): pass             # the checksum comes last
+            stream.seek(archive.offset)  # tarfile takes a damaged header, or none, for the end
+            if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise StudyTableError(
+                    f'{path}: the archive is cut short or damaged after {where.split(" member ")[-1]}. {_AGAIN}'
+                )
+            while stream.read(1 << 20):
+                pass  # the checksum comes last
     except (tarfile.TarError, EOFError, OSError, RecursionError, zlib.error) as e:
         stop_on_machine_error(e, path)
-        raise StudyTableError(f'{path}: not a whole .tgz ({e}); the last that was read is {where.split(" member ")[-1]}. {_AGAIN}') from None
+        raise StudyTableError(
+            f'{path}: not a whole .tgz ({e}); the last that was read is {where.split(" member ")[-1]}. {_AGAIN}'
+        ) from None
 
-def _folder_files(path:Path) -> Iterator[tuple[str, bytes]]:
+
+def _folder_files(path: Path) -> Iterator[tuple[str, bytes]]:
     "Name and content of every XML of a folder"
     for file in sorted(path.glob('*.xml')):
-        if is_clutter(file.name): continue
-        if file.stat().st_size > MAX_REPORT_BYTES: raise StudyTableError(f'{file}: {file.stat().st_size} bytes; expected at most {MAX_REPORT_BYTES}. Unpack NLMCXR_reports.tgz again.')
+        if is_clutter(file.name):
+            continue
+        if file.stat().st_size > MAX_REPORT_BYTES:
+            raise StudyTableError(
+                f'{file}: {file.stat().st_size} bytes; expected at most {MAX_REPORT_BYTES}. Unpack NLMCXR_reports.tgz again.'
+            )
         yield f'{path.name}/{file.name}', file.read_bytes()
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #5b432da5
 SECTIONS = ('indication', 'comparison', 'findings', 'impression')
 
-def _parse_report(xml:bytes, file:str, where:str) -> dict:
+
+def _parse_report(xml: bytes, file: str, where: str) -> dict:
     "One report as a row of `read_reports`"
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, fromstring
-    try: tree = fromstring(xml, forbid_dtd=True)
-    except DefusedXmlException: raise StudyTableError(f'{where}: has a document type or entities, which a report does not need and which may expand without end. {_AGAIN}') from None
-    except (ParseError, LookupError, ValueError) as e: raise StudyTableError(f'{where}: not readable XML ({e}). {_AGAIN}') from None
+
+    try:
+        tree = fromstring(xml, forbid_dtd=True)
+    except DefusedXmlException:
+        raise StudyTableError(
+            f'{where}: has a document type or entities, which a report does not need and which may expand without end. {_AGAIN}'
+        ) from None
+    except (ParseError, LookupError, ValueError) as e:
+        raise StudyTableError(f'{where}: not readable XML ({e}). {_AGAIN}') from None
     uid = tree.find('uId')
-    if tree.tag != 'eCitation' or uid is None or not uid.get('id'): raise StudyTableError(f'{where}: not an Open-i report; expected an element eCitation that holds uId with an id, found {tree.tag}.')
+    if tree.tag != 'eCitation' or uid is None or not uid.get('id'):
+        raise StudyTableError(
+            f'{where}: not an Open-i report; expected an element eCitation that holds uId with an id, found {tree.tag}.'
+        )
     texts = dict.fromkeys(SECTIONS)
     for section in tree.iter('AbstractText'):
         label = (section.get('Label') or '').lower()
-        if label not in texts: continue
-        if len(section) or texts[label] is not None: raise StudyTableError(f'{where}: the section {label.upper()} {"holds other elements" if len(section) else "stands twice"}; expected one plain text.')
-        if section.text and section.text.strip(): texts[label] = section.text
+        if label not in texts:
+            continue
+        if len(section) or texts[label] is not None:
+            raise StudyTableError(
+                f'{where}: the section {label.upper()} {"holds other elements" if len(section) else "stands twice"}; expected one plain text.'
+            )
+        if section.text and section.text.strip():
+            texts[label] = section.text
     images = tree.findall('parentImage')
-    if not all(i.get('id') for i in images): raise StudyTableError(f'{where}: a parentImage has no id; expected one such as CXR1_1_IM-0001-3001.')
-    codes = {k: [c.text.strip() for c in tree.iterfind(f'MeSH/{k}') if c.text and c.text.strip()] for k in ('major', 'automatic')}
-    return {'report_id': uid.get('id'), 'file': file, **texts, 'mesh_major': codes['major'], 'mesh_automatic': codes['automatic'],
-            'image_ids': [i.get('id') for i in images], 'captions': [i.findtext('caption') for i in images]}
+    if not all(i.get('id') for i in images):
+        raise StudyTableError(f'{where}: a parentImage has no id; expected one such as CXR1_1_IM-0001-3001.')
+    codes = {
+        k: [c.text.strip() for c in tree.iterfind(f'MeSH/{k}') if c.text and c.text.strip()]
+        for k in ('major', 'automatic')
+    }
+    return {
+        'report_id': uid.get('id'),
+        'file': file,
+        **texts,
+        'mesh_major': codes['major'],
+        'mesh_automatic': codes['automatic'],
+        'image_ids': [i.get('id') for i in images],
+        'captions': [i.findtext('caption') for i in images],
+    }
+
 
 def read_reports(
-    source:str|Path # `NLMCXR_reports.tgz`, or the folder of XML files that it unpacks to
-) -> pd.DataFrame: # one row a report in the order of their numbers: report_id, file, the four `SECTIONS` (text or None), mesh_major, mesh_automatic, image_ids, captions (lists); the index names the rows
+    source: str | Path,  # `NLMCXR_reports.tgz`, or the folder of XML files that it unpacks to
+) -> pd.DataFrame:  # one row a report in the order of their numbers: report_id, file, the four `SECTIONS` (text or None), mesh_major, mesh_automatic, image_ids, captions (lists); the index names the rows
     "All reports of the collection; raises `StudyTableError` with the archive and the member that is wrong"
     source = Path(source)
-    if not source.exists(): raise StudyTableError(f'{source}: no such file or folder. Download NLMCXR_reports.tgz from https://openi.nlm.nih.gov/faq, or point to the folder that holds it.')
+    if not source.exists():
+        raise StudyTableError(
+            f'{source}: no such file or folder. Download NLMCXR_reports.tgz from https://openi.nlm.nih.gov/faq, or point to the folder that holds it.'
+        )
     files = _folder_files(source) if source.is_dir() else _archive_files(source)
     what = 'file' if source.is_dir() else 'member'
     rows = [_parse_report(xml, file, f'{source} {what} {file}') for file, xml in files]
-    if not rows: raise StudyTableError(f'{source}: no XML reports in it. It should hold ecgen-radiology/1.xml and the following.')
+    if not rows:
+        raise StudyTableError(
+            f'{source}: no XML reports in it. It should hold ecgen-radiology/1.xml and the following.'
+        )
     table = pd.DataFrame(rows, dtype=object)
-    order = sorted(range(len(rows)), key=lambda i: (int(re.sub(r'\D', '', rows[i]['report_id']) or 0), rows[i]['report_id']))
+    order = sorted(
+        range(len(rows)),
+        key=lambda i: (int(re.sub(r'\D', '', rows[i]['report_id']) or 0), rows[i]['report_id']),
+    )
     table = table.iloc[order]
     table.index = pd.Index([f'{source} {what} {f}' for f in table.file], dtype=object)
     refuse_rows(table, table.report_id.duplicated(), str(source), 'report_id', 'each report once')
@@ -108,100 +182,200 @@ def read_reports(
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #c250c36b
 _MARK = r'X{4,}'
 
+
 def indication_note(
-    indication:str|None, # an INDICATION section
-    marks:str='keep' # de-identification marks XXXX: 'keep' or 'drop'
-) -> str|None: # None where it holds nothing but marks, spaces and punctuation
+    indication: str | None,  # an INDICATION section
+    marks: str = 'keep',  # de-identification marks XXXX: 'keep' or 'drop'
+) -> str | None:  # None where it holds nothing but marks, spaces and punctuation
     "The clinical note that an indication makes"
-    if marks not in ('keep', 'drop'): raise ValueError(f"marks is {marks!r}; expected 'keep' or 'drop'")
-    if not isinstance(indication, str) or not re.search(r'[^\W_]', re.sub(_MARK, ' ', indication)): return None
-    if marks == 'drop': indication = re.sub(r'\s+([.,;:?!])', r'\1', re.sub(rf'[-/]*{_MARK}[-/]*', ' ', indication))
+    if marks not in ('keep', 'drop'):
+        raise ValueError(f"marks is {marks!r}; expected 'keep' or 'drop'")
+    if not isinstance(indication, str) or not re.search(r'[^\W_]', re.sub(_MARK, ' ', indication)):
+        return None
+    if marks == 'drop':
+        indication = re.sub(r'\s+([.,;:?!])', r'\1', re.sub(rf'[-/]*{_MARK}[-/]*', ' ', indication))
     return ' '.join(indication.split())
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #6489eead
 #: Open-i code -> observation(s); None: no counterpart. Of the keys that match a code, those with the most qualifiers decide.
 OPENI_MESH = {
-    'normal': 'No Finding', 'Cardiomegaly': 'Cardiomegaly', 'Cardiac Shadow': None, 'Cardiac Shadow/enlarged': 'Cardiomegaly', 'Cardiac Shadow/borderline': 'Cardiomegaly',
-    'Mediastinum': None, 'Mediastinum/enlarged': 'Enlarged Cardiomediastinum', 'Mediastinum/prominent': 'Enlarged Cardiomediastinum',
-    'Opacity': 'Lung Opacity', 'Opacity/lung': 'Lung Opacity', 'Opacity/round': ('Lung Opacity', 'Lung Lesion'), 'Opacity/pleura': 'Pleural Other', 'Opacity/pleural sinus': None,
-    'Opacity/ribs': None, 'Opacity/mediastinum': None, 'Opacity/thoracic vertebrae': None, 'Opacity/adipose tissue': None,
-    'Airspace Disease': 'Lung Opacity', 'Infiltrate': 'Lung Opacity', 'Lung': None, 'Lung/interstitial': 'Lung Opacity', 'Lung Diseases, Interstitial': 'Lung Opacity',
-    'Markings': None, 'Markings/interstitial': 'Lung Opacity', 'Markings/reticular': 'Lung Opacity', 'Density': None, 'Density/lung': 'Lung Opacity', 'Density/round': 'Lung Lesion',
-    'Density/pleura': 'Pleural Other', 'Cicatrix': 'Lung Opacity', 'Cicatrix/lung': 'Lung Opacity', 'Cicatrix/pleura': 'Pleural Other', 'Cicatrix/ribs': None, 'Cicatrix/breast': None,
-    'Thickening': None, 'Thickening/pleura': 'Pleural Other', 'Thickening/bronchi': 'Lung Opacity', 'Thickening/bronchovascular': 'Lung Opacity', 'Thickening/interstitial': 'Lung Opacity',
-    'Nodule': 'Lung Lesion', 'Mass': 'Lung Lesion', 'Mass/breast': None, 'Mass/mediastinum': None, 'Cavitation': 'Lung Lesion',
-    'Pulmonary Edema': 'Edema', 'Pulmonary Congestion': 'Edema', 'Heart Failure': 'Edema', 'Consolidation': 'Consolidation', 'Pneumonia': 'Pneumonia', 'Pulmonary Atelectasis': 'Atelectasis',
-    'Pneumothorax': 'Pneumothorax', 'Hydropneumothorax': ('Pneumothorax', 'Pleural Effusion'), 'Hemopneumothorax': ('Pneumothorax', 'Pleural Effusion'),
-    'Pleural Effusion': 'Pleural Effusion', 'Hemothorax': 'Pleural Effusion', 'Pleura': None, 'Pleura/abnormal': 'Pleural Other', 'Calcinosis': None, 'Calcinosis/pleura': 'Pleural Other',
-    'Fractures, Bone': 'Fracture', 'Catheters, Indwelling': 'Support Devices', 'Tube, Inserted': 'Support Devices', 'Implanted Medical Device': 'Support Devices', 'Medical Device': 'Support Devices',
-    **dict.fromkeys((                                                         # heads without a counterpart
-        'Abdomen; Adipose Tissue; Aorta; Aorta, Thoracic; Aortic Aneurysm; Arthritis; Atherosclerosis; Blister; Blood Vessels; Bone Diseases, Metabolic; Bone and Bones; Breast Implants; '
-        'Bronchiectasis; Bronchiolitis; Bronchitis; Bullous Emphysema; Calcified Granuloma; Cervical Vertebrae; Cholelithiasis; Colonic Interposition; Contrast Media; Costophrenic Angle; '
-        'Cystic Fibrosis; Cysts; Deformity; Diaphragm; Diaphragmatic Eventration; Dislocations; Emphysema; Epicardial Fat; Expansile Bone Lesions; Fibrosis; Foreign Bodies; Funnel Chest; '
-        'Granuloma; Granulomatous Disease; Heart; Heart Atria; Heart Ventricles; Hernia, Diaphragmatic; Hernia, Hiatal; Humerus; Hyperostosis, Diffuse Idiopathic Skeletal; '
-        'Hypertension, Pulmonary; Hypovolemia; Kyphosis; Lucency; Lumbar Vertebrae; Lung, Hyperlucent; Lymph Nodes; Mastectomy; Mediastinal Emphysema; Nipple Shadow; Osteophyte; '
-        'Osteoporosis; Pectus Carinatum; Pericardial Effusion; Pneumonectomy; Pneumoperitoneum; Pulmonary Artery; Pulmonary Disease, Chronic Obstructive; Pulmonary Emphysema; '
-        'Pulmonary Fibrosis; Ribs; Sarcoidosis; Sclerosis; Scoliosis; Shift; Shoulder; Spinal Fusion; Spine; Spondylosis; Stents; Subcutaneous Emphysema; Sulcus; Surgical Instruments; '
-        'Sutures; Technical Quality of Image Unsatisfactory; Thoracic Vertebrae; Thorax; Trachea; Trachea, Carina; Tuberculosis; Volume Loss').split('; '))}
+    'normal': 'No Finding',
+    'Cardiomegaly': 'Cardiomegaly',
+    'Cardiac Shadow': None,
+    'Cardiac Shadow/enlarged': 'Cardiomegaly',
+    'Cardiac Shadow/borderline': 'Cardiomegaly',
+    'Mediastinum': None,
+    'Mediastinum/enlarged': 'Enlarged Cardiomediastinum',
+    'Mediastinum/prominent': 'Enlarged Cardiomediastinum',
+    'Opacity': 'Lung Opacity',
+    'Opacity/lung': 'Lung Opacity',
+    'Opacity/round': ('Lung Opacity', 'Lung Lesion'),
+    'Opacity/pleura': 'Pleural Other',
+    'Opacity/pleural sinus': None,
+    'Opacity/ribs': None,
+    'Opacity/mediastinum': None,
+    'Opacity/thoracic vertebrae': None,
+    'Opacity/adipose tissue': None,
+    'Airspace Disease': 'Lung Opacity',
+    'Infiltrate': 'Lung Opacity',
+    'Lung': None,
+    'Lung/interstitial': 'Lung Opacity',
+    'Lung Diseases, Interstitial': 'Lung Opacity',
+    'Markings': None,
+    'Markings/interstitial': 'Lung Opacity',
+    'Markings/reticular': 'Lung Opacity',
+    'Density': None,
+    'Density/lung': 'Lung Opacity',
+    'Density/round': 'Lung Lesion',
+    'Density/pleura': 'Pleural Other',
+    'Cicatrix': 'Lung Opacity',
+    'Cicatrix/lung': 'Lung Opacity',
+    'Cicatrix/pleura': 'Pleural Other',
+    'Cicatrix/ribs': None,
+    'Cicatrix/breast': None,
+    'Thickening': None,
+    'Thickening/pleura': 'Pleural Other',
+    'Thickening/bronchi': 'Lung Opacity',
+    'Thickening/bronchovascular': 'Lung Opacity',
+    'Thickening/interstitial': 'Lung Opacity',
+    'Nodule': 'Lung Lesion',
+    'Mass': 'Lung Lesion',
+    'Mass/breast': None,
+    'Mass/mediastinum': None,
+    'Cavitation': 'Lung Lesion',
+    'Pulmonary Edema': 'Edema',
+    'Pulmonary Congestion': 'Edema',
+    'Heart Failure': 'Edema',
+    'Consolidation': 'Consolidation',
+    'Pneumonia': 'Pneumonia',
+    'Pulmonary Atelectasis': 'Atelectasis',
+    'Pneumothorax': 'Pneumothorax',
+    'Hydropneumothorax': ('Pneumothorax', 'Pleural Effusion'),
+    'Hemopneumothorax': ('Pneumothorax', 'Pleural Effusion'),
+    'Pleural Effusion': 'Pleural Effusion',
+    'Hemothorax': 'Pleural Effusion',
+    'Pleura': None,
+    'Pleura/abnormal': 'Pleural Other',
+    'Calcinosis': None,
+    'Calcinosis/pleura': 'Pleural Other',
+    'Fractures, Bone': 'Fracture',
+    'Catheters, Indwelling': 'Support Devices',
+    'Tube, Inserted': 'Support Devices',
+    'Implanted Medical Device': 'Support Devices',
+    'Medical Device': 'Support Devices',
+    **dict.fromkeys(
+        (  # heads without a counterpart
+            'Abdomen; Adipose Tissue; Aorta; Aorta, Thoracic; Aortic Aneurysm; Arthritis; Atherosclerosis; Blister; Blood Vessels; Bone Diseases, Metabolic; Bone and Bones; Breast Implants; '
+            'Bronchiectasis; Bronchiolitis; Bronchitis; Bullous Emphysema; Calcified Granuloma; Cervical Vertebrae; Cholelithiasis; Colonic Interposition; Contrast Media; Costophrenic Angle; '
+            'Cystic Fibrosis; Cysts; Deformity; Diaphragm; Diaphragmatic Eventration; Dislocations; Emphysema; Epicardial Fat; Expansile Bone Lesions; Fibrosis; Foreign Bodies; Funnel Chest; '
+            'Granuloma; Granulomatous Disease; Heart; Heart Atria; Heart Ventricles; Hernia, Diaphragmatic; Hernia, Hiatal; Humerus; Hyperostosis, Diffuse Idiopathic Skeletal; '
+            'Hypertension, Pulmonary; Hypovolemia; Kyphosis; Lucency; Lumbar Vertebrae; Lung, Hyperlucent; Lymph Nodes; Mastectomy; Mediastinal Emphysema; Nipple Shadow; Osteophyte; '
+            'Osteoporosis; Pectus Carinatum; Pericardial Effusion; Pneumonectomy; Pneumoperitoneum; Pulmonary Artery; Pulmonary Disease, Chronic Obstructive; Pulmonary Emphysema; '
+            'Pulmonary Fibrosis; Ribs; Sarcoidosis; Sclerosis; Scoliosis; Shift; Shoulder; Spinal Fusion; Spine; Spondylosis; Stents; Subcutaneous Emphysema; Sulcus; Surgical Instruments; '
+            'Sutures; Technical Quality of Image Unsatisfactory; Thoracic Vertebrae; Thorax; Trachea; Trachea, Carina; Tuberculosis; Volume Loss'
+        ).split('; ')
+    ),
+}
 NOT_CODED, LIMITED_FILM = 'No Indexing', 'Technical Quality of Image Unsatisfactory'
+
 
 @functools.cache
 def code_parts(
-    code:str # such as 'Opacity/lung/base/left'
-) -> tuple: # head and qualifiers in lower case; the collection's own spelling varies ('Thoracic vertebrae', 'enlarged ')
+    code: str,  # such as 'Opacity/lung/base/left'
+) -> tuple:  # head and qualifiers in lower case; the collection's own spelling varies ('Thoracic vertebrae', 'enlarged ')
     "Take a code apart"
     return tuple(' '.join(part.split()).lower() for part in code.split('/'))
 
+
 def code_observations(
-    code:str, # such as 'Opacity/lung/base/left'
-    vocabulary:Mapping=OPENI_MESH # code -> observation, several, or None
-) -> tuple: # observations that it stands for, maybe none
+    code: str,  # such as 'Opacity/lung/base/left'
+    vocabulary: Mapping = OPENI_MESH,  # code -> observation, several, or None
+) -> tuple:  # observations that it stands for, maybe none
     "What does a code stand for? Raises `KeyError` where nobody has decided"
     head, *qualifiers = code_parts(code)
-    matching = {key: parts for key in vocabulary if (parts := code_parts(key))[0] == head and set(parts[1:]) <= set(qualifiers)}
-    if not matching: raise KeyError(code)
+    matching = {
+        key: parts
+        for key in vocabulary
+        if (parts := code_parts(key))[0] == head and set(parts[1:]) <= set(qualifiers)
+    }
+    if not matching:
+        raise KeyError(code)
     longest = max(map(len, matching.values()))
     found = [vocabulary[key] for key, parts in matching.items() if len(parts) == longest]
     return tuple(dict.fromkeys(o for f in found if f for o in ((f,) if isinstance(f, str) else f)))
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #84b0837c
 def mesh_labels(
-    reports:pd.DataFrame, # from `read_reports`
-    vocabulary:Mapping=OPENI_MESH # code -> observation, several, or None
-) -> pd.DataFrame: # the 14 observations (1, 0, NaN), same index
+    reports: pd.DataFrame,  # from `read_reports`
+    vocabulary: Mapping = OPENI_MESH,  # code -> observation, several, or None
+) -> pd.DataFrame:  # the 14 observations (1, 0, NaN), same index
     "The observations that the coders' terms say; raises `StudyTableError` for a term nobody has decided on"
     known, labels = {}, np.zeros((len(reports), len(OBSERVATIONS)))
     for i, codes in enumerate(reports.mesh_major):
         codes = [c for c in codes if code_parts(c) != code_parts(NOT_CODED)]
-        if not codes: labels[i] = np.nan; continue
+        if not codes:
+            labels[i] = np.nan
+            continue
         for code in codes:
-            if code in known: continue
-            try: known[code] = code_observations(code, vocabulary)
-            except KeyError: raise StudyTableError(f'{reports.index[i]}: unknown code {code!r}. Decide on it: add its head to OPENI_MESH, with an observation or None.') from None
+            if code in known:
+                continue
+            try:
+                known[code] = code_observations(code, vocabulary)
+            except KeyError:
+                raise StudyTableError(
+                    f'{reports.index[i]}: unknown code {code!r}. Decide on it: add its head to OPENI_MESH, with an observation or None.'
+                ) from None
         found = {o for c in codes for o in known[c]}
         labels[i] = [o in found for o in OBSERVATIONS]
         seen = [known[c] for c in codes if code_parts(c) != code_parts(LIMITED_FILM)]
-        labels[i, 0] = np.nan if not seen else all(s and set(s) <= {'No Finding', 'Support Devices'} for s in seen)
+        labels[i, 0] = (
+            np.nan if not seen else all(s and set(s) <= {'No Finding', 'Support Devices'} for s in seen)
+        )
     table = pd.DataFrame(labels, columns=list(OBSERVATIONS), index=reports.index)
     for child, parents in IMPLIES.items():
-        for parent in parents: table[parent] = table[parent].mask((table[child] == 1) & (table[parent] == 0))
+        for parent in parents:
+            table[parent] = table[parent].mask((table[child] == 1) & (table[parent] == 0))
     return table
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #311d85a4
-GOLD_LABELS = ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax', 'Consolidation', 'Edema', 'Emphysema', 'Fibrosis',
-               'Pleural_Thickening', 'Hernia', 'normal')
+GOLD_LABELS = (
+    'Atelectasis',
+    'Cardiomegaly',
+    'Effusion',
+    'Infiltration',
+    'Mass',
+    'Nodule',
+    'Pneumonia',
+    'Pneumothorax',
+    'Consolidation',
+    'Edema',
+    'Emphysema',
+    'Fibrosis',
+    'Pleural_Thickening',
+    'Hernia',
+    'normal',
+)
 #: Label of `openi_gld_std14.csv` -> observation. Infiltration is left to the codes, see above.
-OPENI_GOLD = {**{label: o for label, o in NIH_TO_CHEXPERT.items() if label in GOLD_LABELS and label != 'Infiltration'}, 'normal': 'No Finding'}
+OPENI_GOLD = {
+    **{label: o for label, o in NIH_TO_CHEXPERT.items() if label in GOLD_LABELS and label != 'Infiltration'},
+    'normal': 'No Finding',
+}
+
 
 def read_gold(
-    path:str|Path, # `openi_gld_std14.csv`
-    reports:pd.DataFrame # from `read_reports`
-) -> pd.DataFrame: # `GOLD_LABELS` (1, 0; NaN for a report that is not in the file), index as `reports`
+    path: str | Path,  # `openi_gld_std14.csv`
+    reports: pd.DataFrame,  # from `read_reports`
+) -> pd.DataFrame:  # `GOLD_LABELS` (1, 0; NaN for a report that is not in the file), index as `reports`
     "The published labels, joined to the reports by name"
     path = Path(path)
-    if not path.is_file(): raise StudyTableError(f"{path}: no such file. It comes with NCBI's NegBio; without it use labels='mesh'.")
+    if not path.is_file():
+        raise StudyTableError(
+            f"{path}: no such file. It comes with NCBI's NegBio; without it use labels='mesh'."
+        )
     gold = read_csv(path, ('filename', *GOLD_LABELS), ('filename',), dtype=str)
-    refuse_rows(gold, ~gold.filename.isin(reports.report_id), str(path), 'filename', 'a report of the archive')
+    refuse_rows(
+        gold, ~gold.filename.isin(reports.report_id), str(path), 'filename', 'a report of the archive'
+    )
     refuse_rows(gold, gold.filename.duplicated(), str(path), 'filename', 'each report once')
     for label in GOLD_LABELS:
         number = pd.to_numeric(gold[label], errors='coerce')
@@ -210,56 +384,97 @@ def read_gold(
     return gold.set_index('filename')[list(GOLD_LABELS)].reindex(reports.report_id).set_index(reports.index)
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #fabe7991
-def _views(path:Path, image_ids:pd.Series) -> pd.Series:
+def _views(path: Path, image_ids: pd.Series) -> pd.Series:
     "View of each image from `indiana_projections.csv`, whose file names lack the collection's prefix: 1_IM-0001-3001.dcm.png, 2_IM-0652-1001.dcm.png"
     given = read_csv(path, ('filename', 'projection'), ('filename', 'projection'), dtype=str)
-    refuse_rows(given, ~given.projection.isin(('Frontal', 'Lateral')), str(path), 'projection', 'Frontal or Lateral')
+    refuse_rows(
+        given, ~given.projection.isin(('Frontal', 'Lateral')), str(path), 'projection', 'Frontal or Lateral'
+    )
     refuse_rows(given, given.filename.duplicated(), str(path), 'filename', 'each image once')
-    views = image_ids.str.replace(r'^CXR\d+_(?=\d+_)|^CXR', '', regex=True).map(pd.Series(given.projection.to_numpy(), given.filename.str.replace(r'(\.dcm)?\.png$', '', regex=True)))
-    if views.isna().all(): raise StudyTableError(f'{path}: names no image of the archive; expected filenames such as 1_IM-0001-3001.dcm.png.')
+    views = image_ids.str.replace(r'^CXR\d+_(?=\d+_)|^CXR', '', regex=True).map(
+        pd.Series(given.projection.to_numpy(), given.filename.str.replace(r'(\.dcm)?\.png$', '', regex=True))
+    )
+    if views.isna().all():
+        raise StudyTableError(
+            f'{path}: names no image of the archive; expected filenames such as 1_IM-0001-3001.dcm.png.'
+        )
     return views.astype(object).where(views.notna(), None)
 
+
 def load_openi(
-    root:str|Path, # folder with `NLMCXR_reports.tgz` (or `ecgen-radiology/`); `openi_gld_std14.csv`, `NLMCXR_png/` and `indiana_projections.csv` are used where they are
+    root: str
+    | Path,  # folder with `NLMCXR_reports.tgz` (or `ecgen-radiology/`); `openi_gld_std14.csv`, `NLMCXR_png/` and `indiana_projections.csv` are used where they are
     *,
-    labels:str='gold', # 'gold': the published labels, and the codes for what these lack; 'mesh': the codes alone
-    marks:str='keep', # de-identification marks XXXX in notes: 'keep' or 'drop'
-    missing:str='refuse', # images that are not on disk: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None # list for what is left out
-) -> pd.DataFrame: # study table: one row an image, or one row a report with `image` missing where there is no image folder
+    labels: str = 'gold',  # 'gold': the published labels, and the codes for what these lack; 'mesh': the codes alone
+    marks: str = 'keep',  # de-identification marks XXXX in notes: 'keep' or 'drop'
+    missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+) -> (
+    pd.DataFrame
+):  # study table: one row an image, or one row a report with `image` missing where there is no image folder
     "Open-i (Demner-Fushman et al. 2016) as a study table whose note is the indication"
     root = Path(root)
-    if labels not in ('gold', 'mesh'): raise ValueError(f"labels is {labels!r}; expected 'gold' or 'mesh'")
-    places = [root/'NLMCXR_reports.tgz', root/'NLMCXR_reports.tar', root/'ecgen-radiology']                 # .tar: as Safari leaves it
+    if labels not in ('gold', 'mesh'):
+        raise ValueError(f"labels is {labels!r}; expected 'gold' or 'mesh'")
+    places = [
+        root / 'NLMCXR_reports.tgz',
+        root / 'NLMCXR_reports.tar',
+        root / 'ecgen-radiology',
+    ]  # .tar: as Safari leaves it
     source = next((p for p in places if p.exists()), places[0])
     reports = read_reports(source)
     found = mesh_labels(reports)
     if labels == 'gold':
-        gold = read_gold(root/'openi_gld_std14.csv', reports)
-        gold[found.isna().all(axis=1) & ~(gold == 1).any(axis=1)] = np.nan          # the file gives zeros to reports that nobody coded
+        gold = read_gold(root / 'openi_gld_std14.csv', reports)
+        gold[found.isna().all(axis=1) & ~(gold == 1).any(axis=1)] = (
+            np.nan
+        )  # the file gives zeros to reports that nobody coded
         gold = map_labels(gold, OPENI_GOLD)
         found = found.assign(**{o: gold[o] for o in OBSERVATIONS if o in OPENI_GOLD.values()})
-    table = pd.DataFrame({'image': None, 'patient_id': reports.report_id, 'study_id': reports.report_id, 'view': None, 'projection': None, 'sex': None, 'age': np.nan,
-                          'note': reports.indication.map(lambda t: indication_note(t, marks)), **found, 'images': reports.image_ids}, index=reports.index)
-    has_images = (root/'NLMCXR_png').is_dir()
+    table = pd.DataFrame(
+        {
+            'image': None,
+            'patient_id': reports.report_id,
+            'study_id': reports.report_id,
+            'view': None,
+            'projection': None,
+            'sex': None,
+            'age': np.nan,
+            'note': reports.indication.map(lambda t: indication_note(t, marks)),
+            **found,
+            'images': reports.image_ids,
+        },
+        index=reports.index,
+    )
+    has_images = (root / 'NLMCXR_png').is_dir()
     if has_images:
-        table = leave_out(table, table.images.str.len() == 0, 'the report has no image', exclusions, image=None).explode('images')
-        if (root/'indiana_projections.csv').is_file(): table['view'] = _views(root/'indiana_projections.csv', table.images.astype(str))
+        table = leave_out(
+            table, table.images.str.len() == 0, 'the report has no image', exclusions, image=None
+        ).explode('images')
+        if (root / 'indiana_projections.csv').is_file():
+            table['view'] = _views(root / 'indiana_projections.csv', table.images.astype(str))
         table['image'] = 'NLMCXR_png/' + table.images.astype(str) + '.png'
     return validate_studies(table, str(source), root, table.index, missing, exclusions, images=has_images)
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #5a879f43
 def label_agreement(
-    first:pd.DataFrame, # the 14 observations
-    second:pd.DataFrame # the same rows, labelled otherwise
-) -> pd.DataFrame: # a row an observation that both label: n, first (positives), second, both, kappa
+    first: pd.DataFrame,  # the 14 observations
+    second: pd.DataFrame,  # the same rows, labelled otherwise
+) -> pd.DataFrame:  # a row an observation that both label: n, first (positives), second, both, kappa
     "Cohen's kappa of two sets of labels, over the rows where both say 1 or 0"
     rows = {}
     for o in OBSERVATIONS:
         a, b = first[o].to_numpy(float), second[o].to_numpy(float)
         keep = np.isin(a, (0, 1)) & np.isin(b, (0, 1))
-        if not keep.any(): continue
+        if not keep.any():
+            continue
         a, b = a[keep], b[keep]
-        chance = a.mean()*b.mean() + (1 - a.mean())*(1 - b.mean())
-        rows[o] = dict(n=len(a), first=int(a.sum()), second=int(b.sum()), both=int((a*b).sum()), kappa=((a == b).mean() - chance)/(1 - chance) if chance < 1 else np.nan)
+        chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
+        rows[o] = dict(
+            n=len(a),
+            first=int(a.sum()),
+            second=int(b.sum()),
+            both=int((a * b).sum()),
+            kappa=((a == b).mean() - chance) / (1 - chance) if chance < 1 else np.nan,
+        )
     return pd.DataFrame.from_dict(rows, orient='index')

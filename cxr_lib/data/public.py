@@ -11,138 +11,296 @@ import re
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, atomic_path, content_key, project_root
-from .studies import (NIH_LABELS, NIH_TO_CHEXPERT, Exclusions, StudyTableError, check_patient_splits, leave_out, map_labels, read_csv, refuse_rows,
-                                  validate_studies)
+from cxr_lib.data.studies import (
+    NIH_LABELS,
+    NIH_TO_CHEXPERT,
+    Exclusions,
+    StudyTableError,
+    check_patient_splits,
+    leave_out,
+    map_labels,
+    read_csv,
+    refuse_rows,
+    validate_studies,
+)
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #5fade58a
 def nih_age(
-    age:pd.Series # text: '61', '058Y', '006M', '010D' or missing
-) -> pd.Series: # years; missing where the text is not an age, or says more than 120
+    age: pd.Series,  # text: '61', '058Y', '006M', '010D' or missing
+) -> pd.Series:  # years; missing where the text is not an age, or says more than 120
     "Ages of ChestX-ray14 in years"
     parts = age.str.extract(r'^\s*(\d+)\s*([YMD]?)\s*$')
-    years = pd.to_numeric(parts[0])/parts[1].map({'M': 12, 'D': 365.25}).fillna(1).astype(float)
+    years = pd.to_numeric(parts[0]) / parts[1].map({'M': 12, 'D': 365.25}).fillna(1).astype(float)
     return years.where(years <= 120).astype(float)
 
+
 def nih_images(
-    root:str|Path, # folder that holds `images/` or `images_001/` to `images_012/`
-    names:pd.Series # file names
-) -> pd.Series: # paths relative to `root`; `images/NAME` for what is not there
+    root: str | Path,  # folder that holds `images/` or `images_001/` to `images_012/`
+    names: pd.Series,  # file names
+) -> pd.Series:  # paths relative to `root`; `images/NAME` for what is not there
     "Where the images of ChestX-ray14 lie; each folder is listed once"
     import os
+
     root, where = Path(root), {}
-    for folder in (root/'images', *sorted(root.glob('images_*')), *sorted(root.glob('images_*/images'))):
-        if not folder.is_dir(): continue
+    for folder in (root / 'images', *sorted(root.glob('images_*')), *sorted(root.glob('images_*/images'))):
+        if not folder.is_dir():
+            continue
         with os.scandir(folder) as entries:
-            for entry in entries: where.setdefault(entry.name, f'{folder.relative_to(root).as_posix()}/{entry.name}')
+            for entry in entries:
+                where.setdefault(entry.name, f'{folder.relative_to(root).as_posix()}/{entry.name}')
     return pd.Series([where.get(name, f'images/{name}') for name in names], index=names.index, dtype=object)
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #b4da411e
 def nih_labels(
-    findings:pd.Series # text: labels joined by |
-) -> tuple[pd.DataFrame, pd.Series]: # the 14 observations, same index; True where the cell is not made of known labels
+    findings: pd.Series,  # text: labels joined by |
+) -> tuple[
+    pd.DataFrame, pd.Series
+]:  # the 14 observations, same index; True where the cell is not made of known labels
     "Translate the findings of ChestX-ray14 into the 14 observations"
     codes, kinds = pd.factorize(findings)
     sets = [set(str(kind).split('|')) for kind in kinds]
     bad = np.array([bool(s - set(NIH_LABELS)) or ('No Finding' in s and len(s) > 1) for s in sets], bool)
-    labels = pd.DataFrame([[float(label in s) for label in NIH_LABELS] for s in sets], columns=list(NIH_LABELS))
-    return map_labels(labels, NIH_TO_CHEXPERT).iloc[codes].set_index(findings.index), pd.Series(bad[codes], index=findings.index)
+    labels = pd.DataFrame(
+        [[float(label in s) for label in NIH_LABELS] for s in sets], columns=list(NIH_LABELS)
+    )
+    return map_labels(labels, NIH_TO_CHEXPERT).iloc[codes].set_index(findings.index), pd.Series(
+        bad[codes], index=findings.index
+    )
+
 
 def load_nih(
-    root:str|Path, # folder with `Data_Entry_2017.csv` and the images
+    root: str | Path,  # folder with `Data_Entry_2017.csv` and the images
     *,
-    missing:str='refuse', # images that are not on disk: 'refuse' or 'exclude' (the archives are often unpacked in part)
-    exclusions:Exclusions|None=None # list for what is left out
-) -> pd.DataFrame: # study table; `test` where the official lists are there, else without splits
+    missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude' (the archives are often unpacked in part)
+    exclusions: Exclusions | None = None,  # list for what is left out
+) -> pd.DataFrame:  # study table; `test` where the official lists are there, else without splits
     "NIH ChestX-ray14 (Wang et al. 2017) as a study table; raises `StudyTableError`"
     root = Path(root)
-    path = root/'Data_Entry_2017_v2020.csv'
-    if not path.is_file(): path = root/'Data_Entry_2017.csv'
-    raw = read_csv(path, ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'View Position'),
-                   filled=('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID'), exclusions=exclusions, dtype=str).rename(columns={'Patient Sex': 'Patient Gender'})
-    if 'Patient Gender' not in raw: raise StudyTableError(f'{path}: missing column(s) Patient Gender; it has {", ".join(map(str, raw.columns))}')
+    path = root / 'Data_Entry_2017_v2020.csv'
+    if not path.is_file():
+        path = root / 'Data_Entry_2017.csv'
+    raw = read_csv(
+        path,
+        ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'View Position'),
+        filled=('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID'),
+        exclusions=exclusions,
+        dtype=str,
+    ).rename(columns={'Patient Sex': 'Patient Gender'})
+    if 'Patient Gender' not in raw:
+        raise StudyTableError(
+            f'{path}: missing column(s) Patient Gender; it has {", ".join(map(str, raw.columns))}'
+        )
     labels, bad = nih_labels(raw['Finding Labels'])
-    refuse_rows(raw, bad, str(path), 'Finding Labels', f'No Finding, or some of {", ".join(x for x in NIH_LABELS if x != "No Finding")}, joined by |')
+    refuse_rows(
+        raw,
+        bad,
+        str(path),
+        'Finding Labels',
+        f'No Finding, or some of {", ".join(x for x in NIH_LABELS if x != "No Finding")}, joined by |',
+    )
     age, sex = raw['Patient Age'], raw['Patient Gender']
-    refuse_rows(raw, age.notna() & ~age.str.fullmatch(r'\s*\d+\s*[YMD]?\s*', na=False), str(path), 'Patient Age', 'years such as 61 or 058Y, 006M, 010D, or empty')
+    refuse_rows(
+        raw,
+        age.notna() & ~age.str.fullmatch(r'\s*\d+\s*[YMD]?\s*', na=False),
+        str(path),
+        'Patient Age',
+        'years such as 61 or 058Y, 006M, 010D, or empty',
+    )
     refuse_rows(raw, sex.notna() & ~sex.isin(('F', 'M')), str(path), 'Patient Gender', 'F, M, or empty')
-    table = pd.DataFrame({'image': nih_images(root, raw['Image Index']), 'patient_id': raw['Patient ID'], 'study_id': raw['Patient ID'] + '-' + raw['Follow-up #'],
-                          'view': 'Frontal', 'projection': raw['View Position'], 'sex': sex.map({'F': 'Female', 'M': 'Male'}), 'age': nih_age(age), 'split': None})
-    lists = {name: root/name for name in ('train_val_list.txt', 'test_list.txt')}
+    table = pd.DataFrame(
+        {
+            'image': nih_images(root, raw['Image Index']),
+            'patient_id': raw['Patient ID'],
+            'study_id': raw['Patient ID'] + '-' + raw['Follow-up #'],
+            'view': 'Frontal',
+            'projection': raw['View Position'],
+            'sex': sex.map({'F': 'Female', 'M': 'Male'}),
+            'age': nih_age(age),
+            'split': None,
+        }
+    )
+    lists = {name: root / name for name in ('train_val_list.txt', 'test_list.txt')}
     if any(p.is_file() for p in lists.values()):
-        train, test = (raw['Image Index'].isin(read_csv(p, names=['image'], dtype=str).image) for p in lists.values())
-        refuse_rows(raw, train & test, str(path), 'Image Index', 'an image of one of train_val_list.txt and test_list.txt, but it is in both')
-        refuse_rows(raw, ~train & ~test, str(path), 'Image Index', 'an image of train_val_list.txt or test_list.txt: take the lists of the same release, or none')
+        train, test = (
+            raw['Image Index'].isin(read_csv(p, names=['image'], dtype=str).image) for p in lists.values()
+        )
+        refuse_rows(
+            raw,
+            train & test,
+            str(path),
+            'Image Index',
+            'an image of one of train_val_list.txt and test_list.txt, but it is in both',
+        )
+        refuse_rows(
+            raw,
+            ~train & ~test,
+            str(path),
+            'Image Index',
+            'an image of train_val_list.txt or test_list.txt: take the lists of the same release, or none',
+        )
         table['split'] = test.map({True: 'test', False: None}).astype(object)
         check_patient_splits(table.assign(split=np.where(test, 'test', 'train')), str(path))
-    return validate_studies(pd.concat([table, labels], axis=1), str(path), root, raw.index, missing, exclusions)
+    return validate_studies(
+        pd.concat([table, labels], axis=1), str(path), root, raw.index, missing, exclusions
+    )
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #ad615aca
 #: Findings of the COVID-19 collection that are pneumonias, by the pathogen or the cause; it names some of them without the word.
-PNEUMONIAS = ('pneumonia', 'covid-19', 'sars', 'mers', 'influenza', 'h1n1', 'varicella', 'herpes', 'strepto', 'staphylo', 'mrsa', 'klebsiella', 'mycoplasma',
-              'e.coli', 'legionella', 'chlamydo', 'nocardia', 'pneumocystis', 'aspergillo', 'lipoid', 'aspiration')
-_COVID_VIEWS = {'PA': 'Frontal', 'AP': 'Frontal', 'AP Supine': 'Frontal', 'AP Erect': 'Frontal', 'L': 'Lateral'}
+PNEUMONIAS = (
+    'pneumonia',
+    'covid-19',
+    'sars',
+    'mers',
+    'influenza',
+    'h1n1',
+    'varicella',
+    'herpes',
+    'strepto',
+    'staphylo',
+    'mrsa',
+    'klebsiella',
+    'mycoplasma',
+    'e.coli',
+    'legionella',
+    'chlamydo',
+    'nocardia',
+    'pneumocystis',
+    'aspergillo',
+    'lipoid',
+    'aspiration',
+)
+_COVID_VIEWS = {
+    'PA': 'Frontal',
+    'AP': 'Frontal',
+    'AP Supine': 'Frontal',
+    'AP Erect': 'Frontal',
+    'L': 'Lateral',
+}
+
 
 def covid_labels(
-    finding:pd.Series # text such as 'Pneumonia/Viral/COVID-19', or missing
-) -> pd.DataFrame: # the 14 observations, same index; only Pneumonia and No Finding are annotated
+    finding: pd.Series,  # text such as 'Pneumonia/Viral/COVID-19', or missing
+) -> pd.DataFrame:  # the 14 observations, same index; only Pneumonia and No Finding are annotated
     "Translate the findings of the COVID-19 collection"
     last = finding.str.split('/').str[-1].str.strip()
     normal = last.eq('No Finding').astype(bool)
     pneumonia = finding.str.contains('|'.join(map(re.escape, PNEUMONIAS)), case=False, na=False).astype(bool)
     labels = pd.DataFrame(np.nan, index=finding.index, columns=list(OBSERVATIONS))
-    labels['Pneumonia'] = np.where(pneumonia, 1., np.where(normal, 0., np.nan))
-    labels['No Finding'] = np.where(last.isna() | last.isin(('todo', 'Unknown', '')), np.nan, normal.astype(float))
+    labels['Pneumonia'] = np.where(pneumonia, 1.0, np.where(normal, 0.0, np.nan))
+    labels['No Finding'] = np.where(
+        last.isna() | last.isin(('todo', 'Unknown', '')), np.nan, normal.astype(float)
+    )
     return labels
 
+
 def load_covid(
-    root:str|Path, # folder with `metadata.csv` and `images/`
+    root: str | Path,  # folder with `metadata.csv` and `images/`
     *,
-    missing:str='refuse', # images that are not on disk: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None # list for what is left out
-) -> pd.DataFrame: # study table; `note` is the case history
+    missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+) -> pd.DataFrame:  # study table; `note` is the case history
     "The COVID-19 image collection (Cohen et al. 2020) as a study table: radiographs with their real free text; raises `StudyTableError`"
     root = Path(root)
-    raw = read_csv(root/'metadata.csv', ('patientid', 'sex', 'age', 'finding', 'view', 'modality', 'filename', 'clinical_notes'), exclusions=exclusions, dtype=str)
-    for column, kept, why in (('modality', ('X-ray',), 'not a radiograph: modality'), ('view', _COVID_VIEWS, 'neither a frontal nor a lateral view:')):
+    raw = read_csv(
+        root / 'metadata.csv',
+        ('patientid', 'sex', 'age', 'finding', 'view', 'modality', 'filename', 'clinical_notes'),
+        exclusions=exclusions,
+        dtype=str,
+    )
+    for column, kept, why in (
+        ('modality', ('X-ray',), 'not a radiograph: modality'),
+        ('view', _COVID_VIEWS, 'neither a frontal nor a lateral view:'),
+    ):
         for value in sorted(set(raw[column].fillna('not stated')) - set(kept)):
-            raw = leave_out(raw, raw[column].fillna('not stated') == value, f'{why} {value}', exclusions, 'filename')
+            raw = leave_out(
+                raw, raw[column].fillna('not stated') == value, f'{why} {value}', exclusions, 'filename'
+            )
     raw = leave_out(raw, raw.filename.isna(), 'names no image file', exclusions, 'filename')
     refuse_rows(raw, raw.sex.notna() & ~raw.sex.isin(('F', 'M')), 'metadata.csv', 'sex', 'F, M, or empty')
     view = raw['view'].map(_COVID_VIEWS)
-    table = pd.DataFrame({'image': 'images/' + raw.filename, 'patient_id': raw.patientid, 'study_id': raw.filename, 'view': view,
-                          'projection': raw['view'].str[:2].where(view == 'Frontal'), 'sex': raw.sex.map({'F': 'Female', 'M': 'Male'}), 'age': raw.age, 'note': raw.clinical_notes})
-    return validate_studies(pd.concat([table, covid_labels(raw.finding)], axis=1), str(root/'metadata.csv'), root, raw.index, missing, exclusions)
+    table = pd.DataFrame(
+        {
+            'image': 'images/' + raw.filename,
+            'patient_id': raw.patientid,
+            'study_id': raw.filename,
+            'view': view,
+            'projection': raw['view'].str[:2].where(view == 'Frontal'),
+            'sex': raw.sex.map({'F': 'Female', 'M': 'Male'}),
+            'age': raw.age,
+            'note': raw.clinical_notes,
+        }
+    )
+    return validate_studies(
+        pd.concat([table, covid_labels(raw.finding)], axis=1),
+        str(root / 'metadata.csv'),
+        root,
+        raw.index,
+        missing,
+        exclusions,
+    )
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #dfc6530a
 #: Chest sets of MedMNIST -> their labels in the order of the label columns, under NIH's names.
-MEDMNIST_LABELS = {'pneumoniamnist': ('Pneumonia',),
-                   'chestmnist': ('Atelectasis', 'Cardiomegaly', 'Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax', 'Consolidation',
-                                  'Edema', 'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia')}
-MAX_IMAGES = 1_000_000   # of one part of MedMNIST; ChestMNIST has 112,120 in all
+MEDMNIST_LABELS = {
+    'pneumoniamnist': ('Pneumonia',),
+    'chestmnist': (
+        'Atelectasis',
+        'Cardiomegaly',
+        'Effusion',
+        'Infiltration',
+        'Mass',
+        'Nodule',
+        'Pneumonia',
+        'Pneumothorax',
+        'Consolidation',
+        'Edema',
+        'Emphysema',
+        'Fibrosis',
+        'Pleural_Thickening',
+        'Hernia',
+    ),
+}
+MAX_IMAGES = 1_000_000  # of one part of MedMNIST; ChestMNIST has 112,120 in all
 _MEDMNIST_SPLITS = {'train': 'train', 'val': 'tuning', 'test': 'test'}
 _MEDMNIST_NAME = re.compile('(' + '|'.join(MEDMNIST_LABELS) + r')(?:_(64|128|224))?')
+
 
 def _find_npz(root, flag):
     "The .npz that is meant: the file itself, or the one in a folder"
     root, known = Path(root), f'{", ".join(MEDMNIST_LABELS)}, with _64, _128 or _224 for the larger images'
     if root.is_file():
-        if not _MEDMNIST_NAME.fullmatch(root.stem): raise StudyTableError(f'{root}: not the name of a chest set of MedMNIST; expected {known}')
-        if flag not in (None, root.stem): raise StudyTableError(f'{root}: this is {root.stem}, not {flag}')
+        if not _MEDMNIST_NAME.fullmatch(root.stem):
+            raise StudyTableError(f'{root}: not the name of a chest set of MedMNIST; expected {known}')
+        if flag not in (None, root.stem):
+            raise StudyTableError(f'{root}: this is {root.stem}, not {flag}')
         return root
-    found = sorted(p for p in root.glob('*.npz') if _MEDMNIST_NAME.fullmatch(p.stem) and flag in (None, p.stem))
-    if not found: raise StudyTableError(f'{root}: no {flag or "chest set of MedMNIST"} here. Download the .npz into it: {known}.')
-    if len(found) > 1: raise StudyTableError(f'{root}: several chest sets of MedMNIST: {", ".join(p.stem for p in found)}. Choose one, such as flag={found[0].stem!r}.')
+    found = sorted(
+        p for p in root.glob('*.npz') if _MEDMNIST_NAME.fullmatch(p.stem) and flag in (None, p.stem)
+    )
+    if not found:
+        raise StudyTableError(
+            f'{root}: no {flag or "chest set of MedMNIST"} here. Download the .npz into it: {known}.'
+        )
+    if len(found) > 1:
+        raise StudyTableError(
+            f'{root}: several chest sets of MedMNIST: {", ".join(p.stem for p in found)}. Choose one, such as flag={found[0].stem!r}.'
+        )
     return found[0]
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #679b09a8
 def _array_in(archive, name):
     "Open an array inside an .npz: a stream at its first value, its shape and dtype"
     import numpy.lib.format as npy
+
     stream = archive.open(f'{name}.npy')
     version = npy.read_magic(stream)
-    shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
-    if fortran: raise ValueError(f'{name} is in Fortran order; expected C order')
+    shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(
+        stream
+    )
+    if fortran:
+        raise ValueError(f'{name} is in Fortran order; expected C order')
     return stream, shape, dtype
+
 
 def _check_medmnist(archive, name):
     "The labels of each part, their columns, and the side of the images; ValueError where the six arrays are not as documented"
@@ -150,73 +308,135 @@ def _check_medmnist(archive, name):
     columns, side, labels = MEDMNIST_LABELS[which], int(side or 28), {}
     there = [n.removesuffix('.npy') for n in archive.namelist()]
     absent = [k for part in _MEDMNIST_SPLITS for k in (f'{part}_images', f'{part}_labels') if k not in there]
-    if absent: raise ValueError(f'missing array(s) {", ".join(absent)}; it has {", ".join(there)}')
+    if absent:
+        raise ValueError(f'missing array(s) {", ".join(absent)}; it has {", ".join(there)}')
     for part in _MEDMNIST_SPLITS:
         stream, shape, dtype = _array_in(archive, f'{part}_images')
         stream.close()
         if dtype != np.uint8 or len(shape) != 3 or shape[1:] != (side, side):
-            raise ValueError(f'{part}_images is {dtype} of shape {shape}; expected uint8 of shape (n, {side}, {side})')
+            raise ValueError(
+                f'{part}_images is {dtype} of shape {shape}; expected uint8 of shape (n, {side}, {side})'
+            )
         stream, found, dtype = _array_in(archive, f'{part}_labels')
         with stream:
             if dtype.kind not in 'iu' or found != (shape[0], len(columns)):
-                raise ValueError(f'{part}_labels is {dtype} of shape {found}; expected integers of shape ({shape[0]}, {len(columns)})')
-            if shape[0] > MAX_IMAGES: raise ValueError(f'{part}_images has {shape[0]} images; expected at most {MAX_IMAGES}')
-            data = stream.read(shape[0]*len(columns)*dtype.itemsize)
-        if len(data) != shape[0]*len(columns)*dtype.itemsize: raise ValueError(f'{part}_labels is cut short')
+                raise ValueError(
+                    f'{part}_labels is {dtype} of shape {found}; expected integers of shape ({shape[0]}, {len(columns)})'
+                )
+            if shape[0] > MAX_IMAGES:
+                raise ValueError(f'{part}_images has {shape[0]} images; expected at most {MAX_IMAGES}')
+            data = stream.read(shape[0] * len(columns) * dtype.itemsize)
+        if len(data) != shape[0] * len(columns) * dtype.itemsize:
+            raise ValueError(f'{part}_labels is cut short')
         labels[part] = np.frombuffer(data, dtype).reshape(found)
         wrong = np.argwhere(~np.isin(labels[part], (0, 1)))
-        if len(wrong): raise ValueError(f'{part}_labels row {wrong[0][0] + 1} is {labels[part][tuple(wrong[0])]}; expected 1 or 0')
+        if len(wrong):
+            raise ValueError(
+                f'{part}_labels row {wrong[0][0] + 1} is {labels[part][tuple(wrong[0])]}; expected 1 or 0'
+            )
     return labels, columns, side
 
+
 def unpack_medmnist(
-    root:str|Path, # an .npz of MedMNIST, a folder that holds one, or a folder that this function made (it is returned)
+    root: str
+    | Path,  # an .npz of MedMNIST, a folder that holds one, or a folder that this function made (it is returned)
     *,
-    flag:str|None=None, # which one, where the folder holds several: 'pneumoniamnist', 'chestmnist_64', …
-    progress:bool=True # show a progress bar
-) -> Path: # `data/medmnist/<name>-<content key>/`: `labels.csv`, and the images as PNG
+    flag: str
+    | None = None,  # which one, where the folder holds several: 'pneumoniamnist', 'chestmnist_64', …
+    progress: bool = True,  # show a progress bar
+) -> Path:  # `data/medmnist/<name>-<content key>/`: `labels.csv`, and the images as PNG
     "Write MedMNIST's images as files, once; a killed job goes on where it was. This folder is what the table's `image` is relative to. Raises `StudyTableError`"
     import zipfile, zlib
     import cv2
     from cxr_lib.foundations.progress import progress_bar as tqdm
-    if (Path(root)/'labels.csv').is_file(): return Path(root)
+
+    if (Path(root) / 'labels.csv').is_file():
+        return Path(root)
     path = _find_npz(root, flag)
     try:
         with zipfile.ZipFile(path) as archive:
-            key = content_key([(i.filename, i.file_size, i.CRC) for i in archive.infolist()])            # of the pixels' checksums, which the archive holds
-            folder = project_root()/'data'/'medmnist'/f'{path.stem}-{key[:8]}'
-            if (folder/'labels.csv').is_file(): return folder
+            key = content_key(
+                [(i.filename, i.file_size, i.CRC) for i in archive.infolist()]
+            )  # of the pixels' checksums, which the archive holds
+            folder = project_root() / 'data' / 'medmnist' / f'{path.stem}-{key[:8]}'
+            if (folder / 'labels.csv').is_file():
+                return folder
             labels, columns, side = _check_medmnist(archive, path.stem)
-            rows, bar = [], tqdm(total=sum(map(len, labels.values())), desc='writing images', disable=not progress, mininterval=1)
+            rows, bar = (
+                [],
+                tqdm(
+                    total=sum(map(len, labels.values())),
+                    desc='writing images',
+                    disable=not progress,
+                    mininterval=1,
+                ),
+            )
             for part in _MEDMNIST_SPLITS:
-                there = {p.name for p in (folder/part).glob('*.png')}
+                there = {p.name for p in (folder / part).glob('*.png')}
                 stream, shape, dtype = _array_in(archive, f'{part}_images')
                 with stream:
                     for i in range(shape[0]):
-                        pixels, name = stream.read(side*side), f'{i:06d}.png'
-                        if len(pixels) < side*side: raise ValueError(f'{part}_images is cut short at image {i + 1}')
+                        pixels, name = stream.read(side * side), f'{i:06d}.png'
+                        if len(pixels) < side * side:
+                            raise ValueError(f'{part}_images is cut short at image {i + 1}')
                         if name not in there:
                             png = cv2.imencode('.png', np.frombuffer(pixels, np.uint8).reshape(side, side))[1]
-                            with atomic_path(folder/part/name) as tmp: tmp.write_bytes(png.tobytes())
-                        rows.append((f'{part}/{name}', _MEDMNIST_SPLITS[part], *labels[part][i])); bar.update()
+                            with atomic_path(folder / part / name) as tmp:
+                                tmp.write_bytes(png.tobytes())
+                        rows.append((f'{part}/{name}', _MEDMNIST_SPLITS[part], *labels[part][i]))
+                        bar.update()
             bar.close()
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as e:
         raise StudyTableError(f'{path}: not a readable file of MedMNIST ({e}). Download it again.') from None
-    with atomic_path(folder/'labels.csv') as tmp: pd.DataFrame(rows, columns=['image', 'split', *columns]).to_csv(tmp, index=False)     # last: all is there
+    with atomic_path(folder / 'labels.csv') as tmp:
+        pd.DataFrame(rows, columns=['image', 'split', *columns]).to_csv(
+            tmp, index=False
+        )  # last: all is there
     return folder
 
+
 def load_medmnist(
-    root:str|Path, # the folder from `unpack_medmnist`; or what that function takes, and it is called first
+    root: str
+    | Path,  # the folder from `unpack_medmnist`; or what that function takes, and it is called first
     *,
-    flag:str|None=None, # which one, where a folder holds several .npz
-    missing:str='refuse', # images that are not on disk: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None # list for what is left out
-) -> pd.DataFrame: # study table; `image` is relative to `unpack_medmnist(root, flag=flag)`
+    flag: str | None = None,  # which one, where a folder holds several .npz
+    missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+) -> pd.DataFrame:  # study table; `image` is relative to `unpack_medmnist(root, flag=flag)`
     "A chest set of MedMNIST (Yang et al. 2023) as a study table; raises `StudyTableError`"
     folder = unpack_medmnist(root, flag=flag)
-    raw = read_csv(folder/'labels.csv', ('image', 'split'), filled=('image', 'split'), dtype={'image': str, 'split': str})
+    raw = read_csv(
+        folder / 'labels.csv',
+        ('image', 'split'),
+        filled=('image', 'split'),
+        dtype={'image': str, 'split': str},
+    )
     labels = raw[[c for c in raw if c in NIH_LABELS]]
-    if not labels.shape[1]: raise StudyTableError(f'{folder/"labels.csv"}: no label columns. Delete the folder; it is made again from the .npz.')
-    labels = labels.assign(**{'No Finding': (labels == 0).all(axis=1).astype(float)})           # 'normal', or none of NIH's fourteen
+    if not labels.shape[1]:
+        raise StudyTableError(
+            f'{folder / "labels.csv"}: no label columns. Delete the folder; it is made again from the .npz.'
+        )
+    labels = labels.assign(
+        **{'No Finding': (labels == 0).all(axis=1).astype(float)}
+    )  # 'normal', or none of NIH's fourteen
     who = raw.image.str.removesuffix('.png').str.replace('/', '-')
-    table = pd.DataFrame({'image': raw.image, 'patient_id': who, 'study_id': who, 'view': 'Frontal', 'projection': None, 'sex': None, 'age': np.nan, 'split': raw.split})
-    return validate_studies(pd.concat([table, map_labels(labels, NIH_TO_CHEXPERT)], axis=1), str(folder), folder, raw.index, missing, exclusions)
+    table = pd.DataFrame(
+        {
+            'image': raw.image,
+            'patient_id': who,
+            'study_id': who,
+            'view': 'Frontal',
+            'projection': None,
+            'sex': None,
+            'age': np.nan,
+            'split': raw.split,
+        }
+    )
+    return validate_studies(
+        pd.concat([table, map_labels(labels, NIH_TO_CHEXPERT)], axis=1),
+        str(folder),
+        folder,
+        raw.index,
+        missing,
+        exclusions,
+    )

@@ -22,525 +22,802 @@ from .dicom import is_placeholder
 
 META_COLUMNS = ('image', 'patient_id', 'study_id', 'view', 'projection', 'sex', 'age', 'note', 'split')
 STUDY_COLUMNS = META_COLUMNS + OBSERVATIONS
-ALLOWED = {'view': ('Frontal', 'Lateral'), 'projection': ('PA', 'AP'), 'sex': ('Female', 'Male'), 'split': ('train', 'tuning', 'test')}
+ALLOWED = {
+    'view': ('Frontal', 'Lateral'),
+    'projection': ('PA', 'AP'),
+    'sex': ('Female', 'Male'),
+    'split': ('train', 'tuning', 'test'),
+}
 
 AGE_BANDS = ('under 40', '40 to 59', '60 to 79', '80 and over')
 
+
 def age_band(
-    age:pd.Series # years; missing where unknown
-) -> pd.Series: # one of `AGE_BANDS`; missing where the age is
+    age: pd.Series,  # years; missing where unknown
+) -> pd.Series:  # one of `AGE_BANDS`; missing where the age is
     "The age group that reports compare patients by"
-    return pd.cut(pd.to_numeric(age, errors='coerce'), [-1, 40, 60, 80, 200], right=False, labels=list(AGE_BANDS)).astype(object)
+    return pd.cut(
+        pd.to_numeric(age, errors='coerce'), [-1, 40, 60, 80, 200], right=False, labels=list(AGE_BANDS)
+    ).astype(object)
+
 
 class StudyTableError(ValueError):
     "A study table that breaks its contract; the message names the row, the column and the remedy"
 
+
 def refuse_rows(
-    table:pd.DataFrame, # its index names the rows ('valid.csv row 17'), or numbers them from 0
-    bad:pd.Series, # True where the row breaks the rule
-    source:str, # what to call the table where the index only numbers the rows
-    column:str, # the column to blame
-    expected:str # what it should have held
+    table: pd.DataFrame,  # its index names the rows ('valid.csv row 17'), or numbers them from 0
+    bad: pd.Series,  # True where the row breaks the rule
+    source: str,  # what to call the table where the index only numbers the rows
+    column: str,  # the column to blame
+    expected: str,  # what it should have held
 ):
     "Raise `StudyTableError` for the first bad row, and say how many there are"
     if bad.any():
         row = int(np.flatnonzero(bad.to_numpy())[0])
         name, value = table.index[row], table[column].iloc[row]
-        raise StudyTableError(f'{name if isinstance(name, str) else f"{source} row {row + 1}"}: {column} is {value.item() if hasattr(value, "item") else value!r}; expected {expected} ({int(bad.sum())} such rows)')
+        raise StudyTableError(
+            f'{name if isinstance(name, str) else f"{source} row {row + 1}"}: {column} is {value.item() if hasattr(value, "item") else value!r}; expected {expected} ({int(bad.sum())} such rows)'
+        )
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #f90f9b4e
 @dataclass
 class Exclusions:
     "Rows that were left out of a study table, each with its reason"
-    rows:list = field(default_factory=list) # (row, image, reason)
-    remarks:list = field(default_factory=list) # sentences about the table as a whole
-    def add(self, rows:Sequence[str], images:Sequence[str], reason:str):
+
+    rows: list = field(default_factory=list)  # (row, image, reason)
+    remarks: list = field(default_factory=list)  # sentences about the table as a whole
+
+    def add(self, rows: Sequence[str], images: Sequence[str], reason: str):
         "Note rows that are left out for one reason"
         self.rows += [(str(r), '' if i is None or i != i else str(i), reason) for r, i in zip(rows, images)]
-    def table(self) -> pd.DataFrame: # columns row, image, reason
+
+    def table(self) -> pd.DataFrame:  # columns row, image, reason
         "Every row that was left out"
         return pd.DataFrame(self.rows, columns=['row', 'image', 'reason'])
-    def counts(self) -> pd.Series: # reason -> rows
+
+    def counts(self) -> pd.Series:  # reason -> rows
         "How many rows were left out for each reason, most first"
         return self.table().reason.value_counts().rename('rows')
-    def __len__(self): return len(self.rows)
+
+    def __len__(self):
+        return len(self.rows)
+
 
 def leave_out(
-    table:pd.DataFrame, # its index names the rows
-    bad:pd.Series, # True where a row is to be left out
-    reason:str, # why, in words for the report
-    exclusions:Exclusions|None, # the list; None: a warning is given instead
-    image:str|None='image' # column that names the image
-) -> pd.DataFrame: # the other rows
+    table: pd.DataFrame,  # its index names the rows
+    bad: pd.Series,  # True where a row is to be left out
+    reason: str,  # why, in words for the report
+    exclusions: Exclusions | None,  # the list; None: a warning is given instead
+    image: str | None = 'image',  # column that names the image
+) -> pd.DataFrame:  # the other rows
     "Take rows out of a table and say so"
     bad = np.asarray(bad, bool)
     if bad.any():
-        if exclusions is None: warnings.warn(f'{bad.sum()} of {len(table)} rows are left out: {reason} (the first is {table.index[bad][0]}). Pass exclusions=Exclusions() for the list.', stacklevel=3)
-        else: exclusions.add(table.index[bad], table[image][bad] if image else [None]*int(bad.sum()), reason)
+        if exclusions is None:
+            warnings.warn(
+                f'{bad.sum()} of {len(table)} rows are left out: {reason} (the first is {table.index[bad][0]}). Pass exclusions=Exclusions() for the list.',
+                stacklevel=3,
+            )
+        else:
+            exclusions.add(table.index[bad], table[image][bad] if image else [None] * int(bad.sum()), reason)
     return table[~bad]
 
+
 def add_remark(
-    exclusions:Exclusions|None, # the list; None: a warning is given instead
-    text:str # a sentence for the report
+    exclusions: Exclusions | None,  # the list; None: a warning is given instead
+    text: str,  # a sentence for the report
 ):
     "Say something about a table as a whole"
-    if exclusions is None: warnings.warn(text, stacklevel=3)
-    elif text not in exclusions.remarks: exclusions.remarks.append(text)
+    if exclusions is None:
+        warnings.warn(text, stacklevel=3)
+    elif text not in exclusions.remarks:
+        exclusions.remarks.append(text)
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #96867c3d
 def is_clutter(
-    name:str # path of a file or folder, or its name in an archive
+    name: str,  # path of a file or folder, or its name in an archive
 ) -> bool:
     "Is it what macOS or Windows leave behind: a companion `._film.png`, anything in `__MACOSX`, `.DS_Store`, `Thumbs.db`?"
     parts = re.split(r'[/\\]', str(name))
-    return '__MACOSX' in parts or parts[-1].startswith('._') or parts[-1].lower() in ('.ds_store', 'thumbs.db', 'desktop.ini')
+    return (
+        '__MACOSX' in parts
+        or parts[-1].startswith('._')
+        or parts[-1].lower() in ('.ds_store', 'thumbs.db', 'desktop.ini')
+    )
+
 
 def below_root(
-    names:pd.Series, # paths as a table gives them
-    root:str|Path # a folder
-) -> pd.Series: # absolute paths below `root` relative to it; others as they are
+    names: pd.Series,  # paths as a table gives them
+    root: str | Path,  # a folder
+) -> pd.Series:  # absolute paths below `root` relative to it; others as they are
     "Absolute paths as paths within the root, where they lie there"
     absolute = names.str.contains(r'^(?:[/\\]|[A-Za-z]:)', regex=True).astype(bool)
-    if not absolute.any(): return names
+    if not absolute.any():
+        return names
     plain = names[absolute].str.replace('\\', '/')
-    for folder in {Path(root).absolute().as_posix().rstrip('/') + '/', Path(root).resolve().as_posix().rstrip('/') + '/'}:
+    for folder in {
+        Path(root).absolute().as_posix().rstrip('/') + '/',
+        Path(root).resolve().as_posix().rstrip('/') + '/',
+    }:
         inside = plain.str.startswith(folder)
-        plain = plain.mask(inside, plain.str[len(folder):].str.lstrip('/'))
-    return names.where(~absolute, plain.where(~plain.str.match(r'/|[A-Za-z]:/'), names[absolute]).reindex(names.index))
+        plain = plain.mask(inside, plain.str[len(folder) :].str.lstrip('/'))
+    return names.where(
+        ~absolute, plain.where(~plain.str.match(r'/|[A-Za-z]:/'), names[absolute]).reindex(names.index)
+    )
+
 
 def escapes_root(
-    names:pd.Series # paths as a table gives them
-) -> pd.Series: # True where a path is absolute or climbs out with '..'
+    names: pd.Series,  # paths as a table gives them
+) -> pd.Series:  # True where a path is absolute or climbs out with '..'
     "Which paths do not stay under the folder that they are relative to?"
-    return names.str.contains(r'^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00', regex=True).astype(bool)
+    return names.str.contains(r'^(?:[/\\]|[A-Za-z]:)|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00', regex=True).astype(
+        bool
+    )
+
 
 def is_there(
-    names:Sequence[str], # paths relative to `root`
-    root:str|Path # a folder
-) -> np.ndarray: # bool
+    names: Sequence[str],  # paths relative to `root`
+    root: str | Path,  # a folder
+) -> np.ndarray:  # bool
     "Which of these files exist? A folder of many is listed once: a call a file would take minutes on a network disk; a folder of few (CheXpert: one a study) is not worth a listing"
     root, listed, found = str(root), {}, []
     parts = [name.rpartition('/') for name in names]
     many = {folder for folder, n in Counter(folder for folder, _, _ in parts).items() if n >= 8}
     for folder, _, base in parts:
-        if folder not in many: found.append(is_file(f'{root}/{folder}/{base}')); continue
+        if folder not in many:
+            found.append(is_file(f'{root}/{folder}/{base}'))
+            continue
         if folder not in listed:
             try:
-                with os.scandir(os.path.join(root, folder)) as entries: listed[folder] = {e.name for e in entries if e.is_file()}
+                with os.scandir(os.path.join(root, folder)) as entries:
+                    listed[folder] = {e.name for e in entries if e.is_file()}
             except OSError as e:
                 stop_on_machine_error(e, os.path.join(root, folder))
                 listed[folder] = ()
         found.append(base in listed[folder])
     return np.array(found, bool)
 
+
 def check_images(
-    table:pd.DataFrame, # study table; its index may name the rows
-    root:str|Path, # folder that `image` is relative to
-    source:str='study table', # what to call it in messages
-    missing:str='refuse', # images that are not there: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None # list for what is left out
-) -> pd.DataFrame: # the rows whose image is there
+    table: pd.DataFrame,  # study table; its index may name the rows
+    root: str | Path,  # folder that `image` is relative to
+    source: str = 'study table',  # what to call it in messages
+    missing: str = 'refuse',  # images that are not there: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+) -> pd.DataFrame:  # the rows whose image is there
     "Every image lies under `root` and exists; raises `StudyTableError`"
-    if missing not in ('refuse', 'exclude'): raise ValueError(f"missing is {missing!r}; expected 'refuse' or 'exclude'")
+    if missing not in ('refuse', 'exclude'):
+        raise ValueError(f"missing is {missing!r}; expected 'refuse' or 'exclude'")
     refuse_rows(table, escapes_root(table.image), source, 'image', f'a path inside {root}')
-    clutter = table.image.str.contains(r'\._|__MACOSX|(?i:\.DS_Store|Thumbs\.db|desktop\.ini)$', regex=True).astype(bool)        # one pass in C, then the few
+    clutter = table.image.str.contains(
+        r'\._|__MACOSX|(?i:\.DS_Store|Thumbs\.db|desktop\.ini)$', regex=True
+    ).astype(bool)  # one pass in C, then the few
     clutter[clutter] = table.image[clutter].map(is_clutter).astype(bool)
     table = leave_out(table, clutter, 'a companion file of macOS or Windows, not an image', exclusions)
     absent = pd.Series(~is_there(table.image, root), index=table.index)
-    if len(table) and absent.all(): raise StudyTableError(f'{source}: none of the {len(table)} listed images is under {root} (the first is {table.image.iloc[0]!r}). Check the root folder, and unpack the images into it.')
-    if missing == 'refuse': refuse_rows(table, absent, source, 'image', f"a file under {root}. Unpack it, or leave such rows out with missing='exclude'")
+    if len(table) and absent.all():
+        raise StudyTableError(
+            f'{source}: none of the {len(table)} listed images is under {root} (the first is {table.image.iloc[0]!r}). Check the root folder, and unpack the images into it.'
+        )
+    if missing == 'refuse':
+        refuse_rows(
+            table,
+            absent,
+            source,
+            'image',
+            f"a file under {root}. Unpack it, or leave such rows out with missing='exclude'",
+        )
     return leave_out(table, absent, 'the image is not on disk', exclusions)
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #3ce50b1e
 def validate_studies(
-    table:pd.DataFrame, # columns `STUDY_COLUMNS`; `note` and `split` may be absent
-    source:str='study table', # what to call it in messages
-    root:str|Path|None=None, # check that the images exist under it
-    rows:Sequence[str]|None=None, # what to call each row in messages, such as 'valid.csv row 17'; `source` and its number if None
-    missing:str='refuse', # images that are not there: 'refuse' or 'exclude'
-    exclusions:Exclusions|None=None, # list for what is left out
-    images:bool=True # False: a source without its images, where `image` may be missing
-) -> pd.DataFrame: # a copy with exactly `STUDY_COLUMNS`, in order, with their types
+    table: pd.DataFrame,  # columns `STUDY_COLUMNS`; `note` and `split` may be absent
+    source: str = 'study table',  # what to call it in messages
+    root: str | Path | None = None,  # check that the images exist under it
+    rows: Sequence[str]
+    | None = None,  # what to call each row in messages, such as 'valid.csv row 17'; `source` and its number if None
+    missing: str = 'refuse',  # images that are not there: 'refuse' or 'exclude'
+    exclusions: Exclusions | None = None,  # list for what is left out
+    images: bool = True,  # False: a source without its images, where `image` may be missing
+) -> pd.DataFrame:  # a copy with exactly `STUDY_COLUMNS`, in order, with their types
     "Check a study table and give it its types; raises `StudyTableError`"
     table = table.reset_index(drop=True)
-    if rows is not None: table.index = pd.Index(list(rows), dtype=object)
+    if rows is not None:
+        table.index = pd.Index(list(rows), dtype=object)
     for column in ('note', 'split'):
-        if column not in table: table = table.assign(**{column: None})
+        if column not in table:
+            table = table.assign(**{column: None})
     absent = [c for c in STUDY_COLUMNS if c not in table]
-    if absent: raise StudyTableError(f'{source}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, table.columns))}')
-    if not len(table): raise StudyTableError(f'{source}: no rows. Check the root folder and any filter that was applied.')
+    if absent:
+        raise StudyTableError(
+            f'{source}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, table.columns))}'
+        )
+    if not len(table):
+        raise StudyTableError(f'{source}: no rows. Check the root folder and any filter that was applied.')
     table = table[list(STUDY_COLUMNS)].copy()
     for column in ('image', 'patient_id', 'study_id'):
         known = table[column].notna()
-        if images or column != 'image': refuse_rows(table, ~known, source, column, 'a text')
-        table[column] = table[column].astype(str).where(known, None) if not known.all() else table[column].astype(str)
+        if images or column != 'image':
+            refuse_rows(table, ~known, source, column, 'a text')
+        table[column] = (
+            table[column].astype(str).where(known, None) if not known.all() else table[column].astype(str)
+        )
         refuse_rows(table, table[column].str.strip() == '', source, column, 'a text')
-    if root is not None and images: table['image'] = below_root(table.image, root)
+    if root is not None and images:
+        table['image'] = below_root(table.image, root)
     refuse_rows(table, table.image.duplicated() & table.image.notna(), source, 'image', 'each image once')
     for column, allowed in ALLOWED.items():
         table[column] = table[column].astype(object).where(table[column].notna(), None)
-        refuse_rows(table, table[column].notna() & ~table[column].isin(allowed), source, column, f'one of {", ".join(allowed)}, or empty')
+        refuse_rows(
+            table,
+            table[column].notna() & ~table[column].isin(allowed),
+            source,
+            column,
+            f'one of {", ".join(allowed)}, or empty',
+        )
     for column in ('age', *OBSERVATIONS):
         given = table[column]
         number = given if given.dtype == float else pd.to_numeric(given, errors='coerce')
         legal = number.isin((1, 0, -1)) if column != 'age' else number.between(0, 120)
-        refuse_rows(table, given.notna() & ~legal, source, column, '1, 0, -1 or empty' if column != 'age' else 'years from 0 to 120, or empty')
+        refuse_rows(
+            table,
+            given.notna() & ~legal,
+            source,
+            column,
+            '1, 0, -1 or empty' if column != 'age' else 'years from 0 to 120, or empty',
+        )
         table[column] = number.astype(float)
     table['note'] = table.note.astype(object).where(table.note.notna(), None)
-    refuse_rows(table, table.note.map(lambda n: n is not None and not isinstance(n, str)).astype(bool), source, 'note', 'a text, or empty')
-    if table.split.notna().any(): check_patient_splits(table, source)
-    if root is not None and images: table = check_images(table, root, source, missing, exclusions)
+    refuse_rows(
+        table,
+        table.note.map(lambda n: n is not None and not isinstance(n, str)).astype(bool),
+        source,
+        'note',
+        'a text, or empty',
+    )
+    if table.split.notna().any():
+        check_patient_splits(table, source)
+    if root is not None and images:
+        table = check_images(table, root, source, missing, exclusions)
     return table.reset_index(drop=True)
 
+
 def check_patient_splits(
-    table:pd.DataFrame, # study table with `patient_id` and `split`
-    source:str='study table' # what to call it in messages
+    table: pd.DataFrame,  # study table with `patient_id` and `split`
+    source: str = 'study table',  # what to call it in messages
 ):
     "No patient may be in two splits: the model would be tested on people it has seen"
     pairs = table[['patient_id', 'split']].dropna().drop_duplicates()
     twice = pairs.patient_id[pairs.patient_id.duplicated()]
     if len(twice):
         who = min(twice)
-        raise StudyTableError(f'{source}: patient {who} is in the splits {", ".join(sorted(pairs.split[pairs.patient_id == who]))} ({twice.nunique()} such patients); split by patient, not by image')
+        raise StudyTableError(
+            f'{source}: patient {who} is in the splits {", ".join(sorted(pairs.split[pairs.patient_id == who]))} ({twice.nunique()} such patients); split by patient, not by image'
+        )
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #b4840d26
 def split_by_patient(
-    table:pd.DataFrame, # study table; rows with a `split` already keep it
-    tuning:float, # share of the unassigned patients for the tuning split
-    test:float, # share of the unassigned patients for the test split
-    seed:int=0 # changes the assignment
-) -> pd.Series: # split of each row
+    table: pd.DataFrame,  # study table; rows with a `split` already keep it
+    tuning: float,  # share of the unassigned patients for the tuning split
+    test: float,  # share of the unassigned patients for the test split
+    seed: int = 0,  # changes the assignment
+) -> pd.Series:  # split of each row
     "Assign patients to train, tuning and test by a hash of their identifier"
-    if not (0 < tuning < 1 and 0 <= test < 1 and tuning + test < 1): raise ValueError(f'tuning is {tuning} and test is {test}; expected shares that leave something to train on')
-    u = table.patient_id.map({p: int(content_key('split', seed, p)[:12], 16)/16**12 for p in table.patient_id.unique()})
+    if not (0 < tuning < 1 and 0 <= test < 1 and tuning + test < 1):
+        raise ValueError(
+            f'tuning is {tuning} and test is {test}; expected shares that leave something to train on'
+        )
+    u = table.patient_id.map(
+        {p: int(content_key('split', seed, p)[:12], 16) / 16**12 for p in table.patient_id.unique()}
+    )
     drawn = np.where(u < tuning, 'tuning', np.where(u < tuning + test, 'test', 'train'))
     return pd.Series(np.where(table.split.notna(), table.split, drawn), index=table.index)
 
+
 def shared_by_image_split(
-    patient_id:pd.Series, # patient of each image
-    held_out:float # share of the images that a random split by image would hold out, 0 to 1
-) -> float: # 0 to 1
+    patient_id: pd.Series,  # patient of each image
+    held_out: float,  # share of the images that a random split by image would hold out, 0 to 1
+) -> float:  # 0 to 1
     "Had the split been by image: the share of held-out images whose patient is also among the training images (expected, exact)"
     n = patient_id.groupby(patient_id).transform('size')
-    return float((1 - held_out**(n - 1)).mean())
+    return float((1 - held_out ** (n - 1)).mean())
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #c658b97a
-MAX_TABLE_BYTES = 2_000_000_000 # of one table, unpacked; MIMIC-CXR's largest has about 60,000,000
+MAX_TABLE_BYTES = 2_000_000_000  # of one table, unpacked; MIMIC-CXR's largest has about 60,000,000
+
 
 def table_bytes(
-    path:str|Path # a table in any form, gzip or not
-) -> bytes: # unpacked
+    path: str | Path,  # a table in any form, gzip or not
+) -> bytes:  # unpacked
     "The content of a table's file; what is wrong with it is a `StudyTableError`, what is wrong with the disk an `OSError`"
     path = Path(path)
     absent = StudyTableError(f'{path}: no such file. Is the root folder right? It should hold {path.name}.')
-    if not is_file(path): raise absent
-    try: data = path.read_bytes()
+    if not is_file(path):
+        raise absent
+    try:
+        data = path.read_bytes()
     except OSError as e:
         stop_on_machine_error(e, path)
         raise absent from None
     if data[:2] == b'\x1f\x8b':
         try:
-            with gzip.open(io.BytesIO(data)) as packed: data = packed.read(MAX_TABLE_BYTES + 1)
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = packed.read(MAX_TABLE_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-            raise StudyTableError(f'{path}: not a readable CSV: its gzip is damaged or cut short ({e}). Download or copy it again.') from None
+            raise StudyTableError(
+                f'{path}: not a readable CSV: its gzip is damaged or cut short ({e}). Download or copy it again.'
+            ) from None
     if len(data) > MAX_TABLE_BYTES:
-        raise StudyTableError(f'{path}: more than {MAX_TABLE_BYTES:,} bytes; no table of images is that large. Is it the right file?')
-    if not data: raise StudyTableError(f'{path}: not a readable CSV: it is empty (0 bytes), cut short while it was written; copy or write it again')
+        raise StudyTableError(
+            f'{path}: more than {MAX_TABLE_BYTES:,} bytes; no table of images is that large. Is it the right file?'
+        )
+    if not data:
+        raise StudyTableError(
+            f'{path}: not a readable CSV: it is empty (0 bytes), cut short while it was written; copy or write it again'
+        )
     return data
+
 
 def _encoding(data):
     "Of a text: by its mark, or by the zeros that UTF-16 has in every second place"
-    if data[:2] in (b'\xff\xfe', b'\xfe\xff'): return 'utf-16'
+    if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
+        return 'utf-16'
     head = data[:200]
     zeros = head[::2].count(0), head[1::2].count(0)
-    if len(head) > 3 and len(data) % 2 == 0 and max(zeros) > .4*len(head)/2 and min(zeros) == 0:
+    if len(head) > 3 and len(data) % 2 == 0 and max(zeros) > 0.4 * len(head) / 2 and min(zeros) == 0:
         return 'utf-16-le' if zeros[1] else 'utf-16-be'
     return 'utf-8-sig'
+
 
 def _first_line(text):
     end = text.find('\n')
     return text if end < 0 else text[:end]
 
+
 def table_text(
-    data:bytes, # content of a file
-    path:str|Path # what to call it in messages
-) -> str: # with plain line ends
+    data: bytes,  # content of a file
+    path: str | Path,  # what to call it in messages
+) -> str:  # with plain line ends
     "A table's bytes as text; `StudyTableError` says what they are instead"
     remedy = 'export it as CSV in UTF-8'
-    if data[:4] == b'PK\x03\x04': raise StudyTableError(f'{path}: a zip archive or an Excel file; unpack it, or {remedy}')
-    if data[:4] == b'PAR1': raise StudyTableError(f'{path}: a parquet file where a CSV is expected; {remedy}')
+    if data[:4] == b'PK\x03\x04':
+        raise StudyTableError(f'{path}: a zip archive or an Excel file; unpack it, or {remedy}')
+    if data[:4] == b'PAR1':
+        raise StudyTableError(f'{path}: a parquet file where a CSV is expected; {remedy}')
     encoding = _encoding(data)
-    if encoding == 'utf-8-sig' and b'\0' in data[:4096]: raise StudyTableError(f'{path}: a binary file, not a table; {remedy}')
-    try: text = data.decode(encoding)
+    if encoding == 'utf-8-sig' and b'\0' in data[:4096]:
+        raise StudyTableError(f'{path}: a binary file, not a table; {remedy}')
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError as e:
         shown = 'UTF-8' if encoding == 'utf-8-sig' else 'UTF-16'
-        raise StudyTableError(f'{path}: not {shown} text (byte {e.start} is {data[e.start]:#04x}). Convert it: {remedy}, '
-                              'or, for instance: iconv -f latin1 -t utf-8') from None
+        raise StudyTableError(
+            f'{path}: not {shown} text (byte {e.start} is {data[e.start]:#04x}). Convert it: {remedy}, '
+            'or, for instance: iconv -f latin1 -t utf-8'
+        ) from None
     text = text.removeprefix('\ufeff')
-    if '\r' in text: text = text.replace('\r\n', '\n').replace('\r', '\n')
+    if '\r' in text:
+        text = text.replace('\r\n', '\n').replace('\r', '\n')
     if text.lstrip()[:1] in ('{', '['):
-        raise StudyTableError(f'{path} is JSON, not CSV; read it with pandas.read_json and write it with to_csv(index=False)')
+        raise StudyTableError(
+            f'{path} is JSON, not CSV; read it with pandas.read_json and write it with to_csv(index=False)'
+        )
     if not _first_line(text).strip():
-        raise StudyTableError(f'{path}: not a readable CSV: it has no header, its first line is empty; the first line must name the columns')
+        raise StudyTableError(
+            f'{path}: not a readable CSV: it has no header, its first line is empty; the first line must name the columns'
+        )
     return text
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #a7c1e011
 def table_delimiter(
-    text:str # of a table
-) -> str: # ',', ';' or a tab
+    text: str,  # of a table
+) -> str:  # ',', ';' or a tab
     "What separates the cells, by the header"
     head = re.sub('"[^"]*"', '', _first_line(text))
     return max(',;\t', key=head.count)
+
 
 def _split_lines(text, delimiter, path):
     "The rows below the header as lists of cells, each with its first line"
     rows, reader, first = [], csv.reader(io.StringIO(text), delimiter=delimiter), 1
     try:
         for row in reader:
-            if row: rows.append((first, row))
+            if row:
+                rows.append((first, row))
             first = reader.line_num + 1
     except csv.Error as e:
-        raise StudyTableError(f'{path}: not a readable CSV: line {first} can\'t be split into cells ({e})') from None
+        raise StudyTableError(
+            f'{path}: not a readable CSV: line {first} can\'t be split into cells ({e})'
+        ) from None
     return rows[1:]
+
 
 def _are_row_numbers(cells):
     "Do cells count the rows, from 0 or from 1?"
-    return any([str(i) for i in range(first, first + len(cells))] == [c.strip() for c in cells] for first in (0, 1))
+    return any(
+        [str(i) for i in range(first, first + len(cells))] == [c.strip() for c in cells] for first in (0, 1)
+    )
+
 
 def _regular(text, delimiter, columns, path, open_quote=False):
     "The same table without empty cells beyond the header and without nameless row numbers; a line that is too long is refused"
     wanted, rows = len(columns), _split_lines(text, delimiter, path)
     if open_quote:
         line, row = rows[-1] if rows else (1, columns)
-        raise StudyTableError(f'{path}: not a readable CSV: line {line} has {len(row)} cells, the header {wanted}, and a quotation mark that is never closed; close it')
-    if rows and all(len(row) == wanted + 1 for _, row in rows) and _are_row_numbers([row[0] for _, row in rows]):
+        raise StudyTableError(
+            f'{path}: not a readable CSV: line {line} has {len(row)} cells, the header {wanted}, and a quotation mark that is never closed; close it'
+        )
+    if (
+        rows
+        and all(len(row) == wanted + 1 for _, row in rows)
+        and _are_row_numbers([row[0] for _, row in rows])
+    ):
         rows = [(line, row[1:]) for line, row in rows]
     for line, row in rows:
         if any(cell.strip() for cell in row[wanted:]):
-            raise StudyTableError(f'{path}: not a readable CSV: line {line} has {len(row)} cells, the header {wanted}; '
-                                  'give every line as many cells as the header')
+            raise StudyTableError(
+                f'{path}: not a readable CSV: line {line} has {len(row)} cells, the header {wanted}; '
+                'give every line as many cells as the header'
+            )
     out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator='\n').writerows([columns, *(row[:wanted] for _, row in rows)])
+    csv.writer(out, delimiter=delimiter, lineterminator='\n').writerows(
+        [columns, *(row[:wanted] for _, row in rows)]
+    )
     return out.getvalue()
+
 
 def _refuse_cut(text, delimiter, wanted, path):
     "A last line without its end and with too few cells: the file was cut short"
-    last = text[text.rfind('\n') + 1:]
+    last = text[text.rfind('\n') + 1 :]
     if last.strip() and '\n' in text and '"' not in last and 0 < last.count(delimiter) + 1 < wanted:
-        raise StudyTableError(f'{path}: not a readable CSV: its last line has {last.count(delimiter) + 1} cells, the header {wanted}, and no line end: '
-                              'it was cut short. Download or copy it again.')
+        raise StudyTableError(
+            f'{path}: not a readable CSV: its last line has {last.count(delimiter) + 1} cells, the header {wanted}, and no line end: '
+            'it was cut short. Download or copy it again.'
+        )
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #a7c1e012
 def _decimal_commas(table, dtype):
     "Columns of numbers with a decimal comma as such with a point; a column without a type of its own becomes numbers"
     for k in table:
         cells, typed = table[k], k in dtype if isinstance(dtype, Mapping) else dtype is not None
-        if cells.dtype != object and not pd.api.types.is_string_dtype(cells): continue
+        if cells.dtype != object and not pd.api.types.is_string_dtype(cells):
+            continue
         filled = cells[cells.notna() & (cells != '')].astype(str).str.strip()
-        if not filled.str.contains(',').any() or not filled.str.fullmatch(r'[+-]?(?:\d+,?\d*|,\d+)(?:[eE][+-]?\d+)?').all(): continue
+        if (
+            not filled.str.contains(',').any()
+            or not filled.str.fullmatch(r'[+-]?(?:\d+,?\d*|,\d+)(?:[eE][+-]?\d+)?').all()
+        ):
+            continue
         points = filled.str.replace(',', '.').reindex(cells.index)
         table[k] = points if typed else pd.to_numeric(points)
     return table
 
+
 def same_column(
-    table:pd.DataFrame, # columns that should say the same, each with a name of its own
-    source:str, # what to call the table where the index only numbers the rows
-    names:Sequence[str], # what to call the columns
-    name:str # what all of them hold
-) -> pd.Series: # the one column; a cell that one of them leaves empty is taken from the other
+    table: pd.DataFrame,  # columns that should say the same, each with a name of its own
+    source: str,  # what to call the table where the index only numbers the rows
+    names: Sequence[str],  # what to call the columns
+    name: str,  # what all of them hold
+) -> pd.Series:  # the one column; a cell that one of them leaves empty is taken from the other
     "Several columns for one thing as one; two values in one row are refused with the row and the columns"
     whole = table.iloc[:, 0]
     for k in range(1, table.shape[1]):
         other = table.iloc[:, k]
         numbers = pd.to_numeric(whole, errors='coerce'), pd.to_numeric(other, errors='coerce')
-        differ = whole.notna() & other.notna() & (whole.astype(str).str.strip() != other.astype(str).str.strip()) & ~(numbers[0] == numbers[1])
+        differ = (
+            whole.notna()
+            & other.notna()
+            & (whole.astype(str).str.strip() != other.astype(str).str.strip())
+            & ~(numbers[0] == numbers[1])
+        )
         if differ.any():
             row = int(np.flatnonzero(differ.to_numpy())[0])
             label = table.index[row]
             where = label if isinstance(label, str) else f'{source} row {row + 1}'
             one, two = (v.item() if hasattr(v, 'item') else v for v in (whole.iloc[row], other.iloc[row]))
-            what = f'the column {name} {table.shape[1]} times' if set(names) == {name} else f'{", ".join(names)}, which all are {name}'
-            raise StudyTableError(f'{where} has {what}, with {one!r} and {two!r} ({int(differ.sum())} such rows); keep one, or name the others differently')
+            what = (
+                f'the column {name} {table.shape[1]} times'
+                if set(names) == {name}
+                else f'{", ".join(names)}, which all are {name}'
+            )
+            raise StudyTableError(
+                f'{where} has {what}, with {one!r} and {two!r} ({int(differ.sum())} such rows); keep one, or name the others differently'
+            )
         whole = whole.where(whole.notna(), other)
     return whole
+
 
 def _name_columns(table, columns, path, exclusions):
     "Give a table its header: nameless columns go, and of equal ones one stays"
     nameless = [k for k, c in enumerate(columns) if not c]
-    filled = [k for k in nameless if table.iloc[:, k].notna().any() and (table.iloc[:, k].astype(str).str.strip() != '').any()]
+    filled = [
+        k
+        for k in nameless
+        if table.iloc[:, k].notna().any() and (table.iloc[:, k].astype(str).str.strip() != '').any()
+    ]
     counts = [k for k in filled if _are_row_numbers(table.iloc[:, k].astype(str).tolist())]
     if set(filled) - set(counts):
-        add_remark(exclusions, f'{path}: {len(set(filled) - set(counts))} column(s) without a name are not used (the first is column {min(set(filled) - set(counts)) + 1})')
+        add_remark(
+            exclusions,
+            f'{path}: {len(set(filled) - set(counts))} column(s) without a name are not used (the first is column {min(set(filled) - set(counts)) + 1})',
+        )
     kept = {}
     for k, c in enumerate(columns):
-        if c: kept.setdefault(c, []).append(k)
+        if c:
+            kept.setdefault(c, []).append(k)
     for c, places in kept.items():
-        if len(places) == 1: continue
-        table[places[0]] = same_column(table[places], str(path), [c]*len(places), c)
-        add_remark(exclusions, f'{path}: the column {c} stands there {len(places)} times, with the same values; it is read once')
-    if len(kept) < len(columns): table = table[[places[0] for places in kept.values()]]
+        if len(places) == 1:
+            continue
+        table[places[0]] = same_column(table[places], str(path), [c] * len(places), c)
+        add_remark(
+            exclusions,
+            f'{path}: the column {c} stands there {len(places)} times, with the same values; it is read once',
+        )
+    if len(kept) < len(columns):
+        table = table[[places[0] for places in kept.values()]]
     return table.set_axis(list(kept), axis=1)
 
-def _header(text, delimiter): return next(csv.reader(io.StringIO(text[:100_000]), delimiter=delimiter))
+
+def _header(text, delimiter):
+    return next(csv.reader(io.StringIO(text[:100_000]), delimiter=delimiter))
+
 
 def read_table(
-    data:bytes, # content of a CSV, as from `table_bytes`
-    path:str|Path, # what to call it in messages
-    *, names:Sequence[str]|None=None, # columns of a file without a header
-    dtype=None, # types, as for `pandas.read_csv`
-    exclusions:Exclusions|None=None, # list for remarks
-    **kwargs # for `pandas.read_csv`
-) -> pd.DataFrame: # columns without spaces around their names, each name once; lines without any cell are left out
+    data: bytes,  # content of a CSV, as from `table_bytes`
+    path: str | Path,  # what to call it in messages
+    *,
+    names: Sequence[str] | None = None,  # columns of a file without a header
+    dtype=None,  # types, as for `pandas.read_csv`
+    exclusions: Exclusions | None = None,  # list for remarks
+    **kwargs,  # for `pandas.read_csv`
+) -> (
+    pd.DataFrame
+):  # columns without spaces around their names, each name once; lines without any cell are left out
     "The cells of a CSV with commas, semicolons or tabs; `StudyTableError` names the line that is wrong"
     text = table_text(data, path)
     delimiter = table_delimiter(text)
-    if names is not None: text = delimiter.join(names) + '\n' + text
+    if names is not None:
+        text = delimiter.join(names) + '\n' + text
     columns = _header(text, delimiter)
-    if re.match(r'sep=[,;\t]\n', text, re.I):                                       # Excel's own first line
+    if re.match(r'sep=[,;\t]\n', text, re.I):  # Excel's own first line
         text = text.split('\n', 1)[1]
         columns = _header(text, delimiter)
     columns = [c.strip() for c in columns]
     _refuse_cut(text, delimiter, len(columns), path)
-    if isinstance(dtype, Mapping): dtype = {k: dtype[c] for k, c in enumerate(columns) if c in dtype}
-    options = dict(sep=delimiter, header=None, skiprows=1, names=range(len(columns)), index_col=False, dtype=dtype, low_memory=False) | kwargs
+    if isinstance(dtype, Mapping):
+        dtype = {k: dtype[c] for k, c in enumerate(columns) if c in dtype}
+    options = (
+        dict(
+            sep=delimiter,
+            header=None,
+            skiprows=1,
+            names=range(len(columns)),
+            index_col=False,
+            dtype=dtype,
+            low_memory=False,
+        )
+        | kwargs
+    )
+
     def parse(text):
         with warnings.catch_warnings():
             warnings.simplefilter('error', pd.errors.ParserWarning)
-            try: return pd.read_csv(io.BytesIO(text.encode()), **options)                 # faster than from a StringIO
-            except pd.errors.EmptyDataError: return pd.DataFrame(columns=range(len(columns)), dtype=object)
-    try: table = parse(text)
+            try:
+                return pd.read_csv(io.BytesIO(text.encode()), **options)  # faster than from a StringIO
+            except pd.errors.EmptyDataError:
+                return pd.DataFrame(columns=range(len(columns)), dtype=object)
+
+    try:
+        table = parse(text)
     except (pd.errors.ParserError, pd.errors.ParserWarning) as e:
         table = parse(_regular(text, delimiter, columns, path, 'inside string' in str(e)))
-    except ValueError as e: raise StudyTableError(f'{path}: not a readable CSV ({e}). Download or copy it again.') from None
-    if delimiter != ',': table = _decimal_commas(table, dtype)
+    except ValueError as e:
+        raise StudyTableError(f'{path}: not a readable CSV ({e}). Download or copy it again.') from None
+    if delimiter != ',':
+        table = _decimal_commas(table, dtype)
     return _name_columns(table, columns, path, exclusions)
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #a7c1e013
 def read_csv(
-    path:str|Path, # a CSV, gzip or not
-    columns:Sequence[str]=(), # columns that must be there
-    filled:Sequence[str]=(), # columns without empty cells
-    *, exclusions:Exclusions|None=None, # list for remarks
-    **kwargs # for `read_table`
-) -> pd.DataFrame: # its index names the rows: '<path> row 1'
+    path: str | Path,  # a CSV, gzip or not
+    columns: Sequence[str] = (),  # columns that must be there
+    filled: Sequence[str] = (),  # columns without empty cells
+    *,
+    exclusions: Exclusions | None = None,  # list for remarks
+    **kwargs,  # for `read_table`
+) -> pd.DataFrame:  # its index names the rows: '<path> row 1'
     "Read a CSV; what is wrong with it is an error that names the file, the column and the row"
     path = Path(path)
     table = read_table(table_bytes(path), path, exclusions=exclusions, **kwargs)
     absent = [c for c in columns if c not in table]
-    if absent: raise StudyTableError(f'{path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, table.columns))}')
+    if absent:
+        raise StudyTableError(
+            f'{path}: missing column(s) {", ".join(absent)}; it has {", ".join(map(str, table.columns))}'
+        )
     table.index = pd.Index([f'{path} row {i}' for i in range(1, len(table) + 1)], dtype=object)
-    if len(table) and table.iloc[:, 0].isna().any(): table = table[table.notna().any(axis=1)]        # ',,,,': a spreadsheet's empty rows
-    for c in filled: refuse_rows(table, table[c].isna(), path, c, 'a text')
+    if len(table) and table.iloc[:, 0].isna().any():
+        table = table[table.notna().any(axis=1)]  # ',,,,': a spreadsheet's empty rows
+    for c in filled:
+        refuse_rows(table, table[c].isna(), path, c, 'a text')
     return table
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #fb3cb5ca
 #: NIH ChestX-ray14 label -> CheXpert observation. Emphysema, Fibrosis and Hernia have no counterpart.
-NIH_TO_CHEXPERT = {'Atelectasis': 'Atelectasis', 'Cardiomegaly': 'Cardiomegaly', 'Effusion': 'Pleural Effusion', 'Infiltration': 'Lung Opacity',
-                   'Mass': 'Lung Lesion', 'Nodule': 'Lung Lesion', 'Pneumonia': 'Pneumonia', 'Pneumothorax': 'Pneumothorax',
-                   'Consolidation': 'Consolidation', 'Edema': 'Edema', 'Pleural_Thickening': 'Pleural Other', 'No Finding': 'No Finding'}
+NIH_TO_CHEXPERT = {
+    'Atelectasis': 'Atelectasis',
+    'Cardiomegaly': 'Cardiomegaly',
+    'Effusion': 'Pleural Effusion',
+    'Infiltration': 'Lung Opacity',
+    'Mass': 'Lung Lesion',
+    'Nodule': 'Lung Lesion',
+    'Pneumonia': 'Pneumonia',
+    'Pneumothorax': 'Pneumothorax',
+    'Consolidation': 'Consolidation',
+    'Edema': 'Edema',
+    'Pleural_Thickening': 'Pleural Other',
+    'No Finding': 'No Finding',
+}
 NIH_LABELS = tuple(sorted({*NIH_TO_CHEXPERT, 'Emphysema', 'Fibrosis', 'Hernia'}))
 
+
 def map_labels(
-    labels:pd.DataFrame, # a column a source label, with 1, 0, -1 or NaN
-    vocabulary:Mapping[str, str|None] # source label -> observation; None or absent: no counterpart
-) -> pd.DataFrame: # the 14 observations, same index
+    labels: pd.DataFrame,  # a column a source label, with 1, 0, -1 or NaN
+    vocabulary: Mapping[str, str | None],  # source label -> observation; None or absent: no counterpart
+) -> pd.DataFrame:  # the 14 observations, same index
     "Translate a source's labels into the 14 observations"
     mapped = {}
     for o in OBSERVATIONS:
         part = labels[[c for c in labels if vocabulary.get(c) == o]].astype(float)
-        mapped[o] = np.select([(part == 1).any(axis=1), (part == -1).any(axis=1), (part == 0).any(axis=1)], [1., -1., 0.], np.nan) if part.shape[1] else np.nan
+        mapped[o] = (
+            np.select(
+                [(part == 1).any(axis=1), (part == -1).any(axis=1), (part == 0).any(axis=1)],
+                [1.0, -1.0, 0.0],
+                np.nan,
+            )
+            if part.shape[1]
+            else np.nan
+        )
     return pd.DataFrame(mapped, index=labels.index)
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #a7c1e002
 #: Spellings of an observation's own name, beyond case, spaces, underscores and hyphens.
-OBSERVATION_SPELLINGS = {'No Findings': 'No Finding', 'Oedema': 'Edema', 'Fractures': 'Fracture', 'Support Device': 'Support Devices'}
+OBSERVATION_SPELLINGS = {
+    'No Findings': 'No Finding',
+    'Oedema': 'Edema',
+    'Fractures': 'Fracture',
+    'Support Device': 'Support Devices',
+}
 #: Other words -> the observation that they are taken for: names of NIH, NegBio, MIMIC-CXR's radiologist and VinDr-CXR.
 OBSERVATION_MEANINGS = {
-    'Normal': 'No Finding', 'Airspace Opacity': 'Lung Opacity', 'Infiltration': 'Lung Opacity', 'Infiltrate': 'Lung Opacity',
-    'Mass': 'Lung Lesion', 'Nodule': 'Lung Lesion', 'Mass/Nodule': 'Lung Lesion', 'Nodule/Mass': 'Lung Lesion',
-    'Effusion': 'Pleural Effusion', 'Pleural Thickening': 'Pleural Other'}
+    'Normal': 'No Finding',
+    'Airspace Opacity': 'Lung Opacity',
+    'Infiltration': 'Lung Opacity',
+    'Infiltrate': 'Lung Opacity',
+    'Mass': 'Lung Lesion',
+    'Nodule': 'Lung Lesion',
+    'Mass/Nodule': 'Lung Lesion',
+    'Nodule/Mass': 'Lung Lesion',
+    'Effusion': 'Pleural Effusion',
+    'Pleural Thickening': 'Pleural Other',
+}
+
 
 def plain_name(
-    text:str # of a column
+    text: str,  # of a column
 ) -> str:
     "A name without case, spaces and signs; digits stay, so that pandas' 'Edema.1' is no Edema"
     return re.sub(r'[\W_]+', '', text.casefold())
 
-_SPELLED = {plain_name(name): o for name, o in [*zip(OBSERVATIONS, OBSERVATIONS), *OBSERVATION_SPELLINGS.items()]}
+
+_SPELLED = {
+    plain_name(name): o for name, o in [*zip(OBSERVATIONS, OBSERVATIONS), *OBSERVATION_SPELLINGS.items()]
+}
 _MEANT = {plain_name(name): o for name, o in OBSERVATION_MEANINGS.items()}
 
+
 def observation_name(
-    text, # a column's name, or a label; anything but text is no name
-    exact:bool=False # only spellings of the name itself, no other words
-) -> str|None: # one of `OBSERVATIONS`; None where it is not understood
+    text,  # a column's name, or a label; anything but text is no name
+    exact: bool = False,  # only spellings of the name itself, no other words
+) -> str | None:  # one of `OBSERVATIONS`; None where it is not understood
     "The observation that a name stands for, in whatever spelling"
-    if not isinstance(text, str): return None
+    if not isinstance(text, str):
+        return None
     letters = plain_name(text)
     return _SPELLED.get(letters) or (None if exact else _MEANT.get(letters))
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #a7c1e021
 def find_observations(
-    columns:Sequence[str], # names of columns that may hold labels
-    source:str, # what to call their table in remarks
-    exclusions:Exclusions|None=None # list for remarks
-) -> dict[str, list]: # observation -> its columns, in the order of `OBSERVATIONS`
+    columns: Sequence[str],  # names of columns that may hold labels
+    source: str,  # what to call their table in remarks
+    exclusions: Exclusions | None = None,  # list for remarks
+) -> dict[str, list]:  # observation -> its columns, in the order of `OBSERVATIONS`
     "Which columns hold which observation: those that bear its name, else those that mean it"
     own, meant = {}, {}
     for c in columns:
         o = observation_name(c, exact=True)
-        if o: own.setdefault(o, []).append(c)
-        elif observation_name(c): meant.setdefault(observation_name(c), []).append(c)
+        if o:
+            own.setdefault(o, []).append(c)
+        elif observation_name(c):
+            meant.setdefault(observation_name(c), []).append(c)
     for o, names in meant.items():
-        if o in own: add_remark(exclusions, f'{source}: {", ".join(names)} is not used, because {o} has a column of its own')
-        else: add_remark(exclusions, f'{source}: {", ".join(names)} is read as {o}')
+        if o in own:
+            add_remark(
+                exclusions, f'{source}: {", ".join(names)} is not used, because {o} has a column of its own'
+            )
+        else:
+            add_remark(exclusions, f'{source}: {", ".join(names)} is read as {o}')
     return {o: own.get(o) or meant[o] for o in OBSERVATIONS if o in own or o in meant}
 
+
 def join_observation(
-    parts:pd.DataFrame, # the columns of one observation, as numbers
-    observation:str, # its name
-    source:str, # what to call the table where the index only numbers the rows
-    names:Sequence[str], # what to call the columns
-    exclusions:Exclusions|None=None # list for remarks
+    parts: pd.DataFrame,  # the columns of one observation, as numbers
+    observation: str,  # its name
+    source: str,  # what to call the table where the index only numbers the rows
+    names: Sequence[str],  # what to call the columns
+    exclusions: Exclusions | None = None,  # list for remarks
 ) -> pd.Series:
     "One column of an observation from several: spellings of its name must agree, other words are its parts"
-    if parts.shape[1] == 1: return parts.iloc[:, 0]
+    if parts.shape[1] == 1:
+        return parts.iloc[:, 0]
     if all(observation_name(n, exact=True) for n in names):
-        add_remark(exclusions, f'{source}: {", ".join(map(repr, names))} hold the same values of {observation} and are read once')
+        add_remark(
+            exclusions,
+            f'{source}: {", ".join(map(repr, names))} hold the same values of {observation} and are read once',
+        )
         return same_column(parts, source, names, observation)
-    return map_labels(parts.set_axis(range(len(names)), axis=1), dict.fromkeys(range(len(names)), observation))[observation]
+    return map_labels(
+        parts.set_axis(range(len(names)), axis=1), dict.fromkeys(range(len(names)), observation)
+    )[observation]
+
 
 def name_observations(
-    table:pd.DataFrame, # as from `read_csv`, with labels as 1, 0, -1 or empty in columns of whatever spelling
-    source:str, # what to call it where the index only numbers the rows
-    exclusions:Exclusions|None=None # list for remarks
-) -> pd.DataFrame: # each observation in a column of its own name; the others as they are
+    table: pd.DataFrame,  # as from `read_csv`, with labels as 1, 0, -1 or empty in columns of whatever spelling
+    source: str,  # what to call it where the index only numbers the rows
+    exclusions: Exclusions | None = None,  # list for remarks
+) -> pd.DataFrame:  # each observation in a column of its own name; the others as they are
     "Bring the label columns of a table under the names of the observations"
     found = find_observations(table.columns, source, exclusions)
-    table = table.rename(columns={names[0]: o for o, names in found.items() if len(names) == 1 and names[0] != o and o not in table})
+    table = table.rename(
+        columns={
+            names[0]: o for o, names in found.items() if len(names) == 1 and names[0] != o and o not in table
+        }
+    )
     for o, names in found.items():
-        if len(names) == 1: continue
+        if len(names) == 1:
+            continue
         numbers = table[names].apply(pd.to_numeric, errors='coerce')
-        for c in names: refuse_rows(table, table[c].notna() & ~numbers[c].isin((1, 0, -1)), source, c, '1, 0, -1 or empty')
+        for c in names:
+            refuse_rows(
+                table, table[c].notna() & ~numbers[c].isin((1, 0, -1)), source, c, '1, 0, -1 or empty'
+            )
         joined = join_observation(numbers, o, source, names, exclusions)
         table = table.drop(columns=names).assign(**{o: joined})
     return table
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #a7c1e030
 def check_shared_patients(
-    table:pd.DataFrame, # study table
-    source:str, # what to call it in messages
-    remedy:str, # what to do where one patient_id stands for many patients
-    exclusions:Exclusions|None=None, # list for remarks
-    nobody:pd.Series|None=None # True where an identifier is a placeholder; asked of the identifiers if None
+    table: pd.DataFrame,  # study table
+    source: str,  # what to call it in messages
+    remedy: str,  # what to do where one patient_id stands for many patients
+    exclusions: Exclusions | None = None,  # list for remarks
+    nobody: pd.Series
+    | None = None,  # True where an identifier is a placeholder; asked of the identifiers if None
 ):
     "Most images of one patient: an error where that is a placeholder, else a remark"
-    if len(table) < 2: return
+    if len(table) < 2:
+        return
     counts = table.patient_id.value_counts()
     who, n = counts.index[0], int(counts.iloc[0])
     placeholder = is_placeholder(who) if nobody is None else bool(nobody[table.patient_id == who].any())
     said = f'{source}: {n} of {len(table)} images share one patient_id'
     said += f' ({who})' if nobody is None else ''
-    if placeholder and n > len(table)/2:
-        raise StudyTableError(f'{said}, which names nobody: splits are by patient, so nothing could be tested on other patients. {remedy}')
-    if n == len(table) or n > max(9, len(table)/2) or placeholder and n > 1:
-        add_remark(exclusions, f'{said}: it counts as one patient. If these are several patients: {remedy[0].lower()}{remedy[1:]}')
+    if placeholder and n > len(table) / 2:
+        raise StudyTableError(
+            f'{said}, which names nobody: splits are by patient, so nothing could be tested on other patients. {remedy}'
+        )
+    if n == len(table) or n > max(9, len(table) / 2) or placeholder and n > 1:
+        add_remark(
+            exclusions,
+            f'{said}: it counts as one patient. If these are several patients: {remedy[0].lower()}{remedy[1:]}',
+        )

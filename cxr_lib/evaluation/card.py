@@ -12,43 +12,78 @@ import re
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, as_list, as_text, atomic_path, number_text, project_root, read_json, stop_on_machine_error
-from ..metrics.ranking import CONDITIONS
+from cxr_lib.foundations.core import (
+    OBSERVATIONS,
+    RESEARCH_USE,
+    SIMULATED,
+    RunFolder,
+    as_list,
+    as_text,
+    atomic_path,
+    number_text,
+    project_root,
+    read_json,
+    stop_on_machine_error,
+)
+from ..metrics.predictions import CONDITIONS
 from .fairness import RATES
 
 # %% ../../nbs/chapters/08_evaluation/07_card.ipynb #8ae278e8
 class Entry(NamedTuple):
     "One place in metrics.json"
-    type:str # one of `TYPES`
-    unit:str # '' where there is none
-    meaning:str
-    required:bool=True # must it be there?
+
+    type: str  # one of `TYPES`
+    unit: str  # '' where there is none
+    meaning: str
+    required: bool = True  # must it be there?
+
 
 #: Type -> what it allows
-TYPES = {'text': 'a text', 'texts': 'a list of texts', 'flag': 'true or false', 'count': 'a whole number, not negative', 'whole': 'a whole number',
-         'number': 'a number, or null where it is undefined', 'share': 'a number from 0 to 1, or null where it is undefined',
-         'difference': 'a number from -1 to 1, or null where it is undefined', 'block': 'an object or a list; its chapter describes what is inside'}
+TYPES = {
+    'text': 'a text',
+    'texts': 'a list of texts',
+    'flag': 'true or false',
+    'count': 'a whole number, not negative',
+    'whole': 'a whole number',
+    'number': 'a number, or null where it is undefined',
+    'share': 'a number from 0 to 1, or null where it is undefined',
+    'difference': 'a number from -1 to 1, or null where it is undefined',
+    'block': 'an object or a list; its chapter describes what is inside',
+}
 SCHEMAS = ('cxr_lib.evaluation/1', 'cxr_lib.evaluation/2')
 
 #: A part of metrics.json that may be absent as a whole; where it is there, it is checked.
 OPTIONAL_PARTS = ('fairness',)
 
+
 def read_layout(
-    text:str # a line an entry: `path | type | unit | meaning`; a line that ends with a colon names what the indented lines after it are inside of
-) -> dict[str, Entry]: # path -> entry. `path*` stands for path, path_low and path_high, `path?` need not be there
+    text: str,  # a line an entry: `path | type | unit | meaning`; a line that ends with a colon names what the indented lines after it are inside of
+) -> dict[
+    str, Entry
+]:  # path -> entry. `path*` stands for path, path_low and path_high, `path?` need not be there
     "A layout from its table"
     found, inside = {}, ['']
     for line in filter(str.strip, text.split('\n')):
-        if '|' not in line: inside = [f'{p.strip()}.' for p in line.strip().rstrip(':').split(',')]; continue
+        if '|' not in line:
+            inside = [f'{p.strip()}.' for p in line.strip().rstrip(':').split(',')]
+            continue
         path, kind, unit, meaning = (part.strip() for part in line.split('|'))
-        if kind not in TYPES: raise ValueError(f'the type of {path} is {kind!r}; expected one of {", ".join(TYPES)}')
+        if kind not in TYPES:
+            raise ValueError(f'the type of {path} is {kind!r}; expected one of {", ".join(TYPES)}')
         name = path.rstrip('*?')
         for p in inside if line[0] == ' ' else ['']:
             found[p + name] = Entry(kind, unit, meaning, '?' not in path)
-            if '*' not in path: continue
+            if '*' not in path:
+                continue
             for end, word in (('low', 'lower'), ('high', 'upper')):
-                found[f'{p}{name}_{end}'] = Entry('number' if kind == 'number' else kind, unit, f'{word} end of the 95% interval of {name}', '?' not in path)
+                found[f'{p}{name}_{end}'] = Entry(
+                    'number' if kind == 'number' else kind,
+                    unit,
+                    f'{word} end of the 95% interval of {name}',
+                    '?' not in path,
+                )
     return found
+
 
 #: Path -> type, unit, meaning, and whether it must be there
 METRICS_SCHEMA = read_layout('''
@@ -221,30 +256,43 @@ permutations? | block |             | mean over shuffles of the notes, with inte
 
 # %% ../../nbs/chapters/08_evaluation/07_card.ipynb #e5938a3b
 def describe_schema(
-    under:str='' # only paths that start with this
-) -> pd.DataFrame: # path, type, unit, meaning, required; an interval's ends in one row with its number
+    under: str = '',  # only paths that start with this
+) -> pd.DataFrame:  # path, type, unit, meaning, required; an interval's ends in one row with its number
     "The layout of metrics.json as a table"
     rows = []
     for path, e in METRICS_SCHEMA.items():
         base = re.sub(r'_(low|high)$', '', path)
-        if not path.startswith(under) or base != path and base in METRICS_SCHEMA: continue
+        if not path.startswith(under) or base != path and base in METRICS_SCHEMA:
+            continue
         whole = f'{path} (and _low, _high)' if f'{path}_low' in METRICS_SCHEMA else path
         needed = e.required and path.split('.')[0] not in OPTIONAL_PARTS
-        rows.append(dict(path=whole, type=e.type, unit=e.unit, meaning=e.meaning, required='yes' if needed else 'no'))
+        rows.append(
+            dict(path=whole, type=e.type, unit=e.unit, meaning=e.meaning, required='yes' if needed else 'no')
+        )
     return pd.DataFrame(rows, columns=['path', 'type', 'unit', 'meaning', 'required'])
 
 # %% ../../nbs/chapters/08_evaluation/07_card.ipynb #2328bfe2
 def _is_of(kind, value):
     "Is the value of this type?"
-    if kind == 'text': return isinstance(value, str)
-    if kind == 'texts': return isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
-    if kind == 'flag': return isinstance(value, (bool, np.bool_))
-    if kind == 'block': return isinstance(value, (Mapping, list, tuple))
-    if isinstance(value, (bool, np.bool_)): return False
-    if kind in ('count', 'whole'): return isinstance(value, (int, np.integer)) and (kind == 'whole' or value >= 0)
-    if value is None: return True                                                                       # undefined
+    if kind == 'text':
+        return isinstance(value, str)
+    if kind == 'texts':
+        return isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
+    if kind == 'flag':
+        return isinstance(value, (bool, np.bool_))
+    if kind == 'block':
+        return isinstance(value, (Mapping, list, tuple))
+    if isinstance(value, (bool, np.bool_)):
+        return False
+    if kind in ('count', 'whole'):
+        return isinstance(value, (int, np.integer)) and (kind == 'whole' or value >= 0)
+    if value is None:
+        return True  # undefined
     low, high = {'share': (0, 1), 'difference': (-1, 1), 'number': (-1e300, 1e300)}[kind]
-    return isinstance(value, (int, float, np.number)) and bool(value != value or low - 1e-9 <= value <= high + 1e-9)
+    return isinstance(value, (int, float, np.number)) and bool(
+        value != value or low - 1e-9 <= value <= high + 1e-9
+    )
+
 
 def _tree():
     "The layout as nested dictionaries; a list is the key '[]'"
@@ -252,113 +300,189 @@ def _tree():
     for path, e in METRICS_SCHEMA.items():
         *parents, last = path.replace('[]', '.[]').split('.')
         node = tree
-        for key in parents: node = node.setdefault(key, {})
+        for key in parents:
+            node = node.setdefault(key, {})
         node[last] = e
     return tree
 
+
 def _allowed(key, wildcard):
     "May `key` stand for `wildcard`?"
-    if wildcard == '<condition>': return key in CONDITIONS
-    if wildcard == '<rate>': return key in RATES
-    if wildcard == '<difference>': return any(f'{a}_minus_{b}' == key for a in CONDITIONS for b in CONDITIONS)
-    if wildcard == '<fold>': return re.fullmatch(r'-?\d+', key) is not None
+    if wildcard == '<condition>':
+        return key in CONDITIONS
+    if wildcard == '<rate>':
+        return key in RATES
+    if wildcard == '<difference>':
+        return any(f'{a}_minus_{b}' == key for a in CONDITIONS for b in CONDITIONS)
+    if wildcard == '<fold>':
+        return re.fullmatch(r'-?\d+', key) is not None
     return key in OBSERVATIONS or wildcard == '<observation or all>' and key == 'all'
+
 
 def _check(node, value, path, name):
     "One place and what is below it"
     where = f'{name}: {path or "the whole"}'
     if isinstance(node, Entry):
-        if not _is_of(node.type, value): raise ValueError(f'{where} is {str(value)[:60]!r}; expected {TYPES[node.type]} ({node.meaning})')
+        if not _is_of(node.type, value):
+            raise ValueError(f'{where} is {str(value)[:60]!r}; expected {TYPES[node.type]} ({node.meaning})')
         return
     if '[]' in node:
-        if not isinstance(value, (list, tuple)): raise ValueError(f'{where} is a {type(value).__name__}; expected a list')
-        for i, item in enumerate(value): _check(node['[]'], item, f'{path}[{i}]', name)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f'{where} is a {type(value).__name__}; expected a list')
+        for i, item in enumerate(value):
+            _check(node['[]'], item, f'{path}[{i}]', name)
         return
-    if not isinstance(value, Mapping): raise ValueError(f'{where} is a {type(value).__name__}; expected an object with {", ".join(list(node)[:3])} …')
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f'{where} is a {type(value).__name__}; expected an object with {", ".join(list(node)[:3])} …'
+        )
     wildcard = next((k for k in node if k.startswith('<')), None)
     inside = lambda key: f'{path}.{key}' if path else str(key)
-    if not wildcard: wanted = [k for k, e in node.items() if (not isinstance(e, Entry) or e.required) and (path or k not in OPTIONAL_PARTS)]
-    else: wanted = {'<observation>': OBSERVATIONS, '<observation or all>': ('all', *OBSERVATIONS), '<rate>': RATES}.get(wildcard, ())
+    if not wildcard:
+        wanted = [
+            k
+            for k, e in node.items()
+            if (not isinstance(e, Entry) or e.required) and (path or k not in OPTIONAL_PARTS)
+        ]
+    else:
+        wanted = {
+            '<observation>': OBSERVATIONS,
+            '<observation or all>': ('all', *OBSERVATIONS),
+            '<rate>': RATES,
+        }.get(wildcard, ())
     for key in wanted:
-        if key not in value: raise ValueError(f'{name}: {inside(key)} is missing; run the evaluation stage again with this version of cxr_lib')
+        if key not in value:
+            raise ValueError(
+                f'{name}: {inside(key)} is missing; run the evaluation stage again with this version of cxr_lib'
+            )
     for key, below in value.items():
         if wildcard and not _allowed(key, wildcard) or not wildcard and key not in node:
-            raise ValueError(f'{name}: {inside(key)} is not in the schema; expected {wildcard if wildcard else "one of " + ", ".join(node)}')
+            raise ValueError(
+                f'{name}: {inside(key)} is not in the schema; expected {wildcard if wildcard else "one of " + ", ".join(node)}'
+            )
         _check(node[wildcard or key], below, inside(key), name)
 
+
 def check_metrics(
-    metrics:dict|str|Path, # from `evaluate`, or metrics.json
-    name:str='metrics.json' # what errors call it
-) -> dict: # the same
+    metrics: dict | str | Path,  # from `evaluate`, or metrics.json
+    name: str = 'metrics.json',  # what errors call it
+) -> dict:  # the same
     "Raise `ValueError` naming the path of the first entry that is missing, unknown or of the wrong type"
-    if isinstance(metrics, (str, Path)): name, metrics = str(metrics), read_json(metrics)
+    if isinstance(metrics, (str, Path)):
+        name, metrics = str(metrics), read_json(metrics)
     if isinstance(metrics, Mapping) and metrics.get('schema') not in SCHEMAS:
-        raise ValueError(f'{name}: schema is {metrics.get("schema")!r}; this version of cxr_lib reads {" and ".join(SCHEMAS)}')
+        raise ValueError(
+            f'{name}: schema is {metrics.get("schema")!r}; this version of cxr_lib reads {" and ".join(SCHEMAS)}'
+        )
     _check(_tree(), metrics, '', name)
     missing = [c for c in ('fused', 'image_only', 'note_only') if c not in metrics['conditions']]
-    if missing: raise ValueError(f'{name}: conditions.{missing[0]} is missing; run the evaluation stage again with this version of cxr_lib')
+    if missing:
+        raise ValueError(
+            f'{name}: conditions.{missing[0]} is missing; run the evaluation stage again with this version of cxr_lib'
+        )
     return metrics
 
 # %% ../../nbs/chapters/08_evaluation/07_card.ipynb #83af8229
 NOT_MEASURED, NOT_RECORDED = 'not measured', 'not recorded'
-_FILES = {'config': 'config.json', 'source': 'source.json', 'notes': 'notes.json', 'leakage': 'leakage.json', 'architecture': 'architecture.json',
-          'model': 'model/config.json', 'metrics': 'metrics.json', 'training_log': 'training_log.csv', 'studies': 'studies.parquet', 'exclusions': 'exclusions.csv'}
+_FILES = {
+    'config': 'config.json',
+    'source': 'source.json',
+    'notes': 'notes.json',
+    'leakage': 'leakage.json',
+    'architecture': 'architecture.json',
+    'model': 'model/config.json',
+    'metrics': 'metrics.json',
+    'training_log': 'training_log.csv',
+    'studies': 'studies.parquet',
+    'exclusions': 'exclusions.csv',
+}
+
 
 def _existing(run):
     "The folder of a run; unlike `run_folder`, it does not make one"
     folder = run.path if isinstance(run, RunFolder) else Path(run)
-    if not folder.is_dir() and folder.name == str(run): folder = project_root()/'reports'/folder
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: no such run; give the name of a run, or its folder')
+    if not folder.is_dir() and folder.name == str(run):
+        folder = project_root() / 'reports' / folder
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder}: no such run; give the name of a run, or its folder')
     return folder
 
+
 def card_parts(
-    run:RunFolder|str|Path # a run: its folder, or its name
-) -> dict: # `run`: its name; and what each file holds, or None: config, source, notes, leakage, architecture, model, metrics, training_log, studies, exclusions
+    run: RunFolder | str | Path,  # a run: its folder, or its name
+) -> dict:  # `run`: its name; and what each file holds, or None: config, source, notes, leakage, architecture, model, metrics, training_log, studies, exclusions
     "Read what a model card is made from"
     folder = _existing(run)
     readers, parts = {'.json': read_json, '.csv': pd.read_csv, '.parquet': pd.read_parquet}, {}
     for name, file in _FILES.items():
-        path = folder/file
-        if not path.exists(): parts[name] = None; continue
-        try: parts[name] = readers[path.suffix](path)
+        path = folder / file
+        if not path.exists():
+            parts[name] = None
+            continue
+        try:
+            parts[name] = readers[path.suffix](path)
         except Exception as e:
             stop_on_machine_error(e, path)
-            raise ValueError(f'{path} cannot be read ({e}); delete it, and run the stage that writes it again') from None
+            raise ValueError(
+                f'{path} cannot be read ({e}); delete it, and run the stage that writes it again'
+            ) from None
         if path.suffix == '.json' and not isinstance(parts[name], dict):
-            raise ValueError(f'{path} holds a {type(parts[name]).__name__}; expected an object. Run the stage that writes it again.')
-    if parts['metrics'] is not None: check_metrics(parts['metrics'], str(folder/'metrics.json'))
+            raise ValueError(
+                f'{path} holds a {type(parts[name]).__name__}; expected an object. Run the stage that writes it again.'
+            )
+    if parts['metrics'] is not None:
+        check_metrics(parts['metrics'], str(folder / 'metrics.json'))
     return dict(run=folder.name, **parts)
 
 # %% ../../nbs/chapters/08_evaluation/07_card.ipynb #0b9b932d
 def look_up(
-    parts:dict, # from `card_parts`
-    *keys, # the way to a value
-) -> Any: # None where the way ends early, or at NaN
+    parts: dict,  # from `card_parts`
+    *keys,  # the way to a value
+) -> Any:  # None where the way ends early, or at NaN
     "A value somewhere in the files of a run"
     value = parts
     for key in keys:
-        if not isinstance(value, Mapping) or key not in value: return None
+        if not isinstance(value, Mapping) or key not in value:
+            return None
         value = value[key]
     return None if isinstance(value, float) and value != value else value
 
+
 def number(
-    value:float|None, # None or NaN: there is none
-    low:float|None=None, # of its interval
-    high:float|None=None,
-    digits:int=3,
-) -> str: # with its interval, or 'not measured'
+    value: float | None,  # None or NaN: there is none
+    low: float | None = None,  # of its interval
+    high: float | None = None,
+    digits: int = 3,
+) -> str:  # with its interval, or 'not measured'
     "A number for reading"
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return f'{value:,}'
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return f'{value:,}'
     return number_text(value, low, high, digits, NOT_MEASURED)
+
 
 def _stated(value, otherwise=NOT_RECORDED):
     "A fact for reading, as text"
-    if value is None or value == '' or value == {}: return otherwise
-    return 'yes' if value is True else 'no' if value is False else f'{value:,}' if isinstance(value, int) else as_text(value)
+    if value is None or value == '' or value == {}:
+        return otherwise
+    return (
+        'yes'
+        if value is True
+        else 'no'
+        if value is False
+        else f'{value:,}'
+        if isinstance(value, int)
+        else as_text(value)
+    )
+
 
 def _table(header, rows):
     "A Markdown table; a bar in a cell would end it"
-    return ['| ' + ' | '.join(map(as_text, header)) + ' |', '|' + '---|'*len(header), *('| ' + ' | '.join(map(as_text, row)) + ' |' for row in rows), '']
+    return [
+        '| ' + ' | '.join(map(as_text, header)) + ' |',
+        '|' + '---|' * len(header),
+        *('| ' + ' | '.join(map(as_text, row)) + ' |' for row in rows),
+        '',
+    ]
 
 # %% ../../nbs/chapters/08_evaluation/07_card.ipynb #bc95e84e
 def _details(parts):
@@ -366,27 +490,48 @@ def _details(parts):
     model = look_up(parts, 'model', 'model') or look_up(parts, 'architecture', 'model') or {}
     training, fold = look_up(parts, 'config', 'stages', 'training') or {}, look_up(parts, 'model', 'fold')
     versions = look_up(parts, 'model', 'versions') or look_up(parts, 'config', 'versions') or {}
-    weights, changes = look_up(parts, 'model', 'files', 'model.safetensors', 'sha256'), look_up(parts, 'architecture', 'overrides')
-    facts = {'Kind': 'image encoder, text encoder, bidirectional cross-attention between patches and words, a head of 14 sigmoid outputs; '
-                     'auxiliary heads read the image alone and the note alone',
-             'Preset': look_up(parts, 'architecture', 'preset') or look_up(parts, 'model', 'preset'),
-             'Changes to the preset': 'none' if changes == {} else changes,
-             'Image encoder': model.get('image_encoder'),
-             'Text encoder': model.get('text_encoder') or ('a small BERT with random initial weights, vocabulary from the training notes' if model else None),
-             'Image size': f'{model["image_size"]} x {model["image_size"]} pixels' if 'image_size' in model else None,
-             'Longest note': f'{model["max_tokens"]} tokens' if 'max_tokens' in model else None,
-             'Parameters': look_up(parts, 'architecture', 'parameters', 'total'), 'Format': look_up(parts, 'model', 'format'),
-             'SHA-256 of the weights': weights or None, 'Fold that the saved model is of': 'no folds' if fold == -1 else None if fold is None else f'{fold}; its calibration and thresholds are from the tuning patients of this fold',
-             'Label policy': training.get('label_policy'), 'Seed of the training': training.get('seed'),
-             'Software': ', '.join(f'{k} {v}' for k, v in versions.items() if v) or None}
+    weights, changes = (
+        look_up(parts, 'model', 'files', 'model.safetensors', 'sha256'),
+        look_up(parts, 'architecture', 'overrides'),
+    )
+    facts = {
+        'Kind': 'image encoder, text encoder, bidirectional cross-attention between patches and words, a head of 14 sigmoid outputs; '
+        'auxiliary heads read the image alone and the note alone',
+        'Preset': look_up(parts, 'architecture', 'preset') or look_up(parts, 'model', 'preset'),
+        'Changes to the preset': 'none' if changes == {} else changes,
+        'Image encoder': model.get('image_encoder'),
+        'Text encoder': model.get('text_encoder')
+        or (
+            'a small BERT with random initial weights, vocabulary from the training notes' if model else None
+        ),
+        'Image size': f'{model["image_size"]} x {model["image_size"]} pixels'
+        if 'image_size' in model
+        else None,
+        'Longest note': f'{model["max_tokens"]} tokens' if 'max_tokens' in model else None,
+        'Parameters': look_up(parts, 'architecture', 'parameters', 'total'),
+        'Format': look_up(parts, 'model', 'format'),
+        'SHA-256 of the weights': weights or None,
+        'Fold that the saved model is of': 'no folds'
+        if fold == -1
+        else None
+        if fold is None
+        else f'{fold}; its calibration and thresholds are from the tuning patients of this fold',
+        'Label policy': training.get('label_policy'),
+        'Seed of the training': training.get('seed'),
+        'Software': ', '.join(f'{k} {v}' for k, v in versions.items() if v) or None,
+    }
     return [f'- {k}: {_stated(v)}' for k, v in facts.items()]
+
 
 def _use(parts):
     "What it is for, and what not"
-    return ['- **For:** research and teaching on how a clinical note changes what is read from a chest radiograph; comparison of methods on the same data.',
-            '- **By:** people who can judge a radiograph, or work with somebody who can.',
-            f'- **Not for:** diagnosis, treatment, triage or any decision about a patient. {RESEARCH_USE}',
-            '- **Not for:** other films than chest radiographs; patients, hospitals and devices that it was not measured on; notes that describe the film.']
+    return [
+        '- **For:** research and teaching on how a clinical note changes what is read from a chest radiograph; comparison of methods on the same data.',
+        '- **By:** people who can judge a radiograph, or work with somebody who can.',
+        f'- **Not for:** diagnosis, treatment, triage or any decision about a patient. {RESEARCH_USE}',
+        '- **Not for:** other films than chest radiographs; patients, hospitals and devices that it was not measured on; notes that describe the film.',
+    ]
+
 
 def _factors(parts):
     "Which groups were looked at"
@@ -394,168 +539,356 @@ def _factors(parts):
     seen = {}
     for row in groups:
         few = ', too few to judge' if row['small'] else ''
-        seen.setdefault(row['attribute'], []).append(f'{as_text(row["group"])} ({row["n_patients"]:,} patients{few})')
-    lines = [f'- {as_text(attribute)}: {", ".join(names)}' for attribute, names in seen.items()] or [f'- Groups of patients: {NOT_MEASURED}']
-    return lines + [f'- Ethnicity, language, insurance, hospital, scanner, and every group that is not listed: {NOT_MEASURED}']
+        seen.setdefault(row['attribute'], []).append(
+            f'{as_text(row["group"])} ({row["n_patients"]:,} patients{few})'
+        )
+    lines = [f'- {as_text(attribute)}: {", ".join(names)}' for attribute, names in seen.items()] or [
+        f'- Groups of patients: {NOT_MEASURED}'
+    ]
+    return lines + [
+        f'- Ethnicity, language, insurance, hospital, scanner, and every group that is not listed: {NOT_MEASURED}'
+    ]
+
 
 def _measures(parts):
     "What was measured, and how"
     n, seed, least = (look_up(parts, 'metrics', k) for k in ('n_bootstrap', 'seed', 'min_cases'))
     enough = f' ({least} positives and {least} negatives)' if least is not None else ''
-    return [f'- Discrimination: AUROC and average precision by observation; their means over the observations that have enough cases{enough}.',
-            "- Decisions: sensitivity and specificity at Youden's threshold, chosen on the tuning split.",
-            '- Calibration: expected calibration error and Brier score, before and after a map that is fitted on the tuning split.',
-            '- Controls: the same films with no note, another patient\'s note, and a note for the opposite findings.',
-            f'- Uncertainty: 95% intervals from {_stated(n)} resamples of patients (seed {_stated(seed)}). '
-            'No interval covers how another training run would have turned out.']
+    return [
+        f'- Discrimination: AUROC and average precision by observation; their means over the observations that have enough cases{enough}.',
+        "- Decisions: sensitivity and specificity at Youden's threshold, chosen on the tuning split.",
+        '- Calibration: expected calibration error and Brier score, before and after a map that is fitted on the tuning split.',
+        '- Controls: the same films with no note, another patient\'s note, and a note for the opposite findings.',
+        f'- Uncertainty: 95% intervals from {_stated(n)} resamples of patients (seed {_stated(seed)}). '
+        'No interval covers how another training run would have turned out.',
+    ]
+
 
 def _about_source(parts):
     "The data set in one sentence, without its place on this machine"
     name = look_up(parts, 'source', 'dataset')
-    if name is None: return [f'- Data set: {NOT_RECORDED}']
+    if name is None:
+        return [f'- Data set: {NOT_RECORDED}']
     from cxr_lib.data.catalogue import DATASETS
+
     about = f' {DATASETS[name].about}' if name in DATASETS else ''
-    return [f'- Data set: {as_text(name)}.{about}', f'- Fingerprint of the table: {_stated(look_up(parts, "source", "fingerprint"))}']
+    return [
+        f'- Data set: {as_text(name)}.{about}',
+        f'- Fingerprint of the table: {_stated(look_up(parts, "source", "fingerprint"))}',
+    ]
+
 
 def _folds(parts):
     "Number of cross-validation folds; -1 in the parameters stands for the source's own"
     folds = look_up(parts, 'config', 'stages', 'training', 'folds')
-    if folds is None or folds >= 0: return folds
+    if folds is None or folds >= 0:
+        return folds
     from cxr_lib.data.catalogue import DATASETS
+
     name = look_up(parts, 'source', 'dataset')
     return DATASETS[name].folds if name in DATASETS else None
+
 
 def _splits(parts):
     "Images and patients by split"
     table, folds = parts['studies'], _folds(parts)
-    if table is None: return [f'- Images and patients by split: {NOT_RECORDED}']
-    def size(rows): return f'{len(rows):,} images of {rows["patient_id"].nunique():,} patients'
-    if folds: return [f'- {size(table)} in {folds} folds by patient: each test prediction comes from a model that has not seen the patient.']
-    if 'split' not in table or table['split'].isna().all(): return [f'- {size(table)}; split: {NOT_RECORDED}']
+    if table is None:
+        return [f'- Images and patients by split: {NOT_RECORDED}']
+
+    def size(rows):
+        return f'{len(rows):,} images of {rows["patient_id"].nunique():,} patients'
+
+    if folds:
+        return [
+            f'- {size(table)} in {folds} folds by patient: each test prediction comes from a model that has not seen the patient.'
+        ]
+    if 'split' not in table or table['split'].isna().all():
+        return [f'- {size(table)}; split: {NOT_RECORDED}']
     return [f'- {split}: {size(table[table["split"] == split])}' for split in ('train', 'tuning', 'test')]
+
 
 def _evaluation_data(parts):
     "On whom it was measured"
     m = parts['metrics'] or {}
     test = f'- Test images: {NOT_MEASURED}'
-    if m: test = f'- Test: {number(m["n_images"])} images of {number(m["n_patients"])} patients; {number(m["n_with_note"])} with a note'
+    if m:
+        test = f'- Test: {number(m["n_images"])} images of {number(m["n_patients"])} patients; {number(m["n_with_note"])} with a note'
     tuning = f'- Tuning (early stopping, thresholds, calibration): {number(m.get("n_tuning_images"))} images. Nothing was chosen on the test images.'
     return [*_about_source(parts), test, tuning, *_notes(parts)]
 
+
 #: Note mode -> where the notes come from
-_ORIGIN = {'real': 'real text of the source', 'clinical': 'SIMULATED from findings through symptoms and history',
-           'label_leak': 'made from the labels: a NEGATIVE EXAMPLE, not evidence'}
+_ORIGIN = {
+    'real': 'real text of the source',
+    'clinical': 'SIMULATED from findings through symptoms and history',
+    'label_leak': 'made from the labels: a NEGATIVE EXAMPLE, not evidence',
+}
+
 
 def _notes(parts):
     "Where the notes came from, and what they give away"
     n, words = parts['notes'], look_up(parts, 'leakage', 'means', 'words') or {}
-    if n is None: return [f'- Notes: {NOT_RECORDED}']
+    if n is None:
+        return [f'- Notes: {NOT_RECORDED}']
     origin = _ORIGIN.get(n.get('mode'), n.get('mode'))
-    return [f'- Notes: {_stated(origin)}; {_stated(n.get("n_missing"))} missing, {_stated(n.get("n_distinct"))} different ones',
-            f'- Share of the notes with words that describe a film: {number(n.get("film_words"))}',
-            f'- Mean AUROC of the words of the notes alone (bag of words, cross-validated): {number(words.get("value"), words.get("low"), words.get("high"))}']
+    return [
+        f'- Notes: {_stated(origin)}; {_stated(n.get("n_missing"))} missing, {_stated(n.get("n_distinct"))} different ones',
+        f'- Share of the notes with words that describe a film: {number(n.get("film_words"))}',
+        f'- Mean AUROC of the words of the notes alone (bag of words, cross-validated): {number(words.get("value"), words.get("low"), words.get("high"))}',
+    ]
+
 
 def _people(table):
     "Sex and age of the patients in a study table"
     one = table.drop_duplicates('patient_id')
-    sex = ', '.join(f'{100*share:.0f}% {as_text(k)}' for k, share in one['sex'].value_counts(normalize=True).items()) or f'sex {NOT_RECORDED}'
+    sex = (
+        ', '.join(
+            f'{100 * share:.0f}% {as_text(k)}' for k, share in one['sex'].value_counts(normalize=True).items()
+        )
+        or f'sex {NOT_RECORDED}'
+    )
     age = one['age'].dropna()
-    return f'{sex}; age ' + (f'{age.median():.0f} in the median, 90% from {age.quantile(.05):.0f} to {age.quantile(.95):.0f}' if len(age) else NOT_RECORDED)
+    return f'{sex}; age ' + (
+        f'{age.median():.0f} in the median, 90% from {age.quantile(0.05):.0f} to {age.quantile(0.95):.0f}'
+        if len(age)
+        else NOT_RECORDED
+    )
+
 
 def _training_data(parts):
     "What it was trained on"
     log, exclusions, table = parts['training_log'], parts['exclusions'], parts['studies']
-    lines = [*_splits(parts), f'- Excluded images: {NOT_RECORDED if exclusions is None else f"{len(exclusions):,}"}']
-    if table is not None: lines.append(f'- Patients of all splits: {_people(table)}')
-    if log is None or log.empty: return lines + [f'- Course of the training: {NOT_RECORDED}']
+    lines = [
+        *_splits(parts),
+        f'- Excluded images: {NOT_RECORDED if exclusions is None else f"{len(exclusions):,}"}',
+    ]
+    if table is not None:
+        lines.append(f'- Patients of all splits: {_people(table)}')
+    if log is None or log.empty:
+        return lines + [f'- Course of the training: {NOT_RECORDED}']
     for model, rows in log.groupby('model', sort=False):
         best = rows[rows['best'].astype(str) == 'True'].groupby('fold')['tuning_auroc'].last()
         runs = rows['fold'].nunique()
-        lines.append(f'- {as_text(model)}: {rows["epoch"].max()} epochs, {runs} training run{"s" if runs > 1 else ""}; '
-                     f'mean AUROC on the tuning split at the chosen epoch {number(best.mean() if len(best) else None)}')
+        lines.append(
+            f'- {as_text(model)}: {rows["epoch"].max()} epochs, {runs} training run{"s" if runs > 1 else ""}; '
+            f'mean AUROC on the tuning split at the chosen epoch {number(best.mean() if len(best) else None)}'
+        )
     return lines
+
 
 def _three(found, name, value=None):
     "A number of metrics.json with its interval"
-    return number(found.get(value or name), found.get(f'{name}_low' if value is None else 'low'), found.get(f'{name}_high' if value is None else 'high'))
+    return number(
+        found.get(value or name),
+        found.get(f'{name}_low' if value is None else 'low'),
+        found.get(f'{name}_high' if value is None else 'high'),
+    )
 
-def _remarks(row): return '; '.join(x for x in ('too few patients to judge' if row['small'] else '', row['reason']) if x)
+
+def _remarks(row):
+    return '; '.join(x for x in ('too few patients to judge' if row['small'] else '', row['reason']) if x)
+
 
 def _group_tables(m):
     "Discrimination and under-diagnosis by group"
-    lines = _table(['attribute', 'group', 'images', 'patients', f'mean AUROC, {CONDITIONS["fused"]}', f'mean AUROC, {CONDITIONS["image_only"]}', 'remark'],
-                   [[r['attribute'], r['group'], number(r['n_images']), number(r['n_patients']), _three(r, 'fused'), _three(r, 'image_only'), _remarks(r)]
-                    for r in m['subgroups']])
-    if not (under := look_up(m, 'fairness', 'underdiagnosis', 'rows')): return lines + [f'Under-diagnosis by group: {NOT_MEASURED}.', '']
-    names = ['attribute', 'group', 'images with a finding', 'called No Finding (under-diagnosis)', 'images without', 'not called No Finding (over-diagnosis)', 'remark']
-    return lines + _table(names, [[r['attribute'], r['group'], number(r['n_under']), _three(r, 'under'), number(r['n_over']), _three(r, 'over'), _remarks(r)] for r in under])
+    lines = _table(
+        [
+            'attribute',
+            'group',
+            'images',
+            'patients',
+            f'mean AUROC, {CONDITIONS["fused"]}',
+            f'mean AUROC, {CONDITIONS["image_only"]}',
+            'remark',
+        ],
+        [
+            [
+                r['attribute'],
+                r['group'],
+                number(r['n_images']),
+                number(r['n_patients']),
+                _three(r, 'fused'),
+                _three(r, 'image_only'),
+                _remarks(r),
+            ]
+            for r in m['subgroups']
+        ],
+    )
+    if not (under := look_up(m, 'fairness', 'underdiagnosis', 'rows')):
+        return lines + [f'Under-diagnosis by group: {NOT_MEASURED}.', '']
+    names = [
+        'attribute',
+        'group',
+        'images with a finding',
+        'called No Finding (under-diagnosis)',
+        'images without',
+        'not called No Finding (over-diagnosis)',
+        'remark',
+    ]
+    return lines + _table(
+        names,
+        [
+            [
+                r['attribute'],
+                r['group'],
+                number(r['n_under']),
+                _three(r, 'under'),
+                number(r['n_over']),
+                _three(r, 'over'),
+                _remarks(r),
+            ]
+            for r in under
+        ],
+    )
+
 
 def _analyses(parts):
     "The numbers"
     m = parts['metrics']
-    if m is None: return [f'Discrimination, decisions, calibration, controls and subgroups: {NOT_MEASURED}.', '']
+    if m is None:
+        return [f'Discrimination, decisions, calibration, controls and subgroups: {NOT_MEASURED}.', '']
     expected = ('fused', 'image_only', 'note_only', 'shuffled_note', 'missing_note', 'contradicting_note')
-    means = {c: look_up(m, 'conditions', c, 'means', 'evaluable') or {} for c in CONDITIONS if c in m['conditions'] or c in expected}
-    lines = ['### Conditions', '', *_table(['condition', 'mean AUROC', 'mean average precision', 'observations'],
-             [[CONDITIONS[c], _three(v, 'auroc', 'auroc'), _three(v, 'auprc'), number(v.get('n_observations'))] for c, v in means.items()])]
+    means = {
+        c: look_up(m, 'conditions', c, 'means', 'evaluable') or {}
+        for c in CONDITIONS
+        if c in m['conditions'] or c in expected
+    }
+    lines = [
+        '### Conditions',
+        '',
+        *_table(
+            ['condition', 'mean AUROC', 'mean average precision', 'observations'],
+            [
+                [
+                    CONDITIONS[c],
+                    _three(v, 'auroc', 'auroc'),
+                    _three(v, 'auprc'),
+                    number(v.get('n_observations')),
+                ]
+                for c, v in means.items()
+            ],
+        ),
+    ]
     gain = look_up(m, 'differences', 'fused_minus_image_only', 'means', 'evaluable') or {}
-    lines += [f'What the note adds to the image: {_three(gain, "value", "value")} of mean AUROC.', '', f'### {CONDITIONS["fused"]}, by observation', '']
+    lines += [
+        f'What the note adds to the image: {_three(gain, "value", "value")} of mean AUROC.',
+        '',
+        f'### {CONDITIONS["fused"]}, by observation',
+        '',
+    ]
     fused = m['conditions']['fused']['observations']
-    lines += _table(['observation', 'positive', 'negative', 'AUROC', 'sensitivity', 'specificity', 'ECE', 'remark'],
-                    [[o, number(f['n_positive']), number(f['n_negative']), _three(f, 'auroc', 'auroc'), _three(f, 'sensitivity'), _three(f, 'specificity'),
-                      number(f['ece']), f['reason']] for o, f in fused.items()])
-    ece = {when: look_up(m, 'calibration', 'observations', 'all', when, 'ece') for when in ('before', 'after')}
+    lines += _table(
+        ['observation', 'positive', 'negative', 'AUROC', 'sensitivity', 'specificity', 'ECE', 'remark'],
+        [
+            [
+                o,
+                number(f['n_positive']),
+                number(f['n_negative']),
+                _three(f, 'auroc', 'auroc'),
+                _three(f, 'sensitivity'),
+                _three(f, 'specificity'),
+                number(f['ece']),
+                f['reason'],
+            ]
+            for o, f in fused.items()
+        ],
+    )
+    ece = {
+        when: look_up(m, 'calibration', 'observations', 'all', when, 'ece') for when in ('before', 'after')
+    }
     method = look_up(m, 'calibration', 'method') or 'temperature'
-    return [*lines, '### Groups', '', *_group_tables(m), '### Calibration', '',
-            f'Expected calibration error over all observations: {number(ece["before"])} as predicted, {number(ece["after"])} after calibration ({method}).', '']
+    return [
+        *lines,
+        '### Groups',
+        '',
+        *_group_tables(m),
+        '### Calibration',
+        '',
+        f'Expected calibration error over all observations: {number(ece["before"])} as predicted, {number(ece["after"])} after calibration ({method}).',
+        '',
+    ]
+
 
 def _ethics(parts):
     "What could harm"
-    said = look_up(parts, 'metrics', 'fairness', 'sentences') or \
-        [f'Gaps between groups, under-diagnosis by group, shortcuts through devices and projection: {NOT_MEASURED}']
-    return ['- A model that is wrong more often for some patients harms them first. Under-diagnosis, calling a patient healthy who is not, delays treatment '
-            '(Seyyed-Kalantari et al. 2021).', as_list(said),
-            '- Labels that were mined from reports repeat what the reporting physicians saw and wrote, and for whom.',
-            '- The model folder holds weights and a tokenizer, whose vocabulary may come from the training notes; no images and no notes. '
-            f'What the weights may have memorized: {NOT_MEASURED}.']
+    said = look_up(parts, 'metrics', 'fairness', 'sentences') or [
+        f'Gaps between groups, under-diagnosis by group, shortcuts through devices and projection: {NOT_MEASURED}'
+    ]
+    return [
+        '- A model that is wrong more often for some patients harms them first. Under-diagnosis, calling a patient healthy who is not, delays treatment '
+        '(Seyyed-Kalantari et al. 2021).',
+        as_list(said),
+        '- Labels that were mined from reports repeat what the reporting physicians saw and wrote, and for whom.',
+        '- The model folder holds weights and a tokenizer, whose vocabulary may come from the training notes; no images and no notes. '
+        f'What the weights may have memorized: {NOT_MEASURED}.',
+    ]
+
 
 def _caveats(parts):
     "What to keep in mind"
-    said = [s for s in look_up(parts, 'metrics', 'verdict') or [] if s != SIMULATED] or [f'What the numbers say: {NOT_MEASURED}']
+    said = [s for s in look_up(parts, 'metrics', 'verdict') or [] if s != SIMULATED] or [
+        f'What the numbers say: {NOT_MEASURED}'
+    ]
     absent = [file for name, file in _FILES.items() if parts[name] is None]
-    return [as_list(said), f'- Another hospital, another scanner, another year: {NOT_MEASURED}.', f'- Agreement with radiologists: {NOT_MEASURED}.',
-            *([f'- Absent when this card was written: {", ".join(absent)}.'] if absent else [])]
+    return [
+        as_list(said),
+        f'- Another hospital, another scanner, another year: {NOT_MEASURED}.',
+        f'- Agreement with radiologists: {NOT_MEASURED}.',
+        *([f'- Absent when this card was written: {", ".join(absent)}.'] if absent else []),
+    ]
 
 # %% ../../nbs/chapters/08_evaluation/07_card.ipynb #482e4452
 def is_simulated(
-    parts:dict # from `card_parts`
-) -> bool: # True as soon as one of the files says so
+    parts: dict,  # from `card_parts`
+) -> bool:  # True as soon as one of the files says so
     "Are the patients simulated?"
     said = any(look_up(parts, file, 'simulated') is True for file in ('source', 'metrics', 'model'))
     return said or look_up(parts, 'source', 'dataset') == 'simulated'
 
+
 #: Title -> the lines of the section, in the order of Mitchell et al. (2019)
-SECTIONS = {'Model details': _details, 'Intended use': _use, 'Factors': _factors, 'Metrics': _measures, 'Evaluation data': _evaluation_data,
-            'Training data': _training_data, 'Quantitative analyses': _analyses, 'Ethical considerations': _ethics, 'Caveats and recommendations': _caveats}
+SECTIONS = {
+    'Model details': _details,
+    'Intended use': _use,
+    'Factors': _factors,
+    'Metrics': _measures,
+    'Evaluation data': _evaluation_data,
+    'Training data': _training_data,
+    'Quantitative analyses': _analyses,
+    'Ethical considerations': _ethics,
+    'Caveats and recommendations': _caveats,
+}
+
 
 def model_card(
-    run:RunFolder|str|Path|dict # a run, or its parts as `card_parts` reads them
-) -> str: # Markdown
+    run: RunFolder | str | Path | dict,  # a run, or its parts as `card_parts` reads them
+) -> str:  # Markdown
     "A model card with the sections of Mitchell et al. (2019), filled from the files of a run"
     parts = run if isinstance(run, dict) else card_parts(run)
     parts = dict.fromkeys(_FILES) | parts
     top = [f'# Model card: {as_text(parts.get("run", "a run of cxr_lib"))}', '', f'> **{RESEARCH_USE}**', '']
-    if is_simulated(parts): top += [f'> **{SIMULATED}** Every number on this card is about simulated patients and says nothing about real ones.', '']
-    elif look_up(parts, 'notes', 'simulated_notes'): top += ['> **The notes are SIMULATED.** What they add says nothing about real notes.', '']
-    top += ['Written by cxr_lib from the files of the run; what they do not hold is "not measured" or "not recorded".', '']
-    for title, section in SECTIONS.items(): top += [f'## {title}', '', *section(parts), '']
+    if is_simulated(parts):
+        top += [
+            f'> **{SIMULATED}** Every number on this card is about simulated patients and says nothing about real ones.',
+            '',
+        ]
+    elif look_up(parts, 'notes', 'simulated_notes'):
+        top += ['> **The notes are SIMULATED.** What they add says nothing about real notes.', '']
+    top += [
+        'Written by cxr_lib from the files of the run; what they do not hold is "not measured" or "not recorded".',
+        '',
+    ]
+    for title, section in SECTIONS.items():
+        top += [f'## {title}', '', *section(parts), '']
     return re.sub(r'\n{3,}', '\n\n', '\n'.join(top)).rstrip() + '\n'
 
+
 def write_model_card(
-    run:RunFolder|str|Path # a run: its folder, or its name
-) -> Path: # of the file
+    run: RunFolder | str | Path,  # a run: its folder, or its name
+) -> Path:  # of the file
     "Write `<run>/model_card.md`, whole or not at all"
     folder = _existing(run)
     text = model_card(folder)
-    with atomic_path(folder/'model_card.md') as tmp: tmp.write_text(text, encoding='utf-8')
-    return folder/'model_card.md'
+    with atomic_path(folder / 'model_card.md') as tmp:
+        tmp.write_text(text, encoding='utf-8')
+    return folder / 'model_card.md'

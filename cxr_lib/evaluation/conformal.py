@@ -11,77 +11,113 @@ import math
 import numpy as np, pandas as pd
 from scipy import special, stats
 from ..foundations.core import OBSERVATIONS, mark_simulated, set_theme, short_name
-from ..metrics.ranking import CONDITIONS, check_probabilities, known_labels, named_interval, refuse_cells, resample_patients
+from ..metrics.predictions import CONDITIONS, check_probabilities, refuse_cells
+from ..metrics.ranking import known_labels, named_interval, resample_patients
 
 # %% ../../nbs/chapters/08_evaluation/03_conformal.ipynb #76f34a10
 def minimum_patients(
-    alpha:float # how often the true answer may be left out, between 0 and 1
-) -> int: # 9 for 0.1
+    alpha: float,  # how often the true answer may be left out, between 0 and 1
+) -> int:  # 9 for 0.1
     "Fewest patients of a class from which a limit can be set"
     _check_alpha(alpha)
-    return math.ceil((1 - alpha)/alpha - 1e-9)                    # 0.9/0.1 is a little more than 9 in floating point
+    return math.ceil((1 - alpha) / alpha - 1e-9)  # 0.9/0.1 is a little more than 9 in floating point
+
 
 def conformal_limit(
-    scores, # (n,) of patients of one class, one each; higher means more like that class
-    alpha:float, # how often a new patient of the class may fall below the limit
-) -> float: # -inf where n is less than `minimum_patients(alpha)`
+    scores,  # (n,) of patients of one class, one each; higher means more like that class
+    alpha: float,  # how often a new patient of the class may fall below the limit
+) -> float:  # -inf where n is less than `minimum_patients(alpha)`
     "The highest limit that at least 1 - alpha of new patients of the class reach (Angelopoulos & Bates 2021, section 1.1)"
     _check_alpha(alpha)
     scores = np.asarray(scores, float)
-    if np.isnan(scores).any(): raise ValueError('a score is NaN; predict it again, or leave the patient out')
-    rank = math.floor(alpha*(len(scores) + 1) + 1e-9)
+    if np.isnan(scores).any():
+        raise ValueError('a score is NaN; predict it again, or leave the patient out')
+    rank = math.floor(alpha * (len(scores) + 1) + 1e-9)
     return float(np.partition(scores, rank - 1)[rank - 1]) if rank else -math.inf
 
+
 def _check_alpha(alpha):
-    if isinstance(alpha, (int, float, np.number)) and 0 < alpha < 1: return
+    if isinstance(alpha, (int, float, np.number)) and 0 < alpha < 1:
+        return
     raise ValueError(f'alpha is {alpha!r}; expected a number between 0 and 1, such as 0.1 for 90% coverage')
 
 # %% ../../nbs/chapters/08_evaluation/03_conformal.ipynb #fbe4d658
 SETS = ('positive', 'negative', 'both', 'none')
 _IMAGES = ('one', 'worst')
 
+
 def _one_each(patient, scores, images, rng):
     "One score for each patient: of an image drawn at random, or the lowest"
     order = rng.permutation(len(scores)) if images == 'one' else np.argsort(scores, kind='stable')
-    return scores[order][np.unique(patient[order], return_index=True)[1]]          # the first of each patient in this order
+    return scores[order][
+        np.unique(patient[order], return_index=True)[1]
+    ]  # the first of each patient in this order
+
 
 def _checked(table, condition, what):
     "The table with plain numbers, or an error that says what is wrong"
-    if not isinstance(table, pd.DataFrame): raise ValueError(f'{what} is a {type(table).__name__}; expected rows of a prediction table')
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f'{what} is a {type(table).__name__}; expected rows of a prediction table')
     columns = [f'{condition}/{o}' for o in OBSERVATIONS]
     if absent := [c for c in columns if c not in table]:
-        raise ValueError(f'{what} lacks the columns {", ".join(absent[:3])}{" …" if len(absent) > 3 else ""}; conditions are {", ".join(CONDITIONS)}')
+        raise ValueError(
+            f'{what} lacks the columns {", ".join(absent[:3])}{" …" if len(absent) > 3 else ""}; conditions are {", ".join(CONDITIONS)}'
+        )
     named = table if 'image' in table else table.assign(image=table.index)
     quick = named[columns].to_numpy()
-    if quick.dtype.kind != 'f' or not ((quick >= 0) & (quick <= 1)).all():           # then find the cell; as plain numbers, for the message
+    if (
+        quick.dtype.kind != 'f' or not ((quick >= 0) & (quick <= 1)).all()
+    ):  # then find the cell; as plain numbers, for the message
         check_probabilities(named.assign(**{c: named[c].astype(object) for c in columns}), columns, what)
     return named if 'fold' in named else named.assign(fold=-1)
+
 
 def _checked_labels(table, split, what):
     "The rows of a labelled split: patients, labels of the vocabulary, and no row of another split"
     wanted = ['patient_id', *(f'label/{o}' for o in OBSERVATIONS)]
-    if absent := [c for c in wanted if c not in table]: raise ValueError(f'{what} lacks the columns {", ".join(absent[:3])}{" …" if len(absent) > 3 else ""}')
-    if not len(table): raise ValueError(f'{what} has no rows; give the rows of a prediction table whose split is {split!r}')
-    refuse_cells(table, ['patient_id'], table[['patient_id']].isna().to_numpy(), what, 'a value; patients are the units of the guarantee')
+    if absent := [c for c in wanted if c not in table]:
+        raise ValueError(f'{what} lacks the columns {", ".join(absent[:3])}{" …" if len(absent) > 3 else ""}')
+    if not len(table):
+        raise ValueError(f'{what} has no rows; give the rows of a prediction table whose split is {split!r}')
+    refuse_cells(
+        table,
+        ['patient_id'],
+        table[['patient_id']].isna().to_numpy(),
+        what,
+        'a value; patients are the units of the guarantee',
+    )
     elsewhere = (table['split'] != split).to_numpy() if 'split' in table else np.zeros(len(table), bool)
-    refuse_cells(table, ['split'], elsewhere[:, None], what, f'{split!r}; the limits come from tuning rows, the check from test rows')
+    refuse_cells(
+        table,
+        ['split'],
+        elsewhere[:, None],
+        what,
+        f'{split!r}; the limits come from tuning rows, the check from test rows',
+    )
     quick = table[wanted[1:]].to_numpy()
-    if quick.dtype.kind == 'f' and np.isin(quick, (1, 0, -1)).sum() + np.isnan(quick).sum() == quick.size: return
+    if quick.dtype.kind == 'f' and np.isin(quick, (1, 0, -1)).sum() + np.isnan(quick).sum() == quick.size:
+        return
     labels = table[wanted[1:]].apply(pd.to_numeric, errors='coerce')
-    bad = (~(labels.isna() | labels.isin([1, 0, -1])) | (labels.isna() & table[wanted[1:]].notna())).to_numpy()
-    refuse_cells(table, wanted[1:], bad, what, '1 (positive), 0 (negative), -1 (uncertain) or empty (not mentioned)')
+    bad = (
+        ~(labels.isna() | labels.isin([1, 0, -1])) | (labels.isna() & table[wanted[1:]].notna())
+    ).to_numpy()
+    refuse_cells(
+        table, wanted[1:], bad, what, '1 (positive), 0 (negative), -1 (uncertain) or empty (not mentioned)'
+    )
+
 
 def fit_conformal(
-    tuning:pd.DataFrame, # tuning rows of a prediction table
-    condition:str='fused', # one of `CONDITIONS`
-    alpha:float=.1, # how often the true answer may be left out
+    tuning: pd.DataFrame,  # tuning rows of a prediction table
+    condition: str = 'fused',  # one of `CONDITIONS`
+    alpha: float = 0.1,  # how often the true answer may be left out
     *,
-    images:str='one', # how a patient with several images enters: 'one' drawn at random, or the 'worst'
-    seed:int=0, # of the draw
-) -> dict: # JSON-able: schema, condition, alpha, images, seed, minimum_patients, folds {fold: {observation: from, up_to, n_positive, n_negative, reason}}
+    images: str = 'one',  # how a patient with several images enters: 'one' drawn at random, or the 'worst'
+    seed: int = 0,  # of the draw
+) -> dict:  # JSON-able: schema, condition, alpha, images, seed, minimum_patients, folds {fold: {observation: from, up_to, n_positive, n_negative, reason}}
     "Limits of the prediction sets: 'positive' is in the set from `from` on, 'negative' up to `up_to`; null: always both, for the stated reason"
     _check_alpha(alpha)
-    if images not in _IMAGES: raise ValueError(f"images is {images!r}; expected 'one' or 'worst'")
+    if images not in _IMAGES:
+        raise ValueError(f"images is {images!r}; expected 'one' or 'worst'")
     tuning = _checked(tuning, condition, 'tuning')
     _checked_labels(tuning, 'tuning', 'tuning')
     needed, rng, folds = minimum_patients(alpha), np.random.default_rng([seed, 9]), {}
@@ -90,289 +126,521 @@ def fit_conformal(
         for o in OBSERVATIONS:
             at, labels = known_labels(rows, o)
             p, who = rows[f'{condition}/{o}'].to_numpy(float)[at], patient[at]
-            positive, negative = (_one_each(who[labels == c], sign*p[labels == c], images, rng) for c, sign in ((1, 1), (0, -1)))
+            positive, negative = (
+                _one_each(who[labels == c], sign * p[labels == c], images, rng)
+                for c, sign in ((1, 1), (0, -1))
+            )
             enough = min(len(positive), len(negative)) >= needed
-            limits[o] = {'from': conformal_limit(positive, alpha) if enough else None, 'up_to': -conformal_limit(negative, alpha) if enough else None,
-                         'n_positive': len(positive), 'n_negative': len(negative),
-                         'reason': '' if enough else _too_few(len(positive), len(negative), needed, alpha)}
+            limits[o] = {
+                'from': conformal_limit(positive, alpha) if enough else None,
+                'up_to': -conformal_limit(negative, alpha) if enough else None,
+                'n_positive': len(positive),
+                'n_negative': len(negative),
+                'reason': '' if enough else _too_few(len(positive), len(negative), needed, alpha),
+            }
         folds[str(fold)] = limits
-    return dict(schema='cxr_lib.conformal/1', condition=condition, alpha=float(alpha), images=images, seed=int(seed), minimum_patients=needed, folds=folds)
+    return dict(
+        schema='cxr_lib.conformal/1',
+        condition=condition,
+        alpha=float(alpha),
+        images=images,
+        seed=int(seed),
+        minimum_patients=needed,
+        folds=folds,
+    )
+
 
 def _too_few(n_positive, n_negative, needed, alpha):
     "Why an observation has no limits"
     kind, n = ('positive', n_positive) if n_positive <= n_negative else ('negative', n_negative)
-    return f'only {n} {kind} tuning patient{"" if n == 1 else "s"}; {100*(1 - alpha):.4g}% coverage needs {needed} of each class: always both'
+    return f'only {n} {kind} tuning patient{"" if n == 1 else "s"}; {100 * (1 - alpha):.4g}% coverage needs {needed} of each class: always both'
 
 # %% ../../nbs/chapters/08_evaluation/03_conformal.ipynb #d1f67446
 def predict_sets(
-    table:pd.DataFrame, # rows with `<condition>/<observation>`, and `fold` where there are folds
-    conformal:dict, # from `fit_conformal`, or read back from JSON
-) -> pd.DataFrame: # same index, one column an observation: 'positive', 'negative', 'both' or 'none'
+    table: pd.DataFrame,  # rows with `<condition>/<observation>`, and `fold` where there are folds
+    conformal: dict,  # from `fit_conformal`, or read back from JSON
+) -> pd.DataFrame:  # same index, one column an observation: 'positive', 'negative', 'both' or 'none'
     "The prediction set of every image and observation"
     if not isinstance(conformal, dict) or conformal.get('schema') != 'cxr_lib.conformal/1':
-        raise ValueError('conformal is not what fit_conformal returns (schema cxr_lib.conformal/1); fit it again')
+        raise ValueError(
+            'conformal is not what fit_conformal returns (schema cxr_lib.conformal/1); fit it again'
+        )
     condition, folds = conformal['condition'], conformal['folds']
     table = _checked(table, condition, 'table')
-    fold = table['fold'].astype(str) if len(folds) > 1 else pd.Series(next(iter(folds)), table.index)      # one model: it answers for every image
+    fold = (
+        table['fold'].astype(str) if len(folds) > 1 else pd.Series(next(iter(folds)), table.index)
+    )  # one model: it answers for every image
     if not (known := fold.isin(folds)).all():
-        raise ValueError(f'fold {fold[~known].iloc[0]} has no limits (there are {", ".join(folds)}); fit them on tuning rows of every fold')
+        raise ValueError(
+            f'fold {fold[~known].iloc[0]} has no limits (there are {", ".join(folds)}); fit them on tuning rows of every fold'
+        )
     sets = {}
     for o in OBSERVATIONS:
         p = table[f'{condition}/{o}'].to_numpy(float)
-        low, high = (fold.map({f: default if limits[o][k] is None else limits[o][k] for f, limits in folds.items()}).to_numpy(float)
-                     for k, default in (('from', -np.inf), ('up_to', np.inf)))
+        low, high = (
+            fold.map(
+                {f: default if limits[o][k] is None else limits[o][k] for f, limits in folds.items()}
+            ).to_numpy(float)
+            for k, default in (('from', -np.inf), ('up_to', np.inf))
+        )
         positive, negative = p >= low, p <= high
-        sets[o] = np.select([positive & negative, positive, negative], ['both', 'positive', 'negative'], 'none')
+        sets[o] = np.select(
+            [positive & negative, positive, negative], ['both', 'positive', 'negative'], 'none'
+        )
     return pd.DataFrame(sets, index=table.index)
 
 # %% ../../nbs/chapters/08_evaluation/03_conformal.ipynb #effa4505
 def coverage_range(
-    n_tuning:int, # tuning patients of the class
-    n_test:int, # test patients of the class
-    alpha:float, # how often the true answer may be left out
-    confidence:float=.95, # share of observed coverages in the range
-) -> dict: # mean, low, high; all 1 where there are too few tuning patients, NaN without test patients
+    n_tuning: int,  # tuning patients of the class
+    n_test: int,  # test patients of the class
+    alpha: float,  # how often the true answer may be left out
+    confidence: float = 0.95,  # share of observed coverages in the range
+) -> dict:  # mean, low, high; all 1 where there are too few tuning patients, NaN without test patients
     "Where the observed coverage lies if the patients are exchangeable: beta-binomial (Angelopoulos & Bates 2021, appendix C)"
     _check_alpha(alpha)
-    left_out = math.floor(alpha*(n_tuning + 1) + 1e-9)
-    if not n_test: return dict(mean=np.nan, low=np.nan, high=np.nan)
-    if not left_out: return dict(mean=1., low=1., high=1.)
+    left_out = math.floor(alpha * (n_tuning + 1) + 1e-9)
+    if not n_test:
+        return dict(mean=np.nan, low=np.nan, high=np.nan)
+    if not left_out:
+        return dict(mean=1.0, low=1.0, high=1.0)
     below = np.cumsum(stats.betabinom.pmf(np.arange(n_test + 1), n_test, n_tuning + 1 - left_out, left_out))
-    low, high = np.searchsorted(below, [(1 - confidence)/2, (1 + confidence)/2])/n_test
-    return dict(mean=1 - left_out/(n_tuning + 1), low=float(low), high=float(min(high, 1)))
+    low, high = np.searchsorted(below, [(1 - confidence) / 2, (1 + confidence) / 2]) / n_test
+    return dict(mean=1 - left_out / (n_tuning + 1), low=float(low), high=float(min(high, 1)))
+
 
 def _share(values, clusters, weights, worst=False):
     "Share of patients, each with the mean (or the worst) of its images, in the sample and in every resample: (1 + n_bootstrap,)"
     n = len(weights)
     count = np.bincount(clusters, minlength=n)
-    of_patient = np.bincount(clusters, values, n)/np.maximum(count, 1)
-    if worst: of_patient = np.floor(of_patient + 1e-9)
-    with np.errstate(divide='ignore', invalid='ignore'): return (of_patient @ weights)/((count > 0) @ weights)
+    of_patient = np.bincount(clusters, values, n) / np.maximum(count, 1)
+    if worst:
+        of_patient = np.floor(of_patient + 1e-9)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return (of_patient @ weights) / ((count > 0) @ weights)
+
 
 def _observation_report(labels, sets, limits, alpha, images, clusters, weights):
     "What the sets of one observation are worth"
     found = {f'share_{s}': _share(sets == s, clusters, weights)[0] for s in SETS}
     found |= named_interval('abstention', _share((sets == 'both') | (sets == 'none'), clusters, weights))
-    found['mean_size'] = _share(np.select([sets == 'both', sets == 'none'], [2., 0.], 1.), clusters, weights)[0]
+    found['mean_size'] = _share(
+        np.select([sets == 'both', sets == 'none'], [2.0, 0.0], 1.0), clusters, weights
+    )[0]
     one_answer = np.isin(labels, (0, 1)) & ((sets == 'positive') | (sets == 'negative'))
-    found |= named_interval('right_when_decided', _share((sets == np.where(labels == 1, 'positive', 'negative'))[one_answer], clusters[one_answer], weights))
+    found |= named_interval(
+        'right_when_decided',
+        _share(
+            (sets == np.where(labels == 1, 'positive', 'negative'))[one_answer], clusters[one_answer], weights
+        ),
+    )
     for kind, label in (('positive', 1), ('negative', 0)):
         rows = labels == label
         tuned, tested = [limit[f'n_{kind}'] for limit in limits], len(np.unique(clusters[rows]))
-        found |= named_interval(f'coverage_{kind}', _share(((sets == kind) | (sets == 'both'))[rows], clusters[rows], weights, images == 'worst'))
-        if tested < 2: found |= {f'coverage_{kind}_low': np.nan, f'coverage_{kind}_high': np.nan}
+        found |= named_interval(
+            f'coverage_{kind}',
+            _share(((sets == kind) | (sets == 'both'))[rows], clusters[rows], weights, images == 'worst'),
+        )
+        if tested < 2:
+            found |= {f'coverage_{kind}_low': np.nan, f'coverage_{kind}_high': np.nan}
         one_model = len(limits) == 1 and not limits[0]['reason']
-        expected = coverage_range(tuned[0], tested, alpha) if one_model else dict(mean=np.nan, low=np.nan, high=np.nan)
-        found |= {f'expected_{kind}_{k}': v for k, v in expected.items()} | {f'n_tuning_{kind}': int(sum(tuned)), f'n_test_{kind}': tested}
+        expected = (
+            coverage_range(tuned[0], tested, alpha)
+            if one_model
+            else dict(mean=np.nan, low=np.nan, high=np.nan)
+        )
+        found |= {f'expected_{kind}_{k}': v for k, v in expected.items()} | {
+            f'n_tuning_{kind}': int(sum(tuned)),
+            f'n_test_{kind}': tested,
+        }
     reason = next((limit['reason'] for limit in limits if limit['reason']), '')
-    return {k: float(v) if isinstance(v, (float, np.floating)) else v for k, v in found.items()} | dict(reason=reason)
+    return {k: float(v) if isinstance(v, (float, np.floating)) else v for k, v in found.items()} | dict(
+        reason=reason
+    )
+
 
 def _refuse_shared_patients(test, tuning):
     "An error for a patient in tuning and test of one model"
-    folds = {f: set(rows['patient_id'].astype(str)) for f, rows in tuning.assign(fold=tuning.get('fold', -1)).groupby('fold')} if 'patient_id' in tuning else {}
+    folds = (
+        {
+            f: set(rows['patient_id'].astype(str))
+            for f, rows in tuning.assign(fold=tuning.get('fold', -1)).groupby('fold')
+        }
+        if 'patient_id' in tuning
+        else {}
+    )
     for f, rows in test.groupby('fold'):
-        both = set(rows['patient_id'].astype(str)) & (folds.get(f, set()) if len(folds) > 1 else set().union(*folds.values()))
-        if both: raise ValueError(f'patient {min(both)} is in tuning and test ({len(both)} such patients); split by patient, not by image')
+        both = set(rows['patient_id'].astype(str)) & (
+            folds.get(f, set()) if len(folds) > 1 else set().union(*folds.values())
+        )
+        if both:
+            raise ValueError(
+                f'patient {min(both)} is in tuning and test ({len(both)} such patients); split by patient, not by image'
+            )
+
 
 def conformal_report(
-    test:pd.DataFrame, # test rows of a prediction table
-    tuning:pd.DataFrame, # its tuning rows
-    alphas=(.05, .1, .2), # how often the true answer may be left out
-    clusters:np.ndarray|None=None, # (n,) from `resample_patients` of the test rows; drawn here if None
-    weights:np.ndarray|None=None, # (n_patients, 1 + n_bootstrap) with it
+    test: pd.DataFrame,  # test rows of a prediction table
+    tuning: pd.DataFrame,  # its tuning rows
+    alphas=(0.05, 0.1, 0.2),  # how often the true answer may be left out
+    clusters: np.ndarray | None = None,  # (n,) from `resample_patients` of the test rows; drawn here if None
+    weights: np.ndarray | None = None,  # (n_patients, 1 + n_bootstrap) with it
     *,
-    condition:str='fused', # one of `CONDITIONS`
-    images:str='one', # how a patient with several images enters, see `fit_conformal`
-    n_bootstrap:int=1000, # resamples of patients, where none are given
-    seed:int=0, # of the draws
-) -> dict: # JSON-able: schema, condition, images, n_images, n_patients, n_bootstrap, and for each alpha its limits and the 14 observations
+    condition: str = 'fused',  # one of `CONDITIONS`
+    images: str = 'one',  # how a patient with several images enters, see `fit_conformal`
+    n_bootstrap: int = 1000,  # resamples of patients, where none are given
+    seed: int = 0,  # of the draws
+) -> dict:  # JSON-able: schema, condition, images, n_images, n_patients, n_bootstrap, and for each alpha its limits and the 14 observations
     "Prediction sets of the test images with limits from the tuning rows: coverage by class, kinds of set, abstention"
     test = _checked(test, condition, 'test')
     _checked_labels(test, 'test', 'test')
-    if clusters is None or weights is None: clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
+    if clusters is None or weights is None:
+        clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
     if len(clusters) != len(test):
-        raise ValueError(f'clusters has {len(clusters)} entries for {len(test)} test rows; call resample_patients(test["patient_id"])')
+        raise ValueError(
+            f'clusters has {len(clusters)} entries for {len(test)} test rows; call resample_patients(test["patient_id"])'
+        )
     _refuse_shared_patients(test, tuning)
     levels, labels = [], {o: test[f'label/{o}'].to_numpy(float) for o in OBSERVATIONS}
     for alpha in alphas:
         conformal = fit_conformal(tuning, condition, alpha, images=images, seed=seed)
         sets, folds = predict_sets(test, conformal), conformal['folds'].values()
-        levels.append(dict(alpha=float(alpha), conformal=conformal, observations={
-            o: _observation_report(labels[o], sets[o].to_numpy(), [limits[o] for limits in folds], alpha, images, clusters, weights) for o in OBSERVATIONS}))
-    return dict(schema='cxr_lib.conformal_report/1', condition=condition, images=images, n_images=len(test), n_patients=len(weights),
-                n_bootstrap=weights.shape[1] - 1, levels=levels)
+        levels.append(
+            dict(
+                alpha=float(alpha),
+                conformal=conformal,
+                observations={
+                    o: _observation_report(
+                        labels[o],
+                        sets[o].to_numpy(),
+                        [limits[o] for limits in folds],
+                        alpha,
+                        images,
+                        clusters,
+                        weights,
+                    )
+                    for o in OBSERVATIONS
+                },
+            )
+        )
+    return dict(
+        schema='cxr_lib.conformal_report/1',
+        condition=condition,
+        images=images,
+        n_images=len(test),
+        n_patients=len(weights),
+        n_bootstrap=weights.shape[1] - 1,
+        levels=levels,
+    )
+
 
 def _level(report, alpha):
     "The part of a report for one alpha"
     found = [level for level in report['levels'] if math.isclose(level['alpha'], alpha)]
-    if not found: raise ValueError(f'the report has no alpha {alpha}; it has {", ".join(str(level["alpha"]) for level in report["levels"])}')
+    if not found:
+        raise ValueError(
+            f'the report has no alpha {alpha}; it has {", ".join(str(level["alpha"]) for level in report["levels"])}'
+        )
     return found[0]
 
+
 def conformal_table(
-    report:dict, # from `conformal_report`
-    alpha:float=.1, # one of its levels
-) -> pd.DataFrame: # text, one row an observation
+    report: dict,  # from `conformal_report`
+    alpha: float = 0.1,  # one of its levels
+) -> pd.DataFrame:  # text, one row an observation
     "The report of one level, for reading"
+
     def text(o, name):
         value, low, high = (np.nan if o[k] is None else o[k] for k in (name, f'{name}_low', f'{name}_high'))
-        return '–' if np.isnan(value) else f'{value:.2f}' if np.isnan(low) else f'{value:.2f} [{low:.2f}, {high:.2f}]'
+        return (
+            '–'
+            if np.isnan(value)
+            else f'{value:.2f}'
+            if np.isnan(low)
+            else f'{value:.2f} [{low:.2f}, {high:.2f}]'
+        )
+
     def span(o, kind):
         low, high = (o[f'expected_{kind}_{k}'] for k in ('low', 'high'))
         return '–' if low is None or np.isnan(low) else f'{low:.2f} to {high:.2f}'
+
     def row(r):
-        return {'tuning patients (+/-)': f'{r["n_tuning_positive"]} / {r["n_tuning_negative"]}',
-                'coverage of positives': text(r, 'coverage_positive'), 'expected': span(r, 'positive'),
-                'coverage of negatives': text(r, 'coverage_negative'), 'expected ': span(r, 'negative'),
-                'abstains': text(r, 'abstention'), 'right where it answers': text(r, 'right_when_decided'), 'remark': r['reason']}
+        return {
+            'tuning patients (+/-)': f'{r["n_tuning_positive"]} / {r["n_tuning_negative"]}',
+            'coverage of positives': text(r, 'coverage_positive'),
+            'expected': span(r, 'positive'),
+            'coverage of negatives': text(r, 'coverage_negative'),
+            'expected ': span(r, 'negative'),
+            'abstains': text(r, 'abstention'),
+            'right where it answers': text(r, 'right_when_decided'),
+            'remark': r['reason'],
+        }
+
     return pd.DataFrame({o: row(r) for o, r in _level(report, alpha)['observations'].items()}).T
 
 # %% ../../nbs/chapters/08_evaluation/03_conformal.ipynb #c5e0b27e
 def repeated_splits(
-    table:pd.DataFrame, # rows of a prediction table of one model; tuning and test together
-    alpha:float=.1, # how often the true answer may be left out
-    n_splits:int=100, # random splits by patient
+    table: pd.DataFrame,  # rows of a prediction table of one model; tuning and test together
+    alpha: float = 0.1,  # how often the true answer may be left out
+    n_splits: int = 100,  # random splits by patient
     *,
-    condition:str='fused', # one of `CONDITIONS`
-    tuning_share:float=.5, # of the patients
-    images:str='one', # see `fit_conformal`
-    seed:int=0, # of the splits
-) -> pd.DataFrame: # a row for each split, observation and class with enough tuning patients: n_tuning, n_test, coverage, expected, low, high
+    condition: str = 'fused',  # one of `CONDITIONS`
+    tuning_share: float = 0.5,  # of the patients
+    images: str = 'one',  # see `fit_conformal`
+    seed: int = 0,  # of the splits
+) -> pd.DataFrame:  # a row for each split, observation and class with enough tuning patients: n_tuning, n_test, coverage, expected, low, high
     "Fit on one part of the patients and measure coverage on the other, many times"
-    if not 0 < tuning_share < 1: raise ValueError(f'tuning_share is {tuning_share!r}; expected a share between 0 and 1')
+    if not 0 < tuning_share < 1:
+        raise ValueError(f'tuning_share is {tuning_share!r}; expected a share between 0 and 1')
     table = _checked(table, condition, 'table').drop(columns='split', errors='ignore').assign(fold=-1)
-    rng, (patient, patients), found = np.random.default_rng([seed, 10]), pd.factorize(table['patient_id'].astype(str)), []
+    rng, (patient, patients), found = (
+        np.random.default_rng([seed, 10]),
+        pd.factorize(table['patient_id'].astype(str)),
+        [],
+    )
     labels = {o: table[f'label/{o}'].to_numpy(float) for o in OBSERVATIONS}
     for split in range(n_splits):
-        tuned = (rng.permutation(len(patients)) < round(tuning_share*len(patients)))[patient]
-        conformal = fit_conformal(table[tuned], condition, alpha, images=images, seed=int(rng.integers(2**31)))
+        tuned = (rng.permutation(len(patients)) < round(tuning_share * len(patients)))[patient]
+        conformal = fit_conformal(
+            table[tuned], condition, alpha, images=images, seed=int(rng.integers(2**31))
+        )
         for o in OBSERVATIONS:
             limits = conformal['folds']['-1'][o]
-            if limits['reason']: continue
+            if limits['reason']:
+                continue
             p = table[f'{condition}/{o}'].to_numpy(float)
-            for kind, label, covered in (('positive', 1, p >= limits['from']), ('negative', 0, p <= limits['up_to'])):
+            for kind, label, covered in (
+                ('positive', 1, p >= limits['from']),
+                ('negative', 0, p <= limits['up_to']),
+            ):
                 rows = ~tuned & (labels[o] == label)
                 one = _one_each(patient[rows], covered[rows].astype(float), images, rng)
                 expected = coverage_range(limits[f'n_{kind}'], len(one), alpha)
-                found.append(dict(split=split, observation=o, kind=kind, n_tuning=limits[f'n_{kind}'], n_test=len(one),
-                                  coverage=one.mean() if len(one) else np.nan, expected=expected['mean'], low=expected['low'], high=expected['high']))
+                found.append(
+                    dict(
+                        split=split,
+                        observation=o,
+                        kind=kind,
+                        n_tuning=limits[f'n_{kind}'],
+                        n_test=len(one),
+                        coverage=one.mean() if len(one) else np.nan,
+                        expected=expected['mean'],
+                        low=expected['low'],
+                        high=expected['high'],
+                    )
+                )
     return pd.DataFrame(found)
 
 # %% ../../nbs/chapters/08_evaluation/03_conformal.ipynb #d2d54c37
 _SET_COLORS = {'positive': '#d55e00', 'negative': '#0173b2', 'both': '#bbbbbb', 'none': '#555555'}
-_SET_WORDS = {'positive': '{positive}', 'negative': '{negative}', 'both': 'both: abstains', 'none': 'none: abstains'}
+_SET_WORDS = {
+    'positive': '{positive}',
+    'negative': '{negative}',
+    'both': 'both: abstains',
+    'none': 'none: abstains',
+}
+
 
 def plot_conformal(
-    report:dict, # from `conformal_report`
-    alpha:float|None=None, # one of its levels; the middle one if None
-    simulated:bool=False, # are the patients simulated?
-): # a matplotlib figure
+    report: dict,  # from `conformal_report`
+    alpha: float | None = None,  # one of its levels; the middle one if None
+    simulated: bool = False,  # are the patients simulated?
+):  # a matplotlib figure
     "Kinds of set by observation, and coverage by class beside the range that it has if the promise holds"
     import matplotlib.pyplot as plt
+
     set_theme()
-    level = report['levels'][len(report['levels'])//2] if alpha is None else _level(report, alpha)
+    level = report['levels'][len(report['levels']) // 2] if alpha is None else _level(report, alpha)
     fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 6.4), sharey=True, width_ratios=(1, 1.1))
     for y, (o, r) in enumerate(level['observations'].items()):
         start = 0
         for s in SETS:
-            left.barh(y, r[f'share_{s}'], left=start, color=_SET_COLORS[s], height=.72, label=_SET_WORDS[s] if not y else None)
+            left.barh(
+                y,
+                r[f'share_{s}'],
+                left=start,
+                color=_SET_COLORS[s],
+                height=0.72,
+                label=_SET_WORDS[s] if not y else None,
+            )
             start += r[f'share_{s}']
-        for kind, shift in (('positive', -.2), ('negative', .2)):
-            if r['reason']: continue
-            expected, value, low, high = ([np.nan if r[k] is None else r[k] for k in (f'expected_{kind}_low', f'expected_{kind}_high')],
-                                          *(np.nan if r[k] is None else r[k] for k in (f'coverage_{kind}', f'coverage_{kind}_low', f'coverage_{kind}_high')))
-            right.plot(expected, [y + shift]*2, color=_SET_COLORS[kind], alpha=.22, lw=11, solid_capstyle='butt')
-            right.plot([low, high], [y + shift]*2, color=_SET_COLORS[kind], lw=1.8)
+        for kind, shift in (('positive', -0.2), ('negative', 0.2)):
+            if r['reason']:
+                continue
+            expected, value, low, high = (
+                [np.nan if r[k] is None else r[k] for k in (f'expected_{kind}_low', f'expected_{kind}_high')],
+                *(
+                    np.nan if r[k] is None else r[k]
+                    for k in (f'coverage_{kind}', f'coverage_{kind}_low', f'coverage_{kind}_high')
+                ),
+            )
+            right.plot(
+                expected, [y + shift] * 2, color=_SET_COLORS[kind], alpha=0.22, lw=11, solid_capstyle='butt'
+            )
+            right.plot([low, high], [y + shift] * 2, color=_SET_COLORS[kind], lw=1.8)
             right.plot(value, y + shift, 'o', color=_SET_COLORS[kind], ms=6)
         if r['reason']:
-            right.text(1.005, y, 'too few tuning patients: always both', fontsize=8.5, va='center', ha='right', color='#666666',
-                       bbox=dict(fc='white', ec='none', pad=1))
-    for kind in ('positive', 'negative'): right.plot([], [], 'o-', color=_SET_COLORS[kind], label=f'{kind}s, observed (95% interval)')
-    right.plot([], [], color='#888888', alpha=.4, lw=9, label='expected if the promise holds')
-    right.axvline(1 - level['alpha'], color='#222222', lw=1.2, ls='--', label=f'promised: {1 - level["alpha"]:.4g}')
-    left.set(yticks=range(14), yticklabels=[short_name(o) for o in OBSERVATIONS], ylim=(13.6, -.6), xlim=(0, 1), xlabel='share of test patients',
-             title=f'Answers, where {1 - level["alpha"]:.4g} is promised')
+            right.text(
+                1.005,
+                y,
+                'too few tuning patients: always both',
+                fontsize=8.5,
+                va='center',
+                ha='right',
+                color='#666666',
+                bbox=dict(fc='white', ec='none', pad=1),
+            )
+    for kind in ('positive', 'negative'):
+        right.plot([], [], 'o-', color=_SET_COLORS[kind], label=f'{kind}s, observed (95% interval)')
+    right.plot([], [], color='#888888', alpha=0.4, lw=9, label='expected if the promise holds')
+    right.axvline(
+        1 - level['alpha'], color='#222222', lw=1.2, ls='--', label=f'promised: {1 - level["alpha"]:.4g}'
+    )
+    left.set(
+        yticks=range(14),
+        yticklabels=[short_name(o) for o in OBSERVATIONS],
+        ylim=(13.6, -0.6),
+        xlim=(0, 1),
+        xlabel='share of test patients',
+        title=f'Answers, where {1 - level["alpha"]:.4g} is promised',
+    )
     right.set(xlabel='share of patients whose set holds the truth', title='Coverage on the test split')
-    right.set_xlim(min(.6, right.get_xlim()[0]), 1.01)
-    for ax in (left, right): ax.legend(loc='upper center', bbox_to_anchor=(.5, -.1), ncols=2, frameon=False)
+    right.set_xlim(min(0.6, right.get_xlim()[0]), 1.01)
+    for ax in (left, right):
+        ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
     plt.close(fig)
     return mark_simulated(fig, simulated)
 
 # %% ../../nbs/chapters/08_evaluation/03_conformal.ipynb #d0120453
 def _aurc(wrong, sure, weights, clusters):
     "Area under the risk-coverage curve of every resample, ties together, and the curve of the sample"
-    levels, at = np.unique(-sure, return_inverse=True)                 # the surest first
+    levels, at = np.unique(-sure, return_inverse=True)  # the surest first
     order, area, curve = np.argsort(at, kind='stable'), np.full(weights.shape[1], np.nan), None
     ends = np.searchsorted(at[order], np.arange(len(levels)), side='right') - 1
-    step = max(1, 4_000_000//max(len(wrong), 1))                       # resamples at a time, to bound memory
+    step = max(1, 4_000_000 // max(len(wrong), 1))  # resamples at a time, to bound memory
     for start in range(0, weights.shape[1], step):
-        w = weights[clusters[order], start:start+step].astype(float)
-        answered, errors = np.cumsum(w, 0)[ends], np.cumsum(w*wrong[order][:, None], 0)[ends]
+        w = weights[clusters[order], start : start + step].astype(float)
+        answered, errors = np.cumsum(w, 0)[ends], np.cumsum(w * wrong[order][:, None], 0)[ends]
         with np.errstate(divide='ignore', invalid='ignore'):
-            risk = errors/answered
-            area[start:start+step] = np.nansum(np.diff(answered, axis=0, prepend=0)*risk, 0)/answered[-1]
-        if curve is None: curve = answered[:, 0]/answered[-1, 0], risk[:, 0]
+            risk = errors / answered
+            area[start : start + step] = (
+                np.nansum(np.diff(answered, axis=0, prepend=0) * risk, 0) / answered[-1]
+            )
+        if curve is None:
+            curve = answered[:, 0] / answered[-1, 0], risk[:, 0]
     return area, curve
 
+
 def risk_coverage(
-    test:pd.DataFrame, # test rows of a prediction table
-    condition:str='fused', # one of `CONDITIONS`
-    observation:str='Edema', # one of the 14
+    test: pd.DataFrame,  # test rows of a prediction table
+    condition: str = 'fused',  # one of `CONDITIONS`
+    observation: str = 'Edema',  # one of the 14
     *,
-    threshold:float=.5, # the answer is 'positive' from this score on; better the one from the tuning split
-    clusters:np.ndarray|None=None, # (n,) from `resample_patients`; no interval if None
-    weights:np.ndarray|None=None, # (n_patients, 1 + n_bootstrap) with it
-) -> dict: # observation, condition, threshold, n, coverage and risk (lists), aurc with _low and _high, risk_of_all, aurc_best, reason
+    threshold: float = 0.5,  # the answer is 'positive' from this score on; better the one from the tuning split
+    clusters: np.ndarray | None = None,  # (n,) from `resample_patients`; no interval if None
+    weights: np.ndarray | None = None,  # (n_patients, 1 + n_bootstrap) with it
+) -> dict:  # observation, condition, threshold, n, coverage and risk (lists), aurc with _low and _high, risk_of_all, aurc_best, reason
     "Share of wrong answers among the surest cases, against the share of cases that are answered"
-    if observation not in OBSERVATIONS: raise ValueError(f'unknown observation {observation!r}; known are {", ".join(OBSERVATIONS)}')
-    if not 0 < threshold < 1: raise ValueError(f'threshold is {threshold!r}; expected a score between 0 and 1')
+    if observation not in OBSERVATIONS:
+        raise ValueError(f'unknown observation {observation!r}; known are {", ".join(OBSERVATIONS)}')
+    if not 0 < threshold < 1:
+        raise ValueError(f'threshold is {threshold!r}; expected a score between 0 and 1')
     test = _checked(test, condition, 'test')
     rows, labels = known_labels(test, observation)
     found = dict(observation=observation, condition=condition, threshold=float(threshold), n=len(rows))
-    undefined = dict(coverage=[], risk=[]) | dict.fromkeys(('aurc', 'aurc_low', 'aurc_high', 'risk_of_all', 'aurc_best'), np.nan)
-    if not len(rows): return found | undefined | dict(reason='not labelled in these data')
-    if clusters is None or weights is None: clusters, weights = np.arange(len(test)), np.ones((len(test), 1))
+    undefined = dict(coverage=[], risk=[]) | dict.fromkeys(
+        ('aurc', 'aurc_low', 'aurc_high', 'risk_of_all', 'aurc_best'), np.nan
+    )
+    if not len(rows):
+        return found | undefined | dict(reason='not labelled in these data')
+    if clusters is None or weights is None:
+        clusters, weights = np.arange(len(test)), np.ones((len(test), 1))
     p = test[f'{condition}/{observation}'].to_numpy(float)[rows]
     wrong = (p >= threshold) != (labels == 1)
-    sure = np.round(np.abs(special.logit(np.clip(p, 1e-7, 1 - 1e-7)) - special.logit(threshold)), 12)      # else 0.1 and 0.9 are no tie
+    sure = np.round(
+        np.abs(special.logit(np.clip(p, 1e-7, 1 - 1e-7)) - special.logit(threshold)), 12
+    )  # else 0.1 and 0.9 are no tie
     area, (coverage, risk) = _aurc(wrong.astype(float), sure, weights, clusters[rows])
     answered = np.arange(1, len(rows) + 1)
-    best = np.maximum(answered - (~wrong).sum(), 0)/answered                                   # every error last
-    return found | dict(coverage=coverage.tolist(), risk=risk.tolist(), **named_interval('aurc', area), risk_of_all=float(wrong.mean()),
-                        aurc_best=float(best.mean()), reason='')
+    best = np.maximum(answered - (~wrong).sum(), 0) / answered  # every error last
+    return found | dict(
+        coverage=coverage.tolist(),
+        risk=risk.tolist(),
+        **named_interval('aurc', area),
+        risk_of_all=float(wrong.mean()),
+        aurc_best=float(best.mean()),
+        reason='',
+    )
+
 
 def plot_risk_coverage(
-    test:pd.DataFrame, # test rows of a prediction table
-    condition:str='fused', # one of `CONDITIONS`
+    test: pd.DataFrame,  # test rows of a prediction table
+    condition: str = 'fused',  # one of `CONDITIONS`
     *,
-    thresholds=None, # observation -> threshold, from the tuning split; 0.5 where absent
-    clusters:np.ndarray|None=None, # (n,) from `resample_patients`, for intervals
-    weights:np.ndarray|None=None, # (n_patients, 1 + n_bootstrap) with it
-    simulated:bool=False, # are the patients simulated?
-): # a matplotlib figure
+    thresholds=None,  # observation -> threshold, from the tuning split; 0.5 where absent
+    clusters: np.ndarray | None = None,  # (n,) from `resample_patients`, for intervals
+    weights: np.ndarray | None = None,  # (n_patients, 1 + n_bootstrap) with it
+    simulated: bool = False,  # are the patients simulated?
+):  # a matplotlib figure
     "Fourteen risk-coverage curves"
     import matplotlib.pyplot as plt
+
     set_theme()
-    fig, axes = plt.subplots(3, 5, figsize=(14, 8.2), sharex=True, layout='none',        # fixed margins: fifteen panels take long to fit
-                             gridspec_kw=dict(left=.085, right=.99, bottom=.09, top=.95, hspace=.22, wspace=.3))
+    fig, axes = plt.subplots(
+        3,
+        5,
+        figsize=(14, 8.2),
+        sharex=True,
+        layout='none',  # fixed margins: fifteen panels take long to fit
+        gridspec_kw=dict(left=0.085, right=0.99, bottom=0.09, top=0.95, hspace=0.22, wspace=0.3),
+    )
     for ax, o in zip(axes.flat, OBSERVATIONS):
         cut = (thresholds or {}).get(o)
-        cut = .5 if cut is None or cut != cut else min(max(cut, 1e-6), 1 - 1e-6)
+        cut = 0.5 if cut is None or cut != cut else min(max(cut, 1e-6), 1 - 1e-6)
         found = risk_coverage(test, condition, o, threshold=cut, clusters=clusters, weights=weights)
         ax.set_title(short_name(o))
-        if found['reason']: ax.text(.5, .5, found['reason'], transform=ax.transAxes, ha='center', fontsize=9, color='#666666'); continue
-        n = found['n']; answered = np.arange(1, n + 1); right = round(n*(1 - found['risk_of_all']))
+        if found['reason']:
+            ax.text(
+                0.5, 0.5, found['reason'], transform=ax.transAxes, ha='center', fontsize=9, color='#666666'
+            )
+            continue
+        n = found['n']
+        answered = np.arange(1, n + 1)
+        right = round(n * (1 - found['risk_of_all']))
         ax.plot(found['coverage'], found['risk'], color='#0173b2', lw=2, drawstyle='steps-post')
         ax.axhline(found['risk_of_all'], color='#949494', lw=1.2, ls='--')
-        ax.plot(answered/n, np.maximum(answered - right, 0)/answered, color='#029e73', lw=1.2, ls=':')
-        between = f'\n[{found["aurc_low"]:.3f}, {found["aurc_high"]:.3f}]' if found['aurc_low'] == found['aurc_low'] else ''
-        ax.text(.04, .95, f'AURC {found["aurc"]:.3f}{between}', transform=ax.transAxes, va='top', fontsize=8.5, color='#0173b2',
-                bbox=dict(fc='white', ec='none', alpha=.8, pad=1))
+        ax.plot(answered / n, np.maximum(answered - right, 0) / answered, color='#029e73', lw=1.2, ls=':')
+        between = (
+            f'\n[{found["aurc_low"]:.3f}, {found["aurc_high"]:.3f}]'
+            if found['aurc_low'] == found['aurc_low']
+            else ''
+        )
+        ax.text(
+            0.04,
+            0.95,
+            f'AURC {found["aurc"]:.3f}{between}',
+            transform=ax.transAxes,
+            va='top',
+            fontsize=8.5,
+            color='#0173b2',
+            bbox=dict(fc='white', ec='none', alpha=0.8, pad=1),
+        )
         ax.locator_params(axis='y', nbins=4)
-        ax.set(xlim=(0, 1), xticks=(0, .5, 1), ylim=(0, 1.35*max(max(found['risk'][len(found['risk'])//20:]), found['risk_of_all'], .02)))
-    last = axes.flat[14]; last.axis('off')
-    lines = (('#0173b2', '-', CONDITIONS.get(condition, condition)), ('#949494', '--', 'abstaining at random'), ('#029e73', ':', 'best order: errors last'))
-    for color, style, label in lines: last.plot([], [], style, color=color, label=label)
+        ax.set(
+            xlim=(0, 1),
+            xticks=(0, 0.5, 1),
+            ylim=(0, 1.35 * max(max(found['risk'][len(found['risk']) // 20 :]), found['risk_of_all'], 0.02)),
+        )
+    last = axes.flat[14]
+    last.axis('off')
+    lines = (
+        ('#0173b2', '-', CONDITIONS.get(condition, condition)),
+        ('#949494', '--', 'abstaining at random'),
+        ('#029e73', ':', 'best order: errors last'),
+    )
+    for color, style, label in lines:
+        last.plot([], [], style, color=color, label=label)
     last.legend(loc='center', frameon=False)
-    fig.supxlabel('coverage: share of images answered, the surest first', fontsize=12); fig.supylabel('risk: share of the answers that are wrong', fontsize=12, x=.015)
+    fig.supxlabel('coverage: share of images answered, the surest first', fontsize=12)
+    fig.supylabel('risk: share of the answers that are wrong', fontsize=12, x=0.015)
     plt.close(fig)
     return mark_simulated(fig, simulated)

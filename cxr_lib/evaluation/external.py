@@ -13,17 +13,56 @@ __all__ = ['IMAGE_COLUMNS', 'PATIENT_COLUMNS', 'ONE_TO_ONE', 'PREFIXES', 'SCALES
 import gzip, io, re
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..foundations.core import COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, atomic_path, draw_interval, number_text, save_figure, set_theme, short_name, sign_figure, write_json
-from ..data.studies import Exclusions, join_observation, observation_name, read_table, same_column, table_bytes
+from cxr_lib.foundations.core import (
+    COMPETITION,
+    CONDITION_COLORS,
+    OBSERVATIONS,
+    SIMULATED,
+    atomic_path,
+    draw_interval,
+    number_text,
+    save_figure,
+    set_theme,
+    short_name,
+    sign_figure,
+    write_json,
+)
+from cxr_lib.data.studies import (
+    Exclusions,
+    join_observation,
+    observation_name,
+    read_table,
+    same_column,
+    table_bytes,
+)
 from ..data.public import nih_labels
-from ..metrics.ranking import (brier_score, calibration_interval, count_cases, delong_test, holm, known_labels, mean_over, named_interval, rank_condition,
-                                     refuse_cells, resample_patients)
+from cxr_lib.metrics.ranking import (
+    brier_score,
+    calibration_interval,
+    count_cases,
+    delong_test,
+    holm,
+    known_labels,
+    mean_over,
+    named_interval,
+    rank_condition,
+    resample_patients,
+)
+from ..metrics.predictions import refuse_cells
 
 #: Columns that name what is predicted, in this order; CheXpert's own test tables name the study.
 IMAGE_COLUMNS = ('image', 'Image Index', 'Path', 'path', 'image_id', 'filename', 'file', 'Study', 'study')
 PATIENT_COLUMNS = ('patient_id', 'Patient ID', 'PatientID', 'patientid', 'subject_id')
 #: The seven of NIH's labels that mean what one of CheXpert's observations means. Infiltration, Mass, Nodule and Pleural Thickening only nearly do.
-ONE_TO_ONE = ('Cardiomegaly', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion')
+ONE_TO_ONE = (
+    'Cardiomegaly',
+    'Edema',
+    'Consolidation',
+    'Pneumonia',
+    'Atelectasis',
+    'Pneumothorax',
+    'Pleural Effusion',
+)
 #: What may stand before an observation's name in a column.
 PREFIXES = ('prob_', 'pred_', 'score_', 'label/')
 
@@ -31,63 +70,104 @@ PREFIXES = ('prob_', 'pred_', 'score_', 'label/')
 def _named_file(path, what):
     "The path of a file that is there"
     path = Path(path)
-    if not str(path) or str(path) == '.': raise ValueError(f'{what}: no file was named; give the path of a CSV or parquet file')
-    if not path.exists(): raise FileNotFoundError(f'{path} does not exist; give the path of a CSV or parquet file of {what}')
+    if not str(path) or str(path) == '.':
+        raise ValueError(f'{what}: no file was named; give the path of a CSV or parquet file')
+    if not path.exists():
+        raise FileNotFoundError(f'{path} does not exist; give the path of a CSV or parquet file of {what}')
     if path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.suffix in ('.csv', '.parquet', '.gz'))
-        raise ValueError(f'{path} is a folder; give a file' + (f' in it, such as {inside[0]}' if inside else ': it holds no CSV or parquet file'))
+        raise ValueError(
+            f'{path} is a folder; give a file'
+            + (f' in it, such as {inside[0]}' if inside else ': it holds no CSV or parquet file')
+        )
     return path
+
 
 def _read_table(path, what, image_column=None):
     "A CSV or parquet file as a table whose columns are unique; names of images and patients as they are written; attrs: remarks"
     path = _named_file(path, what)
     data, said = table_bytes(path), Exclusions()
     if data[:4] == b'PAR1':
-        try: table = pd.read_parquet(io.BytesIO(data))
-        except Exception as e: raise ValueError(f'{path} is not a readable parquet file ({e}); write it again') from None
+        try:
+            table = pd.read_parquet(io.BytesIO(data))
+        except Exception as e:
+            raise ValueError(f'{path} is not a readable parquet file ({e}); write it again') from None
         table.columns = [str(c) for c in table.columns]
     else:
-        ids = dict.fromkeys((*IMAGE_COLUMNS, *PATIENT_COLUMNS, image_column), str)                  # 00001 stays 00001
+        ids = dict.fromkeys((*IMAGE_COLUMNS, *PATIENT_COLUMNS, image_column), str)  # 00001 stays 00001
         table = read_table(data, path, dtype=ids, exclusions=said)
-    nameless = [c for c in table.columns if not c.strip() or re.fullmatch(r'Unnamed: \d+(_level_\d+)?(\.\d+)?', c)]
+    nameless = [
+        c for c in table.columns if not c.strip() or re.fullmatch(r'Unnamed: \d+(_level_\d+)?(\.\d+)?', c)
+    ]
     if nameless:
         said.remarks.append(f'{path}: {len(nameless)} column(s) without a name are not used')
         table = table.drop(columns=nameless)
     twice = table.columns[table.columns.duplicated()]
-    if len(twice): raise ValueError(f'{path} has the column {twice[0]} more than once; keep one, or name the others differently')
-    if not len(table): raise ValueError(f'{path} has a header and no rows; write the predictions or labels of at least one image')
+    if len(twice):
+        raise ValueError(
+            f'{path} has the column {twice[0]} more than once; keep one, or name the others differently'
+        )
+    if not len(table):
+        raise ValueError(
+            f'{path} has a header and no rows; write the predictions or labels of at least one image'
+        )
     table.attrs['remarks'] = said.remarks
     return table
+
 
 def _image_column(table, path, image_column=None):
     "The column that names the image"
     found = image_column or next((c for c in IMAGE_COLUMNS if c in table), None)
-    if found in table: return found
-    raise ValueError(f'{path}: no column names the image (have {", ".join(table.columns[:6])}); pass image_column, or call it image')
+    if found in table:
+        return found
+    raise ValueError(
+        f'{path}: no column names the image (have {", ".join(table.columns[:6])}); pass image_column, or call it image'
+    )
+
 
 def _refuse_images(table, path):
     "An error unless every row names an image, and each once"
     bad = table['image'].isna() | (table['image'].astype(str).str.strip() == '')
-    refuse_cells(table, ['image'], bad.to_numpy()[:, None], str(path), 'the name of an image; fill it in, or leave the row out')
-    refuse_cells(table, ['image'], table['image'].duplicated().to_numpy()[:, None], str(path), 'each image once; drop the repetition')
+    refuse_cells(
+        table,
+        ['image'],
+        bad.to_numpy()[:, None],
+        str(path),
+        'the name of an image; fill it in, or leave the row out',
+    )
+    refuse_cells(
+        table,
+        ['image'],
+        table['image'].duplicated().to_numpy()[:, None],
+        str(path),
+        'each image once; drop the repetition',
+    )
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #e9a0b001
-def _bare(column): return next((column.removeprefix(p) for p in PREFIXES if column.startswith(p)), column)
+def _bare(column):
+    return next((column.removeprefix(p) for p in PREFIXES if column.startswith(p)), column)
+
 
 def choose_columns(
-    columns, # names, as a file has them
-) -> tuple: # {observation: its columns}, names that are not used, remarks
+    columns,  # names, as a file has them
+) -> tuple:  # {observation: its columns}, names that are not used, remarks
     "Which columns hold which observation: its own name goes before other words for it"
     own, others, unused, remarks = {}, {}, [], []
     for column in columns:
         name = _bare(column)
-        if observation := observation_name(name, exact=True): own.setdefault(observation, []).append(column)
-        elif observation := observation_name(name): others.setdefault(observation, []).append(column)
-        else: unused.append(column)
+        if observation := observation_name(name, exact=True):
+            own.setdefault(observation, []).append(column)
+        elif observation := observation_name(name):
+            others.setdefault(observation, []).append(column)
+        else:
+            unused.append(column)
     for observation, found in others.items():
         if observation in own:
-            remarks.append(f'{observation} is read from the column of that name; {", ".join(found)}, taken for it elsewhere, is not used')
-        elif len(found) > 1: remarks.append(f'{observation} is the highest of {", ".join(found)} in each image')
+            remarks.append(
+                f'{observation} is read from the column of that name; {", ".join(found)}, taken for it elsewhere, is not used'
+            )
+        elif len(found) > 1:
+            remarks.append(f'{observation} is the highest of {", ".join(found)} in each image')
     chosen = others | own
     return {o: chosen[o] for o in OBSERVATIONS if o in chosen}, unused, remarks
 
@@ -95,49 +175,91 @@ def choose_columns(
 SCALES = ('auto', 'probabilities', 'percent', 'scores')
 NO_PROBABILITIES = 'undefined: scores, not probabilities'
 
+
 def _numbers(table, columns, path):
     "-> the cells as they stand, and as floats; a cell that is no finite number is refused"
-    plain = table[['image']].assign(**{c: table[c].astype(object) for c in columns})                # plain numbers in the message
+    plain = table[['image']].assign(
+        **{c: table[c].astype(object) for c in columns}
+    )  # plain numbers in the message
     p = table[columns].apply(pd.to_numeric, errors='coerce').to_numpy(float)
-    refuse_cells(plain, columns, (np.isnan(p) & table[columns].notna()).to_numpy(), str(path), 'a number with a decimal point, such as 0.25')
-    refuse_cells(plain, columns, np.isnan(p), str(path), 'a value for every image; predict it again, or leave the image out')
-    refuse_cells(plain, columns, np.isinf(p), str(path), 'a finite number; clip it to the largest that occurs')
+    refuse_cells(
+        plain,
+        columns,
+        (np.isnan(p) & table[columns].notna()).to_numpy(),
+        str(path),
+        'a number with a decimal point, such as 0.25',
+    )
+    refuse_cells(
+        plain,
+        columns,
+        np.isnan(p),
+        str(path),
+        'a value for every image; predict it again, or leave the image out',
+    )
+    refuse_cells(
+        plain, columns, np.isinf(p), str(path), 'a finite number; clip it to the largest that occurs'
+    )
     return plain, p
 
+
 def settle_scale(
-    table:pd.DataFrame, # with a column `image`
-    columns:list[str], # of predictions
-    path:str|Path, # what errors call the table
-    scale:str='auto', # one of `SCALES`; 'auto': probabilities, or scores where many values lie outside 0 to 1
-) -> tuple: # values (n_rows, n_columns), 'probabilities' or 'scores', remarks
+    table: pd.DataFrame,  # with a column `image`
+    columns: list[str],  # of predictions
+    path: str | Path,  # what errors call the table
+    scale: str = 'auto',  # one of `SCALES`; 'auto': probabilities, or scores where many values lie outside 0 to 1
+) -> tuple:  # values (n_rows, n_columns), 'probabilities' or 'scores', remarks
     "Probabilities as such, and other numbers as scores; nothing is rescaled unless `scale` says so"
-    if scale not in SCALES: raise ValueError(f'scale is {scale!r}; expected one of {", ".join(SCALES)}')
+    if scale not in SCALES:
+        raise ValueError(f'scale is {scale!r}; expected one of {", ".join(SCALES)}')
     plain, p = _numbers(table, columns, path)
     if scale == 'percent':
         refuse_cells(plain, columns, (p < 0) | (p > 100), str(path), 'a percentage from 0 to 100')
-        return p/100, 'probabilities', ["values are percentages, as scale='percent' says, and were divided by 100"]
+        return (
+            p / 100,
+            'probabilities',
+            ["values are percentages, as scale='percent' says, and were divided by 100"],
+        )
     outside = (p < 0) | (p > 1)
-    if scale == 'scores' or scale == 'auto' and outside.sum() > max(1, .05*outside.size):          # one wrong cell is a slip
+    if (
+        scale == 'scores' or scale == 'auto' and outside.sum() > max(1, 0.05 * outside.size)
+    ):  # one wrong cell is a slip
         said = f'values from {p.min():.4g} to {p.max():.4g} are read as scores, not probabilities: they rank images, calibration is undefined'
         if scale == 'auto' and p.min() >= 0 and p.max() <= 100:
             said += "; they may be percentages, but were not divided by 100 (scale='percent' does that)"
         return p, 'scores', [said]
-    refuse_cells(plain, columns, outside, str(path), "a probability from 0 to 1; if these are scores such as logits, pass scale='scores'")
+    refuse_cells(
+        plain,
+        columns,
+        outside,
+        str(path),
+        "a probability from 0 to 1; if these are scores such as logits, pass scale='scores'",
+    )
     return p, 'probabilities', []
 
+
 def read_external(
-    path:str|Path, # a CSV or parquet file of probabilities or scores
-    image_column:str|None=None, # which column names the image or the study; looked for among `IMAGE_COLUMNS` if None
-    mapping:dict|None=None, # column -> observation; None: by name, see `choose_columns`
-    scale:str='auto', # one of `SCALES`, see `settle_scale`
-) -> pd.DataFrame: # indexed by image, columns named by observation; attrs: scale ('probabilities' or 'scores'), remarks
+    path: str | Path,  # a CSV or parquet file of probabilities or scores
+    image_column: str
+    | None = None,  # which column names the image or the study; looked for among `IMAGE_COLUMNS` if None
+    mapping: dict | None = None,  # column -> observation; None: by name, see `choose_columns`
+    scale: str = 'auto',  # one of `SCALES`, see `settle_scale`
+) -> (
+    pd.DataFrame
+):  # indexed by image, columns named by observation; attrs: scale ('probabilities' or 'scores'), remarks
     "Read another model's predictions; `ValueError` names file, row and column of what is wrong"
     table = _read_table(path, 'probabilities', image_column)
     remarks = list(table.attrs['remarks'])
     image_column = _image_column(table, path, image_column)
     have = ', '.join([c for c in table.columns if c != image_column][:6]) or 'none'
-    names, said = _mapped(mapping, table, path, have) if mapping else choose_columns([c for c in table.columns if c != image_column])[::2]
-    if not names: raise ValueError(f'{path}: no column maps to an observation (have {have}); pass mapping={{column: observation}}')
+    names, said = (
+        _mapped(mapping, table, path, have)
+        if mapping
+        else choose_columns([c for c in table.columns if c != image_column])[::2]
+    )
+    if not names:
+        raise ValueError(
+            f'{path}: no column maps to an observation (have {have}); pass mapping={{column: observation}}'
+        )
     used = [c for columns in names.values() for c in columns]
     unused = [c for c in table.columns if c not in (*used, *PATIENT_COLUMNS, *IMAGE_COLUMNS, image_column)]
     remarks += said + ([f'columns that are not used: {", ".join(unused)}'] if unused else [])
@@ -145,31 +267,45 @@ def read_external(
     _refuse_images(table, path)
     values, scale, said = settle_scale(table, used, path, scale)
     values = pd.DataFrame(values, columns=used)
-    merged = {o: values[columns].max(axis=1) if mapping else _as_one(values[columns], o, path) for o, columns in names.items()}
-    external = pd.DataFrame({o: merged[o] for o in OBSERVATIONS if o in merged}).set_index(table['image'].astype(str))
+    merged = {
+        o: values[columns].max(axis=1) if mapping else _as_one(values[columns], o, path)
+        for o, columns in names.items()
+    }
+    external = pd.DataFrame({o: merged[o] for o in OBSERVATIONS if o in merged}).set_index(
+        table['image'].astype(str)
+    )
     external.attrs.update(scale=scale, remarks=remarks + said)
     return external
+
 
 def _mapped(mapping, table, path, have):
     "A mapping column -> observation as {observation: columns} and remarks"
     names = {}
     for column, o in mapping.items():
-        if column not in table: raise ValueError(f'{path}: mapping names the column {column}, which it lacks (have {have})')
-        if o not in OBSERVATIONS: raise ValueError(f'mapping: {o!r} is not an observation; they are {", ".join(OBSERVATIONS)}')
+        if column not in table:
+            raise ValueError(f'{path}: mapping names the column {column}, which it lacks (have {have})')
+        if o not in OBSERVATIONS:
+            raise ValueError(f'mapping: {o!r} is not an observation; they are {", ".join(OBSERVATIONS)}')
         names.setdefault(o, []).append(column)
-    return names, [f'{o} is the highest of {", ".join(c)} in each image' for o, c in names.items() if len(c) > 1]
+    return names, [
+        f'{o} is the highest of {", ".join(c)} in each image' for o, c in names.items() if len(c) > 1
+    ]
+
 
 def _as_one(values, observation, path):
     "Several columns as one: those of the observation's own name must say the same, of other words for it the highest counts"
     columns = list(values)
-    if len(columns) > 1 and observation_name(_bare(columns[0]), exact=True): return same_column(values, str(path), columns, observation)
+    if len(columns) > 1 and observation_name(_bare(columns[0]), exact=True):
+        return same_column(values, str(path), columns, observation)
     return values.max(axis=1)
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #dcffd717
 def read_labels(
-    labels:str|Path|pd.DataFrame, # a study table (or its file), Data_Entry_2017.csv, CheXpert's tables, or a CSV with the observations (also as label/<observation>)
-    image_column:str|None=None, # which column names the image; looked for among `IMAGE_COLUMNS` if None
-) -> pd.DataFrame: # image (or study), patient_id, and label/<observation> with 1, 0, -1 or NaN; attrs: source, patients_known, remarks
+    labels: str
+    | Path
+    | pd.DataFrame,  # a study table (or its file), Data_Entry_2017.csv, CheXpert's tables, or a CSV with the observations (also as label/<observation>)
+    image_column: str | None = None,  # which column names the image; looked for among `IMAGE_COLUMNS` if None
+) -> pd.DataFrame:  # image (or study), patient_id, and label/<observation> with 1, 0, -1 or NaN; attrs: source, patients_known, remarks
     "Labels in the columns of a prediction table; `ValueError` names file, row and column of what is wrong"
     given, remarks = isinstance(labels, pd.DataFrame), []
     table, path = (labels, 'labels') if given else (_read_table(labels, 'labels'), str(labels))
@@ -178,84 +314,137 @@ def read_labels(
     _refuse_images(table, path)
     if 'Finding Labels' in table:
         found, bad = nih_labels(table['Finding Labels'])
-        refuse_cells(table, ['Finding Labels'], bad.to_numpy()[:, None], path, 'labels of ChestX-ray14 joined by |, or No Finding')
+        refuse_cells(
+            table,
+            ['Finding Labels'],
+            bad.to_numpy()[:, None],
+            path,
+            'labels of ChestX-ray14 joined by |, or No Finding',
+        )
         found = found[[o for o in OBSERVATIONS]]
     else:
         found, said = _observation_labels(table, path)
         remarks += said
-    patient = next((table[c] for c in PATIENT_COLUMNS if c in table), table['image'].astype(str).str.extract(r'(patient\d+)', expand=False))
+    patient = next(
+        (table[c] for c in PATIENT_COLUMNS if c in table),
+        table['image'].astype(str).str.extract(r'(patient\d+)', expand=False),
+    )
     known = bool(patient.notna().all())
-    out = pd.DataFrame({'image': table['image'].astype(str), 'patient_id': (patient if known else table['image']).astype(str)})
+    out = pd.DataFrame(
+        {
+            'image': table['image'].astype(str),
+            'patient_id': (patient if known else table['image']).astype(str),
+        }
+    )
     out = pd.concat([out, found.set_axis(out.index).add_prefix('label/')], axis=1)
     out.attrs.update(source=path, patients_known=known, remarks=remarks)
     return out
+
 
 def _observation_labels(table, path):
     "-> the 14 observations of a table with a column each, and remarks"
     names, _, remarks = choose_columns([c for c in table if isinstance(c, str) and c != 'image'])
     used = [c for columns in names.values() for c in columns]
     have = ', '.join(map(str, table.columns[:6]))
-    if not used: raise ValueError(f'{path}: no column is an observation (have {have}); name them as CheXpert does, such as Edema')
+    if not used:
+        raise ValueError(
+            f'{path}: no column is an observation (have {have}); name them as CheXpert does, such as Edema'
+        )
     plain = table[['image']].assign(**{c: table[c].astype(object) for c in used})
     numbers = table[used].apply(pd.to_numeric, errors='coerce')
     bad = ~(numbers.isin([1, 0, -1]) | table[used].isna()).to_numpy()
-    refuse_cells(plain, used, bad, path, '1 (positive), 0 (negative), -1 (uncertain) or empty (not mentioned)')
-    found = {o: join_observation(numbers[columns].astype(float), o, path, [_bare(c) for c in columns], Exclusions()) for o, columns in names.items()}
-    remarks = [r.replace('is the highest of', 'is positive where one of these is:').replace(' in each image', '') for r in remarks]
+    refuse_cells(
+        plain, used, bad, path, '1 (positive), 0 (negative), -1 (uncertain) or empty (not mentioned)'
+    )
+    found = {
+        o: join_observation(
+            numbers[columns].astype(float), o, path, [_bare(c) for c in columns], Exclusions()
+        )
+        for o, columns in names.items()
+    }
+    remarks = [
+        r.replace('is the highest of', 'is positive where one of these is:').replace(' in each image', '')
+        for r in remarks
+    ]
     return pd.DataFrame(found, index=table.index).reindex(columns=list(OBSERVATIONS)).astype(float), remarks
+
 
 def _tail(name, depth):
     "The last parts of a path"
     return '/'.join(str(name).replace('\\', '/').split('/')[-depth:]) if depth else str(name)
 
+
 def _match_images(images, index, name='external predictions'):
     "For each image the entry of `index` that names it: in full, else by the last parts of its path"
     for depth in (0, 4, 3, 2, 1):
-        theirs, ours = pd.Series(index, index=[_tail(i, depth) for i in index]), pd.Series([_tail(i, depth) for i in images], index=images.index)
+        theirs, ours = (
+            pd.Series(index, index=[_tail(i, depth) for i in index]),
+            pd.Series([_tail(i, depth) for i in images], index=images.index),
+        )
         fits = ours.isin(theirs.index)
-        if not fits.any(): continue
-        for names, keys in ((pd.Series(index), theirs.index), (images.reset_index(drop=True), pd.Index(ours))):
+        if not fits.any():
+            continue
+        for names, keys in (
+            (pd.Series(index), theirs.index),
+            (images.reset_index(drop=True), pd.Index(ours)),
+        ):
             double = keys.duplicated(keep=False) & keys.isin(ours[fits])
             if double.any():
                 one, two = names[keys == keys[double][0]].iloc[:2]
-                raise ValueError(f'{name}: {one} and {two} have the same file name; name images with their folders, in both files alike')
+                raise ValueError(
+                    f'{name}: {one} and {two} have the same file name; name images with their folders, in both files alike'
+                )
         return ours.map(theirs[~theirs.index.duplicated()]).where(fits).astype(object)
     return pd.Series(None, index=images.index, dtype=object)
 
+
 def _none_matches(name, external, images, kind='test'):
     "The error for two files about different images"
-    return ValueError(f'{name}: none of its {len(external)} images is among the {len(images)} {kind} images; '
-                      f'both must name images alike (e.g. {images.iloc[0]} and {external.index[0]})')
+    return ValueError(
+        f'{name}: none of its {len(external)} images is among the {len(images)} {kind} images; '
+        f'both must name images alike (e.g. {images.iloc[0]} and {external.index[0]})'
+    )
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #e9a0b005
-VIEWS = {'max': 'highest', 'mean': 'mean'}   # what of a study's views stands for the study
+VIEWS = {'max': 'highest', 'mean': 'mean'}  # what of a study's views stands for the study
 
-def _are_studies(names): return bool(len(names)) and all(re.search(r'(^|[/\\])study\d+[/\\]?$', str(n)) for n in names)
+
+def _are_studies(names):
+    return bool(len(names)) and all(re.search(r'(^|[/\\])study\d+[/\\]?$', str(n)) for n in names)
+
 
 def _study_of(name):
     "The folder of an image"
     return str(name).replace('\\', '/').rstrip('/').rpartition('/')[0]
 
+
 def join_images(
-    images:pd.Series, # names of the labelled images or studies
-    external:pd.DataFrame, # predictions, indexed by image or study
-    name:str='external predictions', # what errors call them
-    views:str='max', # where labels are by study: 'max' or 'mean' of the predictions of its views
-) -> tuple: # of each image the index of its prediction or None, the predictions (by study where the labels are), remarks
+    images: pd.Series,  # names of the labelled images or studies
+    external: pd.DataFrame,  # predictions, indexed by image or study
+    name: str = 'external predictions',  # what errors call them
+    views: str = 'max',  # where labels are by study: 'max' or 'mean' of the predictions of its views
+) -> tuple:  # of each image the index of its prediction or None, the predictions (by study where the labels are), remarks
     "Which prediction belongs to which image or study"
-    if views not in VIEWS: raise ValueError(f'views is {views!r}; expected one of {", ".join(VIEWS)}')
+    if views not in VIEWS:
+        raise ValueError(f'views is {views!r}; expected one of {", ".join(VIEWS)}')
     theirs, ours, attrs = _are_studies(external.index), _are_studies(images), external.attrs
     remarks = []
     if ours and not theirs:
         n, groups = len(external), external.groupby([_study_of(i) for i in external.index], sort=False)
         external = groups.max() if views == 'max' else groups.mean()
         external.attrs = attrs
-        remarks = [f'labels are by study: the {VIEWS[views]} value of its views stands for a study ({n} images, {len(external)} studies)']
+        remarks = [
+            f'labels are by study: the {VIEWS[views]} value of its views stands for a study ({n} images, {len(external)} studies)'
+        ]
     if theirs and not ours:
         studies = images.map(_study_of)
         once = studies.drop_duplicates()
         key = studies.map(dict(zip(once, _match_images(once, external.index, name)))).astype(object)
-        return key.where(key.notna(), None), external, ['predictions are by study: each image has the prediction of its study']
+        return (
+            key.where(key.notna(), None),
+            external,
+            ['predictions are by study: each image has the prediction of its study'],
+        )
     return _match_images(images, external.index, name), external, remarks
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #ff5047e5
@@ -263,17 +452,27 @@ def _labelled(external, labels, where, views):
     "-> test rows of a prediction table with the condition `external`, how many are labelled, and remarks"
     known = read_labels(labels)
     key, external, remarks = join_images(known['image'], external, where, views)
-    if key.isna().all(): raise _none_matches(where, external, known['image'], 'labelled')
+    if key.isna().all():
+        raise _none_matches(where, external, known['image'], 'labelled')
     test = known[key.notna()].reset_index(drop=True)
-    theirs = external.loc[key.dropna(), [o for o in OBSERVATIONS if o in external]].reset_index(drop=True).add_prefix('external/')
+    theirs = (
+        external.loc[key.dropna(), [o for o in OBSERVATIONS if o in external]]
+        .reset_index(drop=True)
+        .add_prefix('external/')
+    )
     what = 'studies' if _are_studies(known['image']) else 'images'
     remarks = known.attrs['remarks'] + remarks
     if not known.attrs['patients_known']:
-        remarks.append(f'patients are not named: each of the {what} counts as one, so intervals are too narrow where a patient has several')
-    if len(test) < len(known): remarks.append(f'{len(known) - len(test)} labelled {what} have no prediction and are left out')
+        remarks.append(
+            f'patients are not named: each of the {what} counts as one, so intervals are too narrow where a patient has several'
+        )
+    if len(test) < len(known):
+        remarks.append(f'{len(known) - len(test)} labelled {what} have no prediction and are left out')
     unused = len(external) - key.dropna().nunique()
-    if unused: remarks.append(f'{unused} predictions are of {what} without labels and are left out')
+    if unused:
+        remarks.append(f'{unused} predictions are of {what} without labels and are left out')
     return pd.concat([test, theirs], axis=1), len(known), remarks
+
 
 def _as_external(given, name, reading):
     "-> predictions, what errors call them, what reports call the model, remarks; from a file or a table"
@@ -281,68 +480,121 @@ def _as_external(given, name, reading):
         external = read_external(given, **reading)
         return external, str(given), name or model_name(Path(given)), external.attrs['remarks']
     columns = [o for o in OBSERVATIONS if o in given]
-    if not columns: raise ValueError('the table has no column named as an observation; give what read_external returns')
+    if not columns:
+        raise ValueError('the table has no column named as an observation; give what read_external returns')
     was = given.attrs.get('scale')
-    values, scale, said = settle_scale(given[columns].reset_index(names='image'), columns, 'the table',
-                                       reading.get('scale', 'scores' if was == 'scores' else 'auto'))      # a table may have been changed since it was read
+    values, scale, said = settle_scale(
+        given[columns].reset_index(names='image'),
+        columns,
+        'the table',
+        reading.get('scale', 'scores' if was == 'scores' else 'auto'),
+    )  # a table may have been changed since it was read
     external = pd.DataFrame(values, columns=columns, index=given.index.astype(str))
     remarks = given.attrs.get('remarks', []) + (said if was != scale else [])
     external.attrs.update(scale=scale, remarks=remarks)
     return external, 'the table', name or 'external', remarks
 
+
 def evaluate_external(
-    path:str|Path|pd.DataFrame, # file of probabilities or scores, or a table as from `read_external`
-    labels:str|Path|pd.DataFrame, # file of labels, or a study table, see `read_labels`
+    path: str | Path | pd.DataFrame,  # file of probabilities or scores, or a table as from `read_external`
+    labels: str | Path | pd.DataFrame,  # file of labels, or a study table, see `read_labels`
     *,
-    name:str='', # what to call the model; the file's name if ''
-    n_bootstrap:int=1000, # resamples of patients
-    seed:int=0, # of the resampling
-    min_cases:int=10, # positives and negatives that an observation needs to enter the mean
-    simulated:bool=False, # are the patients simulated? Stored, and said in words and figure
-    views:str='max', # where labels are by study, see `join_images`
-    **reading # of `read_external`: image_column, mapping, scale
-) -> dict: # JSON-able: schema, model, scale, counts, remarks, observations {auroc, auprc, brier, ece with _low and _high, supports, reason}, means
+    name: str = '',  # what to call the model; the file's name if ''
+    n_bootstrap: int = 1000,  # resamples of patients
+    seed: int = 0,  # of the resampling
+    min_cases: int = 10,  # positives and negatives that an observation needs to enter the mean
+    simulated: bool = False,  # are the patients simulated? Stored, and said in words and figure
+    views: str = 'max',  # where labels are by study, see `join_images`
+    **reading,  # of `read_external`: image_column, mapping, scale
+) -> dict:  # JSON-able: schema, model, scale, counts, remarks, observations {auroc, auprc, brier, ece with _low and _high, supports, reason}, means
     "AUROC, average precision, Brier score and calibration error of any model's predictions, with intervals, and their means; what needs probabilities is NaN for scores"
     external, where, name, remarks = _as_external(path, name, reading)
     scale, n_predicted = external.attrs['scale'], len(external)
     test, n_labelled, said = _labelled(external, labels, where, views)
-    cases, (clusters, weights) = count_cases(test, min_cases), resample_patients(test['patient_id'], n_bootstrap, seed)
+    cases, (clusters, weights) = (
+        count_cases(test, min_cases),
+        resample_patients(test['patient_id'], n_bootstrap, seed),
+    )
     absent = [o for o in OBSERVATIONS if o not in external]
     cases.loc[absent, 'evaluable'], cases.loc[absent, 'reason'] = False, f'{name} does not predict it'
     ranks, observations = rank_condition(test, 'external', clusters, weights), {}
     for k, o in enumerate(OBSERVATIONS):
-        found = named_interval('auroc', ranks[0, k]) | named_interval('auprc', ranks[1, k]) | _calibration(test, o, scale, clusters, weights)
-        if min(cases.loc[o, ['n_positive', 'n_negative']]) < 2:      # drawing one case again and again is no interval
+        found = (
+            named_interval('auroc', ranks[0, k])
+            | named_interval('auprc', ranks[1, k])
+            | _calibration(test, o, scale, clusters, weights)
+        )
+        if (
+            min(cases.loc[o, ['n_positive', 'n_negative']]) < 2
+        ):  # drawing one case again and again is no interval
             found |= {f'{m}{end}': np.nan for m in ('auroc', 'auprc') for end in ('_low', '_high')}
-        observations[o] = found | {c: cases.loc[o, c].item() if hasattr(cases.loc[o, c], 'item') else cases.loc[o, c] for c in cases.columns}
-    return dict(schema='cxr_lib.external/1', model=name, scale=scale, simulated=bool(simulated), n_images=len(test), n_patients=len(weights),
-                n_labelled=n_labelled, n_predicted=n_predicted, n_bootstrap=n_bootstrap, seed=seed, min_cases=min_cases, confidence=.95,
-                by='study' if _are_studies(test['image']) else 'image', remarks=[*remarks, *said], observations=observations, means=_means(ranks, cases))
+        observations[o] = found | {
+            c: cases.loc[o, c].item() if hasattr(cases.loc[o, c], 'item') else cases.loc[o, c]
+            for c in cases.columns
+        }
+    return dict(
+        schema='cxr_lib.external/1',
+        model=name,
+        scale=scale,
+        simulated=bool(simulated),
+        n_images=len(test),
+        n_patients=len(weights),
+        n_labelled=n_labelled,
+        n_predicted=n_predicted,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        min_cases=min_cases,
+        confidence=0.95,
+        by='study' if _are_studies(test['image']) else 'image',
+        remarks=[*remarks, *said],
+        observations=observations,
+        means=_means(ranks, cases),
+    )
+
 
 def _calibration(test, observation, scale, clusters, weights):
     "Brier score and calibration error of one observation, its mean probability and prevalence; NaN where they are undefined"
     rows, y = known_labels(test, observation)
-    found = {f'{m}{end}': np.nan for m in ('brier', 'ece') for end in ('', '_low', '_high')} | dict(mean_probability=np.nan, prevalence=np.nan)
-    if f'external/{observation}' not in test or not len(rows): return found
+    found = {f'{m}{end}': np.nan for m in ('brier', 'ece') for end in ('', '_low', '_high')} | dict(
+        mean_probability=np.nan, prevalence=np.nan
+    )
+    if f'external/{observation}' not in test or not len(rows):
+        return found
     found['prevalence'] = float(y.mean())
-    if scale == 'scores': return found
+    if scale == 'scores':
+        return found
     p = test[f'external/{observation}'].to_numpy(float)[rows]
-    found |= named_interval('brier', brier_score(y, p, weights, clusters[rows])) | calibration_interval(y, p, weights, clusters[rows])
+    found |= named_interval('brier', brier_score(y, p, weights, clusters[rows])) | calibration_interval(
+        y, p, weights, clusters[rows]
+    )
     return found | dict(mean_probability=float(p.mean()))
+
 
 def _means(ranks, cases):
     "Means over the evaluable observations, over CheXpert's five among them, and over the seven of `ONE_TO_ONE` as far as they have an AUROC"
     evaluable = [o for o in OBSERVATIONS if cases.loc[o, 'evaluable']]
     seven = [o for o in ONE_TO_ONE if not np.isnan(ranks[0, OBSERVATIONS.index(o), 0])]
     found = {}
-    for m, chosen in (('evaluable', evaluable), ('one_to_one', seven), ('competition', [o for o in evaluable if o in COMPETITION])):
+    for m, chosen in (
+        ('evaluable', evaluable),
+        ('one_to_one', seven),
+        ('competition', [o for o in evaluable if o in COMPETITION]),
+    ):
         few = [o for o in chosen if not cases.loc[o, 'evaluable']]
-        found[m] = named_interval('auroc', mean_over(ranks[0], chosen)) | named_interval('auprc', mean_over(ranks[1], chosen))
-        found[m] |= dict(n_observations=len(chosen), observations=chosen, few=few, reason='' if chosen else 'no observation has enough cases')
+        found[m] = named_interval('auroc', mean_over(ranks[0], chosen)) | named_interval(
+            'auprc', mean_over(ranks[1], chosen)
+        )
+        found[m] |= dict(
+            n_observations=len(chosen),
+            observations=chosen,
+            few=few,
+            reason='' if chosen else 'no observation has enough cases',
+        )
     return found
 
+
 def model_name(
-    path:Path # of a file of probabilities
+    path: Path,  # of a file of probabilities
 ) -> str:
     "What to call the model of a file: DenseNet-121 where the file says so, else the file's name"
     return 'DenseNet-121' if 'densenet121' in path.stem.lower() else path.stem
@@ -352,160 +604,318 @@ def _text(values, metric):
     "A number with its interval"
     return number_text(*(values.get(f'{metric}{end}') for end in ('', '_low', '_high')), otherwise='–')
 
+
 def external_verdict(
-    metrics:dict # from `evaluate_external`
-) -> list[str]: # sentences
+    metrics: dict,  # from `evaluate_external`
+) -> list[str]:  # sentences
     "What the numbers of another model say, in plain language"
     said = [SIMULATED] if metrics['simulated'] else []
     what = 'studies' if metrics['by'] == 'study' else 'images'
-    said.append(f'{metrics["model"]}: {metrics["n_images"]} {what} of {metrics["n_patients"]} patients have both a prediction and labels. '
-                f'95% intervals from {metrics["n_bootstrap"]} resamples of patients.')
-    for key, words in (('evaluable', 'all evaluable observations'), ('one_to_one', 'those that mean the same in ChestX-ray14 and CheXpert'),
-                       ('competition', "CheXpert's five, where evaluable")):
+    said.append(
+        f'{metrics["model"]}: {metrics["n_images"]} {what} of {metrics["n_patients"]} patients have both a prediction and labels. '
+        f'95% intervals from {metrics["n_bootstrap"]} resamples of patients.'
+    )
+    for key, words in (
+        ('evaluable', 'all evaluable observations'),
+        ('one_to_one', 'those that mean the same in ChestX-ray14 and CheXpert'),
+        ('competition', "CheXpert's five, where evaluable"),
+    ):
         m = metrics['means'][key]
-        few = ', '.join(f'{o} with {metrics["observations"][o]["n_positive"]} positive cases' for o in m['few'])
-        said.append(f'Mean AUROC over {words} ({m["n_observations"]}{", including " + few if few else ""}): {_text(m, "auroc")}.'
-                    if m['n_observations'] else f'No mean over {words}: {m["reason"]}.')
-    if metrics['scale'] == 'scores': said.append(f'Brier score and calibration error are {NO_PROBABILITIES}.')
+        few = ', '.join(
+            f'{o} with {metrics["observations"][o]["n_positive"]} positive cases' for o in m['few']
+        )
+        said.append(
+            f'Mean AUROC over {words} ({m["n_observations"]}{", including " + few if few else ""}): {_text(m, "auroc")}.'
+            if m['n_observations']
+            else f'No mean over {words}: {m["reason"]}.'
+        )
+    if metrics['scale'] == 'scores':
+        said.append(f'Brier score and calibration error are {NO_PROBABILITIES}.')
     out = {o: m['reason'] for o, m in metrics['observations'].items() if m['reason']}
-    if out: said.append('Not evaluable: ' + '; '.join(f'{o} ({reason})' for o, reason in out.items()) + '.')
+    if out:
+        said.append('Not evaluable: ' + '; '.join(f'{o} ({reason})' for o, reason in out.items()) + '.')
     return said + [f'Note: {r}.' for r in metrics['remarks']]
 
+
 def external_metrics_table(
-    metrics:dict # from `evaluate_external`
-) -> pd.DataFrame: # text, one row a mean or an observation
+    metrics: dict,  # from `evaluate_external`
+) -> pd.DataFrame:  # text, one row a mean or an observation
     "The report of another model, for reading"
-    calibration = lambda m, metric: NO_PROBABILITIES if metrics['scale'] == 'scores' and pd.notna(m['prevalence']) else _text(m, metric)
-    titles, rows = {'evaluable': 'Mean of evaluable', 'one_to_one': 'Mean of the one-to-one labels', 'competition': "Mean of CheXpert's five"}, {}
+    calibration = lambda m, metric: (
+        NO_PROBABILITIES if metrics['scale'] == 'scores' and pd.notna(m['prevalence']) else _text(m, metric)
+    )
+    titles, rows = (
+        {
+            'evaluable': 'Mean of evaluable',
+            'one_to_one': 'Mean of the one-to-one labels',
+            'competition': "Mean of CheXpert's five",
+        },
+        {},
+    )
     for key, m in metrics['means'].items():
-        remark = m['reason'] or f'{m["n_observations"]} observations' + (f', including {", ".join(m["few"])} with few cases' if m['few'] else '')
-        rows[titles[key]] = {'positive': '', 'negative': '', 'AUROC': _text(m, 'auroc'), 'AUPRC': _text(m, 'auprc'), 'Brier': '', 'ECE': '', 'remark': remark}
+        remark = m['reason'] or f'{m["n_observations"]} observations' + (
+            f', including {", ".join(m["few"])} with few cases' if m['few'] else ''
+        )
+        rows[titles[key]] = {
+            'positive': '',
+            'negative': '',
+            'AUROC': _text(m, 'auroc'),
+            'AUPRC': _text(m, 'auprc'),
+            'Brier': '',
+            'ECE': '',
+            'remark': remark,
+        }
     for o, m in metrics['observations'].items():
-        rows[o] = {'positive': m['n_positive'], 'negative': m['n_negative'], 'AUROC': _text(m, 'auroc'), 'AUPRC': _text(m, 'auprc'),
-                   'Brier': calibration(m, 'brier'), 'ECE': calibration(m, 'ece'), 'remark': m['reason']}
+        rows[o] = {
+            'positive': m['n_positive'],
+            'negative': m['n_negative'],
+            'AUROC': _text(m, 'auroc'),
+            'AUPRC': _text(m, 'auprc'),
+            'Brier': calibration(m, 'brier'),
+            'ECE': calibration(m, 'ece'),
+            'remark': m['reason'],
+        }
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #c9765878
 def plot_external_metrics(
-    metrics:dict # from `evaluate_external`
-): # a matplotlib figure
+    metrics: dict,  # from `evaluate_external`
+):  # a matplotlib figure
     "AUROC, average precision and calibration of another model, by observation"
     import matplotlib.pyplot as plt
+
     set_theme()
-    shown = {o: m for o, m in metrics['observations'].items() if m['auroc'] is not None and m['auroc'] == m['auroc']}
-    fig, axes = plt.subplots(1, 3, figsize=(13, 2.2 + .36*(len(shown) + 1)), sharey=True, width_ratios=(1.3, 1, 1))
-    titles = {'auroc': ('Ranking', 'AUROC'), 'auprc': ('Ranking, by prevalence', 'average precision'), 'ece': ('Calibration', 'expected calibration error')}
+    shown = {
+        o: m
+        for o, m in metrics['observations'].items()
+        if m['auroc'] is not None and m['auroc'] == m['auroc']
+    }
+    fig, axes = plt.subplots(
+        1, 3, figsize=(13, 2.2 + 0.36 * (len(shown) + 1)), sharey=True, width_ratios=(1.3, 1, 1)
+    )
+    titles = {
+        'auroc': ('Ranking', 'AUROC'),
+        'auprc': ('Ranking, by prevalence', 'average precision'),
+        'ece': ('Calibration', 'expected calibration error'),
+    }
     for ax, (metric, (title, label)) in zip(axes, titles.items()):
         for y, m in enumerate(shown.values()):
             color = CONDITION_COLORS['external'] if m['evaluable'] else '#aaaaaa'
-            draw_interval(ax, y, m[metric], m[f'{metric}_low'], m[f'{metric}_high'], color, hollow=not m['evaluable'])
-            if metric == 'auprc': ax.plot(m['prevalence'], y, '|', color='#222222', ms=13, mew=1.6, label='prevalence: what chance gives' if not y else None)
-        if metric != 'ece': draw_interval(ax, len(shown), *(metrics['means']['evaluable'][f'{metric}{end}'] for end in ('', '_low', '_high')), '#222222')
-        ax.axhline(len(shown) - .5, color='#bbbbbb', lw=1)
+            draw_interval(
+                ax, y, m[metric], m[f'{metric}_low'], m[f'{metric}_high'], color, hollow=not m['evaluable']
+            )
+            if metric == 'auprc':
+                ax.plot(
+                    m['prevalence'],
+                    y,
+                    '|',
+                    color='#222222',
+                    ms=13,
+                    mew=1.6,
+                    label='prevalence: what chance gives' if not y else None,
+                )
+        if metric != 'ece':
+            draw_interval(
+                ax,
+                len(shown),
+                *(metrics['means']['evaluable'][f'{metric}{end}'] for end in ('', '_low', '_high')),
+                '#222222',
+            )
+        ax.axhline(len(shown) - 0.5, color='#bbbbbb', lw=1)
         ax.set(title=title, xlabel=f'{label} (95% interval)')
-    axes[0].axvline(.5, color='#666666', lw=1)
+    axes[0].axvline(0.5, color='#666666', lw=1)
     axes[2].set_xlim(left=0)
-    if metrics['scale'] == 'scores': axes[2].text(.5, .5, NO_PROBABILITIES.replace(': ', ':\n'), transform=axes[2].transAxes, ha='center', va='center')
+    if metrics['scale'] == 'scores':
+        axes[2].text(
+            0.5,
+            0.5,
+            NO_PROBABILITIES.replace(': ', ':\n'),
+            transform=axes[2].transAxes,
+            ha='center',
+            va='center',
+        )
     mean = f'mean of {metrics["means"]["evaluable"]["n_observations"]}'
-    axes[0].set(yticks=range(len(shown) + 1), yticklabels=[*(f'{short_name(o)} ({m["n_positive"]})' for o, m in shown.items()), mean],
-                ylim=(len(shown) + .6, -.6), ylabel='observation (positive images)')
-    if any(not m['evaluable'] for m in shown.values()): axes[0].plot([], [], 'o-', color='#aaaaaa', mfc='white', label='too few cases: not in the mean')
-    axes[0].plot([], [], 'o-', color=CONDITION_COLORS['external'], label=f'{metrics["model"]}, {metrics["n_images"]} {"studies" if metrics["by"] == "study" else "images"}')
+    axes[0].set(
+        yticks=range(len(shown) + 1),
+        yticklabels=[*(f'{short_name(o)} ({m["n_positive"]})' for o, m in shown.items()), mean],
+        ylim=(len(shown) + 0.6, -0.6),
+        ylabel='observation (positive images)',
+    )
+    if any(not m['evaluable'] for m in shown.values()):
+        axes[0].plot([], [], 'o-', color='#aaaaaa', mfc='white', label='too few cases: not in the mean')
+    axes[0].plot(
+        [],
+        [],
+        'o-',
+        color=CONDITION_COLORS['external'],
+        label=f'{metrics["model"]}, {metrics["n_images"]} {"studies" if metrics["by"] == "study" else "images"}',
+    )
     handles = [h for ax in axes for h in ax.get_legend_handles_labels()[0]]
     fig.legend(handles, [h.get_label() for h in handles], loc='outside upper center', ncols=4, frameon=False)
     return sign_figure(fig, metrics['simulated'])
 
+
 def write_external(
-    metrics:dict, # from `evaluate_external`
-    folder:str|Path, # where to; made if absent
-) -> list[Path]: # the files
+    metrics: dict,  # from `evaluate_external`
+    folder: str | Path,  # where to; made if absent
+) -> list[Path]:  # the files
     "Write external_metrics.json, .csv and .png, each whole or not at all"
     folder = Path(folder)
-    with atomic_path(folder/'external_metrics.csv') as tmp:
+    with atomic_path(folder / 'external_metrics.csv') as tmp:
         pd.DataFrame.from_dict(metrics['observations'], orient='index').rename_axis('observation').to_csv(tmp)
-    save_figure(plot_external_metrics(metrics), folder/'external_metrics.png')
-    return [write_json(folder/'external_metrics.json', metrics), folder/'external_metrics.csv', folder/'external_metrics.png']
+    save_figure(plot_external_metrics(metrics), folder / 'external_metrics.png')
+    return [
+        write_json(folder / 'external_metrics.json', metrics),
+        folder / 'external_metrics.csv',
+        folder / 'external_metrics.png',
+    ]
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #56008b0a
 def compare_external(
-    predictions:pd.DataFrame, # a prediction table
-    external:pd.DataFrame, # indexed by image or study, columns named by observation, probabilities or scores, as from `read_external`
-    name:str='DenseNet-121', # what to call the other model
+    predictions: pd.DataFrame,  # a prediction table
+    external: pd.DataFrame,  # indexed by image or study, columns named by observation, probabilities or scores, as from `read_external`
+    name: str = 'DenseNet-121',  # what to call the other model
     *,
-    n_bootstrap:int=1000, # resamples of patients, the same for every model
-    seed:int=0,
-    min_cases:int=10, # positives and negatives needed to enter the mean
-) -> pd.DataFrame: # a row for the mean and each observation: counts, `external`, `image_only`, `fused` and paired differences, with _low and _high; remarks
+    n_bootstrap: int = 1000,  # resamples of patients, the same for every model
+    seed: int = 0,
+    min_cases: int = 10,  # positives and negatives needed to enter the mean
+) -> pd.DataFrame:  # a row for the mean and each observation: counts, `external`, `image_only`, `fused` and paired differences, with _low and _high; remarks
     "AUROC of another model beside ours on exactly the same test images"
-    test = predictions[predictions['split'] == 'test'].drop(columns=[c for c in predictions if c.startswith('external/')])
+    test = predictions[predictions['split'] == 'test'].drop(
+        columns=[c for c in predictions if c.startswith('external/')]
+    )
     key, external, remarks = join_images(test['image'].astype(str), external, name)
-    if key.isna().all(): raise _none_matches(name, external, test['image'])
+    if key.isna().all():
+        raise _none_matches(name, external, test['image'])
     n_test, test = len(test), test[key.notna()].reset_index(drop=True)
-    theirs = external.loc[key.dropna(), [o for o in OBSERVATIONS if o in external]].reset_index(drop=True).add_prefix('external/')
+    theirs = (
+        external.loc[key.dropna(), [o for o in OBSERVATIONS if o in external]]
+        .reset_index(drop=True)
+        .add_prefix('external/')
+    )
     _numbers(theirs.assign(image=test['image']), list(theirs), name)
     test = pd.concat([test, theirs], axis=1)
-    cases, (clusters, weights) = count_cases(test, min_cases), resample_patients(test['patient_id'], n_bootstrap, seed)
-    cases.loc[[o not in external for o in OBSERVATIONS], ['evaluable', 'reason']] = [False, f'{name} does not predict it']
+    cases, (clusters, weights) = (
+        count_cases(test, min_cases),
+        resample_patients(test['patient_id'], n_bootstrap, seed),
+    )
+    cases.loc[[o not in external for o in OBSERVATIONS], ['evaluable', 'reason']] = [
+        False,
+        f'{name} does not predict it',
+    ]
     areas = {c: rank_condition(test, c, clusters, weights)[0] for c in ('external', 'image_only', 'fused')}
-    areas['fused_minus_external'], areas['image_only_minus_external'] = areas['fused'] - areas['external'], areas['image_only'] - areas['external']
+    areas['fused_minus_external'], areas['image_only_minus_external'] = (
+        areas['fused'] - areas['external'],
+        areas['image_only'] - areas['external'],
+    )
     chosen = [o for o in OBSERVATIONS if cases.loc[o, 'evaluable']]
     common = dict(model=name, n_images=len(test), n_test_images=n_test)
-    rows = [dict(observation='Mean', **common, n_observations=len(chosen), evaluable=bool(chosen), reason='' if chosen else 'no observation has enough cases')]
+    rows = [
+        dict(
+            observation='Mean',
+            **common,
+            n_observations=len(chosen),
+            evaluable=bool(chosen),
+            reason='' if chosen else 'no observation has enough cases',
+        )
+    ]
     rows[0]['remarks'] = '; '.join([*external.attrs.get('remarks', []), *remarks])
-    for c, values in areas.items(): rows[0] |= named_interval(c, mean_over(values, chosen))
+    for c, values in areas.items():
+        rows[0] |= named_interval(c, mean_over(values, chosen))
     for k, o in enumerate(OBSERVATIONS):
-        rows.append(dict(observation=o, **common, **cases.loc[o, ['n_positive', 'n_negative', 'evaluable', 'reason']]))
-        for c, values in areas.items(): rows[-1] |= named_interval(c, values[k])
+        rows.append(
+            dict(observation=o, **common, **cases.loc[o, ['n_positive', 'n_negative', 'evaluable', 'reason']])
+        )
+        for c, values in areas.items():
+            rows[-1] |= named_interval(c, values[k])
     return pd.DataFrame(rows)
 
+
 def external_table(
-    comparison:pd.DataFrame # from `compare_external`
-) -> pd.DataFrame: # text, one row an observation
+    comparison: pd.DataFrame,  # from `compare_external`
+) -> pd.DataFrame:  # text, one row an observation
     "The comparison for reading: AUROC with interval, and the paired difference"
     name = comparison['model'].iloc[0]
-    columns = {'external': name, 'image_only': 'ours, image only', 'fused': 'ours, image + note',
-               'image_only_minus_external': 'image only minus ' + name, 'fused_minus_external': 'image + note minus ' + name}
-    rows = [{'positive': '' if pd.isna(r['n_positive']) else int(r['n_positive'])} | {title: _text(r, c).replace('–', '') for c, title in columns.items()}
-            | {'remark': '; '.join(r[k] for k in ('reason', 'remarks') if isinstance(r.get(k), str) and r[k])} for _, r in comparison.iterrows()]
+    columns = {
+        'external': name,
+        'image_only': 'ours, image only',
+        'fused': 'ours, image + note',
+        'image_only_minus_external': 'image only minus ' + name,
+        'fused_minus_external': 'image + note minus ' + name,
+    }
+    rows = [
+        {'positive': '' if pd.isna(r['n_positive']) else int(r['n_positive'])}
+        | {title: _text(r, c).replace('–', '') for c, title in columns.items()}
+        | {'remark': '; '.join(r[k] for k in ('reason', 'remarks') if isinstance(r.get(k), str) and r[k])}
+        for _, r in comparison.iterrows()
+    ]
     return pd.DataFrame(rows, index=comparison['observation'])
 
+
 def plot_external(
-    comparison:pd.DataFrame, # from `compare_external`
-    simulated:bool=False, # are the patients simulated?
-): # a matplotlib figure
+    comparison: pd.DataFrame,  # from `compare_external`
+    simulated: bool = False,  # are the patients simulated?
+):  # a matplotlib figure
     "AUROC of another model and ours on the same images, by observation"
     import matplotlib.pyplot as plt
+
     set_theme()
     shown = comparison[comparison['external'].notna()].reset_index(drop=True)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 2 + .42*len(shown)), sharey=True, width_ratios=(1.3, 1))
-    names = {'external': comparison['model'].iloc[0], 'image_only': 'ours, image only', 'fused': 'ours, image + note'}
+    fig, (left, right) = plt.subplots(
+        1, 2, figsize=(12.5, 2 + 0.42 * len(shown)), sharey=True, width_ratios=(1.3, 1)
+    )
+    names = {
+        'external': comparison['model'].iloc[0],
+        'image_only': 'ours, image only',
+        'fused': 'ours, image + note',
+    }
+
     def draw(ax, y, row, column, condition):
         color = CONDITION_COLORS[condition] if row['evaluable'] else '#bbbbbb'
-        draw_interval(ax, y, row[column], row[f'{column}_low'], row[f'{column}_high'], color, hollow=not row['evaluable'])
+        draw_interval(
+            ax,
+            y,
+            row[column],
+            row[f'{column}_low'],
+            row[f'{column}_high'],
+            color,
+            hollow=not row['evaluable'],
+        )
+
     for y, row in shown.iterrows():
-        for c, shift in (('external', -.22), ('image_only', 0), ('fused', .22)): draw(left, y + shift, row, c, c)
-        for c, shift in (('image_only', -.11), ('fused', .11)): draw(right, y + shift, row, f'{c}_minus_external', c)
-    for c, label in names.items(): left.plot([], [], 'o-', color=CONDITION_COLORS[c], label=label)
-    if not shown['evaluable'].all(): left.plot([], [], 'o-', color='#bbbbbb', mfc='white', label='too few cases to count in the mean')
-    left.axvline(.5, color='#666666', lw=1); right.axvline(0, color='#666666', lw=1)
-    left.set(yticks=range(len(shown)), yticklabels=[short_name(o) for o in shown['observation']], ylim=(len(shown)-.5, -.5), xlabel='AUROC (95% interval)',
-             title=f'The same {comparison["n_images"].iloc[0]} test images')
+        for c, shift in (('external', -0.22), ('image_only', 0), ('fused', 0.22)):
+            draw(left, y + shift, row, c, c)
+        for c, shift in (('image_only', -0.11), ('fused', 0.11)):
+            draw(right, y + shift, row, f'{c}_minus_external', c)
+    for c, label in names.items():
+        left.plot([], [], 'o-', color=CONDITION_COLORS[c], label=label)
+    if not shown['evaluable'].all():
+        left.plot([], [], 'o-', color='#bbbbbb', mfc='white', label='too few cases to count in the mean')
+    left.axvline(0.5, color='#666666', lw=1)
+    right.axvline(0, color='#666666', lw=1)
+    left.set(
+        yticks=range(len(shown)),
+        yticklabels=[short_name(o) for o in shown['observation']],
+        ylim=(len(shown) - 0.5, -0.5),
+        xlabel='AUROC (95% interval)',
+        title=f'The same {comparison["n_images"].iloc[0]} test images',
+    )
     right.set(xlabel=f'AUROC, ours minus {names["external"]}', title='Paired difference (95% interval)')
     fig.legend(*left.get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
     return sign_figure(fig, simulated)
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #e9a0b007
 def compare_two_models(
-    a:str|Path|pd.DataFrame, # file of predictions, or a table as from `read_external`
-    b:str|Path|pd.DataFrame, # another model's, for the same images
-    labels:str|Path|pd.DataFrame, # see `read_labels`
+    a: str | Path | pd.DataFrame,  # file of predictions, or a table as from `read_external`
+    b: str | Path | pd.DataFrame,  # another model's, for the same images
+    labels: str | Path | pd.DataFrame,  # see `read_labels`
     *,
-    names:tuple=('', ''), # what to call the two; the files' names if ''
-    n_bootstrap:int=1000, # resamples of patients, the same for both
-    seed:int=0,
-    min_cases:int=10, # positives and negatives that an observation needs to be tested and to enter the mean
-    views:str='max', # where labels are by study, see `join_images`
-) -> pd.DataFrame: # a row for the mean and each observation: model_a, model_b, counts, a, b, a_minus_b with _low and _high, p, p_holm, significant, reason, remarks
+    names: tuple = ('', ''),  # what to call the two; the files' names if ''
+    n_bootstrap: int = 1000,  # resamples of patients, the same for both
+    seed: int = 0,
+    min_cases: int = 10,  # positives and negatives that an observation needs to be tested and to enter the mean
+    views: str = 'max',  # where labels are by study, see `join_images`
+) -> pd.DataFrame:  # a row for the mean and each observation: model_a, model_b, counts, a, b, a_minus_b with _low and _high, p, p_holm, significant, reason, remarks
     "AUROC of two models on the images that both predict, the paired difference, and DeLong's test by patient with Holm's correction"
     tables, called, remarks = [], [], []
     for letter, given, name in zip('ab', (a, b), names):
@@ -514,28 +924,52 @@ def compare_two_models(
         tables.append(test.rename(columns=lambda c, letter=letter: c.replace('external/', f'{letter}/')))
         called.append(name)
         remarks += [f'{name}: {r}' for r in (*said, *more)]
-    if called[0] == called[1]: called = [f'{name} ({k})' for k, name in enumerate(called, 1)]
+    if called[0] == called[1]:
+        called = [f'{name} ({k})' for k, name in enumerate(called, 1)]
     test = tables[0].merge(tables[1][['image', *(c for c in tables[1] if c.startswith('b/'))]], on='image')
-    if not len(test): raise ValueError(f'{called[0]} and {called[1]} have no labelled image in common; both must predict the same images')
-    cases, (clusters, weights) = count_cases(test, min_cases), resample_patients(test['patient_id'], n_bootstrap, seed)
+    if not len(test):
+        raise ValueError(
+            f'{called[0]} and {called[1]} have no labelled image in common; both must predict the same images'
+        )
+    cases, (clusters, weights) = (
+        count_cases(test, min_cases),
+        resample_patients(test['patient_id'], n_bootstrap, seed),
+    )
     for letter, name in zip('ba', called[::-1]):
-        cases.loc[[f'{letter}/{o}' not in test for o in OBSERVATIONS], ['evaluable', 'reason']] = [False, f'{name} does not predict it']
+        cases.loc[[f'{letter}/{o}' not in test for o in OBSERVATIONS], ['evaluable', 'reason']] = [
+            False,
+            f'{name} does not predict it',
+        ]
     areas = {letter: rank_condition(test, letter, clusters, weights)[0] for letter in 'ab'}
     areas['a_minus_b'] = areas['a'] - areas['b']
     chosen = [o for o in OBSERVATIONS if cases.loc[o, 'evaluable']]
     common = dict(model_a=called[0], model_b=called[1], n_images=len(test), n_patients=len(weights))
-    rows = [dict(observation='Mean', **common, n_observations=len(chosen), evaluable=bool(chosen),
-                 reason='' if chosen else 'no observation has enough cases', remarks='; '.join(dict.fromkeys(remarks)))]
-    for c, values in areas.items(): rows[0] |= named_interval(c, mean_over(values, chosen))
+    rows = [
+        dict(
+            observation='Mean',
+            **common,
+            n_observations=len(chosen),
+            evaluable=bool(chosen),
+            reason='' if chosen else 'no observation has enough cases',
+            remarks='; '.join(dict.fromkeys(remarks)),
+        )
+    ]
+    for c, values in areas.items():
+        rows[0] |= named_interval(c, mean_over(values, chosen))
     for k, o in enumerate(OBSERVATIONS):
-        rows.append(dict(observation=o, **common, **cases.loc[o, ['n_positive', 'n_negative', 'evaluable', 'reason']]))
-        for c, values in areas.items(): rows[-1] |= named_interval(c, values[k])
-        if o in chosen: rows[-1] |= _tested(test, o)
+        rows.append(
+            dict(observation=o, **common, **cases.loc[o, ['n_positive', 'n_negative', 'evaluable', 'reason']])
+        )
+        for c, values in areas.items():
+            rows[-1] |= named_interval(c, values[k])
+        if o in chosen:
+            rows[-1] |= _tested(test, o)
     found = pd.DataFrame(rows)
     found['p'] = found['p'] if 'p' in found else np.nan
     found['p_holm'] = holm(found['p'])
-    found['significant'] = found['p_holm'] < .05                       # one that was not tested is not significant
+    found['significant'] = found['p_holm'] < 0.05  # one that was not tested is not significant
     return found
+
 
 def _tested(test, observation):
     "DeLong's test of the models a and b for one observation"
@@ -544,61 +978,106 @@ def _tested(test, observation):
     tested = delong_test(y, *scores, clusters=test['patient_id'].to_numpy()[rows])
     return dict(p=tested['p'], reason=tested['reason'])
 
+
 def two_models_table(
-    comparison:pd.DataFrame # from `compare_two_models`
-) -> pd.DataFrame: # text, one row an observation
+    comparison: pd.DataFrame,  # from `compare_two_models`
+) -> pd.DataFrame:  # text, one row an observation
     "The comparison for reading"
     a, b = comparison[['model_a', 'model_b']].iloc[0]
     rows = []
     for _, r in comparison.iterrows():
         said = [r[k] for k in ('reason', 'remarks') if isinstance(r.get(k), str) and r[k]]
-        rows.append({'positive': '' if pd.isna(r['n_positive']) else int(r['n_positive'])}
-                    | {title: _text(r, c).replace('–', '') for c, title in (('a', a), ('b', b), ('a_minus_b', f'{a} minus {b}'))}
-                    | {'p (Holm)': '' if pd.isna(r['p_holm']) else f'{r["p_holm"]:.3f}', 'remark': '; '.join(said)})
+        rows.append(
+            {'positive': '' if pd.isna(r['n_positive']) else int(r['n_positive'])}
+            | {
+                title: _text(r, c).replace('–', '')
+                for c, title in (('a', a), ('b', b), ('a_minus_b', f'{a} minus {b}'))
+            }
+            | {'p (Holm)': '' if pd.isna(r['p_holm']) else f'{r["p_holm"]:.3f}', 'remark': '; '.join(said)}
+        )
     return pd.DataFrame(rows, index=comparison['observation'])
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #e9a0b008
 def plot_two_models(
-    comparison:pd.DataFrame, # from `compare_two_models`
-    simulated:bool=False, # are the patients simulated?
-): # a matplotlib figure
+    comparison: pd.DataFrame,  # from `compare_two_models`
+    simulated: bool = False,  # are the patients simulated?
+):  # a matplotlib figure
     "Paired difference of the AUROCs of two models by observation"
     import matplotlib.pyplot as plt
+
     set_theme()
     shown = comparison[comparison['a_minus_b'].notna()].reset_index(drop=True)
-    fig, ax = plt.subplots(figsize=(8, 1.6 + .36*len(shown)))
+    fig, ax = plt.subplots(figsize=(8, 1.6 + 0.36 * len(shown)))
     for y, row in shown.iterrows():
-        color = '#bbbbbb' if not row['evaluable'] else '#cc3311' if row['significant'] else CONDITION_COLORS['external']
-        draw_interval(ax, y, row['a_minus_b'], row['a_minus_b_low'], row['a_minus_b_high'], color, hollow=not row['evaluable'])
-    legend = {'difference shown (Holm)': '#cc3311', 'not shown': CONDITION_COLORS['external'], 'too few cases': '#bbbbbb'}
-    for label, color in legend.items(): ax.plot([], [], 'o-', color=color, label=label)
+        color = (
+            '#bbbbbb'
+            if not row['evaluable']
+            else '#cc3311'
+            if row['significant']
+            else CONDITION_COLORS['external']
+        )
+        draw_interval(
+            ax,
+            y,
+            row['a_minus_b'],
+            row['a_minus_b_low'],
+            row['a_minus_b_high'],
+            color,
+            hollow=not row['evaluable'],
+        )
+    legend = {
+        'difference shown (Holm)': '#cc3311',
+        'not shown': CONDITION_COLORS['external'],
+        'too few cases': '#bbbbbb',
+    }
+    for label, color in legend.items():
+        ax.plot([], [], 'o-', color=color, label=label)
     ax.axvline(0, color='#666666', lw=1)
-    ax.set(yticks=range(len(shown)), yticklabels=[short_name(o) for o in shown['observation']], ylim=(len(shown) - .5, -.5), ylabel='observation',
-           xlabel=f'AUROC, {comparison["model_a"].iloc[0]} minus {comparison["model_b"].iloc[0]} (95% interval)',
-           title=f'The same {comparison["n_images"].iloc[0]} images')
+    ax.set(
+        yticks=range(len(shown)),
+        yticklabels=[short_name(o) for o in shown['observation']],
+        ylim=(len(shown) - 0.5, -0.5),
+        ylabel='observation',
+        xlabel=f'AUROC, {comparison["model_a"].iloc[0]} minus {comparison["model_b"].iloc[0]} (95% interval)',
+        title=f'The same {comparison["n_images"].iloc[0]} images',
+    )
     fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=3, frameon=False)
     return sign_figure(fig, simulated)
 
 # %% ../../nbs/chapters/08_evaluation/04_external.ipynb #f2c94f0b
 def malformed_examples(
-    folder:str|Path # where to write them; made if absent
-) -> list[tuple[str, Path, Path]]: # what is wrong, file of probabilities, file of labels
+    folder: str | Path,  # where to write them; made if absent
+) -> list[tuple[str, Path, Path]]:  # what is wrong, file of probabilities, file of labels
     "Files of predictions that are wrong in one way each, for lessons and tests"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     r, images, found = np.random.default_rng(0), [f'{k:04d}.png' for k in range(12)], []
-    good = pd.DataFrame({'image': images, 'Edema': r.random(12).round(3), 'Cardiomegaly': r.random(12).round(3)})
-    labels = pd.DataFrame({'image': images, 'patient_id': [f'p{k//2}' for k in range(12)], 'Edema': [0, 1]*6, 'Cardiomegaly': [1., 0, 0]*4})
-    labels.to_csv(folder/'labels.csv', index=False)
+    good = pd.DataFrame(
+        {'image': images, 'Edema': r.random(12).round(3), 'Cardiomegaly': r.random(12).round(3)}
+    )
+    labels = pd.DataFrame(
+        {
+            'image': images,
+            'patient_id': [f'p{k // 2}' for k in range(12)],
+            'Edema': [0, 1] * 6,
+            'Cardiomegaly': [1.0, 0, 0] * 4,
+        }
+    )
+    labels.to_csv(folder / 'labels.csv', index=False)
+
     def add(what, content, suffix='.csv', labels='labels.csv'):
-        path = folder/(what.replace(' ', '_').replace(',', '') + suffix)
-        if isinstance(content, pd.DataFrame): content = content.to_csv(index=False)
-        if content is not None: path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        found.append((what, path, folder/labels))
+        path = folder / (what.replace(' ', '_').replace(',', '') + suffix)
+        if isinstance(content, pd.DataFrame):
+            content = content.to_csv(index=False)
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        found.append((what, path, folder / labels))
+
     def with_cell(value, column='Edema', row=3):
         changed = good.astype({column: object})
         changed.loc[row, column] = value
         return changed
+
     text = good.to_csv(index=False)
     add('missing file', None)
     add('empty file', '')
@@ -607,14 +1086,17 @@ def malformed_examples(
     add('no observation column', good.rename(columns={'Edema': 'water', 'Cardiomegaly': 'heart'}))
     add('text in a probability', with_cell('high'))
     add('probability above 1', with_cell(1.2))
-    add('negative probability', with_cell(-.1))
+    add('negative probability', with_cell(-0.1))
     add('missing probability', with_cell(np.nan))
     add('an infinite score', with_cell(np.inf))
     add('two columns of one observation', good.assign(edema=1 - good['Edema']))
     add('an image twice', pd.concat([good, good[5:6]]))
     add('a column twice', text.replace('image,Edema,Cardiomegaly', 'image,Edema,Edema'))
     add('other images', good.assign(image=[f'other_{i}' for i in images]))
-    add('two files of one name', pd.concat([good.assign(image='a/' + good['image']), good.assign(image='b/' + good['image'])]))
+    add(
+        'two files of one name',
+        pd.concat([good.assign(image='a/' + good['image']), good.assign(image='b/' + good['image'])]),
+    )
     add('bars', text.replace(',', '|'))
     add('Latin-1', text.replace('image', 'imagé', 1).encode('latin1'))
     add('a folder', None)
@@ -624,6 +1106,8 @@ def malformed_examples(
     add('a binary file', b'\x89PNG\r\n\x1a\n' + bytes(range(256)))
     add('a line too long', text.replace('\n', '\n0099.png,0.1,0.2,0.3\n', 1))
     add('no image name in a row', with_cell(np.nan, 'image'))
-    labels.astype({'Edema': object}).assign(Edema=['no', 'yes']*6).to_csv(folder/'word_labels.csv', index=False)
+    labels.astype({'Edema': object}).assign(Edema=['no', 'yes'] * 6).to_csv(
+        folder / 'word_labels.csv', index=False
+    )
     add('labels in words', good, labels='word_labels.csv')
     return found

@@ -11,30 +11,64 @@ __all__ = ['ATTRIBUTES', 'NOT_KNOWN', 'RATES', 'SHORTCUT_CONTEXTS', 'attribute_v
 from itertools import combinations
 import numpy as np, pandas as pd
 from scipy import stats
-from ..foundations.core import CONDITION_COLORS, OBSERVATIONS, defined, draw_interval, interval_text, number_text, remark, set_theme, short_name, sign_figure
+from cxr_lib.foundations.core import (
+    CONDITION_COLORS,
+    OBSERVATIONS,
+    defined,
+    draw_interval,
+    interval_text,
+    number_text,
+    remark,
+    set_theme,
+    short_name,
+    sign_figure,
+)
 from ..data.studies import AGE_BANDS, age_band
-from ..metrics.ranking import (holm, CONDITIONS, check_predictions, choose_thresholds, count_cases, interval, known_labels, mean_over, named_interval, rank_condition,
-                                     ranking_metrics, resample_patients, too_few_cases)
+from cxr_lib.metrics.ranking import (
+    holm,
+    choose_thresholds,
+    count_cases,
+    interval,
+    known_labels,
+    mean_over,
+    named_interval,
+    rank_condition,
+    ranking_metrics,
+    resample_patients,
+    too_few_cases,
+)
+from ..metrics.predictions import CONDITIONS, check_predictions
 from .pretest import resampled_mean, row_thresholds
 
 # %% ../../nbs/chapters/08_evaluation/02_fairness.ipynb #1e033bc0
 ATTRIBUTES = ('sex', 'age', 'projection', 'view', 'support devices')
 NOT_KNOWN = 'not known'
 
+
 def attribute_values(
-    table:pd.DataFrame, # rows of a prediction table
-) -> dict[str, pd.Series]: # attribute -> the group of each row; missing where not known
+    table: pd.DataFrame,  # rows of a prediction table
+) -> dict[str, pd.Series]:  # attribute -> the group of each row; missing where not known
     "What patients are compared by"
-    devices = table['label/Support Devices'].map({1.: 'present', 0.: 'absent'})
-    return {'sex': table['sex'], 'age': age_band(table['age']), 'projection': table['projection'], 'view': table['view'], 'support devices': devices}
+    devices = table['label/Support Devices'].map({1.0: 'present', 0.0: 'absent'})
+    return {
+        'sex': table['sex'],
+        'age': age_band(table['age']),
+        'projection': table['projection'],
+        'view': table['view'],
+        'support devices': devices,
+    }
+
 
 def group_rows(
-    group:pd.Series, # the group of each row; missing where not known
-) -> dict[str, np.ndarray]: # group -> positions of its rows: ages in order, others by name, `NOT_KNOWN` last
+    group: pd.Series,  # the group of each row; missing where not known
+) -> dict[str, np.ndarray]:  # group -> positions of its rows: ages in order, others by name, `NOT_KNOWN` last
     "The rows of each group"
     names = group.astype(object).where(group.notna(), NOT_KNOWN).astype(str).to_numpy()
     order = {name: i for i, name in enumerate(AGE_BANDS)} | {NOT_KNOWN: 99}
-    return {g: np.flatnonzero(names == g) for g in sorted(set(names), key=lambda g: (order.get(g, 50 if g not in AGE_BANDS else 0), g))}
+    return {
+        g: np.flatnonzero(names == g)
+        for g in sorted(set(names), key=lambda g: (order.get(g, 50 if g not in AGE_BANDS else 0), g))
+    }
 
 # %% ../../nbs/chapters/08_evaluation/02_fairness.ipynb #42742c6e
 def _subgroup_areas(test, clusters, weights, cases, min_cases, min_patients):
@@ -45,32 +79,53 @@ def _subgroup_areas(test, clusters, weights, cases, min_cases, min_patients):
         patients = {g: len(np.unique(clusters[at])) for g, at in rows.items()}
         compared = [g for g in rows if g != NOT_KNOWN and patients[g] >= min_patients]
         enough = [set(count_cases(test.iloc[rows[g]], min_cases).query('evaluable').index) for g in compared]
-        common = [o for o in OBSERVATIONS if enough and cases.loc[o, 'evaluable'] and all(o in e for e in enough)
-                  and (attribute, o) != ('support devices', 'Support Devices')]
+        common = [
+            o
+            for o in OBSERVATIONS
+            if enough
+            and cases.loc[o, 'evaluable']
+            and all(o in e for e in enough)
+            and (attribute, o) != ('support devices', 'Support Devices')
+        ]
         for g, at in rows.items():
             there = count_cases(test.iloc[at], 1).loc[common]
-            own = [o for o in common if there.loc[o, 'evaluable']]              # all of them in a group that is compared
-            row = dict(attribute=attribute, group=g, n_images=len(at), n_patients=patients[g], small=patients[g] < min_patients, compared=g in compared,
-                       observations=common, n_averaged=len(own), reason='' if own and own == common else
-                       f'no observation has {min_cases} positives and negatives in every group' if not common else
-                       f'only {len(own)} of {len(common)} observations have both classes here' if own else 'a class is absent in this group')
+            own = [o for o in common if there.loc[o, 'evaluable']]  # all of them in a group that is compared
+            row = dict(
+                attribute=attribute,
+                group=g,
+                n_images=len(at),
+                n_patients=patients[g],
+                small=patients[g] < min_patients,
+                compared=g in compared,
+                observations=common,
+                n_averaged=len(own),
+                reason=''
+                if own and own == common
+                else f'no observation has {min_cases} positives and negatives in every group'
+                if not common
+                else f'only {len(own)} of {len(common)} observations have both classes here'
+                if own
+                else 'a class is absent in this group',
+            )
             for c in ('fused', 'image_only'):
                 part = test.iloc[at][[f'{k}/{o}' for k in ('label', c) for o in own]]
                 area = mean_over(rank_condition(part, c, clusters[at], weights)[0], own)
                 row |= named_interval(c, area)
-                if c == 'fused' and g in compared: arrays[attribute][g] = area
+                if c == 'fused' and g in compared:
+                    arrays[attribute][g] = area
             found.append(row)
     return found, arrays
 
+
 def subgroup_performance(
-    test:pd.DataFrame, # test rows of a prediction table
-    clusters:np.ndarray, # (n,) from `resample_patients`
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
-    cases:pd.DataFrame, # from `count_cases`, of all test rows
+    test: pd.DataFrame,  # test rows of a prediction table
+    clusters: np.ndarray,  # (n,) from `resample_patients`
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
+    cases: pd.DataFrame,  # from `count_cases`, of all test rows
     *,
-    min_cases:int=5, # positives and negatives an observation needs in each group
-    min_patients:int=30, # a group with fewer is `small`
-) -> list[dict]: # one row a group, as described below
+    min_cases: int = 5,  # positives and negatives an observation needs in each group
+    min_patients: int = 30,  # a group with fewer is `small`
+) -> list[dict]:  # one row a group, as described below
     """Mean AUROC by sex, age band, projection, view and support devices
 
     A row holds attribute, group, n_images, n_patients, small, compared, observations, n_averaged, fused and image_only with _low and _high, reason.
@@ -79,72 +134,127 @@ def subgroup_performance(
 
 # %% ../../nbs/chapters/08_evaluation/02_fairness.ipynb #51e64a2b
 def group_gaps(
-    values:dict, # attribute -> group -> (1 + n_bootstrap,) a statistic of the sample and of each resample; only groups that are to be compared
-    higher_is_better:bool=True, # of the statistic
-) -> list[dict]: # a row for each attribute, as described below
+    values: dict,  # attribute -> group -> (1 + n_bootstrap,) a statistic of the sample and of each resample; only groups that are to be compared
+    higher_is_better: bool = True,  # of the statistic
+) -> list[dict]:  # a row for each attribute, as described below
     """Best against worst group of each attribute, corrected for having been picked
 
     A row holds attribute, best, worst, best_value, worst_value, gap, low, high, low_all and high_all (for all pairs at once), p, by_chance, n_pairs, reason.
     """
-    groups = {a: {g: np.asarray(v, float) for g, v in by.items() if not np.isnan(v[0])} for a, by in values.items()}
+    groups = {
+        a: {g: np.asarray(v, float) for g, v in by.items() if not np.isnan(v[0])} for a, by in values.items()
+    }
     pairs = [(a, g, h) for a, by in groups.items() for g, h in combinations(by, 2)]
     n = max((len(v) - 1 for by in groups.values() for v in by.values()), default=0)
     difference = np.array([groups[a][g] - groups[a][h] for a, g, h in pairs]).reshape(len(pairs), n + 1)
     away = difference[:, 1:] - difference[:, :1]
     error = np.array([np.nanstd(d, ddof=1) if (~np.isnan(d)).sum() > 1 else np.nan for d in away])
-    error[error == 0] = np.nan                                                 # no variation: nothing can be tested
+    error[error == 0] = np.nan  # no variation: nothing can be tested
     tested = ~np.isnan(error)
-    farthest = np.nan_to_num(np.abs(away[tested])/error[tested, None], nan=0.).max(0) if tested.any() else np.array([])
+    farthest = (
+        np.nan_to_num(np.abs(away[tested]) / error[tested, None], nan=0.0).max(0)
+        if tested.any()
+        else np.array([])
+    )
     found = []
     for a, by in groups.items():
         of = [i for i, pair in enumerate(pairs) if pair[0] == a]
         if not of:
-            found.append(dict(attribute=a, n_pairs=0,
-                              reason=f'{len(by) or "no"} group{"" if len(by) == 1 else "s"} large enough, with enough cases, to compare')
-                         | dict.fromkeys(('best', 'worst'), '')
-                         | dict.fromkeys(('best_value', 'worst_value', 'gap', 'low', 'high', 'low_all', 'high_all', 'p', 'by_chance'), np.nan)); continue
+            found.append(
+                dict(
+                    attribute=a,
+                    n_pairs=0,
+                    reason=f'{len(by) or "no"} group{"" if len(by) == 1 else "s"} large enough, with enough cases, to compare',
+                )
+                | dict.fromkeys(('best', 'worst'), '')
+                | dict.fromkeys(
+                    (
+                        'best_value',
+                        'worst_value',
+                        'gap',
+                        'low',
+                        'high',
+                        'low_all',
+                        'high_all',
+                        'p',
+                        'by_chance',
+                    ),
+                    np.nan,
+                )
+            )
+            continue
         i = max(of, key=lambda i: abs(difference[i, 0]))
         sign, (_, g, h) = (1 if difference[i, 0] >= 0 else -1), pairs[i]
         high, low = (g, h) if sign == 1 else (h, g)
         best, worst = (high, low) if higher_is_better else (low, high)
-        gap, t = interval(sign*difference[i]), abs(difference[i, 0])/error[i]
-        reach = np.quantile(farthest, .95)*error[i] if tested[i] else np.nan
-        spread = np.ptp([v[1:] - v[0] for v in by.values()], axis=0)                   # of equal groups
+        gap, t = interval(sign * difference[i]), abs(difference[i, 0]) / error[i]
+        reach = np.quantile(farthest, 0.95) * error[i] if tested[i] else np.nan
+        spread = np.ptp([v[1:] - v[0] for v in by.values()], axis=0)  # of equal groups
         spread = spread[~np.isnan(spread)]
-        found.append(dict(attribute=a, n_pairs=len(of), reason='' if tested[i] else 'the resamples do not vary: nothing can be tested', best=best, worst=worst,
-            best_value=float(by[best][0]), worst_value=float(by[worst][0]), gap=gap['value'], low=gap['low'], high=gap['high'],
-            low_all=float(gap['value'] - reach), high_all=float(gap['value'] + reach), by_chance=float(spread.mean()) if len(spread) else np.nan,
-            p=float((1 + (farthest >= t - 1e-12).sum())/(1 + len(farthest))) if tested[i] else np.nan))
+        found.append(
+            dict(
+                attribute=a,
+                n_pairs=len(of),
+                reason='' if tested[i] else 'the resamples do not vary: nothing can be tested',
+                best=best,
+                worst=worst,
+                best_value=float(by[best][0]),
+                worst_value=float(by[worst][0]),
+                gap=gap['value'],
+                low=gap['low'],
+                high=gap['high'],
+                low_all=float(gap['value'] - reach),
+                high_all=float(gap['value'] + reach),
+                by_chance=float(spread.mean()) if len(spread) else np.nan,
+                p=float((1 + (farthest >= t - 1e-12).sum()) / (1 + len(farthest))) if tested[i] else np.nan,
+            )
+        )
     return found
 
 # %% ../../nbs/chapters/08_evaluation/02_fairness.ipynb #6c054894
 #: Rate -> how sentences call it
-RATES = {'under': 'under-diagnosis (a finding, and called No Finding)', 'over': 'over-diagnosis (no finding, and not called No Finding)',
-         'missed': 'the mean miss rate', 'false_alarm': 'the mean false-alarm rate'}
+RATES = {
+    'under': 'under-diagnosis (a finding, and called No Finding)',
+    'over': 'over-diagnosis (no finding, and not called No Finding)',
+    'missed': 'the mean miss rate',
+    'false_alarm': 'the mean false-alarm rate',
+}
+
 
 def has_finding(
-    table:pd.DataFrame, # rows of a prediction table
-) -> np.ndarray: # (n,) 1: there is a finding, 0: there is none, NaN: not known
+    table: pd.DataFrame,  # rows of a prediction table
+) -> np.ndarray:  # (n,) 1: there is a finding, 0: there is none, NaN: not known
     "Read from No Finding where that is known, else from the other observations without Support Devices"
     none = table['label/No Finding'].to_numpy(float)
-    some = (table[[f'label/{o}' for o in OBSERVATIONS if o not in ('No Finding', 'Support Devices')]] == 1).any(axis=1).to_numpy()
-    return np.select([none == 1, none == 0, some], [0., 1., 1.], np.nan)
+    some = (
+        (table[[f'label/{o}' for o in OBSERVATIONS if o not in ('No Finding', 'Support Devices')]] == 1)
+        .any(axis=1)
+        .to_numpy()
+    )
+    return np.select([none == 1, none == 0, some], [0.0, 1.0, 1.0], np.nan)
+
 
 def _rate(name, wrong, clusters, weights):
     "A rate with its interval. Where nobody or everybody is wrong, resamples can't vary: then the exact binomial interval of so many patients"
     values, patients = resampled_mean(wrong, clusters, weights), len(np.unique(clusters))
     found = named_interval(name, values)
-    if patients < 2: found |= {f'{name}_low': np.nan, f'{name}_high': np.nan}
+    if patients < 2:
+        found |= {f'{name}_low': np.nan, f'{name}_high': np.nan}
     elif found[name] in (0, 1):
         low, high = stats.binomtest(patients if found[name] else 0, patients).proportion_ci()
         found |= {f'{name}_low': float(low), f'{name}_high': float(high)}
     return found, values
 
+
 def _wrong(test, condition, thresholds):
     "What is called wrongly: name -> (positions of the rows that it can happen to, 1 where it does). 'under', 'over', and miss and alarm of every observation"
     found = {}
     for o in OBSERVATIONS:
-        said, cut, label = test[f'{condition}/{o}'].to_numpy(float), row_thresholds(test, o, thresholds), test[f'label/{o}'].to_numpy(float)
+        said, cut, label = (
+            test[f'{condition}/{o}'].to_numpy(float),
+            row_thresholds(test, o, thresholds),
+            test[f'label/{o}'].to_numpy(float),
+        )
         for name, y, wrong in (('miss', 1, said < cut), ('alarm', 0, said >= cut)):
             at = np.flatnonzero((label == y) & ~np.isnan(cut))
             found[name, o] = at, wrong[at].astype(float)
@@ -155,14 +265,17 @@ def _wrong(test, condition, thresholds):
                 found[name] = at, wrong[at].astype(float)
     return found
 
+
 def _group_rates(rows, wrong, clusters, weights, common):
     "The rates of one group: a row of numbers, and the arrays of each of `RATES`"
     row, arrays, observations = {}, {}, {o: {} for o in OBSERVATIONS}
+
     def rate(name, key):
         at, is_wrong = wrong[key]
         inside = np.isin(at, rows)
         found, values = _rate(name, is_wrong[inside], clusters[at[inside]], weights)
         return found, values, int(inside.sum())
+
     for name in ('under', 'over'):
         found, arrays[name], count = rate(name, name)
         row |= found | {f'n_{name}': count}
@@ -175,58 +288,103 @@ def _group_rates(rows, wrong, clusters, weights, common):
         row |= named_interval(mean, arrays[mean])
     return row | dict(observations=observations), arrays
 
+
 def underdiagnosis(
-    test:pd.DataFrame, # test rows of a prediction table
-    thresholds:pd.DataFrame, # from `choose_thresholds`, of the tuning rows and the same condition
-    clusters:np.ndarray, # (n,) from `resample_patients`
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
+    test: pd.DataFrame,  # test rows of a prediction table
+    thresholds: pd.DataFrame,  # from `choose_thresholds`, of the tuning rows and the same condition
+    clusters: np.ndarray,  # (n,) from `resample_patients`
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
     *,
-    condition:str='fused', # one of `CONDITIONS`
-    min_cases:int=10, # positives and negatives an observation needs in each group to enter the means
-    min_patients:int=30, # a group with fewer patients who have a finding is `small`
-) -> dict: # condition, rows (one a group), gaps (of each of `RATES`, as from `group_gaps`), reason
+    condition: str = 'fused',  # one of `CONDITIONS`
+    min_cases: int = 10,  # positives and negatives an observation needs in each group to enter the means
+    min_patients: int = 30,  # a group with fewer patients who have a finding is `small`
+) -> dict:  # condition, rows (one a group), gaps (of each of `RATES`, as from `group_gaps`), reason
     "Rates of under- and over-diagnosis (Seyyed-Kalantari et al. 2021), of misses and of false alarms, by group"
     wrong, found, arrays = _wrong(test, condition, thresholds), [], {name: {} for name in RATES}
     for attribute, values in attribute_values(test).items():
         rows = group_rows(values)
         sick = {g: len(np.unique(clusters[np.intersect1d(wrong['under'][0], at)])) for g, at in rows.items()}
         compared = [g for g in rows if g != NOT_KNOWN and sick[g] >= min_patients]
-        common = [o for o in OBSERVATIONS if o != 'No Finding' and (attribute, o) != ('support devices', 'Support Devices') and compared
-                  and all(np.isin(wrong[k, o][0], rows[g]).sum() >= min_cases for g in compared for k in ('miss', 'alarm'))]
-        for a in arrays.values(): a[attribute] = {}
+        common = [
+            o
+            for o in OBSERVATIONS
+            if o != 'No Finding'
+            and (attribute, o) != ('support devices', 'Support Devices')
+            and compared
+            and all(
+                np.isin(wrong[k, o][0], rows[g]).sum() >= min_cases
+                for g in compared
+                for k in ('miss', 'alarm')
+            )
+        ]
+        for a in arrays.values():
+            a[attribute] = {}
         for g, at in rows.items():
-            patients, local = np.unique(clusters[at], return_inverse=True)                       # only the group's patients: less to multiply
+            patients, local = np.unique(
+                clusters[at], return_inverse=True
+            )  # only the group's patients: less to multiply
             own = np.full(len(clusters), -1)
             own[at] = local
             row, values_of = _group_rates(at, wrong, own, weights[patients], common)
-            reason = 'No Finding has no threshold or no label' if not len(wrong['under'][0]) else 'no patient with a finding' if not row['n_under'] else ''
-            found.append(dict(attribute=attribute, group=g, n_images=len(at), n_patients=len(np.unique(clusters[at])), n_patients_with_finding=sick[g],
-                              small=sick[g] < min_patients,
-                              compared=g in compared, averaged=common, **row, reason=reason))
+            reason = (
+                'No Finding has no threshold or no label'
+                if not len(wrong['under'][0])
+                else 'no patient with a finding'
+                if not row['n_under']
+                else ''
+            )
+            found.append(
+                dict(
+                    attribute=attribute,
+                    group=g,
+                    n_images=len(at),
+                    n_patients=len(np.unique(clusters[at])),
+                    n_patients_with_finding=sick[g],
+                    small=sick[g] < min_patients,
+                    compared=g in compared,
+                    averaged=common,
+                    **row,
+                    reason=reason,
+                )
+            )
             if g in compared:
-                for name, a in arrays.items(): a[attribute][g] = values_of[name]
-    return dict(condition=condition, rows=found, gaps={name: group_gaps(a, higher_is_better=False) for name, a in arrays.items()},
-                reason='' if len(wrong['under'][0]) else 'No Finding has no threshold or no label: nobody can be called healthy')
+                for name, a in arrays.items():
+                    a[attribute][g] = values_of[name]
+    return dict(
+        condition=condition,
+        rows=found,
+        gaps={name: group_gaps(a, higher_is_better=False) for name, a in arrays.items()},
+        reason=''
+        if len(wrong['under'][0])
+        else 'No Finding has no threshold or no label: nobody can be called healthy',
+    )
 
 # %% ../../nbs/chapters/08_evaluation/02_fairness.ipynb #dcaee2a3
 #: Context -> how sentences say that films are compared within it
-SHORTCUT_CONTEXTS = {'projection': 'within the same projection', 'support devices': 'with and without support devices apart'}
+SHORTCUT_CONTEXTS = {
+    'projection': 'within the same projection',
+    'support devices': 'with and without support devices apart',
+}
+
 
 def within_auroc(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n,) higher means more likely positive
-    strata, # (n,) whole numbers from 0: the context of each image
-    clusters, # (n,) the row of `weights` of each image
-    weights, # (n_patients, n_resamples)
-) -> tuple[np.ndarray, np.ndarray]: # the weighted mean (n_resamples,), NaN where a stratum lacks a class; and the AUROC of each stratum (n_strata, n_resamples)
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n,) higher means more likely positive
+    strata,  # (n,) whole numbers from 0: the context of each image
+    clusters,  # (n,) the row of `weights` of each image
+    weights,  # (n_patients, n_resamples)
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # the weighted mean (n_resamples,), NaN where a stratum lacks a class; and the AUROC of each stratum (n_strata, n_resamples)
     "AUROC between images of the same context; each stratum weighs by the mean of its share of positives and its share of negatives"
     labels, scores, strata, clusters = (np.asarray(x) for x in (labels, scores, strata, clusters))
     areas, share = [], []
     for k in range(int(strata.max()) + 1):
         at = strata == k
         areas.append(ranking_metrics(labels[at], scores[at], weights, clusters[at])[0])
-        share.append(sum(resampled_mean(at[labels == y], clusters[labels == y], weights) for y in (0, 1))/2)
-    return np.sum(np.array(share)*np.array(areas), 0), np.array(areas)
+        share.append(sum(resampled_mean(at[labels == y], clusters[labels == y], weights) for y in (0, 1)) / 2)
+    return np.sum(np.array(share) * np.array(areas), 0), np.array(areas)
+
 
 def _probe(test, context, group, observation, condition, clusters, weights, min_cases):
     "Pooled and within AUROC of one observation and one context"
@@ -234,230 +392,409 @@ def _probe(test, context, group, observation, condition, clusters, weights, min_
     keep = group.notna().to_numpy()[known]
     rows, labels = known[keep], labels[keep]
     names, strata = np.unique(group.to_numpy()[rows].astype(str), return_inverse=True)
-    counts = [(int((labels[strata == k] == 1).sum()), int((labels[strata == k] == 0).sum())) for k in range(len(names))]
-    found = dict(context=context, observation=observation, n_images=len(rows), n_patients=len(np.unique(clusters[rows])),
-                 strata=[dict(group=str(g), n_positive=p, n_negative=n) for g, (p, n) in zip(names, counts)], reason='')
-    short = [f'{g}: {too_few_cases(p, n, min_cases)}' for g, (p, n) in zip(names, counts) if too_few_cases(p, n, min_cases)]
-    if not len(known): found['reason'] = too_few_cases(0, 0, min_cases)
-    elif len(names) < 2: found['reason'] = f'{context}: {names[0]} wherever it is known' if len(names) else f'{context}: not known'
-    elif short: found['reason'] = short[0]
+    counts = [
+        (int((labels[strata == k] == 1).sum()), int((labels[strata == k] == 0).sum()))
+        for k in range(len(names))
+    ]
+    found = dict(
+        context=context,
+        observation=observation,
+        n_images=len(rows),
+        n_patients=len(np.unique(clusters[rows])),
+        strata=[dict(group=str(g), n_positive=p, n_negative=n) for g, (p, n) in zip(names, counts)],
+        reason='',
+    )
+    short = [
+        f'{g}: {too_few_cases(p, n, min_cases)}'
+        for g, (p, n) in zip(names, counts)
+        if too_few_cases(p, n, min_cases)
+    ]
+    if not len(known):
+        found['reason'] = too_few_cases(0, 0, min_cases)
+    elif len(names) < 2:
+        found['reason'] = (
+            f'{context}: {names[0]} wherever it is known' if len(names) else f'{context}: not known'
+        )
+    elif short:
+        found['reason'] = short[0]
     if found['reason']:
-        return found | dict.fromkeys([f'{k}{end}' for k in ('pooled', 'within', 'drop') for end in ('', '_low', '_high')] + ['standard_error', 'p'], np.nan)
+        return found | dict.fromkeys(
+            [f'{k}{end}' for k in ('pooled', 'within', 'drop') for end in ('', '_low', '_high')]
+            + ['standard_error', 'p'],
+            np.nan,
+        )
     scores = test[f'{condition}/{observation}'].to_numpy(float)[rows]
     pooled = ranking_metrics(labels, scores, weights, clusters[rows])[0]
     within, areas = within_auroc(labels, scores, strata, clusters[rows], weights)
-    for row, area in zip(found['strata'], areas): row |= named_interval('auroc', area)
+    for row, area in zip(found['strata'], areas):
+        row |= named_interval('auroc', area)
     drop = pooled - within
     error = np.nanstd(drop[1:], ddof=1) if (~np.isnan(drop[1:])).sum() > 1 else np.nan
-    return found | named_interval('pooled', pooled) | named_interval('within', within) | named_interval('drop', drop) | dict(
-        standard_error=float(error), p=float(stats.norm.sf(drop[0]/error)) if error > 0 else np.nan)
+    return (
+        found
+        | named_interval('pooled', pooled)
+        | named_interval('within', within)
+        | named_interval('drop', drop)
+        | dict(standard_error=float(error), p=float(stats.norm.sf(drop[0] / error)) if error > 0 else np.nan)
+    )
+
 
 def shortcut_probe(
-    test:pd.DataFrame, # test rows of a prediction table
-    clusters:np.ndarray, # (n,) from `resample_patients`
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
+    test: pd.DataFrame,  # test rows of a prediction table
+    clusters: np.ndarray,  # (n,) from `resample_patients`
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
     *,
-    condition:str='fused', # one of `CONDITIONS`
-    min_cases:int=10, # positives and negatives needed in every stratum
-    level:float=.05, # chance of any false alarm among all tests
-) -> dict: # condition, level, n_tested, rows (one for each context and observation, as described below)
+    condition: str = 'fused',  # one of `CONDITIONS`
+    min_cases: int = 10,  # positives and negatives needed in every stratum
+    level: float = 0.05,  # chance of any false alarm among all tests
+) -> dict:  # condition, level, n_tested, rows (one for each context and observation, as described below)
     """How much of each observation's AUROC disappears when films are only compared within the same projection, or with and without support devices apart
 
     A row holds context, observation, n_images, n_patients, strata, pooled, within and drop with _low and _high, standard_error, p, p_holm, found,
     detectable and reason.
     """
     groups = attribute_values(test)
-    rows = [_probe(test, c, groups[c], o, condition, clusters, weights, min_cases) for c in SHORTCUT_CONTEXTS for o in OBSERVATIONS
-            if (c, o) != ('support devices', 'Support Devices')]
+    rows = [
+        _probe(test, c, groups[c], o, condition, clusters, weights, min_cases)
+        for c in SHORTCUT_CONTEXTS
+        for o in OBSERVATIONS
+        if (c, o) != ('support devices', 'Support Devices')
+    ]
     adjusted = holm([r['p'] for r in rows])
     n = int((~np.isnan(adjusted)).sum())
-    reach = stats.norm.isf(level/n) + stats.norm.isf(.2) if n else np.nan         # a drop of so many standard errors is found with 80% chance
-    for row, p in zip(rows, adjusted): row |= dict(p_holm=float(p), found=bool(p < level), detectable=float(reach*row['standard_error']))
+    reach = (
+        stats.norm.isf(level / n) + stats.norm.isf(0.2) if n else np.nan
+    )  # a drop of so many standard errors is found with 80% chance
+    for row, p in zip(rows, adjusted):
+        row |= dict(p_holm=float(p), found=bool(p < level), detectable=float(reach * row['standard_error']))
     return dict(condition=condition, level=level, n_tested=n, rows=rows)
 
 # %% ../../nbs/chapters/08_evaluation/02_fairness.ipynb #ba6cb2d5
-def _gap_sentences(gaps, what, only_shown=False, level=.05):
+def _gap_sentences(gaps, what, only_shown=False, level=0.05):
     "The largest gap over attributes, and whether it is shown"
     usable = [g for g in gaps if defined(g['gap'])]
-    if only_shown and not any(defined(g['p']) and g['p'] < level for g in usable): return []
-    if not usable: return [f'No gap in {what} can be measured: no attribute has two groups with enough patients and cases.']
+    if only_shown and not any(defined(g['p']) and g['p'] < level for g in usable):
+        return []
+    if not usable:
+        return [
+            f'No gap in {what} can be measured: no attribute has two groups with enough patients and cases.'
+        ]
     top = max(usable, key=lambda g: g['gap'])
     pairs = sum(g['n_pairs'] for g in usable)
-    text = (f'The largest gap in {what} is by {top["attribute"]}: {number_text(top["worst_value"])} for {top["worst"]} against {number_text(top["best_value"])} '
-            f'for {top["best"]}, a difference of {number_text(top["gap"], top["low"], top["high"])}.')
-    if not defined(top['p']): return [text + f' It could not be tested: {top["reason"]}.']
+    text = (
+        f'The largest gap in {what} is by {top["attribute"]}: {number_text(top["worst_value"])} for {top["worst"]} against {number_text(top["best_value"])} '
+        f'for {top["best"]}, a difference of {number_text(top["gap"], top["low"], top["high"])}.'
+    )
+    if not defined(top['p']):
+        return [text + f' It could not be tested: {top["reason"]}.']
     shown = top['p'] < level
-    text += (f' It is the largest of {pairs} and so exaggerated; equal groups of these sizes would differ by {number_text(top["by_chance"])} on average. '
-             f'With all pairs taken into account the interval is'
-             f'{interval_text(top["low_all"], top["high_all"])}, p = {top["p"]:.3f}: {"the gap is not luck alone" if shown else "no gap is shown"}.')
+    text += (
+        f' It is the largest of {pairs} and so exaggerated; equal groups of these sizes would differ by {number_text(top["by_chance"])} on average. '
+        f'With all pairs taken into account the interval is'
+        f'{interval_text(top["low_all"], top["high_all"])}, p = {top["p"]:.3f}: {"the gap is not luck alone" if shown else "no gap is shown"}.'
+    )
     others = [g for g in usable if g is not top and defined(g['p']) and g['p'] < level]
-    return [text] + [f'Also shown: by {g["attribute"]}, {number_text(g["worst_value"])} for {g["worst"]} against {number_text(g["best_value"])} for {g["best"]} '
-                     f'(p = {g["p"]:.3f}).' for g in others]
+    return [text] + [
+        f'Also shown: by {g["attribute"]}, {number_text(g["worst_value"])} for {g["worst"]} against {number_text(g["best_value"])} for {g["best"]} '
+        f'(p = {g["p"]:.3f}).'
+        for g in others
+    ]
+
 
 def _shortcut_sentences(probe):
     "Which observations lose discrimination within a context"
     if not probe['n_tested']:
-        return ['Whether the context is read instead of the finding could not be tested: no observation has enough cases in every context.']
+        return [
+            'Whether the context is read instead of the finding could not be tested: no observation has enough cases in every context.'
+        ]
     found = [r for r in probe['rows'] if r['found']]
-    said = [f'Part of the discrimination of {r["observation"]} comes from the context ({r["context"]}): AUROC {number_text(r["pooled"])} over all films, '
-            f'{number_text(r["within"])} {SHORTCUT_CONTEXTS[r["context"]]}, a drop of {number_text(r["drop"], r["drop_low"], r["drop_high"])} '
-            f'(Holm-corrected p = {r["p_holm"]:.3f}).' for r in found]
-    worst = max((r for r in probe['rows'] if defined(r['p']) and not r['found']), key=lambda r: r['detectable'], default=None)
+    said = [
+        f'Part of the discrimination of {r["observation"]} comes from the context ({r["context"]}): AUROC {number_text(r["pooled"])} over all films, '
+        f'{number_text(r["within"])} {SHORTCUT_CONTEXTS[r["context"]]}, a drop of {number_text(r["drop"], r["drop_low"], r["drop_high"])} '
+        f'(Holm-corrected p = {r["p_holm"]:.3f}).'
+        for r in found
+    ]
+    worst = max(
+        (r for r in probe['rows'] if defined(r['p']) and not r['found']),
+        key=lambda r: r['detectable'],
+        default=None,
+    )
     quiet = f'{probe["n_tested"]} pairs of observation and context were tested'
     if worst:
         quiet += f'; the least is known about {worst["observation"]} ({worst["context"]}), where a drop of up to {number_text(worst["detectable"])} could have gone unseen'
     quiet += '.'
     by = {c: any(r['context'] == c and defined(r['p']) for r in probe['rows']) for c in SHORTCUT_CONTEXTS}
-    if not found: said = [f'No observation is shown to lose discrimination {", or ".join(SHORTCUT_CONTEXTS[c] for c in by if by[c])}.']
-    return said + [quiet] + [f'Nothing could be tested {SHORTCUT_CONTEXTS[c]}: too few cases.' for c in by if not by[c]]
+    if not found:
+        said = [
+            f'No observation is shown to lose discrimination {", or ".join(SHORTCUT_CONTEXTS[c] for c in by if by[c])}.'
+        ]
+    return (
+        said
+        + [quiet]
+        + [f'Nothing could be tested {SHORTCUT_CONTEXTS[c]}: too few cases.' for c in by if not by[c]]
+    )
+
 
 def fairness_sentences(
-    report:dict # from `fairness`, or read back from metrics.json
+    report: dict,  # from `fairness`, or read back from metrics.json
 ) -> list[str]:
     "What the numbers say, in plain language; the wording follows the intervals"
     said = _gap_sentences(report['gaps'], 'mean AUROC')
     under = report['underdiagnosis']
-    if under['reason']: said.append(f'Under-diagnosis: {under["reason"]}.')
-    quiet = ('over', 'false_alarm')                                # the costly errors are mentioned where there is something to say
+    if under['reason']:
+        said.append(f'Under-diagnosis: {under["reason"]}.')
+    quiet = ('over', 'false_alarm')  # the costly errors are mentioned where there is something to say
     for name, words in RATES.items():
-        if under['reason'] and name in ('under', 'over'): continue
+        if under['reason'] and name in ('under', 'over'):
+            continue
         said += _gap_sentences(under['gaps'][name], words, only_shown=name in quiet)
     said += _shortcut_sentences(report['shortcuts'])
-    if small := [f'{r["attribute"]} {r["group"]} ({r["n_patients"]} patients)' for r in report['subgroups'] if r['small']]:
+    if small := [
+        f'{r["attribute"]} {r["group"]} ({r["n_patients"]} patients)'
+        for r in report['subgroups']
+        if r['small']
+    ]:
         said.append(f'Too small to judge, and shown in grey: {"; ".join(small)}.')
     return said
 
+
 def fairness(
-    predictions:pd.DataFrame, # a prediction table
-    clusters:np.ndarray|None=None, # (n_test,) from `resample_patients` of the test rows; drawn here if None
-    weights:np.ndarray|None=None, # (n_patients, 1 + n_bootstrap) with it
+    predictions: pd.DataFrame,  # a prediction table
+    clusters: np.ndarray
+    | None = None,  # (n_test,) from `resample_patients` of the test rows; drawn here if None
+    weights: np.ndarray | None = None,  # (n_patients, 1 + n_bootstrap) with it
     *,
-    thresholds:pd.DataFrame|None=None, # of the fused model, from `choose_thresholds`; Youden's, from the tuning rows, if None
-    n_bootstrap:int=1000, # resamples of patients, where none are given
-    seed:int=0, # of the resampling
-    min_cases:int=10, # positives and negatives an observation needs: over all test rows, in each group for rates, in each context for the shortcut probe
-    min_group_cases:int=5, # positives and negatives it needs in each group for the mean AUROC
-    min_patients:int=30, # a group with fewer is small
-    simulated:bool=False, # are the patients simulated? Stored
-) -> dict: # JSON-able: subgroups, gaps, underdiagnosis, shortcuts, sentences, settings, simulated
+    thresholds: pd.DataFrame
+    | None = None,  # of the fused model, from `choose_thresholds`; Youden's, from the tuning rows, if None
+    n_bootstrap: int = 1000,  # resamples of patients, where none are given
+    seed: int = 0,  # of the resampling
+    min_cases: int = 10,  # positives and negatives an observation needs: over all test rows, in each group for rates, in each context for the shortcut probe
+    min_group_cases: int = 5,  # positives and negatives it needs in each group for the mean AUROC
+    min_patients: int = 30,  # a group with fewer is small
+    simulated: bool = False,  # are the patients simulated? Stored
+) -> dict:  # JSON-able: subgroups, gaps, underdiagnosis, shortcuts, sentences, settings, simulated
     "Subgroups, the largest gaps, under-diagnosis and shortcuts of the model that has image and note"
-    if clusters is None or weights is None: check_predictions(predictions)
-    test, tuning = (predictions[predictions['split'] == split].reset_index(drop=True) for split in ('test', 'tuning'))
-    if clusters is None or weights is None: clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
+    if clusters is None or weights is None:
+        check_predictions(predictions)
+    test, tuning = (
+        predictions[predictions['split'] == split].reset_index(drop=True) for split in ('test', 'tuning')
+    )
+    if clusters is None or weights is None:
+        clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
     if len(clusters) != len(test):
-        raise ValueError(f'{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients from the patients of the test rows, in order')
-    subgroups, areas = _subgroup_areas(test, clusters, weights, count_cases(test, min_cases), min_group_cases, min_patients)
-    report = dict(subgroups=subgroups, gaps=group_gaps(areas), shortcuts=shortcut_probe(test, clusters, weights, min_cases=min_cases),
-                  underdiagnosis=underdiagnosis(test, choose_thresholds(tuning) if thresholds is None else thresholds, clusters, weights, min_cases=min_cases, min_patients=min_patients),
-                  simulated=bool(simulated),
-                  settings=dict(n_bootstrap=weights.shape[1] - 1, min_cases=min_cases, min_group_cases=min_group_cases, min_patients=min_patients))
+        raise ValueError(
+            f'{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients from the patients of the test rows, in order'
+        )
+    subgroups, areas = _subgroup_areas(
+        test, clusters, weights, count_cases(test, min_cases), min_group_cases, min_patients
+    )
+    report = dict(
+        subgroups=subgroups,
+        gaps=group_gaps(areas),
+        shortcuts=shortcut_probe(test, clusters, weights, min_cases=min_cases),
+        underdiagnosis=underdiagnosis(
+            test,
+            choose_thresholds(tuning) if thresholds is None else thresholds,
+            clusters,
+            weights,
+            min_cases=min_cases,
+            min_patients=min_patients,
+        ),
+        simulated=bool(simulated),
+        settings=dict(
+            n_bootstrap=weights.shape[1] - 1,
+            min_cases=min_cases,
+            min_group_cases=min_group_cases,
+            min_patients=min_patients,
+        ),
+    )
     return report | dict(sentences=fairness_sentences(report))
 
 # %% ../../nbs/chapters/08_evaluation/02_fairness.ipynb #fd861742
 _GREY = '#aaaaaa'
 
+
 def _group_axis(axes, rows, counts):
     "Heights of the groups, attributes apart; names with counts at the left. Returns the heights"
     at, y = [], 0
     for i, row in enumerate(rows):
-        if i and row['attribute'] != rows[i-1]['attribute']:
-            y += .5
-            for ax in axes: ax.axhline(y - .75, color='#888888', lw=.8)
-        at.append(y); y += 1
-    axes[0].set(yticks=at, yticklabels=[f'{r["attribute"]}: {r["group"]}\n{counts(r)}' for r in rows], ylim=(y - .4, -.6))
-    for ax in axes: ax.grid(axis='y', visible=False)
+        if i and row['attribute'] != rows[i - 1]['attribute']:
+            y += 0.5
+            for ax in axes:
+                ax.axhline(y - 0.75, color='#888888', lw=0.8)
+        at.append(y)
+        y += 1
+    axes[0].set(
+        yticks=at,
+        yticklabels=[f'{r["attribute"]}: {r["group"]}\n{counts(r)}' for r in rows],
+        ylim=(y - 0.4, -0.6),
+    )
+    for ax in axes:
+        ax.grid(axis='y', visible=False)
     return at
 
-def _beside(ax, y, text, x=.01, **more):
+
+def _beside(ax, y, text, x=0.01, **more):
     "A remark to a group, at a place of the axes' width"
     remark(ax, x, y, text, transform=ax.get_yaxis_transform(), **more)
+
 
 def _draw_groups(ax, heights, rows, kinds, pale_label, otherwise=''):
     "Two numbers a group with their intervals, pale where it cannot be judged; why, where there are none. `kinds`: (name of the number, label, color)"
     for y, row in zip(heights, rows):
         pale = row['small'] or row['group'] == NOT_KNOWN
-        for (name, _, color), shift in zip(kinds, (-.16, .16)):
-            draw_interval(ax, y + shift, row[name], row[f'{name}_low'], row[f'{name}_high'], _GREY if pale else color, hollow=pale)
-        if not any(defined(row[name]) for name, _, _ in kinds): _beside(ax, y, row['reason'] or otherwise)
-    for _, label, color in kinds: ax.plot([], [], 'o-', color=color, label=label)
+        for (name, _, color), shift in zip(kinds, (-0.16, 0.16)):
+            draw_interval(
+                ax,
+                y + shift,
+                row[name],
+                row[f'{name}_low'],
+                row[f'{name}_high'],
+                _GREY if pale else color,
+                hollow=pale,
+            )
+        if not any(defined(row[name]) for name, _, _ in kinds):
+            _beside(ax, y, row['reason'] or otherwise)
+    for _, label, color in kinds:
+        ax.plot([], [], 'o-', color=color, label=label)
     ax.plot([], [], 'o-', color=_GREY, mfc='white', label=pale_label)
+
 
 def _below(ax, height, ncols):
     "A legend below the axis, however tall the figure is"
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.7/height), ncols=ncols, frameon=False)
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.7 / height), ncols=ncols, frameon=False)
+
 
 def _headline(gaps):
     "The largest gap in one line"
     usable = [g for g in gaps if defined(g['gap'])]
-    if not usable: return 'no two groups can be compared'
+    if not usable:
+        return 'no two groups can be compared'
     top = max(usable, key=lambda g: g['gap'])
-    said = 'not tested' if not defined(top['p']) else f'p = {top["p"]:.3f} over all pairs: {"shown" if top["p"] < .05 else "not shown"}'
+    said = (
+        'not tested'
+        if not defined(top['p'])
+        else f'p = {top["p"]:.3f} over all pairs: {"shown" if top["p"] < 0.05 else "not shown"}'
+    )
     return f'Largest gap: {top["attribute"]}, {top["worst"]} {number_text(top["worst_value"])}, {top["best"]} {number_text(top["best_value"])}\n({said})'
 
+
 def plot_subgroups(
-    metrics:dict, # from `fairness`, or metrics.json, which holds its rows as `subgroups` and its gaps in `fairness`
-    simulated:bool=False, # also true where the metrics say so
-): # a matplotlib figure
+    metrics: dict,  # from `fairness`, or metrics.json, which holds its rows as `subgroups` and its gaps in `fairness`
+    simulated: bool = False,  # also true where the metrics say so
+):  # a matplotlib figure
     "Mean AUROC by group with intervals and counts; groups too small to judge are grey and hollow"
     import matplotlib.pyplot as plt
+
     set_theme()
     rows, gaps = metrics['subgroups'], metrics.get('gaps') or metrics.get('fairness', {}).get('gaps', [])
-    height = 2.4 + .5*len(rows)
+    height = 2.4 + 0.5 * len(rows)
     fig, ax = plt.subplots(figsize=(10, height))
     heights = _group_axis([ax], rows, lambda r: f'{r["n_patients"]:,} patients, {r["n_images"]:,} images')
-    _draw_groups(ax, heights, rows, [(c, CONDITIONS[c], CONDITION_COLORS[c]) for c in ('fused', 'image_only')], 'too few patients to judge, or not known')
+    _draw_groups(
+        ax,
+        heights,
+        rows,
+        [(c, CONDITIONS[c], CONDITION_COLORS[c]) for c in ('fused', 'image_only')],
+        'too few patients to judge, or not known',
+    )
     for y, row in zip(heights, rows):
-        if defined(row['fused']): _beside(ax, y, f'{row["n_averaged"]} obs.' + (', small' if row['small'] else ''), x=1.01)
+        if defined(row['fused']):
+            _beside(ax, y, f'{row["n_averaged"]} obs.' + (', small' if row['small'] else ''), x=1.01)
     fig.suptitle('Mean AUROC by group of test patients', weight='bold', fontsize=12)
     ax.set_xlabel('mean AUROC (95% interval)')
     ax.set_title(_headline(gaps) if gaps else '', weight='normal', fontsize=9.5)
     _below(ax, height, 3)
     return sign_figure(fig, simulated or metrics['simulated'])
 
+
 def plot_underdiagnosis(
-    metrics:dict, # from `fairness`, or metrics.json, which holds it as `fairness`
-    simulated:bool=False, # also true where the metrics say so
-): # a matplotlib figure
+    metrics: dict,  # from `fairness`, or metrics.json, which holds it as `fairness`
+    simulated: bool = False,  # also true where the metrics say so
+):  # a matplotlib figure
     "Under- and over-diagnosis, misses and false alarms by group with intervals; groups with too few patients who have a finding are grey and hollow"
     import matplotlib.pyplot as plt
+
     set_theme()
     under = metrics.get('underdiagnosis') or metrics['fairness']['underdiagnosis']
-    rows, height = under['rows'], 2.4 + .5*len(under['rows'])
+    rows, height = under['rows'], 2.4 + 0.5 * len(under['rows'])
     fig, axes = plt.subplots(1, 2, figsize=(13, height), sharey=True)
-    kinds = ((('under', 'called No Finding, and has a finding (under-diagnosis)', '#d55e00'),
-              ('over', 'not called No Finding, and has none (over-diagnosis)', '#0173b2')),
-             (('missed', 'observation missed', '#d55e00'), ('false_alarm', 'false alarm', '#0173b2')))
-    heights = _group_axis(axes, rows, lambda r: f'{r["n_under"]:,} images with, {r["n_over"]:,} without a finding')
+    kinds = (
+        (
+            ('under', 'called No Finding, and has a finding (under-diagnosis)', '#d55e00'),
+            ('over', 'not called No Finding, and has none (over-diagnosis)', '#0173b2'),
+        ),
+        (('missed', 'observation missed', '#d55e00'), ('false_alarm', 'false alarm', '#0173b2')),
+    )
+    heights = _group_axis(
+        axes, rows, lambda r: f'{r["n_under"]:,} images with, {r["n_over"]:,} without a finding'
+    )
     for ax, lines in zip(axes, kinds):
-        _draw_groups(ax, heights, rows, lines, 'too few patients with a finding, or not known', 'too few cases of every observation')
-        ax.set(xlim=(-.02, 1.02), xlabel='share of images (95% interval)')
+        _draw_groups(
+            ax,
+            heights,
+            rows,
+            lines,
+            'too few patients with a finding, or not known',
+            'too few cases of every observation',
+        )
+        ax.set(xlim=(-0.02, 1.02), xlabel='share of images (95% interval)')
         _below(ax, height, 1)
     axes[0].set_title(_headline(under['gaps']['under']), weight='normal', fontsize=9.5)
     axes[1].set_title(_headline(under['gaps']['missed']), weight='normal', fontsize=9.5)
-    fig.suptitle('Who is called healthy and is not (left); mean over observations (right)', weight='bold', fontsize=12)
+    fig.suptitle(
+        'Who is called healthy and is not (left); mean over observations (right)', weight='bold', fontsize=12
+    )
     return sign_figure(fig, simulated or metrics['simulated'])
 
+
 def plot_shortcuts(
-    metrics:dict, # from `fairness`, or metrics.json, which holds it as `fairness`
-    simulated:bool=False, # also true where the metrics say so
-): # a matplotlib figure
+    metrics: dict,  # from `fairness`, or metrics.json, which holds it as `fairness`
+    simulated: bool = False,  # also true where the metrics say so
+):  # a matplotlib figure
     "How much AUROC each observation loses when films are compared within the same context only"
     import matplotlib.pyplot as plt
+
     set_theme()
     probe = metrics.get('shortcuts') or metrics['fairness']['shortcuts']
     fig, axes = plt.subplots(1, len(SHORTCUT_CONTEXTS), figsize=(13, 6.6), sharey=True, sharex=True)
     for ax, context in zip(axes, SHORTCUT_CONTEXTS):
         for row in (r for r in probe['rows'] if r['context'] == context):
             y = OBSERVATIONS.index(row['observation'])
-            draw_interval(ax, y, row['drop'], row['drop_low'], row['drop_high'], '#cc3311' if row['found'] else '#555555')
-            if row['reason']: _beside(ax, y, f'not tested: {row["reason"]}')
-            else: _beside(ax, y, f'{row["pooled"]:.2f} → {row["within"]:.2f}', x=1.01, color='#cc3311' if row['found'] else '#666666')
-        if context == 'support devices': _beside(ax, OBSERVATIONS.index('Support Devices'), 'this is the context itself')
+            draw_interval(
+                ax,
+                y,
+                row['drop'],
+                row['drop_low'],
+                row['drop_high'],
+                '#cc3311' if row['found'] else '#555555',
+            )
+            if row['reason']:
+                _beside(ax, y, f'not tested: {row["reason"]}')
+            else:
+                _beside(
+                    ax,
+                    y,
+                    f'{row["pooled"]:.2f} → {row["within"]:.2f}',
+                    x=1.01,
+                    color='#cc3311' if row['found'] else '#666666',
+                )
+        if context == 'support devices':
+            _beside(ax, OBSERVATIONS.index('Support Devices'), 'this is the context itself')
         ax.axvline(0, color='#666666', lw=1)
-        ax.set(yticks=range(14), yticklabels=[short_name(o) for o in OBSERVATIONS], ylim=(13.5, -.5),
-               xlabel='pooled minus within-context AUROC (95% interval)', title=SHORTCUT_CONTEXTS[context])
+        ax.set(
+            yticks=range(14),
+            yticklabels=[short_name(o) for o in OBSERVATIONS],
+            ylim=(13.5, -0.5),
+            xlabel='pooled minus within-context AUROC (95% interval)',
+            title=SHORTCUT_CONTEXTS[context],
+        )
     axes[1].plot([], [], 'o-', color='#cc3311', label=f'shown (Holm, {probe["n_tested"]} tests)')
     axes[1].plot([], [], 'o-', color='#555555', label='not shown')
     _below(axes[1], 6.6, 2)
-    fig.suptitle('Does the discrimination come from the context?  Right of 0: part of it does', weight='bold', fontsize=12)
+    fig.suptitle(
+        'Does the discrimination come from the context?  Right of 0: part of it does',
+        weight='bold',
+        fontsize=12,
+    )
     return sign_figure(fig, simulated or metrics['simulated'])

@@ -11,65 +11,106 @@ __all__ = ['CONDITIONS_COMPARED', 'CLOSEST', 'COLORS', 'TICKS', 'STRATUM_COLORS'
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #13457a06
 import numpy as np, pandas as pd
 from scipy import sparse, special, stats
-from ..foundations.core import CONDITION_COLORS, OBSERVATIONS, defined, number_text, remark, set_theme, short_name, sign_figure
-from ..metrics.ranking import CONDITIONS, choose_thresholds, count_cases, known_labels, named_interval, ranking_metrics, too_few_cases
+from cxr_lib.foundations.core import (
+    CONDITION_COLORS,
+    OBSERVATIONS,
+    defined,
+    number_text,
+    remark,
+    set_theme,
+    short_name,
+    sign_figure,
+)
+from ..metrics.predictions import CONDITIONS
+from cxr_lib.metrics.ranking import (
+    choose_thresholds,
+    count_cases,
+    known_labels,
+    named_interval,
+    ranking_metrics,
+    too_few_cases,
+)
 
 #: What is measured within strata and on the balanced set. The first is the post-test probability, the last the pre-test probability.
 CONDITIONS_COMPARED = ('fused', 'image_only', 'note_only')
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #04647af5
 def pretest_edges(
-    probabilities, # (n,) note-only probabilities of the tuning rows
-    n_strata:int=3, # how many strata
-    overlap:bool=False, # strata that hold equal shares of p(1-p) instead of equal numbers of images
-) -> np.ndarray: # (n_strata - 1,) inner edges, or fewer where quantiles coincide; empty where all probabilities are the same
+    probabilities,  # (n,) note-only probabilities of the tuning rows
+    n_strata: int = 3,  # how many strata
+    overlap: bool = False,  # strata that hold equal shares of p(1-p) instead of equal numbers of images
+) -> np.ndarray:  # (n_strata - 1,) inner edges, or fewer where quantiles coincide; empty where all probabilities are the same
     "Where to cut the pre-test probability: quantiles of the tuning split"
-    if n_strata < 2: raise ValueError(f'n_strata is {n_strata}; expected 2 or more, else there is nothing to compare')
+    if n_strata < 2:
+        raise ValueError(f'n_strata is {n_strata}; expected 2 or more, else there is nothing to compare')
     p = np.asarray(probabilities, float)
-    if np.isnan(p).any(): raise ValueError('the tuning rows have note-only probabilities that are missing; predict them again, or leave those rows out')
-    if len(np.unique(p)) < 2: return np.array([])
-    edges = np.unique(np.quantile(p, np.arange(1, n_strata)/n_strata))
+    if np.isnan(p).any():
+        raise ValueError(
+            'the tuning rows have note-only probabilities that are missing; predict them again, or leave those rows out'
+        )
+    if len(np.unique(p)) < 2:
+        return np.array([])
+    edges = np.unique(np.quantile(p, np.arange(1, n_strata) / n_strata))
     if overlap:
         p = np.sort(p)
-        mass = np.cumsum(p*(1 - p))
-        edges = np.unique(np.interp(np.arange(1, n_strata)/n_strata*mass[-1], mass, p))
-    return edges[edges > p.min()]                        # an edge at the minimum would leave the lowest stratum empty
+        mass = np.cumsum(p * (1 - p))
+        edges = np.unique(np.interp(np.arange(1, n_strata) / n_strata * mass[-1], mass, p))
+    return edges[edges > p.min()]  # an edge at the minimum would leave the lowest stratum empty
+
 
 def resampled_mean(
-    values, # (n,) one number an image
-    clusters, # (n,) the row of `weights` of each image
-    weights, # (n_patients, 1 + n_bootstrap)
-) -> np.ndarray: # (1 + n_bootstrap,), NaN where no image was drawn
+    values,  # (n,) one number an image
+    clusters,  # (n,) the row of `weights` of each image
+    weights,  # (n_patients, 1 + n_bootstrap)
+) -> np.ndarray:  # (1 + n_bootstrap,), NaN where no image was drawn
     "The mean over images, of the sample and of every resample of patients"
-    total, count = (np.bincount(clusters, v, len(weights)) @ weights for v in (np.asarray(values, float), np.ones(len(clusters))))
-    with np.errstate(divide='ignore', invalid='ignore'): return np.where(count > 0, total/count, np.nan)
+    total, count = (
+        np.bincount(clusters, v, len(weights)) @ weights
+        for v in (np.asarray(values, float), np.ones(len(clusters)))
+    )
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.where(count > 0, total / count, np.nan)
+
 
 def _few(n_positive, n_negative, least):
     "Why an AUROC of so many cases is undefined or weak; '' if it is neither"
-    return too_few_cases(n_positive, n_negative, least) if n_positive or n_negative else 'undefined: no labelled case'
+    return (
+        too_few_cases(n_positive, n_negative, least)
+        if n_positive or n_negative
+        else 'undefined: no labelled case'
+    )
+
 
 def _area(name, values, n_positive, n_negative):
     "AUROC with interval; drawing one case again and again is no interval"
     found = named_interval(name, values)
-    if min(n_positive, n_negative) < 2: found |= {f'{name}_low': np.nan, f'{name}_high': np.nan}
+    if min(n_positive, n_negative) < 2:
+        found |= {f'{name}_low': np.nan, f'{name}_high': np.nan}
     return found
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #33e86781
 def stratum_name(
-    k:int, # from 0, the lowest
-    n_strata:int
+    k: int,  # from 0, the lowest
+    n_strata: int,
 ) -> str:
     "What figures and tables call a stratum"
-    return ('low', 'middle', 'high')[k] if n_strata == 3 else ('low', 'high')[k] if n_strata == 2 else f'{k+1} of {n_strata}'
+    return (
+        ('low', 'middle', 'high')[k]
+        if n_strata == 3
+        else ('low', 'high')[k]
+        if n_strata == 2
+        else f'{k + 1} of {n_strata}'
+    )
+
 
 def strata_areas(
-    test:pd.DataFrame, # test rows of a prediction table
-    observation:str, # one of the 14
-    edges:np.ndarray, # from `pretest_edges`, of the tuning rows
-    clusters:np.ndarray, # (n,) from `resample_patients`
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
-    min_cases:int=5, # positives and negatives a stratum needs
-) -> tuple[list[dict], dict]: # a row for each stratum; and condition -> (n_strata, 1 + n_bootstrap) AUROC
+    test: pd.DataFrame,  # test rows of a prediction table
+    observation: str,  # one of the 14
+    edges: np.ndarray,  # from `pretest_edges`, of the tuning rows
+    clusters: np.ndarray,  # (n,) from `resample_patients`
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
+    min_cases: int = 5,  # positives and negatives a stratum needs
+) -> tuple[list[dict], dict]:  # a row for each stratum; and condition -> (n_strata, 1 + n_bootstrap) AUROC
     "Discrimination among cases with about the same pre-test probability"
     rows, labels = known_labels(test, observation)
     before = test[f'note_only/{observation}'].to_numpy(float)[rows]
@@ -78,12 +119,25 @@ def strata_areas(
     for k in range(len(edges) + 1):
         at = stratum == k
         n_positive, n_negative = int((labels[at] == 1).sum()), int((labels[at] == 0).sum())
-        row = dict(stratum=stratum_name(k, len(edges) + 1), from_probability=float(edges[k-1]) if k else 0., to_probability=float(edges[k]) if k < len(edges) else 1.,
-                   n_images=int(at.sum()), n_patients=len(np.unique(clusters[rows[at]])), n_positive=n_positive, n_negative=n_negative,
-                   prevalence=n_positive/at.sum() if at.any() else np.nan, reason=_few(n_positive, n_negative, min_cases))
+        row = dict(
+            stratum=stratum_name(k, len(edges) + 1),
+            from_probability=float(edges[k - 1]) if k else 0.0,
+            to_probability=float(edges[k]) if k < len(edges) else 1.0,
+            n_images=int(at.sum()),
+            n_patients=len(np.unique(clusters[rows[at]])),
+            n_positive=n_positive,
+            n_negative=n_negative,
+            prevalence=n_positive / at.sum() if at.any() else np.nan,
+            reason=_few(n_positive, n_negative, min_cases),
+        )
         for c in CONDITIONS_COMPARED:
             if n_positive and n_negative:
-                areas[c][k] = ranking_metrics(labels[at], test[f'{c}/{observation}'].to_numpy(float)[rows[at]], weights, clusters[rows[at]])[0]
+                areas[c][k] = ranking_metrics(
+                    labels[at],
+                    test[f'{c}/{observation}'].to_numpy(float)[rows[at]],
+                    weights,
+                    clusters[rows[at]],
+                )[0]
             row |= _area(c, areas[c][k], n_positive, n_negative)
         found.append(row)
     return found, areas
@@ -92,100 +146,128 @@ def strata_areas(
 def _cell_counts(labels, cells, clusters, weights):
     "Negatives and positives of each cell in every resample: (2, n_cells, n_resamples)"
     n_cells, positive = int(np.max(cells, initial=-1)) + 1, np.asarray(labels) == 1
-    one = sparse.csr_matrix((np.ones(len(positive)), (positive*n_cells + cells, clusters)), shape=(2*n_cells, len(weights)))
+    one = sparse.csr_matrix(
+        (np.ones(len(positive)), (positive * n_cells + cells, clusters)), shape=(2 * n_cells, len(weights))
+    )
     return (one @ weights.astype(float)).reshape(2, n_cells, -1)
 
+
 def overlap_weights(
-    labels, # (n,) 1 positive, 0 negative
-    cells, # (n,) whole numbers from 0: the cell of pre-test probability of each image
-    clusters, # (n,) the row of `weights` of each image
-    weights, # (n_patients, n_resamples)
-) -> np.ndarray: # (n, n_resamples) weight of each image, the times its patient was drawn included
+    labels,  # (n,) 1 positive, 0 negative
+    cells,  # (n,) whole numbers from 0: the cell of pre-test probability of each image
+    clusters,  # (n,) the row of `weights` of each image
+    weights,  # (n_patients, n_resamples)
+) -> np.ndarray:  # (n, n_resamples) weight of each image, the times its patient was drawn included
     "Weights under which positives and negatives have the same distribution over cells, in every resample"
     negatives, positives = _cell_counts(labels, cells, clusters, weights)
-    share_positive = (positives/np.maximum(negatives + positives, 1e-300))[cells]
-    return weights[clusters]*np.where((np.asarray(labels) == 1)[:, None], 1 - share_positive, share_positive)
+    share_positive = (positives / np.maximum(negatives + positives, 1e-300))[cells]
+    return weights[clusters] * np.where(
+        (np.asarray(labels) == 1)[:, None], 1 - share_positive, share_positive
+    )
+
 
 def effective_size(
-    weights # (n,) of images
-) -> float: # 0 where all weights are 0
+    weights,  # (n,) of images
+) -> float:  # 0 where all weights are 0
     "How many equally weighted images would give as precise a mean (Kish 1965)"
     w = np.asarray(weights, float)
-    return float(w.sum()**2/(w**2).sum()) if w.any() else 0.
+    return float(w.sum() ** 2 / (w**2).sum()) if w.any() else 0.0
+
 
 def balanced_auroc(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n,) higher means more likely positive
-    cells, # (n,) cell of pre-test probability of each image
-    clusters, # (n,) the row of `weights` of each image
-    weights, # (n_patients, n_resamples)
-) -> np.ndarray: # (n_resamples,), NaN where no cell has both classes
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n,) higher means more likely positive
+    cells,  # (n,) cell of pre-test probability of each image
+    clusters,  # (n,) the row of `weights` of each image
+    weights,  # (n_patients, n_resamples)
+) -> np.ndarray:  # (n_resamples,), NaN where no cell has both classes
     "AUROC on the test set balanced by pre-test probability"
-    return in_steps(lambda w: ranking_metrics(labels, scores, overlap_weights(labels, cells, clusters, w))[0], len(labels), weights)
+    return in_steps(
+        lambda w: ranking_metrics(labels, scores, overlap_weights(labels, cells, clusters, w))[0],
+        len(labels),
+        weights,
+    )
+
 
 def in_steps(
-    measure, # weights of some resamples -> (n_of_them,)
-    n:int, # images that `measure` spreads each resample over
-    weights:np.ndarray, # (anything, n_resamples)
-) -> np.ndarray: # (n_resamples,)
+    measure,  # weights of some resamples -> (n_of_them,)
+    n: int,  # images that `measure` spreads each resample over
+    weights: np.ndarray,  # (anything, n_resamples)
+) -> np.ndarray:  # (n_resamples,)
     "Some resamples at a time: weights of every image in every resample can be too many to hold"
-    step = max(1, 20_000_000//max(1, n))
-    return np.concatenate([measure(weights[:, at:at+step]) for at in range(0, weights.shape[1], step)])
+    step = max(1, 20_000_000 // max(1, n))
+    return np.concatenate([measure(weights[:, at : at + step]) for at in range(0, weights.shape[1], step)])
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #40ef1de4
 def matched_auroc(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n,) higher means more likely positive
-    cells, # (n,) cell of pre-test probability of each image
-    clusters, # (n,) the row of `weights` of each image
-    weights, # (n_patients, n_resamples)
-) -> np.ndarray: # (n_resamples,), NaN where no cell has both classes
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n,) higher means more likely positive
+    cells,  # (n,) cell of pre-test probability of each image
+    clusters,  # (n,) the row of `weights` of each image
+    weights,  # (n_patients, n_resamples)
+) -> np.ndarray:  # (n_resamples,), NaN where no cell has both classes
     "AUROC among positives and negatives of the same cell, averaged over cells with weights n_positive * n_negative / n"
     # one ranking does for all cells: put them one above the other, weigh a pair by 1/n of its cell, and take off the pairs of different cells, whose order is known
-    stacked = np.asarray(cells) + stats.rankdata(scores)/(len(cells) + 1)
+    stacked = np.asarray(cells) + stats.rankdata(scores) / (len(cells) + 1)
+
     def measure(w):
         counts = _cell_counts(labels, cells, clusters, w)
-        scale = 1/np.sqrt(np.maximum(counts.sum(0), 1e-300))*(counts.sum(0) > 0)
-        negatives, positives = counts*scale
-        pairs, lower = negatives.sum(0)*positives.sum(0), (positives[1:]*np.cumsum(negatives, 0)[:-1]).sum(0)
-        same = (positives*negatives).sum(0)
+        scale = 1 / np.sqrt(np.maximum(counts.sum(0), 1e-300)) * (counts.sum(0) > 0)
+        negatives, positives = counts * scale
+        pairs, lower = (
+            negatives.sum(0) * positives.sum(0),
+            (positives[1:] * np.cumsum(negatives, 0)[:-1]).sum(0),
+        )
+        same = (positives * negatives).sum(0)
         with np.errstate(divide='ignore', invalid='ignore'):
-            return np.where(same > 0, (ranking_metrics(labels, stacked, w[clusters]*scale[cells])[0]*pairs - lower)/same, np.nan)
+            return np.where(
+                same > 0,
+                (ranking_metrics(labels, stacked, w[clusters] * scale[cells])[0] * pairs - lower) / same,
+                np.nan,
+            )
+
     return in_steps(measure, len(stacked), weights)
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #42f35543
-CLOSEST = 1e-4     # a probability is not taken closer than this to 0 or 1
+CLOSEST = 1e-4  # a probability is not taken closer than this to 0 or 1
+
 
 def log_odds(
-    probabilities # any shape
-) -> np.ndarray: # from -9.2 to 9.2
+    probabilities,  # any shape
+) -> np.ndarray:  # from -9.2 to 9.2
     "Log odds of a probability"
     return special.logit(np.clip(np.asarray(probabilities, float), CLOSEST, 1 - CLOSEST))
 
+
 def row_thresholds(
-    test:pd.DataFrame, # test rows of a prediction table
-    observation:str, # one of the 14
-    thresholds, # a table indexed by fold with a column for each observation, or {observation: t}, {observation: {fold: t}}, or one of these under {rule: ...}
-    rule:str='youden', # which rule to take from {rule: ...}
-) -> np.ndarray: # (n,) NaN where there is none
+    test: pd.DataFrame,  # test rows of a prediction table
+    observation: str,  # one of the 14
+    thresholds,  # a table indexed by fold with a column for each observation, or {observation: t}, {observation: {fold: t}}, or one of these under {rule: ...}
+    rule: str = 'youden',  # which rule to take from {rule: ...}
+) -> np.ndarray:  # (n,) NaN where there is none
     "The decision threshold of each row: that of its fold"
-    if thresholds is None: return np.full(len(test), np.nan)
-    if hasattr(thresholds, 'columns'): thresholds = {o: thresholds[o].to_dict() for o in thresholds}
+    if thresholds is None:
+        return np.full(len(test), np.nan)
+    if hasattr(thresholds, 'columns'):
+        thresholds = {o: thresholds[o].to_dict() for o in thresholds}
     elif thresholds and not set(thresholds) & set(OBSERVATIONS):
-        if rule not in thresholds: raise ValueError(f'thresholds have no rule {rule!r}; they have {", ".join(map(str, thresholds))}')
+        if rule not in thresholds:
+            raise ValueError(f'thresholds have no rule {rule!r}; they have {", ".join(map(str, thresholds))}')
         return row_thresholds(test, observation, thresholds[rule])
     cut = thresholds.get(observation)
-    if not isinstance(cut, dict): return np.full(len(test), np.nan if cut is None else float(cut))
+    if not isinstance(cut, dict):
+        return np.full(len(test), np.nan if cut is None else float(cut))
     cut = {str(f): np.nan if t is None else float(t) for f, t in cut.items()}
     return test['fold'].astype(str).map(cut).to_numpy(float)
 
+
 def movement(
-    test:pd.DataFrame, # test rows of a prediction table
-    observation:str, # one of the 14
-    clusters:np.ndarray, # (n,) from `resample_patients`
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
-    thresholds=None, # of the fused model, as `row_thresholds` takes them; without, nothing is said about crossing
-) -> dict: # threshold (mean over rows), n_decided; and with _low and _high: change, up, down and net of positives and negatives
+    test: pd.DataFrame,  # test rows of a prediction table
+    observation: str,  # one of the 14
+    clusters: np.ndarray,  # (n,) from `resample_patients`
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
+    thresholds=None,  # of the fused model, as `row_thresholds` takes them; without, nothing is said about crossing
+) -> dict:  # threshold (mean over rows), n_decided; and with _low and _high: change, up, down and net of positives and negatives
     "How far the film moves the cases of one observation, and how many across the threshold"
     rows, labels = known_labels(test, observation)
     before, after = (test[f'{c}/{observation}'].to_numpy(float)[rows] for c in ('note_only', 'fused'))
@@ -194,81 +276,150 @@ def movement(
     up, down = (before < cut) & (after >= cut), (before >= cut) & (after < cut)
     for name, y in (('positive', 1), ('negative', 0)):
         at, now = labels == y, (labels == y) & decided
-        means = {'change': resampled_mean((log_odds(after) - log_odds(before))[at], clusters[rows[at]], weights)}
-        means |= {way: resampled_mean(moved[now], clusters[rows[now]], weights) for way, moved in (('up', up), ('down', down))}
-        means['net'] = (means['up'] - means['down'])*(1 if y else -1)
-        for statistic, values in means.items(): found |= named_interval(f'{statistic}_{name}', values)
-    return dict(threshold=float(cut[decided].mean()) if decided.any() else np.nan, n_decided=int(decided.sum()), **found)
+        means = {
+            'change': resampled_mean((log_odds(after) - log_odds(before))[at], clusters[rows[at]], weights)
+        }
+        means |= {
+            way: resampled_mean(moved[now], clusters[rows[now]], weights)
+            for way, moved in (('up', up), ('down', down))
+        }
+        means['net'] = (means['up'] - means['down']) * (1 if y else -1)
+        for statistic, values in means.items():
+            found |= named_interval(f'{statistic}_{name}', values)
+    return dict(
+        threshold=float(cut[decided].mean()) if decided.any() else np.nan,
+        n_decided=int(decided.sum()),
+        **found,
+    )
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #aff286e4
 def _test_and_tuning(predictions, clusters, weights):
     "Test and tuning rows; the resamples must be of the test rows"
-    test, tuning = (predictions[predictions['split'] == split].reset_index(drop=True) for split in ('test', 'tuning'))
-    if not len(test): raise ValueError("predictions have no row with split 'test': there is nothing to evaluate")
+    test, tuning = (
+        predictions[predictions['split'] == split].reset_index(drop=True) for split in ('test', 'tuning')
+    )
+    if not len(test):
+        raise ValueError("predictions have no row with split 'test': there is nothing to evaluate")
     if len(clusters) != len(test) or np.max(clusters) >= len(weights):
-        raise ValueError(f"{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients(test['patient_id']) from the test rows in the table's order")
-    if missing := [f'{c}/{o}' for c in ('label', *CONDITIONS_COMPARED) for o in OBSERVATIONS if f'{c}/{o}' not in predictions]:
-        raise ValueError(f'predictions lack the column {missing[0]} ({len(missing)} such columns); read them with read_predictions')
+        raise ValueError(
+            f"{len(clusters)} clusters for {len(test)} test rows; draw them with resample_patients(test['patient_id']) from the test rows in the table's order"
+        )
+    if missing := [
+        f'{c}/{o}'
+        for c in ('label', *CONDITIONS_COMPARED)
+        for o in OBSERVATIONS
+        if f'{c}/{o}' not in predictions
+    ]:
+        raise ValueError(
+            f'predictions lack the column {missing[0]} ({len(missing)} such columns); read them with read_predictions'
+        )
     return test, tuning
+
 
 def _balanced(test, observation, cells, clusters, weights, whole, min_cases):
     "The balanced set of one observation: sizes and AUROCs; and the arrays behind them"
     rows, labels = known_labels(test, observation)
     w = overlap_weights(labels, cells, clusters[rows], weights[:, :1])[:, 0]
     n_positive, n_negative = (int(((labels == y) & (w > 0)).sum()) for y in (1, 0))
-    found = dict(n_positive=n_positive, n_negative=n_negative, effective_positive=effective_size(w[labels == 1]), effective_negative=effective_size(w[labels == 0]),
-                 reason=_few(n_positive, n_negative, min_cases) and f'balanced set: {_few(n_positive, n_negative, min_cases)}')
+    found = dict(
+        n_positive=n_positive,
+        n_negative=n_negative,
+        effective_positive=effective_size(w[labels == 1]),
+        effective_negative=effective_size(w[labels == 0]),
+        reason=_few(n_positive, n_negative, min_cases)
+        and f'balanced set: {_few(n_positive, n_negative, min_cases)}',
+    )
     arrays = {}
     for c in CONDITIONS_COMPARED:
         scores = test[f'{c}/{observation}'].to_numpy(float)[rows]
-        for name, measure in ((c, balanced_auroc), (f'matched_{c}', matched_auroc)): arrays[name] = measure(labels, scores, cells, clusters[rows], weights)
+        for name, measure in ((c, balanced_auroc), (f'matched_{c}', matched_auroc)):
+            arrays[name] = measure(labels, scores, cells, clusters[rows], weights)
         arrays[f'change_{c}'] = arrays[c] - whole[c]
-    for name, values in arrays.items(): found |= _area(name, values, n_positive, n_negative)
+    for name, values in arrays.items():
+        found |= _area(name, values, n_positive, n_negative)
     return found, arrays
+
 
 def _nothing(names, reason):
     "Undefined, with its reason"
     return {f'{n}{end}': np.nan for n in names for end in ('', '_low', '_high')} | dict(reason=reason)
 
+
 def _mean(values):
     "Mean over observations within each resample"
     return np.mean(values, 0) if len(values) else np.array([np.nan])
 
+
 def _mean_strata(strata, n_strata, min_cases):
     "Mean AUROC by stratum over the observations that can be judged in every stratum, and highest minus lowest"
-    common = [o for o, (rows, _) in strata.items() if len(rows) == n_strata and not any(s['reason'] for s in rows)]
-    found = dict(observations=common, rows=[dict(stratum=stratum_name(k, n_strata), **{n: v for c in CONDITIONS_COMPARED
-                 for n, v in named_interval(c, _mean([strata[o][1][c][k] for o in common])).items()}) for k in range(n_strata)],
-                 reason='' if common else f'no observation has {min_cases} positives and negatives in every stratum')
+    common = [
+        o for o, (rows, _) in strata.items() if len(rows) == n_strata and not any(s['reason'] for s in rows)
+    ]
+    found = dict(
+        observations=common,
+        rows=[
+            dict(
+                stratum=stratum_name(k, n_strata),
+                **{
+                    n: v
+                    for c in CONDITIONS_COMPARED
+                    for n, v in named_interval(c, _mean([strata[o][1][c][k] for o in common])).items()
+                },
+            )
+            for k in range(n_strata)
+        ],
+        reason='' if common else f'no observation has {min_cases} positives and negatives in every stratum',
+    )
     for c in CONDITIONS_COMPARED:
-        found |= named_interval(f'highest_minus_lowest_{c}', _mean([strata[o][1][c][-1] - strata[o][1][c][0] for o in common]))
+        found |= named_interval(
+            f'highest_minus_lowest_{c}', _mean([strata[o][1][c][-1] - strata[o][1][c][0] for o in common])
+        )
     return found
 
+
 def pretest_report(
-    predictions:pd.DataFrame, # a prediction table with test and tuning rows
-    clusters:np.ndarray, # (n_test,) from `resample_patients` of the test rows
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
+    predictions: pd.DataFrame,  # a prediction table with test and tuning rows
+    clusters: np.ndarray,  # (n_test,) from `resample_patients` of the test rows
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
     *,
-    thresholds=None, # of the fused model, as `row_thresholds` takes them; Youden's, from the tuning rows, if None
-    n_strata:int=3, # strata of pre-test probability
-    n_cells:int=20, # narrow cells for the balanced set
-    min_cases:int=10, # positives and negatives an observation needs to enter the means
-    min_stratum_cases:int=5, # positives and negatives that a stratum needs
-    simulated:bool=False, # are the patients simulated? Stored, and written into the pictures
-) -> dict: # JSON-able, as described above
+    thresholds=None,  # of the fused model, as `row_thresholds` takes them; Youden's, from the tuning rows, if None
+    n_strata: int = 3,  # strata of pre-test probability
+    n_cells: int = 20,  # narrow cells for the balanced set
+    min_cases: int = 10,  # positives and negatives an observation needs to enter the means
+    min_stratum_cases: int = 5,  # positives and negatives that a stratum needs
+    simulated: bool = False,  # are the patients simulated? Stored, and written into the pictures
+) -> dict:  # JSON-able, as described above
     "What the film adds to what was known before it, for every observation"
     test, tuning = _test_and_tuning(predictions, clusters, weights)
-    if thresholds is None and len(tuning): thresholds = choose_thresholds(tuning)
+    if thresholds is None and len(tuning):
+        thresholds = choose_thresholds(tuning)
     cases, observations, arrays, strata = count_cases(test, min_cases), {}, {}, {}
     balanced_names = [n for c in CONDITIONS_COMPARED for n in (c, f'matched_{c}', f'change_{c}')]
     for o in OBSERVATIONS:
         rows, labels = known_labels(test, o)
         n_positive, n_negative = int((labels == 1).sum()), int((labels == 0).sum())
-        whole = {c: ranking_metrics(labels, test[f'{c}/{o}'].to_numpy(float)[rows], weights, clusters[rows])[0] for c in CONDITIONS_COMPARED}
-        found = dict(n_positive=n_positive, n_negative=n_negative, reason=str(cases.loc[o, 'reason']), edges=[], strata=[],
-                     all={n: v for c in CONDITIONS_COMPARED for n, v in _area(c, whole[c], n_positive, n_negative).items()})
+        whole = {
+            c: ranking_metrics(labels, test[f'{c}/{o}'].to_numpy(float)[rows], weights, clusters[rows])[0]
+            for c in CONDITIONS_COMPARED
+        }
+        found = dict(
+            n_positive=n_positive,
+            n_negative=n_negative,
+            reason=str(cases.loc[o, 'reason']),
+            edges=[],
+            strata=[],
+            all={
+                n: v
+                for c in CONDITIONS_COMPARED
+                for n, v in _area(c, whole[c], n_positive, n_negative).items()
+            },
+        )
         before = tuning[f'note_only/{o}'].to_numpy(float)
-        edges, narrow = (pretest_edges(before, n_strata), pretest_edges(before, n_cells, overlap=True)) if len(tuning) else np.zeros((2, 0))
+        edges, narrow = (
+            (pretest_edges(before, n_strata), pretest_edges(before, n_cells, overlap=True))
+            if len(tuning)
+            else np.zeros((2, 0))
+        )
         if len(edges) and n_positive and n_negative:
             strata[o] = strata_areas(test, o, edges, clusters, weights, min_stratum_cases)
             cells = np.searchsorted(narrow, test[f'note_only/{o}'].to_numpy(float)[rows], side='right')
@@ -276,175 +427,377 @@ def pretest_report(
             found |= dict(edges=edges.tolist(), strata=strata[o][0], balanced=balanced)
             arrays[o] |= {f'all_{c}': whole[c] for c in CONDITIONS_COMPARED}
         else:
-            why = _few(n_positive, n_negative, 0) or ('the note-only probability is the same for nearly every tuning image: there are no strata' if len(tuning) else
-                                                      'no tuning rows, and strata are not cut on the test set')
-            found['balanced'] = dict(n_positive=0, n_negative=0, effective_positive=0., effective_negative=0., **_nothing(balanced_names, why))
+            why = _few(n_positive, n_negative, 0) or (
+                'the note-only probability is the same for nearly every tuning image: there are no strata'
+                if len(tuning)
+                else 'no tuning rows, and strata are not cut on the test set'
+            )
+            found['balanced'] = dict(
+                n_positive=0,
+                n_negative=0,
+                effective_positive=0.0,
+                effective_negative=0.0,
+                **_nothing(balanced_names, why),
+            )
         observations[o] = found | dict(movement=movement(test, o, clusters, weights, thresholds))
     chosen = [o for o in arrays if cases.loc[o, 'evaluable'] and not observations[o]['balanced']['reason']]
-    means = dict(observations=chosen, reason='' if chosen else 'no observation has enough cases on a balanced test set', strata=_mean_strata(strata, n_strata, min_stratum_cases))
-    for n in (*(f'all_{c}' for c in CONDITIONS_COMPARED), *balanced_names): means |= named_interval(n, _mean([arrays[o][n] for o in chosen]))
-    return dict(observations=observations, means=means, n_images=len(test), n_patients=len(weights), n_tuning_images=len(tuning), simulated=bool(simulated),
-                settings=dict(n_strata=n_strata, n_cells=n_cells, min_cases=min_cases, min_stratum_cases=min_stratum_cases, n_bootstrap=weights.shape[1] - 1,
-                              closest_probability=CLOSEST))
+    means = dict(
+        observations=chosen,
+        reason='' if chosen else 'no observation has enough cases on a balanced test set',
+        strata=_mean_strata(strata, n_strata, min_stratum_cases),
+    )
+    for n in (*(f'all_{c}' for c in CONDITIONS_COMPARED), *balanced_names):
+        means |= named_interval(n, _mean([arrays[o][n] for o in chosen]))
+    return dict(
+        observations=observations,
+        means=means,
+        n_images=len(test),
+        n_patients=len(weights),
+        n_tuning_images=len(tuning),
+        simulated=bool(simulated),
+        settings=dict(
+            n_strata=n_strata,
+            n_cells=n_cells,
+            min_cases=min_cases,
+            min_stratum_cases=min_stratum_cases,
+            n_bootstrap=weights.shape[1] - 1,
+            closest_probability=CLOSEST,
+        ),
+    )
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #414d0620
 def pretest_table(
-    report:dict # from `pretest_report`, or read back from metrics.json
-) -> pd.DataFrame: # a row for the mean and each observation, numbers
+    report: dict,  # from `pretest_report`, or read back from metrics.json
+) -> pd.DataFrame:  # a row for the mean and each observation, numbers
     "Everything about pre-test probability that fits a table"
     rows, nothing = [], float('nan')
     means = report['means']
     strata = {s['stratum']: s for s in means['strata']['rows']}
-    rows.append({'observation': 'Mean', 'positive': nothing, 'negative': nothing, 'effective positive': nothing, 'effective negative': nothing}
-        | {f'AUROC {c}': means[f'all_{c}'] for c in CONDITIONS_COMPARED} | {f'fused, {s} pre-test': row['fused'] for s, row in strata.items()}
-        | {f'{kind} {c}': means[n] for kind, n_of in (('balanced', '{}'), ('matched', 'matched_{}')) for c in CONDITIONS_COMPARED for n in [n_of.format(c)]}
-        | {'reason': means['reason']})
+    rows.append(
+        {
+            'observation': 'Mean',
+            'positive': nothing,
+            'negative': nothing,
+            'effective positive': nothing,
+            'effective negative': nothing,
+        }
+        | {f'AUROC {c}': means[f'all_{c}'] for c in CONDITIONS_COMPARED}
+        | {f'fused, {s} pre-test': row['fused'] for s, row in strata.items()}
+        | {
+            f'{kind} {c}': means[n]
+            for kind, n_of in (('balanced', '{}'), ('matched', 'matched_{}'))
+            for c in CONDITIONS_COMPARED
+            for n in [n_of.format(c)]
+        }
+        | {'reason': means['reason']}
+    )
     for o, found in report['observations'].items():
-        b, moved, of = found['balanced'], found['movement'], {s['stratum']: s['fused'] for s in found['strata']}
-        rows.append({'observation': o, 'positive': found['n_positive'], 'negative': found['n_negative'], 'effective positive': b['effective_positive'], 'effective negative': b['effective_negative']}
-            | {f'AUROC {c}': found['all'][c] for c in CONDITIONS_COMPARED} | {f'fused, {s} pre-test': of.get(s, nothing) for s in strata}
-            | {f'{kind} {c}': b[n.format(c)] for kind, n in (('balanced', '{}'), ('matched', 'matched_{}')) for c in CONDITIONS_COMPARED}
+        b, moved, of = (
+            found['balanced'],
+            found['movement'],
+            {s['stratum']: s['fused'] for s in found['strata']},
+        )
+        rows.append(
+            {
+                'observation': o,
+                'positive': found['n_positive'],
+                'negative': found['n_negative'],
+                'effective positive': b['effective_positive'],
+                'effective negative': b['effective_negative'],
+            }
+            | {f'AUROC {c}': found['all'][c] for c in CONDITIONS_COMPARED}
+            | {f'fused, {s} pre-test': of.get(s, nothing) for s in strata}
+            | {
+                f'{kind} {c}': b[n.format(c)]
+                for kind, n in (('balanced', '{}'), ('matched', 'matched_{}'))
+                for c in CONDITIONS_COMPARED
+            }
             | {f'log odds, {y}s': moved[f'change_{y}'] for y in ('positive', 'negative')}
-            | {f'{y}s moved {"rightly" if right else "wrongly"}': moved[f'{"up" if (y == "positive") == right else "down"}_{y}'] for y in ('positive', 'negative') for right in (True, False)}
-            | {f'net, {y}s': moved[f'net_{y}'] for y in ('positive', 'negative')} | {'reason': found['reason'] or b['reason']})
+            | {
+                f'{y}s moved {"rightly" if right else "wrongly"}': moved[
+                    f'{"up" if (y == "positive") == right else "down"}_{y}'
+                ]
+                for y in ('positive', 'negative')
+                for right in (True, False)
+            }
+            | {f'net, {y}s': moved[f'net_{y}'] for y in ('positive', 'negative')}
+            | {'reason': found['reason'] or b['reason']}
+        )
     table = pd.DataFrame(rows).set_index('observation')
     words = ['reason']
-    return table.astype({c: float for c in table.columns.difference(words)})[[c for c in table if c not in words] + words]
+    return table.astype({c: float for c in table.columns.difference(words)})[
+        [c for c in table if c not in words] + words
+    ]
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #be985f75
-def _number(x): return np.nan if x is None else x            # null in JSON
+def _number(x):
+    return np.nan if x is None else x  # null in JSON
+
 
 COLORS = {'positive': '#d55e00', 'negative': '#0173b2'}
-TICKS = (.001, .01, .1, .5, .9, .99, .999)
+TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+
 
 def _movement_panel(ax, test, observation, found, most):
     "Pre-test against post-test probability of one observation"
     rows, labels = known_labels(test, observation)
-    ax.set_title(f'{short_name(observation)}\n{found["n_positive"]} positive of {len(rows)}', fontsize=10, weight='normal' if found['reason'] else 'bold')
-    end, at = special.logit(1 - CLOSEST) + .2, special.logit(np.array(TICKS))
+    ax.set_title(
+        f'{short_name(observation)}\n{found["n_positive"]} positive of {len(rows)}',
+        fontsize=10,
+        weight='normal' if found['reason'] else 'bold',
+    )
+    end, at = special.logit(1 - CLOSEST) + 0.2, special.logit(np.array(TICKS))
     ax.set(xlim=(-end, end), ylim=(-end, end), xticks=at, yticks=at, aspect='equal')
-    for set_labels in (ax.set_xticklabels, ax.set_yticklabels): set_labels([f'{t:.1%}'.replace('.0%', '%') for t in TICKS], fontsize=8)
+    for set_labels in (ax.set_xticklabels, ax.set_yticklabels):
+        set_labels([f'{t:.1%}'.replace('.0%', '%') for t in TICKS], fontsize=8)
     if not len(rows):
-        ax.text(.5, .5, 'not labelled\nin these data', transform=ax.transAxes, ha='center', va='center', fontsize=9, color='#666666'); return
+        ax.text(
+            0.5,
+            0.5,
+            'not labelled\nin these data',
+            transform=ax.transAxes,
+            ha='center',
+            va='center',
+            fontsize=9,
+            color='#666666',
+        )
+        return
     ax.plot([-end, end], [-end, end], color='#777777', ls='--', lw=1, label='film changes nothing')
     if defined(found['movement']['threshold']):
         cut = log_odds(found['movement']['threshold'])
-        for line in (ax.axhline, ax.axvline): line(cut, color='#444444', ls=':', lw=1.1, label='decision threshold')
-    before, after = (np.clip(log_odds(test[f'{c}/{observation}'].to_numpy(float)[rows]), -end, end) for c in ('note_only', 'fused'))
+        for line in (ax.axhline, ax.axvline):
+            line(cut, color='#444444', ls=':', lw=1.1, label='decision threshold')
+    before, after = (
+        np.clip(log_odds(test[f'{c}/{observation}'].to_numpy(float)[rows]), -end, end)
+        for c in ('note_only', 'fused')
+    )
     for y, name in ((0, 'negative'), (1, 'positive')):
         of = np.flatnonzero(labels == y)
-        if len(of) > most: of = np.random.default_rng(0).choice(of, most, replace=False)
-        ax.scatter(before[of], after[of], s=9 if y else 6, color=COLORS[name], alpha=.75 if y else .35, lw=0, label=name, rasterized=True, zorder=3 + y)
-    lines = [(f'{round(found["movement"][f"change_{name}"], 1) + 0.:+.1f}', color) for name, color in COLORS.items() if defined(found['movement'][f'change_{name}'])]
+        if len(of) > most:
+            of = np.random.default_rng(0).choice(of, most, replace=False)
+        ax.scatter(
+            before[of],
+            after[of],
+            s=9 if y else 6,
+            color=COLORS[name],
+            alpha=0.75 if y else 0.35,
+            lw=0,
+            label=name,
+            rasterized=True,
+            zorder=3 + y,
+        )
+    lines = [
+        (f'{round(found["movement"][f"change_{name}"], 1) + 0.0:+.1f}', color)
+        for name, color in COLORS.items()
+        if defined(found['movement'][f'change_{name}'])
+    ]
     for i, (text, color) in enumerate(lines):
-        ax.text(.97, .04 + .105*(len(lines) - 1 - i), text, transform=ax.transAxes, ha='right', fontsize=9, weight='bold', color=color, zorder=6, bbox=dict(fc='white', ec='none', alpha=.8, pad=.8))
-    if found['reason']: ax.text(.03, .97, 'few cases', transform=ax.transAxes, va='top', fontsize=8, color='#666666')
+        ax.text(
+            0.97,
+            0.04 + 0.105 * (len(lines) - 1 - i),
+            text,
+            transform=ax.transAxes,
+            ha='right',
+            fontsize=9,
+            weight='bold',
+            color=color,
+            zorder=6,
+            bbox=dict(fc='white', ec='none', alpha=0.8, pad=0.8),
+        )
+    if found['reason']:
+        ax.text(0.03, 0.97, 'few cases', transform=ax.transAxes, va='top', fontsize=8, color='#666666')
+
 
 def plot_pretest(
-    predictions:pd.DataFrame, # a prediction table
-    report:dict, # from `pretest_report` on it
-    simulated:bool=False, # also true where the report says so
-    most:int=1500, # positives and negatives shown in a panel, drawn at random where there are more
-): # a matplotlib figure
+    predictions: pd.DataFrame,  # a prediction table
+    report: dict,  # from `pretest_report` on it
+    simulated: bool = False,  # also true where the report says so
+    most: int = 1500,  # positives and negatives shown in a panel, drawn at random where there are more
+):  # a matplotlib figure
     "From pre-test to post-test probability, case by case; the numbers are mean changes of log odds"
     import matplotlib.pyplot as plt
+
     set_theme()
     test = predictions[predictions['split'] == 'test'].reset_index(drop=True)
     fig, axes = plt.subplots(3, 5, figsize=(14, 9.6), sharex=True, sharey=True)
-    for ax, (o, found) in zip(axes.flat, report['observations'].items()): _movement_panel(ax, test, o, found, most)
+    for ax, (o, found) in zip(axes.flat, report['observations'].items()):
+        _movement_panel(ax, test, o, found, most)
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     last = axes.flat[-1]
     last.axis('off')
     last.legend(handles.values(), handles.keys(), loc='center', fontsize=11, frameon=False, markerscale=2.5)
     axes[1, 4].tick_params(labelbottom=True)
-    for ax in (*axes[2, :4], axes[1, 4]): ax.set_xlabel('before the film')
+    for ax in (*axes[2, :4], axes[1, 4]):
+        ax.set_xlabel('before the film')
     fig.supylabel('after the film: probability given note and film (log odds scale)', fontsize=10)
-    fig.suptitle('Pre-test (note only) to post-test probability. Numbers: mean change of log odds', weight='bold')
+    fig.suptitle(
+        'Pre-test (note only) to post-test probability. Numbers: mean change of log odds', weight='bold'
+    )
     return sign_figure(fig, simulated or report['simulated'])
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #e6a644c5
 STRATUM_COLORS = ('#9ecae1', '#4292c6', '#08306b')
 
+
 def _grey_note(ax, y, text):
     "Why there is nothing to see"
-    remark(ax, .01, y, text, transform=ax.get_yaxis_transform(), fontsize=8, zorder=5)
+    remark(ax, 0.01, y, text, transform=ax.get_yaxis_transform(), fontsize=8, zorder=5)
+
 
 def _balanced_panel(ax, rows):
     "All test images (hollow) against the balanced set (filled, with its interval)"
     for y, (_, whole, balanced, few, reason) in enumerate(rows):
         if not any(defined(balanced[c]) for c in CONDITIONS_COMPARED):
-            _grey_note(ax, y, reason); continue
-        for c, shift in zip(CONDITIONS_COMPARED, (-.24, 0, .24)):
-            x0, x1, low, high = (_number(v) for v in (whole(c), balanced[c], balanced[f'{c}_low'], balanced[f'{c}_high']))
+            _grey_note(ax, y, reason)
+            continue
+        for c, shift in zip(CONDITIONS_COMPARED, (-0.24, 0, 0.24)):
+            x0, x1, low, high = (
+                _number(v) for v in (whole(c), balanced[c], balanced[f'{c}_low'], balanced[f'{c}_high'])
+            )
             color = '#bbbbbb' if few else CONDITION_COLORS[c]
-            ax.plot([low, high], [y + shift]*2, color=color, lw=2, alpha=.45, solid_capstyle='round', zorder=2)
-            ax.plot([x0, x1], [y + shift]*2, color=color, lw=1, ls=':', zorder=2)
+            ax.plot(
+                [low, high], [y + shift] * 2, color=color, lw=2, alpha=0.45, solid_capstyle='round', zorder=2
+            )
+            ax.plot([x0, x1], [y + shift] * 2, color=color, lw=1, ls=':', zorder=2)
             ax.plot(x0, y + shift, 'o', ms=5, color=color, mfc='white', zorder=3)
             ax.plot(x1, y + shift, 'o', ms=5, color=color, zorder=4)
-    for c in CONDITIONS_COMPARED: ax.plot([], [], 'o-', color=CONDITION_COLORS[c], label=CONDITIONS[c])
+    for c in CONDITIONS_COMPARED:
+        ax.plot([], [], 'o-', color=CONDITION_COLORS[c], label=CONDITIONS[c])
     ax.plot([], [], 'o', color='#444444', mfc='white', label='all test images')
     ax.plot([], [], 'o', color='#444444', label='balanced')
+
 
 def _strata_panel(ax, rows, n_strata):
     "AUROC of the fused model by stratum of pre-test probability"
     for y, (strata, few, reason) in enumerate(rows):
-        if not any(defined(s['fused']) for s in strata): _grey_note(ax, y, reason)
+        if not any(defined(s['fused']) for s in strata):
+            _grey_note(ax, y, reason)
         for k, s in enumerate(strata):
-            grey, shift = few or bool(s.get('reason')), .24*(2*k/(max(2, len(strata)) - 1) - 1)
-            color = '#bbbbbb' if grey else STRATUM_COLORS[min(2, round(2*k/(n_strata - 1)))]
-            ax.plot([_number(s['fused_low']), _number(s['fused_high'])], [y + shift]*2, color=color, lw=2, alpha=.6, solid_capstyle='round', zorder=2)
-            ax.plot(_number(s['fused']), y + shift, 's', ms=5, color=color, mfc='white' if grey else color, zorder=3)
-    for k in range(n_strata): ax.plot([], [], 's-', color=STRATUM_COLORS[min(2, round(2*k/(n_strata - 1)))], label=f'{stratum_name(k, n_strata)} pre-test probability')
+            grey, shift = few or bool(s.get('reason')), 0.24 * (2 * k / (max(2, len(strata)) - 1) - 1)
+            color = '#bbbbbb' if grey else STRATUM_COLORS[min(2, round(2 * k / (n_strata - 1)))]
+            ax.plot(
+                [_number(s['fused_low']), _number(s['fused_high'])],
+                [y + shift] * 2,
+                color=color,
+                lw=2,
+                alpha=0.6,
+                solid_capstyle='round',
+                zorder=2,
+            )
+            ax.plot(
+                _number(s['fused']),
+                y + shift,
+                's',
+                ms=5,
+                color=color,
+                mfc='white' if grey else color,
+                zorder=3,
+            )
+    for k in range(n_strata):
+        ax.plot(
+            [],
+            [],
+            's-',
+            color=STRATUM_COLORS[min(2, round(2 * k / (n_strata - 1)))],
+            label=f'{stratum_name(k, n_strata)} pre-test probability',
+        )
     ax.plot([], [], 's-', color='#bbbbbb', mfc='white', label='too few cases')
 
+
 def plot_balanced(
-    report:dict, # from `pretest_report`, or read back from metrics.json
-    simulated:bool=False, # also true where the report says so
-): # a matplotlib figure
+    report: dict,  # from `pretest_report`, or read back from metrics.json
+    simulated: bool = False,  # also true where the report says so
+):  # a matplotlib figure
     "AUROC on all test images and on those balanced by pre-test probability (left), and by stratum (right)"
     import matplotlib.pyplot as plt
+
     set_theme()
     means, observations = report['means'], report['observations']
     names = ['Mean', *(short_name(o) for o in observations)]
     left = [('Mean', lambda c: means[f'all_{c}'], means, False, means['reason'])]
-    left += [(o, found['all'].get, found['balanced'], bool(found['reason'] or found['balanced']['reason']), found['balanced']['reason']) for o, found in observations.items()]
-    right = [(means['strata']['rows'], False, means['strata']['reason'])] + [(f['strata'], bool(f['reason']), f['balanced']['reason']) for f in observations.values()]
+    left += [
+        (
+            o,
+            found['all'].get,
+            found['balanced'],
+            bool(found['reason'] or found['balanced']['reason']),
+            found['balanced']['reason'],
+        )
+        for o, found in observations.items()
+    ]
+    right = [(means['strata']['rows'], False, means['strata']['reason'])] + [
+        (f['strata'], bool(f['reason']), f['balanced']['reason']) for f in observations.values()
+    ]
     fig, axes = plt.subplots(1, 2, figsize=(13, 9.2), sharey=True)
     _balanced_panel(axes[0], left)
     _strata_panel(axes[1], right, report['settings']['n_strata'])
-    for ax, title in zip(axes, ('On a test set where the note says nothing', 'Image + note, by pre-test probability')):
-        ax.axvline(.5, color='#666666', lw=1)
-        ax.axhline(.5, color='#aaaaaa', lw=1)
-        for y in range(1, len(names), 2): ax.axhspan(y - .5, y + .5, color='#f4f4f4', zorder=0, lw=0)
-        ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - .5, -.5), xlabel='AUROC (95% interval)', title=title)
+    for ax, title in zip(
+        axes, ('On a test set where the note says nothing', 'Image + note, by pre-test probability')
+    ):
+        ax.axvline(0.5, color='#666666', lw=1)
+        ax.axhline(0.5, color='#aaaaaa', lw=1)
+        for y in range(1, len(names), 2):
+            ax.axhspan(y - 0.5, y + 0.5, color='#f4f4f4', zorder=0, lw=0)
+        ax.set(
+            yticks=range(len(names)),
+            yticklabels=names,
+            ylim=(len(names) - 0.5, -0.5),
+            xlabel='AUROC (95% interval)',
+            title=title,
+        )
         ax.grid(axis='y', visible=False)
-        ax.set_xlim(max(0, min(.4, ax.get_xlim()[0])), 1.01)
-        ax.legend(loc='upper center', bbox_to_anchor=(.5, -.055), ncols=2, frameon=False)
+        ax.set_xlim(max(0, min(0.4, ax.get_xlim()[0])), 1.01)
+        ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.055), ncols=2, frameon=False)
     return sign_figure(fig, simulated or report['simulated'])
 
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #7e087376
-def _with(d, name): return number_text(*(d[f'{name}{end}'] for end in ('', '_low', '_high')))
+def _with(d, name):
+    return number_text(*(d[f'{name}{end}'] for end in ('', '_low', '_high')))
+
 
 def pretest_sentences(
-    report:dict # from `pretest_report`, or read back from metrics.json
+    report: dict,  # from `pretest_report`, or read back from metrics.json
 ) -> list[str]:
     "What the numbers say, in plain language; the wording follows the intervals"
     m, strata = report['means'], report['means']['strata']
-    if not m['observations']: return [f'The pre-test probability could not be used: {next((f["balanced"]["reason"] for f in report["observations"].values() if f["balanced"]["reason"]), m["reason"])}.']
-    said = [f'The note alone ranks with a mean AUROC of {_with(m, "all_note_only")} over {len(m["observations"])} observations. On the test set balanced by it, the note has {_with(m, "note_only")}'
-            + ('.' if abs(m['note_only'] - .5) < .03 else ', so the balance is not complete and what follows is flattered.')]
+    if not m['observations']:
+        return [
+            f'The pre-test probability could not be used: {next((f["balanced"]["reason"] for f in report["observations"].values() if f["balanced"]["reason"]), m["reason"])}.'
+        ]
+    said = [
+        f'The note alone ranks with a mean AUROC of {_with(m, "all_note_only")} over {len(m["observations"])} observations. On the test set balanced by it, the note has {_with(m, "note_only")}'
+        + (
+            '.'
+            if abs(m['note_only'] - 0.5) < 0.03
+            else ', so the balance is not complete and what follows is flattered.'
+        )
+    ]
     for c, what in (('image_only', 'the image alone'),):
         change, low, high = (m[f'change_{c}{end}'] for end in ('', '_low', '_high'))
         kept = f'{what} has {_with(m, c)}, against {_with(m, f"all_{c}")} on all test images (change {_with(m, f"change_{c}")})'
-        if not defined(low): said.append(f'There {kept}.')
-        elif high < 0: said.append(f'There {kept}: part of its AUROC comes from telling the context.')
-        else: said.append(f'There {kept}: no loss is shown, so its AUROC does not rest on guessing the context.')
-        if defined(high) and m[f'{c}_low'] <= .5: said.append('On the balanced test set the image is not shown to rank better than chance.')
-    said.append(f'Between patients of the same pre-test probability, image + note ranks with {_with(m, "matched_fused")} and the image alone with {_with(m, "matched_image_only")}.')
+        if not defined(low):
+            said.append(f'There {kept}.')
+        elif high < 0:
+            said.append(f'There {kept}: part of its AUROC comes from telling the context.')
+        else:
+            said.append(
+                f'There {kept}: no loss is shown, so its AUROC does not rest on guessing the context.'
+            )
+        if defined(high) and m[f'{c}_low'] <= 0.5:
+            said.append('On the balanced test set the image is not shown to rank better than chance.')
+    said.append(
+        f'Between patients of the same pre-test probability, image + note ranks with {_with(m, "matched_fused")} and the image alone with {_with(m, "matched_image_only")}.'
+    )
     if strata['observations']:
         d, low, high = (strata[f'highest_minus_lowest_fused{end}'] for end in ('', '_low', '_high'))
         way = 'lower' if d < 0 else 'higher'
         shown = defined(low) and (high < 0 or low > 0)
-        said.append(f'In the stratum of highest pre-test probability the mean AUROC of image + note is {abs(d):.3f} {way} than in the lowest [{low:.3f}, {high:.3f}]'
-                    + (f', over {len(strata["observations"])} observations.' if shown else ': no difference is shown.'))
+        said.append(
+            f'In the stratum of highest pre-test probability the mean AUROC of image + note is {abs(d):.3f} {way} than in the lowest [{low:.3f}, {high:.3f}]'
+            + (
+                f', over {len(strata["observations"])} observations.'
+                if shown
+                else ': no difference is shown.'
+            )
+        )
     return said

@@ -13,161 +13,265 @@ import numpy as np, pandas as pd
 from scipy import optimize, stats
 from ..foundations.core import OBSERVATIONS, SIMULATED, mark_simulated, set_theme, short_name
 from ..metrics.ranking import auroc
-from ..notes.wording import CHEXPERT_VALID_POSITIVES, PUBLISHED_RECALLS, named_recall, tilt_to_prevalence
+from cxr_lib.notes.wording import (
+    CHEXPERT_VALID_POSITIVES,
+    PUBLISHED_RECALLS,
+    named_recall,
+    tilt_to_prevalence,
+)
 from ..simulation.patients import draw_patients
 
 #: AUROC by observation on CheXpert's validation set, image and note together, as published by the project that this one descends from.
-PUBLISHED_AUROC = {'No Finding': .927, 'Enlarged Cardiomediastinum': 1., 'Cardiomegaly': 1., 'Lung Opacity': .976, 'Lung Lesion': .584, 'Edema': .854,
-                   'Consolidation': .829, 'Pneumonia': .756, 'Atelectasis': .726, 'Pneumothorax': .923, 'Pleural Effusion': .798, 'Pleural Other': .991,
-                   'Support Devices': .668}
-PUBLISHED_MEAN = .848         # of the 13; Fracture has no positive case and no AUROC
+PUBLISHED_AUROC = {
+    'No Finding': 0.927,
+    'Enlarged Cardiomediastinum': 1.0,
+    'Cardiomegaly': 1.0,
+    'Lung Opacity': 0.976,
+    'Lung Lesion': 0.584,
+    'Edema': 0.854,
+    'Consolidation': 0.829,
+    'Pneumonia': 0.756,
+    'Atelectasis': 0.726,
+    'Pneumothorax': 0.923,
+    'Pleural Effusion': 0.798,
+    'Pleural Other': 0.991,
+    'Support Devices': 0.668,
+}
+PUBLISHED_MEAN = 0.848  # of the 13; Fracture has no positive case and no AUROC
 #: Supports that it published with them. The others are the counts of the official valid.csv (chapter data.chexpert).
-PUBLISHED_SUPPORTS = {'Cardiomegaly': 68, 'Enlarged Cardiomediastinum': 109, 'Pneumothorax': 8, 'Pneumonia': 8, 'Pleural Other': 1,
-                      'Lung Lesion': 1, 'Fracture': 0}
-N_IMAGES = 234                # of CheXpert's validation set, of 200 patients (Irvin et al. 2019, section 2)
+PUBLISHED_SUPPORTS = {
+    'Cardiomegaly': 68,
+    'Enlarged Cardiomediastinum': 109,
+    'Pneumothorax': 8,
+    'Pneumonia': 8,
+    'Pleural Other': 1,
+    'Lung Lesion': 1,
+    'Fracture': 0,
+}
+N_IMAGES = 234  # of CheXpert's validation set, of 200 patients (Irvin et al. 2019, section 2)
 
 # %% ../../nbs/chapters/08_evaluation/05_published.ipynb #29d169e2
 def hanley_mcneil_error(
-    value:float, # an AUROC, 0 to 1
-    n_positive:int,
-    n_negative:int,
-) -> float: # NaN where a class is absent
+    value: float,  # an AUROC, 0 to 1
+    n_positive: int,
+    n_negative: int,
+) -> float:  # NaN where a class is absent
     "Standard error of an AUROC from its value and supports (Hanley & McNeil 1982, equation 1)"
     _check_auroc(value, n_positive, n_negative)
-    if not n_positive or not n_negative: return float('nan')
-    two_positives, two_negatives = value/(2 - value), 2*value**2/(1 + value)       # their Q1 and Q2
-    variance = value*(1 - value) + (n_positive - 1)*(two_positives - value**2) + (n_negative - 1)*(two_negatives - value**2)
-    return float(np.sqrt(max(variance, 0)/(n_positive*n_negative)))
+    if not n_positive or not n_negative:
+        return float('nan')
+    two_positives, two_negatives = value / (2 - value), 2 * value**2 / (1 + value)  # their Q1 and Q2
+    variance = (
+        value * (1 - value)
+        + (n_positive - 1) * (two_positives - value**2)
+        + (n_negative - 1) * (two_negatives - value**2)
+    )
+    return float(np.sqrt(max(variance, 0) / (n_positive * n_negative)))
+
 
 def auroc_interval(
-    value:float, # an AUROC, 0 to 1
-    n_positive:int,
-    n_negative:int,
-    confidence:float=.95,
-) -> tuple[float, float]: # low, high; NaN where a class is absent
+    value: float,  # an AUROC, 0 to 1
+    n_positive: int,
+    n_negative: int,
+    confidence: float = 0.95,
+) -> tuple[float, float]:  # low, high; NaN where a class is absent
     "True AUROCs from which the value is no surprise: Hanley & McNeil's standard error, taken at the true value"
     _check_auroc(value, n_positive, n_negative)
-    if not n_positive or not n_negative: return float('nan'), float('nan')
-    z = stats.norm.ppf((1 + confidence)/2)
-    surprise = lambda true: abs(value - true) - z*hanley_mcneil_error(true, n_positive, n_negative)      # below 0: none
-    low = 0. if value == 0 else optimize.brentq(surprise, 0, min(value, 1 - 1e-9))
-    high = 1. if value == 1 else optimize.brentq(surprise, max(value, 1e-9), 1)
+    if not n_positive or not n_negative:
+        return float('nan'), float('nan')
+    z = stats.norm.ppf((1 + confidence) / 2)
+    surprise = lambda true: (
+        abs(value - true) - z * hanley_mcneil_error(true, n_positive, n_negative)
+    )  # below 0: none
+    low = 0.0 if value == 0 else optimize.brentq(surprise, 0, min(value, 1 - 1e-9))
+    high = 1.0 if value == 1 else optimize.brentq(surprise, max(value, 1e-9), 1)
     return float(low), float(high)
 
+
 def _check_auroc(value, n_positive, n_negative):
-    if not 0 <= value <= 1: raise ValueError(f'the AUROC is {value!r}; expected a number from 0 to 1')
+    if not 0 <= value <= 1:
+        raise ValueError(f'the AUROC is {value!r}; expected a number from 0 to 1')
     for name, n in (('n_positive', n_positive), ('n_negative', n_negative)):
-        if n < 0 or n != int(n): raise ValueError(f'{name} is {n!r}; expected a count')
+        if n < 0 or n != int(n):
+            raise ValueError(f'{name} is {n!r}; expected a count')
 
 # %% ../../nbs/chapters/08_evaluation/05_published.ipynb #e9e38979
 def note_rule_scores(
-    table:pd.DataFrame, # the 14 observations; 1 is positive
-    max_named:int=2, # how many positive labels a note names, in column order
-) -> np.ndarray: # (n, 14): 1 named, 0 known to be absent, 0.5 not said
+    table: pd.DataFrame,  # the 14 observations; 1 is positive
+    max_named: int = 2,  # how many positive labels a note names, in column order
+) -> np.ndarray:  # (n, 14): 1 named, 0 known to be absent, 0.5 not said
     "What a note that names the first labels tells of each observation, without a film"
-    if max_named < 1: raise ValueError(f'max_named is {max_named!r}; expected 1 or more')
+    if max_named < 1:
+        raise ValueError(f'max_named is {max_named!r}; expected 1 or more')
     positive = (table[list(OBSERVATIONS)] == 1).to_numpy()
     named = positive & (np.cumsum(positive, axis=1) <= max_named)
     last = np.where(named, np.arange(14), -1).max(axis=1, keepdims=True)
     absent = ~named & ((named.sum(axis=1, keepdims=True) < max_named) | (np.arange(14) < last))
-    return np.where(named, 1., np.where(absent, 0., .5))
+    return np.where(named, 1.0, np.where(absent, 0.0, 0.5))
+
 
 def leak_table(
-    table:pd.DataFrame, # the 14 observations
-    max_named:int=2, # how many positive labels a note names
-    weights=None, # (n,) weight of each row; all alike if None
-) -> pd.DataFrame: # by observation: named (share of its positives that a note names), auroc_rule (of the note alone, by the rule)
+    table: pd.DataFrame,  # the 14 observations
+    max_named: int = 2,  # how many positive labels a note names
+    weights=None,  # (n,) weight of each row; all alike if None
+) -> pd.DataFrame:  # by observation: named (share of its positives that a note names), auroc_rule (of the note alone, by the rule)
     "How much notes that name the first labels give away, by observation"
     scores = note_rule_scores(table, max_named)
     weights = np.ones(len(table)) if weights is None else np.asarray(weights, float)
-    rule = {o: auroc(table[o].to_numpy(float) == 1, scores[:, k], weights) for k, o in enumerate(OBSERVATIONS)}
-    return pd.DataFrame({'named': named_recall(table, max_named, weights), 'auroc_rule': pd.Series(rule)}).loc[list(OBSERVATIONS)]
+    rule = {
+        o: auroc(table[o].to_numpy(float) == 1, scores[:, k], weights) for k, o in enumerate(OBSERVATIONS)
+    }
+    return pd.DataFrame(
+        {'named': named_recall(table, max_named, weights), 'auroc_rule': pd.Series(rule)}
+    ).loc[list(OBSERVATIONS)]
+
 
 @functools.lru_cache(maxsize=4)
 def _simulated_leak(n_patients, seed):
     "The leak on simulated patients with the prevalences of CheXpert's validation set"
     people = draw_patients(n_patients, seed=seed)
-    people = people[people['Fracture'] == 0].reset_index(drop=True)              # the validation set has none
-    return leak_table(people, weights=tilt_to_prevalence(people, {o: n/N_IMAGES for o, n in CHEXPERT_VALID_POSITIVES.items() if n}))
+    people = people[people['Fracture'] == 0].reset_index(drop=True)  # the validation set has none
+    return leak_table(
+        people,
+        weights=tilt_to_prevalence(
+            people, {o: n / N_IMAGES for o, n in CHEXPERT_VALID_POSITIVES.items() if n}
+        ),
+    )
 
 # %% ../../nbs/chapters/08_evaluation/05_published.ipynb #586e859d
 _NOT_GIVEN = 'not given here'
 #: What a line can be worth, from worst to best, and its colour in the figure.
-KINDS = {'no number': '#888888', 'one case': '#d55e00', 'too few cases': '#de8f05', 'in every note': '#cc3311', 'in many notes': '#cc78bc',
-         'cannot be told': '#0173b2'}
+KINDS = {
+    'no number': '#888888',
+    'one case': '#d55e00',
+    'too few cases': '#de8f05',
+    'in every note': '#cc3311',
+    'in many notes': '#cc78bc',
+    'cannot be told': '#0173b2',
+}
+
 
 def _kind(row, min_cases=10):
     "Which doubt comes first"
-    if not row['n_positive'] or np.isnan(row['auroc']): return 'no number'
-    if row['n_positive'] == 1: return 'one case'
-    if row['n_positive'] < min_cases: return 'too few cases'
-    if row['named'] >= .995: return 'in every note'
-    return 'in many notes' if row['named'] >= .5 else 'cannot be told'
+    if not row['n_positive'] or np.isnan(row['auroc']):
+        return 'no number'
+    if row['n_positive'] == 1:
+        return 'one case'
+    if row['n_positive'] < min_cases:
+        return 'too few cases'
+    if row['named'] >= 0.995:
+        return 'in every note'
+    return 'in many notes' if row['named'] >= 0.5 else 'cannot be told'
+
 
 def believability(
-    row:pd.Series, # of `seed_table`: auroc, n_positive, n_negative, low, high, named, auroc_rule
-    min_cases:int=10, # fewer positives are too few
-) -> str: # a sentence or three
+    row: pd.Series,  # of `seed_table`: auroc, n_positive, n_negative, low, high, named, auroc_rule
+    min_cases: int = 10,  # fewer positives are too few
+) -> str:  # a sentence or three
     "What makes a published line believable or not, by rules"
     kind, n, negatives = _kind(row, min_cases), int(row['n_positive']), int(row['n_negative'])
-    if kind == 'no number': return 'No positive case, so there is no AUROC, and rightly none was published.'
+    if kind == 'no number':
+        return 'No positive case, so there is no AUROC, and rightly none was published.'
     if kind == 'one case':
-        said = [f'One positive case: the AUROC is its rank among {negatives} negatives, in steps of {1/negatives:.4f}.',
-                f'Chance alone gives this or more in {row["p_chance"]:.1%} of tables.']
-    elif kind == 'too few cases': said = [f'Only {n} positives: anything from {row["low"]:.2f} to {row["high"]:.2f} agrees with it.']
-    else: said = [f'{n} positives: the support leaves {row["low"]:.2f} to {row["high"]:.2f}.']
-    if row['named'] >= .995:
-        said += ['Exactly 1.000, and the note of every positive case names the label: this is the answer read aloud.' if row['auroc'] == 1 else
-                 'The note of every positive case names the label: nothing needs to be seen on the film.']
+        said = [
+            f'One positive case: the AUROC is its rank among {negatives} negatives, in steps of {1 / negatives:.4f}.',
+            f'Chance alone gives this or more in {row["p_chance"]:.1%} of tables.',
+        ]
+    elif kind == 'too few cases':
+        said = [f'Only {n} positives: anything from {row["low"]:.2f} to {row["high"]:.2f} agrees with it.']
+    else:
+        said = [f'{n} positives: the support leaves {row["low"]:.2f} to {row["high"]:.2f}.']
+    if row['named'] >= 0.995:
+        said += [
+            'Exactly 1.000, and the note of every positive case names the label: this is the answer read aloud.'
+            if row['auroc'] == 1
+            else 'The note of every positive case names the label: nothing needs to be seen on the film.'
+        ]
     elif row['named'] == row['named']:
-        said += [f'Notes name it in about {row["named"]:.0%} of its positives;',
-                 f'with what they leave out, they reach about {row["auroc_rule"]:.2f} by themselves (simulated patients):',
-                 'that is more than was published.' if row['auroc_rule'] > row['high'] else
-                 'less than was published, so the film, or more of the note, added something.' if row['auroc_rule'] < row['low'] else
-                 'within the interval, so the note alone explains the number.']
+        said += [
+            f'Notes name it in about {row["named"]:.0%} of its positives;',
+            f'with what they leave out, they reach about {row["auroc_rule"]:.2f} by themselves (simulated patients):',
+            'that is more than was published.'
+            if row['auroc_rule'] > row['high']
+            else 'less than was published, so the film, or more of the note, added something.'
+            if row['auroc_rule'] < row['low']
+            else 'within the interval, so the note alone explains the number.',
+        ]
     return ' '.join(said)
 
+
 def seed_table(
-    leak:pd.DataFrame|None=None, # from `leak_table`; of simulated patients with the prevalences of the validation set if None
-) -> pd.DataFrame: # by observation: auroc, supports, low, high, step, p_chance, undefined_resamples, precision to f1, named, auroc_rule, kind, reading
+    leak: pd.DataFrame
+    | None = None,  # from `leak_table`; of simulated patients with the prevalences of the validation set if None
+) -> pd.DataFrame:  # by observation: auroc, supports, low, high, step, p_chance, undefined_resamples, precision to f1, named, auroc_rule, kind, reading
     "The published table, with what its supports and notes allow. Precision and recall as published; accuracy and F1 follow from them; else NaN"
     leak, rows = _simulated_leak(20_000, 31) if leak is None else leak, {}
     for o in OBSERVATIONS:
         value, n = PUBLISHED_AUROC.get(o, np.nan), CHEXPERT_VALID_POSITIVES[o]
         negatives, recall = N_IMAGES - n, PUBLISHED_RECALLS.get(o, np.nan)
         low, high = auroc_interval(value, n, negatives) if value == value else (np.nan, np.nan)
-        rows[o] = dict(auroc=value, n_positive=n, n_negative=negatives, support_source='published' if o in PUBLISHED_SUPPORTS else 'valid.csv',
-                       low=low, high=high, step=1/(n*negatives) if n else np.nan, p_chance=_p_chance(value, n, negatives),
-                       undefined_resamples=(1 - n/N_IMAGES)**N_IMAGES,
-                       precision=1. if recall == recall else np.nan, recall=recall, accuracy=1 - (1 - recall)*n/N_IMAGES, f1=2*recall/(1 + recall),
-                       named=leak.loc[o, 'named'], auroc_rule=leak.loc[o, 'auroc_rule'])
+        rows[o] = dict(
+            auroc=value,
+            n_positive=n,
+            n_negative=negatives,
+            support_source='published' if o in PUBLISHED_SUPPORTS else 'valid.csv',
+            low=low,
+            high=high,
+            step=1 / (n * negatives) if n else np.nan,
+            p_chance=_p_chance(value, n, negatives),
+            undefined_resamples=(1 - n / N_IMAGES) ** N_IMAGES,
+            precision=1.0 if recall == recall else np.nan,
+            recall=recall,
+            accuracy=1 - (1 - recall) * n / N_IMAGES,
+            f1=2 * recall / (1 + recall),
+            named=leak.loc[o, 'named'],
+            auroc_rule=leak.loc[o, 'auroc_rule'],
+        )
     table = pd.DataFrame(rows).T.infer_objects().astype({'n_positive': int, 'n_negative': int})
     lines = [r for _, r in table.iterrows()]
-    return table.assign(kind=[_kind(r) for r in lines], reading=[believability(r) for r in lines]).rename_axis('observation')
+    return table.assign(
+        kind=[_kind(r) for r in lines], reading=[believability(r) for r in lines]
+    ).rename_axis('observation')
+
 
 def _p_chance(value, n_positive, n_negative):
     "Probability that scores which know nothing reach the value: exact for one positive, else by the normal approximation of Mann & Whitney's U"
-    if not n_positive or np.isnan(value): return float('nan')
-    if n_positive == 1: return float((n_negative + 1 - round(value*n_negative))/(n_negative + 1))
-    return float(stats.norm.sf((value - .5)/np.sqrt((n_positive + n_negative + 1)/(12*n_positive*n_negative))))
+    if not n_positive or np.isnan(value):
+        return float('nan')
+    if n_positive == 1:
+        return float((n_negative + 1 - round(value * n_negative)) / (n_negative + 1))
+    return float(
+        stats.norm.sf((value - 0.5) / np.sqrt((n_positive + n_negative + 1) / (12 * n_positive * n_negative)))
+    )
 
 # %% ../../nbs/chapters/08_evaluation/05_published.ipynb #1af19627
 def mean_readings(
-    table:pd.DataFrame|None=None, # from `seed_table`; made if None
-) -> pd.DataFrame: # one row a choice of observations: n, mean, low, high
+    table: pd.DataFrame | None = None,  # from `seed_table`; made if None
+) -> pd.DataFrame:  # one row a choice of observations: n, mean, low, high
     "The published mean over observations that can carry one. Intervals: errors of the observations taken as independent, so a lower bound of the width"
     table = seed_table() if table is None else table
     enough = table['n_positive'] >= 10
     always = table['kind'] == 'in every note'
-    choices = {'all with a number': table['auroc'].notna(), 'with at least 10 positives': enough,
-               'of these, always named by the note': enough & always, 'of these, not always named': enough & ~always,
-               'with fewer than 10 positives': table['auroc'].notna() & ~enough}
+    choices = {
+        'all with a number': table['auroc'].notna(),
+        'with at least 10 positives': enough,
+        'of these, always named by the note': enough & always,
+        'of these, not always named': enough & ~always,
+        'with fewer than 10 positives': table['auroc'].notna() & ~enough,
+    }
     rows = {}
     for name, chosen in choices.items():
         part = table[chosen]
-        errors = [hanley_mcneil_error(r['auroc'], r['n_positive'], r['n_negative']) for _, r in part.iterrows()]
-        half = 1.96*np.sqrt(np.square(errors).sum())/max(len(part), 1)
-        rows[name] = dict(n=len(part), mean=part['auroc'].mean(), low=part['auroc'].mean() - half, high=min(part['auroc'].mean() + half, 1.))
+        errors = [
+            hanley_mcneil_error(r['auroc'], r['n_positive'], r['n_negative']) for _, r in part.iterrows()
+        ]
+        half = 1.96 * np.sqrt(np.square(errors).sum()) / max(len(part), 1)
+        rows[name] = dict(
+            n=len(part),
+            mean=part['auroc'].mean(),
+            low=part['auroc'].mean() - half,
+            high=min(part['auroc'].mean() + half, 1.0),
+        )
     return pd.DataFrame(rows).T.astype({'n': int})
 
 # %% ../../nbs/chapters/08_evaluation/05_published.ipynb #b1f046d4
@@ -176,42 +280,65 @@ def _number(found, name):
     value = found.get(name)
     return float('nan') if value is None else float(value)
 
+
 def published_comparison(
-    metrics:dict, # from `evaluate`, or read back from metrics.json
-    condition:str='fused', # whose numbers are ours
-) -> pd.DataFrame: # by observation: published_* and ours_* (auroc, low, high, supports, precision, recall, accuracy, f1), simulated, kind, reading
+    metrics: dict,  # from `evaluate`, or read back from metrics.json
+    condition: str = 'fused',  # whose numbers are ours
+) -> pd.DataFrame:  # by observation: published_* and ours_* (auroc, low, high, supports, precision, recall, accuracy, f1), simulated, kind, reading
     "The published table and a run of ours, in the same columns"
     if not isinstance(metrics, dict) or 'conditions' not in metrics:
-        raise ValueError('metrics is not what evaluate returns: it has no conditions; read metrics.json of a finished run')
+        raise ValueError(
+            'metrics is not what evaluate returns: it has no conditions; read metrics.json of a finished run'
+        )
     if condition not in metrics['conditions']:
         raise ValueError(f'metrics has no condition {condition!r}; it has {", ".join(metrics["conditions"])}')
     theirs, ours = seed_table(), {}
-    names = {'precision': 'ppv', 'recall': 'sensitivity', 'accuracy': 'accuracy', 'f1': 'f1'}                 # at thresholds from the tuning split
+    names = {
+        'precision': 'ppv',
+        'recall': 'sensitivity',
+        'accuracy': 'accuracy',
+        'f1': 'f1',
+    }  # at thresholds from the tuning split
     for o in OBSERVATIONS:
         found = metrics['conditions'][condition]['observations'][o]
-        ours[o] = {k: _number(found, k) for k in ('auroc', 'low', 'high', 'n_positive', 'n_negative')} | {k: _number(found, v) for k, v in names.items()}
+        ours[o] = {k: _number(found, k) for k in ('auroc', 'low', 'high', 'n_positive', 'n_negative')} | {
+            k: _number(found, v) for k, v in names.items()
+        }
     columns = ['auroc', 'low', 'high', 'n_positive', 'n_negative', *names]
-    both = pd.concat([theirs[columns].add_prefix('published_'), pd.DataFrame(ours).T[columns].add_prefix('ours_')], axis=1)
-    return both.assign(simulated=bool(metrics.get('simulated')), kind=theirs['kind'], reading=theirs['reading']).rename_axis('observation')
+    both = pd.concat(
+        [theirs[columns].add_prefix('published_'), pd.DataFrame(ours).T[columns].add_prefix('ours_')], axis=1
+    )
+    return both.assign(
+        simulated=bool(metrics.get('simulated')), kind=theirs['kind'], reading=theirs['reading']
+    ).rename_axis('observation')
+
 
 def _cell(value, low=float('nan'), high=float('nan'), absent='–'):
     "A number with its interval as text"
-    if np.isnan(value): return absent
+    if np.isnan(value):
+        return absent
     return f'{value + 1e-9:.3f}' if np.isnan(low) else f'{value + 1e-9:.3f} [{low:.2f}, {high:.2f}]'
+
 
 def _markdown(rows):
     "A Markdown table from a list of dictionaries"
-    lines = ['| ' + ' | '.join(rows[0]) + ' |', '|' + ' --- |'*len(rows[0])]
-    return '\n'.join(lines + ['| ' + ' | '.join(str(v).replace('|', '/') for v in row.values()) + ' |' for row in rows])
+    lines = ['| ' + ' | '.join(rows[0]) + ' |', '|' + ' --- |' * len(rows[0])]
+    return '\n'.join(
+        lines + ['| ' + ' | '.join(str(v).replace('|', '/') for v in row.values()) + ' |' for row in rows]
+    )
 
-_DOUBTS = ('The notes were made from the labels of the same films: "Evaluate for" and the first two positive labels. Every note held part of the answer.',
-           'The decisions (accuracy, precision, recall, F1) were taken at a threshold of 0.5, not at one chosen on other patients.',
-           'The model was selected on the films that are reported. A maximum over epochs or settings is biased upward, more so with few cases.',
-           'No intervals were published, and 234 films of 200 patients are few. The intervals here come from the supports (Hanley & McNeil 1982).')
+
+_DOUBTS = (
+    'The notes were made from the labels of the same films: "Evaluate for" and the first two positive labels. Every note held part of the answer.',
+    'The decisions (accuracy, precision, recall, F1) were taken at a threshold of 0.5, not at one chosen on other patients.',
+    'The model was selected on the films that are reported. A maximum over epochs or settings is biased upward, more so with few cases.',
+    'No intervals were published, and 234 films of 200 patients are few. The intervals here come from the supports (Hanley & McNeil 1982).',
+)
+
 
 def comparison_page(
-    metrics:dict|None=None, # of a run of ours; the published table alone if None
-) -> str: # Markdown
+    metrics: dict | None = None,  # of a run of ours; the published table alone if None
+) -> str:  # Markdown
     "The published table as a page: numbers, intervals, readings, and our own beside them"
     theirs, means = seed_table(), mean_readings()
     ours = None if metrics is None else published_comparison(metrics)
@@ -219,57 +346,134 @@ def comparison_page(
     label = 'ours (SIMULATED)' if simulated else 'ours'
     rows = []
     for o, r in theirs.iterrows():
-        row = {'observation': o, 'positives': f'{int(r["n_positive"])} of {N_IMAGES}', 'published AUROC': _cell(r['auroc'], r['low'], r['high'])}
+        row = {
+            'observation': o,
+            'positives': f'{int(r["n_positive"])} of {N_IMAGES}',
+            'published AUROC': _cell(r['auroc'], r['low'], r['high']),
+        }
         row |= {k: _cell(r[k], absent=_NOT_GIVEN) for k in ('accuracy', 'precision', 'recall', 'f1')}
         if ours is not None:
             m = ours.loc[o]
-            row |= {f'{label}: positives': '–' if np.isnan(m['ours_n_positive']) else int(m['ours_n_positive']),
-                    f'{label}: AUROC': _cell(m['ours_auroc'], m['ours_low'], m['ours_high'])}
+            row |= {
+                f'{label}: positives': '–' if np.isnan(m['ours_n_positive']) else int(m['ours_n_positive']),
+                f'{label}: AUROC': _cell(m['ours_auroc'], m['ours_low'], m['ours_high']),
+            }
             row |= {f'{label}: {k}': _cell(m[f'ours_{k}']) for k in ('accuracy', 'precision', 'recall', 'f1')}
         rows.append(row)
     page = ['# A published table, and what it can mean', '']
-    if simulated: page += [f'**{SIMULATED} This concerns every column called "{label}". The published columns are about real films.**', '']
+    if simulated:
+        page += [
+            f'**{SIMULATED} This concerns every column called "{label}". The published columns are about real films.**',
+            '',
+        ]
     readings = [{'observation': o, 'worth': r['kind'], 'reading': r['reading']} for o, r in theirs.iterrows()]
-    page += [f'Published by the project that this one descends from: image and note, CheXpert validation set, {N_IMAGES} films. '
-             'Intervals are ours, from value and support. '
-             'Precision and recall are shown where they were given to us; accuracy and F1 are computed from these.', '', _markdown(rows), '',
-             '## What makes each line believable or not', '', _markdown(readings), '',
-             '## What holds for all of them', '', *(f'- {d}' for d in _DOUBTS), '', '## The mean', '',
-             _markdown([{'observations': name, 'n': int(r['n']), 'mean AUROC': _cell(r['mean'], r['low'], r['high'])} for name, r in means.iterrows()]), '']
+    page += [
+        f'Published by the project that this one descends from: image and note, CheXpert validation set, {N_IMAGES} films. '
+        'Intervals are ours, from value and support. '
+        'Precision and recall are shown where they were given to us; accuracy and F1 are computed from these.',
+        '',
+        _markdown(rows),
+        '',
+        '## What makes each line believable or not',
+        '',
+        _markdown(readings),
+        '',
+        '## What holds for all of them',
+        '',
+        *(f'- {d}' for d in _DOUBTS),
+        '',
+        '## The mean',
+        '',
+        _markdown(
+            [
+                {'observations': name, 'n': int(r['n']), 'mean AUROC': _cell(r['mean'], r['low'], r['high'])}
+                for name, r in means.iterrows()
+            ]
+        ),
+        '',
+    ]
     if ours is not None:
-        page += ['Other films and other patients: the two AUROC columns are not comparable as scores.' + ' Ours describe a simulation.'*simulated, '']
+        page += [
+            'Other films and other patients: the two AUROC columns are not comparable as scores.'
+            + ' Ours describe a simulation.' * simulated,
+            '',
+        ]
     return '\n'.join(page)
 
+
 def plot_published(
-    metrics:dict|None=None, # of a run of ours, drawn beside; None: the published table alone
-): # a matplotlib figure
+    metrics: dict | None = None,  # of a run of ours, drawn beside; None: the published table alone
+):  # a matplotlib figure
     "Published AUROC with the interval that its support leaves, coloured by what it is worth"
     import matplotlib.pyplot as plt
+
     set_theme()
     table, ours = seed_table(), None if metrics is None else published_comparison(metrics)
     simulated = ours is not None and bool(ours['simulated'].iloc[0])
     fig, ax = plt.subplots(figsize=(10.5, 6.8))
     for y, (_, r) in enumerate(table.iterrows()):
-        color, shift = KINDS[r['kind']], 0 if ours is None else -.16
+        color, shift = KINDS[r['kind']], 0 if ours is None else -0.16
         if r['kind'] == 'no number':
-            ax.text(.5, y + shift, 'no positive case: no number', fontsize=9, va='center', ha='center', color=color, bbox=dict(fc='white', ec='none', pad=1))
-        ax.plot([r['low'], r['high']], [y + shift]*2, color=color, lw=5, alpha=.35, solid_capstyle='butt')
+            ax.text(
+                0.5,
+                y + shift,
+                'no positive case: no number',
+                fontsize=9,
+                va='center',
+                ha='center',
+                color=color,
+                bbox=dict(fc='white', ec='none', pad=1),
+            )
+        ax.plot([r['low'], r['high']], [y + shift] * 2, color=color, lw=5, alpha=0.35, solid_capstyle='butt')
         ax.plot(r['auroc'], y + shift, 'o', ms=8, color=color)
-        ax.plot(r['auroc_rule'] if r['kind'] != 'no number' else np.nan, y + shift, '|', ms=16, mew=1.6, color='#222222')
+        ax.plot(
+            r['auroc_rule'] if r['kind'] != 'no number' else np.nan,
+            y + shift,
+            '|',
+            ms=16,
+            mew=1.6,
+            color='#222222',
+        )
         ax.text(1.015, y, f'{int(r["n_positive"])}', fontsize=9, va='center', color='#444444')
     for kind, color in KINDS.items():
-        if (table['kind'] == kind).any() and kind != 'no number': ax.plot([], [], 'o-', color=color, label=f'published: {kind}')
-    ax.plot([], [], '|', ms=12, mew=1.6, color='#222222', ls='none', label='the note alone, by the rule (simulated patients)')
+        if (table['kind'] == kind).any() and kind != 'no number':
+            ax.plot([], [], 'o-', color=color, label=f'published: {kind}')
+    ax.plot(
+        [],
+        [],
+        '|',
+        ms=12,
+        mew=1.6,
+        color='#222222',
+        ls='none',
+        label='the note alone, by the rule (simulated patients)',
+    )
     if ours is not None:
         for y, (_, r) in enumerate(ours.iterrows()):
-            ax.plot([r['ours_low'], r['ours_high']], [y + .2]*2, color='#555555', lw=1.5)
-            ax.plot(r['ours_auroc'], y + .2, 'D', ms=5.5, color='#555555', mfc='white')
-        ax.plot([], [], 'D-', ms=5.5, mfc='white', color='#555555', label='ours, SIMULATED patients' if simulated else 'ours, other patients')
-    ax.axvline(.5, color='#666666', lw=1)
-    low = min(.35, np.nanmin(table['low']) - .03)
+            ax.plot([r['ours_low'], r['ours_high']], [y + 0.2] * 2, color='#555555', lw=1.5)
+            ax.plot(r['ours_auroc'], y + 0.2, 'D', ms=5.5, color='#555555', mfc='white')
+        ax.plot(
+            [],
+            [],
+            'D-',
+            ms=5.5,
+            mfc='white',
+            color='#555555',
+            label='ours, SIMULATED patients' if simulated else 'ours, other patients',
+        )
+    ax.axvline(0.5, color='#666666', lw=1)
+    low = min(0.35, np.nanmin(table['low']) - 0.03)
     ax.text(1.015, -1, 'positives', fontsize=9, va='center', color='#444444')
-    ax.set(yticks=range(14), yticklabels=[short_name(o) for o in table.index], ylim=(13.6, -.6), xlim=(low, 1.01),
-           xlabel='AUROC (95% interval from value and support)', title='A published table, with the intervals it came without')
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.1), ncols=2, frameon=False)
+    ax.set(
+        yticks=range(14),
+        yticklabels=[short_name(o) for o in table.index],
+        ylim=(13.6, -0.6),
+        xlim=(low, 1.01),
+        xlabel='AUROC (95% interval from value and support)',
+        title='A published table, with the intervals it came without',
+    )
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
     plt.close(fig)
-    return mark_simulated(fig, True, 'patients: ours and the black marks' if simulated else 'patients: the black marks')
+    return mark_simulated(
+        fig, True, 'patients: ours and the black marks' if simulated else 'patients: the black marks'
+    )

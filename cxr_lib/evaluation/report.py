@@ -11,14 +11,46 @@ __all__ = ['DIFFERENCES', 'COMPARED', 'MORE_RULES', 'decisions', 'rank_shuffles'
 # %% ../../nbs/05_evaluation.ipynb #ae5481cc
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..foundations.core import (COMPETITION, CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, defined, draw_interval, number_text, project_root, read_json, remark,
-                                      rewriting, save_figure, set_theme, short_name, sign_figure, write_json)
+from cxr_lib.foundations.core import (
+    COMPETITION,
+    CONDITION_COLORS,
+    OBSERVATIONS,
+    SIMULATED,
+    RunFolder,
+    atomic_path,
+    defined,
+    draw_interval,
+    number_text,
+    project_root,
+    read_json,
+    remark,
+    rewriting,
+    save_figure,
+    set_theme,
+    short_name,
+    sign_figure,
+    write_json,
+)
 from ..metrics.calibration import BRANCHES, calibrated_thresholds, check_calibration, fit_calibrations
 from ..foundations.run import check_ranges, located_path
 from ..training.conditions import read_permutations
 from ..metrics.predictions import CONDITIONS, check_predictions, conditions_in, read_predictions
-from ..metrics.ranking import (brier_score, calibration, calibration_interval, choose_thresholds, compare_conditions, count_cases, decision_metrics,
-                                     interval, known_labels, mean_over, named_interval, rank_condition, ranking_metrics, resample_patients)
+from cxr_lib.metrics.ranking import (
+    brier_score,
+    calibration,
+    calibration_interval,
+    choose_thresholds,
+    compare_conditions,
+    count_cases,
+    decision_metrics,
+    interval,
+    known_labels,
+    mean_over,
+    named_interval,
+    rank_condition,
+    ranking_metrics,
+    resample_patients,
+)
 from .pretest import plot_balanced, plot_pretest, pretest_report
 from .fairness import fairness, plot_shortcuts, plot_subgroups, plot_underdiagnosis
 from .conformal import conformal_report, plot_conformal, plot_risk_coverage
@@ -28,34 +60,51 @@ from .card import check_metrics, write_model_card
 
 # %% ../../nbs/05_evaluation.ipynb #bd299e5c
 #: Paired differences that are reported, each as (condition, minus condition).
-DIFFERENCES = (('fused', 'image_only'), ('fused', 'note_only'), ('shuffled_note', 'image_only'), ('missing_note', 'image_only'),
-               ('contradicting_note', 'image_only'), ('best_fused', 'fused'), ('best_possible', 'fused'), ('best_fused', 'best_image'))
+DIFFERENCES = (
+    ('fused', 'image_only'),
+    ('fused', 'note_only'),
+    ('shuffled_note', 'image_only'),
+    ('missing_note', 'image_only'),
+    ('contradicting_note', 'image_only'),
+    ('best_fused', 'fused'),
+    ('best_possible', 'fused'),
+    ('best_fused', 'best_image'),
+)
 #: Pairs that are also tested observation by observation.
 COMPARED = (('fused', 'image_only'), ('fused', 'shuffled_note'))
 
 #: Rules for thresholds beside Youden's, which every condition is decided by.
 MORE_RULES = ('sensitivity=0.9', 'specificity=0.9')
 
+
 def _decided(test, condition, observation, thresholds, clusters, weights):
     "-> (images that have a threshold, decision metrics of every resample)"
     rows, labels = known_labels(test, observation)
-    p, cut = test[f'{condition}/{observation}'].to_numpy(float)[rows], test['fold'].map(thresholds[observation]).to_numpy(float)[rows]
+    p, cut = (
+        test[f'{condition}/{observation}'].to_numpy(float)[rows],
+        test['fold'].map(thresholds[observation]).to_numpy(float)[rows],
+    )
     has_cut = ~np.isnan(cut)
-    return int(has_cut.sum()), decision_metrics(labels[has_cut], p[has_cut] >= cut[has_cut], weights, clusters[rows][has_cut])
+    return int(has_cut.sum()), decision_metrics(
+        labels[has_cut], p[has_cut] >= cut[has_cut], weights, clusters[rows][has_cut]
+    )
+
 
 def _stated_thresholds(thresholds, condition, calibrations):
     "Thresholds as they hold for what the calibrated model says; as they are for conditions that another model answers"
     own = any(condition in answered for answered in BRANCHES.values())
     return calibrated_thresholds(thresholds, condition, calibrations) if own else thresholds
 
+
 def decisions(
-    test:pd.DataFrame, # test rows of a prediction table
-    tuning:pd.DataFrame, # its tuning rows, from which the thresholds come
-    clusters:np.ndarray, # (n,) from `resample_patients` of the test rows
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
-    condition:str='fused', # one of `CONDITIONS`
-    calibrations:dict|None=None, # from `fit_calibrations`: the thresholds are stated for calibrated probabilities
-) -> dict: # rule -> observation -> threshold (mean over folds), and with _low and _high: sensitivity, specificity, ppv, npv, f1, accuracy
+    test: pd.DataFrame,  # test rows of a prediction table
+    tuning: pd.DataFrame,  # its tuning rows, from which the thresholds come
+    clusters: np.ndarray,  # (n,) from `resample_patients` of the test rows
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
+    condition: str = 'fused',  # one of `CONDITIONS`
+    calibrations: dict
+    | None = None,  # from `fit_calibrations`: the thresholds are stated for calibrated probabilities
+) -> dict:  # rule -> observation -> threshold (mean over folds), and with _low and _high: sensitivity, specificity, ppv, npv, f1, accuracy
     "What the model decides at thresholds for a wanted sensitivity or specificity; on the test images both come out a little different"
     found = {}
     for rule in MORE_RULES:
@@ -63,8 +112,10 @@ def decisions(
         stated = _stated_thresholds(cuts, condition, calibrations or {})
         found[rule] = {o: dict(threshold=float(stated[o].mean())) for o in OBSERVATIONS}
         for o in OBSERVATIONS:
-            for name, values in _decided(test, condition, o, cuts, clusters, weights)[1].items(): found[rule][o] |= named_interval(name, values)
+            for name, values in _decided(test, condition, o, cuts, clusters, weights)[1].items():
+                found[rule][o] |= named_interval(name, values)
     return found
+
 
 def _condition_metrics(test, condition, ranks, cases, thresholds, clusters, weights):
     "Every number of one condition: by observation, and the two means"
@@ -75,41 +126,80 @@ def _condition_metrics(test, condition, ranks, cases, thresholds, clusters, weig
         n_decided, decided = _decided(test, condition, o, thresholds, clusters, weights)
         decided['brier'] = brier_score(labels, p, weights, c)
         area = interval(ranks[0, k])
-        found = dict(auroc=area['value'], low=area['low'], high=area['high'], undefined_resamples=area['undefined_resamples'], **named_interval('auprc', ranks[1, k]))
-        for name, values in decided.items(): found |= named_interval(name, values)
-        if min(cases.loc[o, ['n_positive', 'n_negative']]) < 2:      # drawing one case again and again is no interval
+        found = dict(
+            auroc=area['value'],
+            low=area['low'],
+            high=area['high'],
+            undefined_resamples=area['undefined_resamples'],
+            **named_interval('auprc', ranks[1, k]),
+        )
+        for name, values in decided.items():
+            found |= named_interval(name, values)
+        if (
+            min(cases.loc[o, ['n_positive', 'n_negative']]) < 2
+        ):  # drawing one case again and again is no interval
             found |= {name: np.nan for name in found if name.endswith(('low', 'high'))}
-        observations[o] = found | calibration_interval(labels, p, weights, c) | dict(n_positive=int(cases.loc[o, 'n_positive']),
-            n_negative=int(cases.loc[o, 'n_negative']), n_decided=n_decided, reason=cases.loc[o, 'reason'])
-    return dict(observations=observations, means={m: _mean_metrics(ranks, chosen) for m, chosen in _averaged(cases).items()})
+        observations[o] = (
+            found
+            | calibration_interval(labels, p, weights, c)
+            | dict(
+                n_positive=int(cases.loc[o, 'n_positive']),
+                n_negative=int(cases.loc[o, 'n_negative']),
+                n_decided=n_decided,
+                reason=cases.loc[o, 'reason'],
+            )
+        )
+    return dict(
+        observations=observations,
+        means={m: _mean_metrics(ranks, chosen) for m, chosen in _averaged(cases).items()},
+    )
+
 
 def _averaged(cases):
     "The two sets of observations that are averaged: all evaluable ones, and those among CheXpert's five"
     evaluable = [o for o in OBSERVATIONS if cases.loc[o, 'evaluable']]
     return {'evaluable': evaluable, 'competition': [o for o in evaluable if o in COMPETITION]}
 
+
 def _mean_metrics(ranks, observations):
     "Mean AUROC and average precision with intervals"
     area = interval(mean_over(ranks[0], observations))
-    return dict(auroc=area['value'], low=area['low'], high=area['high'], undefined_resamples=area['undefined_resamples'],
-                **named_interval('auprc', mean_over(ranks[1], observations)), n_observations=len(observations), observations=list(observations),
-                reason='' if observations else 'no observation has enough cases')
+    return dict(
+        auroc=area['value'],
+        low=area['low'],
+        high=area['high'],
+        undefined_resamples=area['undefined_resamples'],
+        **named_interval('auprc', mean_over(ranks[1], observations)),
+        n_observations=len(observations),
+        observations=list(observations),
+        reason='' if observations else 'no observation has enough cases',
+    )
+
 
 def _difference(a, b, cases):
     "Paired difference of two conditions' AUROC: by observation and of the means"
-    observations = {o: interval(a[k] - b[k]) | dict(reason=cases.loc[o, 'reason']) for k, o in enumerate(OBSERVATIONS)}
+    observations = {
+        o: interval(a[k] - b[k]) | dict(reason=cases.loc[o, 'reason']) for k, o in enumerate(OBSERVATIONS)
+    }
     for o, d in observations.items():
-        if min(cases.loc[o, ['n_positive', 'n_negative']]) < 2: d |= dict(low=np.nan, high=np.nan)
-    means = {m: interval(mean_over(a, chosen) - mean_over(b, chosen)) | dict(n_observations=len(chosen), reason='' if chosen else 'no observation has enough cases')
-             for m, chosen in _averaged(cases).items()}
+        if min(cases.loc[o, ['n_positive', 'n_negative']]) < 2:
+            d |= dict(low=np.nan, high=np.nan)
+    means = {
+        m: interval(mean_over(a, chosen) - mean_over(b, chosen))
+        | dict(n_observations=len(chosen), reason='' if chosen else 'no observation has enough cases')
+        for m, chosen in _averaged(cases).items()
+    }
     return dict(observations=observations, means=means)
 
+
 def rank_shuffles(
-    permutations:np.ndarray, # (n_permutations, n, 14) probabilities of the test rows, each with notes shuffled anew
-    test:pd.DataFrame, # the test rows, in the same order
-    clusters:np.ndarray, # (n,) from `resample_patients`
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
-) -> tuple[np.ndarray, np.ndarray]: # (2, 14, 1 + n_bootstrap) AUROC and average precision as from `rank_condition`; (14, n_permutations) AUROC of each shuffle
+    permutations: np.ndarray,  # (n_permutations, n, 14) probabilities of the test rows, each with notes shuffled anew
+    test: pd.DataFrame,  # the test rows, in the same order
+    clusters: np.ndarray,  # (n,) from `resample_patients`
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (2, 14, 1 + n_bootstrap) AUROC and average precision as from `rank_condition`; (14, n_permutations) AUROC of each shuffle
     "Ranking with other patients' notes: the mean over the shuffles. Each resample of patients meets one shuffle, so the interval is that of both"
     n = len(permutations)
     ranks = np.full((2, len(OBSERVATIONS), weights.shape[1]), np.nan)
@@ -117,162 +207,338 @@ def rank_shuffles(
     for k, o in enumerate(OBSERVATIONS):
         rows, labels = known_labels(test, o)
         for j, scores in enumerate(permutations[:, rows, k]):
-            own = [0, *range(1 + j, weights.shape[1], n)]                                    # the sample, and the resamples that meet this shuffle
+            own = [
+                0,
+                *range(1 + j, weights.shape[1], n),
+            ]  # the sample, and the resamples that meet this shuffle
             found = np.stack(ranking_metrics(labels, scores, weights[:, own], clusters[rows]))
             each[:, k, j], ranks[:, k, own[1:]] = found[:, 0], found[:, 1:]
     ranks[..., 0] = each.mean(-1)
     return ranks, each[0]
 
+
 def shuffled_notes(
-    auroc:np.ndarray, # (14, 1 + n_bootstrap) with other patients' notes, from `rank_shuffles`
-    each:np.ndarray, # (14, n_permutations) of each shuffle, likewise
-    image_only:np.ndarray, # (14, 1 + n_bootstrap) with the image alone
-    cases:pd.DataFrame, # from `count_cases`
-) -> dict: # n_permutations, and by observation and mean: value (mean over shuffles), low, high, spread (standard deviation over shuffles), and minus_image_only
+    auroc: np.ndarray,  # (14, 1 + n_bootstrap) with other patients' notes, from `rank_shuffles`
+    each: np.ndarray,  # (14, n_permutations) of each shuffle, likewise
+    image_only: np.ndarray,  # (14, 1 + n_bootstrap) with the image alone
+    cases: pd.DataFrame,  # from `count_cases`
+) -> dict:  # n_permutations, and by observation and mean: value (mean over shuffles), low, high, spread (standard deviation over shuffles), and minus_image_only
     "How many shuffles there are, and how far they lie apart, beside their mean"
+
     def described(values, spread, image, reason):
-        return interval(values) | dict(spread=float(np.std(spread)), minus_image_only=interval(values - image), reason=reason)
-    observations = {o: described(auroc[k], each[k], image_only[k], cases.loc[o, 'reason']) for k, o in enumerate(OBSERVATIONS)}
-    means = {m: described(mean_over(auroc, chosen), mean_over(each, chosen), mean_over(image_only, chosen), '' if chosen else 'no observation has enough cases')
-             for m, chosen in _averaged(cases).items()}
+        return interval(values) | dict(
+            spread=float(np.std(spread)), minus_image_only=interval(values - image), reason=reason
+        )
+
+    observations = {
+        o: described(auroc[k], each[k], image_only[k], cases.loc[o, 'reason'])
+        for k, o in enumerate(OBSERVATIONS)
+    }
+    means = {
+        m: described(
+            mean_over(auroc, chosen),
+            mean_over(each, chosen),
+            mean_over(image_only, chosen),
+            '' if chosen else 'no observation has enough cases',
+        )
+        for m, chosen in _averaged(cases).items()
+    }
     return dict(n_permutations=each.shape[1], observations=observations, means=means)
 
+
 def evaluate(
-    predictions:pd.DataFrame, # a prediction table
+    predictions: pd.DataFrame,  # a prediction table
     *,
-    n_bootstrap:int=1000, # resamples of patients
-    seed:int=0, # of the resampling
-    min_cases:int=10, # positives and negatives that an observation needs to enter the headlined mean
-    simulated:bool=False, # are the patients simulated? Decides the wording and is stored
-    permutations:np.ndarray|None=None, # (n_permutations, n_test, 14) probabilities with shuffled notes, in the order of the test rows; `shuffled_note` then ranks as their mean
-    calibrations:dict|None=None, # as stored with the run (`stored_calibrations`); fitted here on the tuning rows if None
-) -> dict: # JSON-able, as described above
+    n_bootstrap: int = 1000,  # resamples of patients
+    seed: int = 0,  # of the resampling
+    min_cases: int = 10,  # positives and negatives that an observation needs to enter the headlined mean
+    simulated: bool = False,  # are the patients simulated? Decides the wording and is stored
+    permutations: np.ndarray
+    | None = None,  # (n_permutations, n_test, 14) probabilities with shuffled notes, in the order of the test rows; `shuffled_note` then ranks as their mean
+    calibrations: dict
+    | None = None,  # as stored with the run (`stored_calibrations`); fitted here on the tuning rows if None
+) -> dict:  # JSON-able, as described above
     "Evaluate a prediction table: all conditions, differences, calibration, pre-test probability, fairness, prediction sets and a verdict in words"
     check_predictions(predictions)
-    test, tuning = (predictions[predictions['split'] == split].reset_index(drop=True) for split in ('test', 'tuning'))
+    test, tuning = (
+        predictions[predictions['split'] == split].reset_index(drop=True) for split in ('test', 'tuning')
+    )
     cases, conditions = count_cases(test, min_cases), conditions_in(predictions)
     clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
-    ranks = {c: rank_condition(test, c, clusters, weights) for c in conditions if c != 'shuffled_note' or permutations is None}
-    if permutations is not None: ranks['shuffled_note'], each_shuffle = rank_shuffles(permutations, test, clusters, weights)
+    ranks = {
+        c: rank_condition(test, c, clusters, weights)
+        for c in conditions
+        if c != 'shuffled_note' or permutations is None
+    }
+    if permutations is not None:
+        ranks['shuffled_note'], each_shuffle = rank_shuffles(permutations, test, clusters, weights)
     thresholds = {c: choose_thresholds(tuning, c) for c in conditions}
-    if calibrations is None: calibrations = fit_calibrations(tuning)
+    if calibrations is None:
+        calibrations = fit_calibrations(tuning)
     stated = {c: _stated_thresholds(t, c, calibrations) for c, t in thresholds.items()}
-    metrics = dict(schema='cxr_lib.evaluation/2', simulated=bool(simulated), n_images=len(test), n_patients=len(weights), n_tuning_images=len(tuning),
+    metrics = dict(
+        schema='cxr_lib.evaluation/2',
+        simulated=bool(simulated),
+        n_images=len(test),
+        n_patients=len(weights),
+        n_tuning_images=len(tuning),
         n_with_note=int(test['note'].fillna('').astype(str).str.strip().ne('').sum()),
-        n_bootstrap=n_bootstrap, seed=seed, min_cases=min_cases, confidence=.95,
-        observations={o: {k: v.item() if hasattr(v, 'item') else v for k, v in row.items()} for o, row in cases.to_dict('index').items()},
-        conditions={c: _condition_metrics(test, c, ranks[c], cases, thresholds[c], clusters, weights) for c in conditions},
-        thresholds={c: {o: {str(f): float(t) for f, t in stated[c][o].items()} for o in OBSERVATIONS} for c in conditions},
-        differences={f'{a}_minus_{b}': _difference(ranks[a][0], ranks[b][0], cases) for a, b in DIFFERENCES if a in ranks and b in ranks},
-        comparisons={f'{a}_minus_{b}': compare_conditions(test, a, b, min_cases, scores_b=permutations if b == 'shuffled_note' else None).to_dict('index') for a, b in COMPARED},
-        calibration=calibration(test, tuning, clusters=clusters, weights=weights, maps={fold: maps['fused'] for fold, maps in calibrations.items()}))
-    if permutations is not None: metrics['permutations'] = shuffled_notes(ranks['shuffled_note'][0], each_shuffle, ranks['image_only'][0], cases)
-    if len(tuning):                                                                   # without tuning rows there is nothing to set thresholds and limits on
-        metrics |= dict(decisions=decisions(test, tuning, clusters, weights, calibrations=calibrations), conformal=conformal_report(test, tuning, clusters=clusters, weights=weights, seed=seed),
-                        pretest=pretest_report(predictions, clusters, weights, thresholds=thresholds['fused'], min_cases=min_cases, simulated=simulated))
-    fair = fairness(predictions, clusters, weights, thresholds=thresholds['fused'], min_cases=min_cases, simulated=simulated)
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        min_cases=min_cases,
+        confidence=0.95,
+        observations={
+            o: {k: v.item() if hasattr(v, 'item') else v for k, v in row.items()}
+            for o, row in cases.to_dict('index').items()
+        },
+        conditions={
+            c: _condition_metrics(test, c, ranks[c], cases, thresholds[c], clusters, weights)
+            for c in conditions
+        },
+        thresholds={
+            c: {o: {str(f): float(t) for f, t in stated[c][o].items()} for o in OBSERVATIONS}
+            for c in conditions
+        },
+        differences={
+            f'{a}_minus_{b}': _difference(ranks[a][0], ranks[b][0], cases)
+            for a, b in DIFFERENCES
+            if a in ranks and b in ranks
+        },
+        comparisons={
+            f'{a}_minus_{b}': compare_conditions(
+                test, a, b, min_cases, scores_b=permutations if b == 'shuffled_note' else None
+            ).to_dict('index')
+            for a, b in COMPARED
+        },
+        calibration=calibration(
+            test,
+            tuning,
+            clusters=clusters,
+            weights=weights,
+            maps={fold: maps['fused'] for fold, maps in calibrations.items()},
+        ),
+    )
+    if permutations is not None:
+        metrics['permutations'] = shuffled_notes(
+            ranks['shuffled_note'][0], each_shuffle, ranks['image_only'][0], cases
+        )
+    if len(tuning):  # without tuning rows there is nothing to set thresholds and limits on
+        metrics |= dict(
+            decisions=decisions(test, tuning, clusters, weights, calibrations=calibrations),
+            conformal=conformal_report(test, tuning, clusters=clusters, weights=weights, seed=seed),
+            pretest=pretest_report(
+                predictions,
+                clusters,
+                weights,
+                thresholds=thresholds['fused'],
+                min_cases=min_cases,
+                simulated=simulated,
+            ),
+        )
+    fair = fairness(
+        predictions,
+        clusters,
+        weights,
+        thresholds=thresholds['fused'],
+        min_cases=min_cases,
+        simulated=simulated,
+    )
     metrics |= dict(subgroups=fair.pop('subgroups'), fairness=fair)
     metrics['published'] = published_comparison(metrics).to_dict('index')
     return metrics | dict(verdict=verdict(metrics))
 
 # %% ../../nbs/05_evaluation.ipynb #dfbe3820
-def _f(x): return number_text(x)
-def _signed(d): return number_text(d['value'], d['low'], d['high'])
-def _area(m): return number_text(m['auroc'], m['low'], m['high'])
+def _f(x):
+    return number_text(x)
+
+
+def _signed(d):
+    return number_text(d['value'], d['low'], d['high'])
+
+
+def _area(m):
+    return number_text(m['auroc'], m['low'], m['high'])
+
 
 def _note_gain(d, fused, image, where):
     "What the note adds to the image, as far as the interval allows"
-    if d['low'] > 0: return f'{where} the note adds {_signed(d)} of mean AUROC to the image: {_area(fused)} with image and note, {_area(image)} with the image alone.'
-    if d['high'] < 0: return f'{where} the note does harm: with it the mean AUROC changes by {_signed(d)}, from {_area(image)} with the image alone to {_area(fused)}.'
+    if d['low'] > 0:
+        return f'{where} the note adds {_signed(d)} of mean AUROC to the image: {_area(fused)} with image and note, {_area(image)} with the image alone.'
+    if d['high'] < 0:
+        return f'{where} the note does harm: with it the mean AUROC changes by {_signed(d)}, from {_area(image)} with the image alone to {_area(fused)}.'
     return f'{where} the note is not shown to add anything to the image: the mean AUROC changes by {_signed(d)}, from {_area(image)} with the image alone to {_area(fused)}; the interval includes zero.'
+
 
 def _shuffled(d, shuffled, image, shuffles=1):
     "What another patient's note does"
     text = f"With another patient's note (shuffled{f' {shuffles} times' if shuffles > 1 else ''}) the mean is {_area(shuffled)}"
-    if d['low'] > 0: return f'{text}, still {_signed(d)} above the image alone: part of the gain does not come from what the note says about this patient.'
-    if d['high'] < 0: return f'{text}, no better than the image alone ({_f(image["auroc"])}); it is worse, by {_signed(d)}: the model believes a wrong note.'
+    if d['low'] > 0:
+        return f'{text}, still {_signed(d)} above the image alone: part of the gain does not come from what the note says about this patient.'
+    if d['high'] < 0:
+        return f'{text}, no better than the image alone ({_f(image["auroc"])}); it is worse, by {_signed(d)}: the model believes a wrong note.'
     return f'{text}, no better than the image alone ({_f(image["auroc"])}; difference {_signed(d)}).'
 
+
 def chance_words(
-    metrics:dict # from `evaluate`, or read back from metrics.json
-) -> str: # '' where the model is better than chance
+    metrics: dict,  # from `evaluate`, or read back from metrics.json
+) -> str:  # '' where the model is better than chance
     "Say that a model is not, or not shown to be, better than chance: the mean AUROC with image and note has no interval above 0.5"
     fused = metrics['conditions']['fused']['means']['evaluable']
-    if defined(fused['low']) and fused['low'] > .5: return ''
+    if defined(fused['low']) and fused['low'] > 0.5:
+        return ''
     empty = 'the probabilities of this model mean nothing'
     if defined(fused['low']):
         return f'NOT BETTER THAN CHANCE: {empty}. The mean AUROC with image and note is {_area(fused)}; guessing gives 0.5.'
     why = fused['reason'] or 'there are too few resamples for an interval'
     return f'NOT SHOWN TO BE BETTER THAN CHANCE: until it is, {empty}. The mean AUROC with image and note is {_area(fused)}: {why}.'
 
+
 def verdict(
-    metrics:dict # from `evaluate`, or read back from metrics.json
-) -> list[str]: # sentences
+    metrics: dict,  # from `evaluate`, or read back from metrics.json
+) -> list[str]:  # sentences
     "What the numbers say, in plain language; the wording follows the intervals"
     means = {c: m['means']['evaluable'] for c, m in metrics['conditions'].items()}
     differences = {k: d['means']['evaluable'] for k, d in metrics['differences'].items()}
     where = 'On these simulated patients' if metrics['simulated'] else 'On these data'
     out = {o: c['reason'] for o, c in metrics['observations'].items() if not c['evaluable']}
     said = [SIMULATED] if metrics['simulated'] else []
-    if chance := chance_words(metrics): said.append(chance)
-    said.append(f'{metrics["n_images"]} test images of {metrics["n_patients"]} patients; the mean is over {14-len(out)} of 14 observations, with 95% intervals from {metrics["n_bootstrap"]} resamples of patients.')
+    if chance := chance_words(metrics):
+        said.append(chance)
+    said.append(
+        f'{metrics["n_images"]} test images of {metrics["n_patients"]} patients; the mean is over {14 - len(out)} of 14 observations, with 95% intervals from {metrics["n_bootstrap"]} resamples of patients.'
+    )
     headlined = len(out) < 14 and defined(means['fused']['low'])
     if headlined and not metrics['n_with_note']:
-        said.append(f'No test image has a note, so these data say nothing about reading notes. With the image alone the mean AUROC is {_area(means["image_only"])}.')
+        said.append(
+            f'No test image has a note, so these data say nothing about reading notes. With the image alone the mean AUROC is {_area(means["image_only"])}.'
+        )
     elif headlined:
-        said += [_note_gain(differences['fused_minus_image_only'], means['fused'], means['image_only'], where),
-                 _shuffled(differences['shuffled_note_minus_image_only'], means['shuffled_note'], means['image_only'], metrics.get('permutations', {}).get('n_permutations', 1)),
-                 f'With no note at all the mean is {_area(means["missing_note"])}; with the note alone, no image, {_area(means["note_only"])}.']
-        if 'contradicting_note' in means: said.append(f'A note for the opposite findings gives {_area(means["contradicting_note"])}, {_signed(differences["contradicting_note_minus_image_only"])} against the image alone.')
+        said += [
+            _note_gain(differences['fused_minus_image_only'], means['fused'], means['image_only'], where),
+            _shuffled(
+                differences['shuffled_note_minus_image_only'],
+                means['shuffled_note'],
+                means['image_only'],
+                metrics.get('permutations', {}).get('n_permutations', 1),
+            ),
+            f'With no note at all the mean is {_area(means["missing_note"])}; with the note alone, no image, {_area(means["note_only"])}.',
+        ]
+        if 'contradicting_note' in means:
+            said.append(
+                f'A note for the opposite findings gives {_area(means["contradicting_note"])}, {_signed(differences["contradicting_note_minus_image_only"])} against the image alone.'
+            )
         best = 'best_fused' if 'best_fused' in means else 'best_possible'
-        if best in means: said.append(f'The best possible from the same evidence is {_f(means[best]["auroc"])}; the model is {_signed(differences[f"{best}_minus_fused"])} away from it.')
-        if 'best_fused_minus_best_image' in differences: said.append(f'At best the note could add {_signed(differences["best_fused_minus_best_image"])}.')
-        if 'label_leak_note_only' in means: said.append(f'Negative example: a model that only reads notes made from the labels reaches {_area(means["label_leak_note_only"])} without seeing an image. Such a number describes how the notes were made.')
-    else: said.append('No mean is headlined: ' + ('no observation has enough cases in the test split.' if len(out) == 14 else 'it has no interval with so few resamples.'))
+        if best in means:
+            said.append(
+                f'The best possible from the same evidence is {_f(means[best]["auroc"])}; the model is {_signed(differences[f"{best}_minus_fused"])} away from it.'
+            )
+        if 'best_fused_minus_best_image' in differences:
+            said.append(f'At best the note could add {_signed(differences["best_fused_minus_best_image"])}.')
+        if 'label_leak_note_only' in means:
+            said.append(
+                f'Negative example: a model that only reads notes made from the labels reaches {_area(means["label_leak_note_only"])} without seeing an image. Such a number describes how the notes were made.'
+            )
+    else:
+        said.append(
+            'No mean is headlined: '
+            + (
+                'no observation has enough cases in the test split.'
+                if len(out) == 14
+                else 'it has no interval with so few resamples.'
+            )
+        )
     c = metrics['calibration']['observations']['all']
-    after = 'no temperature could be fitted' if metrics['calibration']['reason'] else f'{_f(c["after"]["ece"])} after temperature scaling on the tuning split'
+    after = (
+        'no temperature could be fitted'
+        if metrics['calibration']['reason']
+        else f'{_f(c["after"]["ece"])} after temperature scaling on the tuning split'
+    )
     said.append(f'Expected calibration error over all observations: {_f(c["before"]["ece"])}, {after}.')
-    tested = [d for d in metrics.get('comparisons', {}).get('fused_minus_image_only', {}).values() if not d['reason']]
-    if tested: said.append(f'By observation, the AUROC with image and note differs from that with the image alone in {sum(bool(d["significant"]) for d in tested)} of {len(tested)} (DeLong, by patient, Holm over observations).')
-    if out: said.append('Kept out of the mean: ' + '; '.join(f'{o} ({reason})' for o, reason in out.items()) + '.')
+    tested = [
+        d
+        for d in metrics.get('comparisons', {}).get('fused_minus_image_only', {}).values()
+        if not d['reason']
+    ]
+    if tested:
+        said.append(
+            f'By observation, the AUROC with image and note differs from that with the image alone in {sum(bool(d["significant"]) for d in tested)} of {len(tested)} (DeLong, by patient, Holm over observations).'
+        )
+    if out:
+        said.append(
+            'Kept out of the mean: ' + '; '.join(f'{o} ({reason})' for o, reason in out.items()) + '.'
+        )
     return said
 
 # %% ../../nbs/05_evaluation.ipynb #8cd164d8
 def metrics_table(
-    metrics:dict # from `evaluate`
-) -> pd.DataFrame: # tidy: condition, observation (or 'Mean (evaluable)', 'Mean (competition)'), then every number
+    metrics: dict,  # from `evaluate`
+) -> (
+    pd.DataFrame
+):  # tidy: condition, observation (or 'Mean (evaluable)', 'Mean (competition)'), then every number
     "One row for each condition and observation: what metrics.csv holds"
     rows = []
     for condition, m in metrics['conditions'].items():
-        rows += [dict(condition=condition, observation=f'Mean ({name})', **{k: v for k, v in mean.items() if k != 'observations'}) for name, mean in m['means'].items()]
+        rows += [
+            dict(
+                condition=condition,
+                observation=f'Mean ({name})',
+                **{k: v for k, v in mean.items() if k != 'observations'},
+            )
+            for name, mean in m['means'].items()
+        ]
         rows += [dict(condition=condition, observation=o, **found) for o, found in m['observations'].items()]
     return pd.DataFrame(rows)
 
+
 def decision_table(
-    metrics:dict, # from `evaluate`
-    shown=('sensitivity', 'specificity', 'ppv', 'npv'), # which numbers
-) -> pd.DataFrame: # text, one row an observation and rule
+    metrics: dict,  # from `evaluate`
+    shown=('sensitivity', 'specificity', 'ppv', 'npv'),  # which numbers
+) -> pd.DataFrame:  # text, one row an observation and rule
     "Decisions given image and note at thresholds of every rule, for reading"
     rules = {'youden': metrics['conditions']['fused']['observations']} | metrics.get('decisions', {})
-    return pd.DataFrame({(o, rule): {k: _signed(dict(value=found[o][k], low=found[o][f'{k}_low'], high=found[o][f'{k}_high'])) for k in shown}
-                         for o in OBSERVATIONS for rule, found in rules.items()}).T.rename_axis(['observation', 'threshold by'])
+    return pd.DataFrame(
+        {
+            (o, rule): {
+                k: _signed(dict(value=found[o][k], low=found[o][f'{k}_low'], high=found[o][f'{k}_high']))
+                for k in shown
+            }
+            for o in OBSERVATIONS
+            for rule, found in rules.items()
+        }
+    ).T.rename_axis(['observation', 'threshold by'])
+
 
 def auroc_table(
-    metrics:dict, # from `evaluate`
-    conditions=('fused', 'image_only', 'note_only', 'shuffled_note'), # which columns
-) -> pd.DataFrame: # text, one row an observation
+    metrics: dict,  # from `evaluate`
+    conditions=('fused', 'image_only', 'note_only', 'shuffled_note'),  # which columns
+) -> pd.DataFrame:  # text, one row an observation
     "AUROC with its interval by observation and condition, for reading"
     table = {}
     for name, label in (('evaluable', 'Mean of evaluable'), ('competition', "Mean of CheXpert's five")):
         means = {c: metrics['conditions'][c]['means'][name] for c in conditions}
-        table[label] = {'positive': '', 'negative': ''} | {CONDITIONS[c]: _area(m) for c, m in means.items()} | {'remark': f'{means["fused"]["n_observations"]} observations'}
+        table[label] = (
+            {'positive': '', 'negative': ''}
+            | {CONDITIONS[c]: _area(m) for c, m in means.items()}
+            | {'remark': f'{means["fused"]["n_observations"]} observations'}
+        )
     for o, counts in metrics['observations'].items():
-        areas = {CONDITIONS[c]: _area(metrics['conditions'][c]['observations'][o]) if counts['n_positive']*counts['n_negative'] else '' for c in conditions}
-        table[o] = {'positive': counts['n_positive'], 'negative': counts['n_negative']} | areas | {'remark': counts['reason']}
+        areas = {
+            CONDITIONS[c]: _area(metrics['conditions'][c]['observations'][o])
+            if counts['n_positive'] * counts['n_negative']
+            else ''
+            for c in conditions
+        }
+        table[o] = (
+            {'positive': counts['n_positive'], 'negative': counts['n_negative']}
+            | areas
+            | {'remark': counts['reason']}
+        )
     return pd.DataFrame.from_dict(table, orient='index')
 
 # %% ../../nbs/05_evaluation.ipynb #e69695bf
-def _color(condition): return CONDITION_COLORS['best_possible' if condition.startswith('best') else condition]
+def _color(condition):
+    return CONDITION_COLORS['best_possible' if condition.startswith('best') else condition]
+
 
 def _controls_means(ax, metrics):
     "Left panel of the controls: mean AUROC of each condition"
@@ -282,231 +548,421 @@ def _controls_means(ax, metrics):
     for y, c in enumerate(shown):
         m, leak = means[c], c == 'label_leak_note_only'
         if leak:
-            ax.axhspan(y-.45, y+.45, facecolor='#cc331110', edgecolor='#cc331166', hatch='////', lw=0)
-            remark(ax, .505, y, 'negative example:\nnotes made from labels', color='#cc3311', weight='bold')
+            ax.axhspan(y - 0.45, y + 0.45, facecolor='#cc331110', edgecolor='#cc331166', hatch='////', lw=0)
+            remark(ax, 0.505, y, 'negative example:\nnotes made from labels', color='#cc3311', weight='bold')
         draw_interval(ax, y, m['auroc'], m['low'], m['high'], _color(c), hollow=leak)
-        if defined(m['auroc']): remark(ax, 1.03, y, _f(m['auroc']), fontsize=9, color=_color(c) if leak else '#222222')
-        elif not leak: remark(ax, .505, y, 'undefined: no observation has enough cases')
+        if defined(m['auroc']):
+            remark(ax, 1.03, y, _f(m['auroc']), fontsize=9, color=_color(c) if leak else '#222222')
+        elif not leak:
+            remark(ax, 0.505, y, 'undefined: no observation has enough cases')
     for c, style in zip([c for c in means if c.startswith('best')], ('--', ':', '-.', '--')):
         if defined(means[c]['auroc']):
-            ax.axvline(means[c]['auroc'], color=_color(c), ls=style, lw=1.6, label=f'{CONDITIONS[c]}: {_f(means[c]["auroc"])}')
-    ax.axvline(.5, color='#666666', lw=1, label='chance: 0.500')
-    lowest = min([m['low'] for m in means.values() if defined(m['low'])], default=.5)
-    ax.set(yticks=range(len(shown)), yticklabels=[CONDITIONS[c] + (f'\n(mean of {many["n_permutations"]} shuffles)' if many and c == 'shuffled_note' else '') for c in shown], ylim=(len(shown)-.5, -.5), xlim=(min(.48, lowest-.03), 1.1),
-           xticks=[x for x in np.arange(0, 1.01, .1) if x >= min(.48, lowest-.03)],
-           xlabel='mean AUROC', title=f'Mean AUROC over {means["fused"]["n_observations"]} observations')
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.13), ncols=2, frameon=False)
+            ax.axvline(
+                means[c]['auroc'],
+                color=_color(c),
+                ls=style,
+                lw=1.6,
+                label=f'{CONDITIONS[c]}: {_f(means[c]["auroc"])}',
+            )
+    ax.axvline(0.5, color='#666666', lw=1, label='chance: 0.500')
+    lowest = min([m['low'] for m in means.values() if defined(m['low'])], default=0.5)
+    ax.set(
+        yticks=range(len(shown)),
+        yticklabels=[
+            CONDITIONS[c]
+            + (f'\n(mean of {many["n_permutations"]} shuffles)' if many and c == 'shuffled_note' else '')
+            for c in shown
+        ],
+        ylim=(len(shown) - 0.5, -0.5),
+        xlim=(min(0.48, lowest - 0.03), 1.1),
+        xticks=[x for x in np.arange(0, 1.01, 0.1) if x >= min(0.48, lowest - 0.03)],
+        xlabel='mean AUROC',
+        title=f'Mean AUROC over {means["fused"]["n_observations"]} observations',
+    )
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+
 
 def plot_controls(
-    metrics:dict, # from `evaluate`, or read back from metrics.json
-    simulated:bool=False, # also true where the metrics say so
-): # a matplotlib figure
+    metrics: dict,  # from `evaluate`, or read back from metrics.json
+    simulated: bool = False,  # also true where the metrics say so
+):  # a matplotlib figure
     "The first figure of the report: does the model read the note? Conditions at the left, the note's gain by observation at the right"
     import matplotlib.pyplot as plt
+
     set_theme()
     fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.6), width_ratios=(1.25, 1))
     _controls_means(left, metrics)
     gain = metrics['differences']['fused_minus_image_only']
-    rows = [('Mean', gain['means']['evaluable'])] + [(short_name(o), d) for o, d in gain['observations'].items()]
+    rows = [('Mean', gain['means']['evaluable'])] + [
+        (short_name(o), d) for o, d in gain['observations'].items()
+    ]
     for y, (name, d) in enumerate(rows):
         grey = bool(d['reason'])
-        draw_interval(right, y, d['value'], d['low'], d['high'], '#aaaaaa' if grey else '#222222' if y == 0 else CONDITION_COLORS['fused'], hollow=grey)
-        if not defined(d['value']): remark(right, .01, y, d['reason'], transform=right.get_yaxis_transform())
+        draw_interval(
+            right,
+            y,
+            d['value'],
+            d['low'],
+            d['high'],
+            '#aaaaaa' if grey else '#222222' if y == 0 else CONDITION_COLORS['fused'],
+            hollow=grey,
+        )
+        if not defined(d['value']):
+            remark(right, 0.01, y, d['reason'], transform=right.get_yaxis_transform())
     right.axvline(0, color='#666666', lw=1)
-    right.axhline(.5, color='#cccccc', lw=1)
-    right.locator_params(axis='x', nbins=6)              # more labels would touch each other
-    right.set(yticks=range(len(rows)), yticklabels=[n for n, _ in rows], ylim=(len(rows)-.5, -.5), xlabel='AUROC, image + note minus image only', title='What the note adds (95% interval)')
+    right.axhline(0.5, color='#cccccc', lw=1)
+    right.locator_params(axis='x', nbins=6)  # more labels would touch each other
+    right.set(
+        yticks=range(len(rows)),
+        yticklabels=[n for n, _ in rows],
+        ylim=(len(rows) - 0.5, -0.5),
+        xlabel='AUROC, image + note minus image only',
+        title='What the note adds (95% interval)',
+    )
     return sign_figure(fig, simulated or metrics['simulated'])
 
 # %% ../../nbs/05_evaluation.ipynb #bdc6a03a
 def _panels(draw, title, xlabel, ylabel, simulated):
     "Fourteen panels, one an observation, and a fifteenth for the legend. `draw(ax, observation)`"
     import matplotlib.pyplot as plt
+
     set_theme()
     fig, axes = plt.subplots(3, 5, figsize=(14, 8.8), sharex=True, sharey=True)
-    for ax, o in zip(axes.flat, OBSERVATIONS): draw(ax, o)
+    for ax, o in zip(axes.flat, OBSERVATIONS):
+        draw(ax, o)
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     last = axes.flat[-1]
     last.axis('off')
-    last.legend([h for k, h in handles.items() if not k.startswith('_')], [k for k in handles if not k.startswith('_')], loc='center', fontsize=11, frameon=False)
-    axes[1, 4].tick_params(labelbottom=True)          # the panel below it has no axis
+    last.legend(
+        [h for k, h in handles.items() if not k.startswith('_')],
+        [k for k in handles if not k.startswith('_')],
+        loc='center',
+        fontsize=11,
+        frameon=False,
+    )
+    axes[1, 4].tick_params(labelbottom=True)  # the panel below it has no axis
     fig.supylabel(ylabel, fontsize=10)
-    for ax in (*axes[2, :4], axes[1, 4]): ax.set_xlabel(xlabel)
+    for ax in (*axes[2, :4], axes[1, 4]):
+        ax.set_xlabel(xlabel)
     fig.suptitle(title, weight='bold')
     return sign_figure(fig, simulated)
+
 
 def _numbers_in(ax, lines, loc):
     "Small coloured numbers in a corner of a panel: loc is 'lower right' or 'upper right'"
     for i, (text, color) in enumerate(lines):
-        y = .04 + .095*(len(lines)-1-i) if loc == 'lower right' else .96 - .095*i
-        ax.text(.97, y, text, transform=ax.transAxes, ha='right', va=loc.split()[0].replace('lower', 'bottom').replace('upper', 'top'), fontsize=8.5, color=color, weight='bold',
-                bbox=dict(fc='white', ec='none', alpha=.75, pad=.6))
+        y = 0.04 + 0.095 * (len(lines) - 1 - i) if loc == 'lower right' else 0.96 - 0.095 * i
+        ax.text(
+            0.97,
+            y,
+            text,
+            transform=ax.transAxes,
+            ha='right',
+            va=loc.split()[0].replace('lower', 'bottom').replace('upper', 'top'),
+            fontsize=8.5,
+            color=color,
+            weight='bold',
+            bbox=dict(fc='white', ec='none', alpha=0.75, pad=0.6),
+        )
+
 
 def _curve_panel(ax, observation, test, metrics, kind):
     "ROC or precision-recall curves of one observation, or why there are none"
     from sklearn.metrics import precision_recall_curve, roc_curve
+
     counts = metrics['observations'][observation]
-    ax.set_title(f'{short_name(observation)}\n{counts["n_positive"]} positive of {counts["n_positive"]+counts["n_negative"]}', fontsize=10, weight='normal' if counts['reason'] else 'bold')
-    ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), xticks=[0, .5, 1], yticks=[0, .5, 1])
-    if counts['n_positive']*counts['n_negative'] == 0:
-        remark(ax, .5, .5, counts['reason'].replace(': ', ':\n'), ha='center'); return
+    ax.set_title(
+        f'{short_name(observation)}\n{counts["n_positive"]} positive of {counts["n_positive"] + counts["n_negative"]}',
+        fontsize=10,
+        weight='normal' if counts['reason'] else 'bold',
+    )
+    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    if counts['n_positive'] * counts['n_negative'] == 0:
+        remark(ax, 0.5, 0.5, counts['reason'].replace(': ', ':\n'), ha='center')
+        return
     rows, labels = known_labels(test, observation)
-    if kind == 'roc': ax.plot([0, 1], [0, 1], color='#999999', ls='--', lw=1, label='chance')
-    else: ax.axhline(labels.mean(), color='#999999', ls='--', lw=1, label='chance (share of positives)')
+    if kind == 'roc':
+        ax.plot([0, 1], [0, 1], color='#999999', ls='--', lw=1, label='chance')
+    else:
+        ax.axhline(labels.mean(), color='#999999', ls='--', lw=1, label='chance (share of positives)')
     lines = []
     for c in ('note_only', 'image_only', 'fused'):
-        scores, found = test[f'{c}/{observation}'].to_numpy()[rows], metrics['conditions'][c]['observations'][observation]
-        if kind == 'roc': x, y, _ = roc_curve(labels, scores)
-        else: y, x, _ = precision_recall_curve(labels, scores)
-        ax.plot(x, y, color=_color(c), lw=1.8, label=CONDITIONS[c], drawstyle='default' if kind == 'roc' else 'steps-pre', alpha=.5 if counts['reason'] else 1)
+        scores, found = (
+            test[f'{c}/{observation}'].to_numpy()[rows],
+            metrics['conditions'][c]['observations'][observation],
+        )
+        if kind == 'roc':
+            x, y, _ = roc_curve(labels, scores)
+        else:
+            y, x, _ = precision_recall_curve(labels, scores)
+        ax.plot(
+            x,
+            y,
+            color=_color(c),
+            lw=1.8,
+            label=CONDITIONS[c],
+            drawstyle='default' if kind == 'roc' else 'steps-pre',
+            alpha=0.5 if counts['reason'] else 1,
+        )
         lines.append((f'{found["auroc" if kind == "roc" else "auprc"]:.2f}', _color(c)))
     _numbers_in(ax, lines[::-1], 'lower right' if kind == 'roc' else 'upper right')
-    if counts['reason']: remark(ax, .5, .5, 'too few to count\nin the mean', ha='center')
+    if counts['reason']:
+        remark(ax, 0.5, 0.5, 'too few to count\nin the mean', ha='center')
+
 
 def plot_roc_curves(
-    predictions:pd.DataFrame, # a prediction table
-    metrics:dict, # from `evaluate` on it
-    simulated:bool=False, # also true where the metrics say so
-): # a matplotlib figure
+    predictions: pd.DataFrame,  # a prediction table
+    metrics: dict,  # from `evaluate` on it
+    simulated: bool = False,  # also true where the metrics say so
+):  # a matplotlib figure
     "ROC curves of image + note, image only and note only for every observation; the numbers are AUROCs"
     test = predictions[predictions['split'] == 'test']
-    return _panels(lambda ax, o: _curve_panel(ax, o, test, metrics, 'roc'), 'ROC curves (numbers: AUROC)', '1 - specificity', 'sensitivity', simulated or metrics['simulated'])
+    return _panels(
+        lambda ax, o: _curve_panel(ax, o, test, metrics, 'roc'),
+        'ROC curves (numbers: AUROC)',
+        '1 - specificity',
+        'sensitivity',
+        simulated or metrics['simulated'],
+    )
+
 
 def plot_pr_curves(
-    predictions:pd.DataFrame, # a prediction table
-    metrics:dict, # from `evaluate` on it
-    simulated:bool=False, # also true where the metrics say so
-): # a matplotlib figure
+    predictions: pd.DataFrame,  # a prediction table
+    metrics: dict,  # from `evaluate` on it
+    simulated: bool = False,  # also true where the metrics say so
+):  # a matplotlib figure
     "Precision-recall curves of image + note, image only and note only for every observation; the numbers are average precisions"
     test = predictions[predictions['split'] == 'test']
-    return _panels(lambda ax, o: _curve_panel(ax, o, test, metrics, 'pr'), 'Precision and recall (numbers: average precision)', 'recall (sensitivity)', 'precision (PPV)', simulated or metrics['simulated'])
+    return _panels(
+        lambda ax, o: _curve_panel(ax, o, test, metrics, 'pr'),
+        'Precision and recall (numbers: average precision)',
+        'recall (sensitivity)',
+        'precision (PPV)',
+        simulated or metrics['simulated'],
+    )
+
 
 def plot_reliability(
-    metrics:dict, # from `evaluate`, or read back from metrics.json
-    simulated:bool=False, # also true where the metrics say so
-): # a matplotlib figure
+    metrics: dict,  # from `evaluate`, or read back from metrics.json
+    simulated: bool = False,  # also true where the metrics say so
+):  # a matplotlib figure
     "Share of positives against probability, by bin, before and after temperature scaling; hollow points are bins of fewer than 10 images"
     found = metrics['calibration']
+
     def draw(ax, o):
         one = found['observations'][o]
-        ax.set(title=f'{short_name(o)}\n{metrics["observations"][o]["n_positive"]} positive of {one["n"]}', xlim=(-.02, 1.02), ylim=(-.02, 1.02), xticks=[0, .5, 1], yticks=[0, .5, 1])
+        ax.set(
+            title=f'{short_name(o)}\n{metrics["observations"][o]["n_positive"]} positive of {one["n"]}',
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            xticks=[0, 0.5, 1],
+            yticks=[0, 0.5, 1],
+        )
         ax.title.set_fontsize(10)
-        if not one['n']: remark(ax, .5, .5, 'not labelled in these data', ha='center'); return
+        if not one['n']:
+            remark(ax, 0.5, 0.5, 'not labelled in these data', ha='center')
+            return
         ax.plot([0, 1], [0, 1], color='#999999', ls='--', lw=1, label='perfect')
         lines = []
         for when, color in (('before', '#949494'), ('after', CONDITION_COLORS['fused'])):
             if not (bins := pd.DataFrame(one[when]['bins'])).empty:
-                few = bins['n'] < 10                  # a bin of three images is a dot, not a trend
-                ax.plot(bins['probability'][~few], bins['observed'][~few], 'o-', ms=4, color=color, lw=1.4, label=f'{when} temperature scaling')
-                ax.plot(bins['probability'][few], bins['observed'][few], 'o', ms=3.5, color=color, mfc='white', alpha=.6, label=f'{when}, fewer than 10 images')
+                few = bins['n'] < 10  # a bin of three images is a dot, not a trend
+                ax.plot(
+                    bins['probability'][~few],
+                    bins['observed'][~few],
+                    'o-',
+                    ms=4,
+                    color=color,
+                    lw=1.4,
+                    label=f'{when} temperature scaling',
+                )
+                ax.plot(
+                    bins['probability'][few],
+                    bins['observed'][few],
+                    'o',
+                    ms=3.5,
+                    color=color,
+                    mfc='white',
+                    alpha=0.6,
+                    label=f'{when}, fewer than 10 images',
+                )
                 lines.append((f'ECE {one[when]["ece"]:.3f}', color))
         _numbers_in(ax, lines, 'lower right')
-    return _panels(draw, 'Reliability of the probabilities given image + note, test images', 'mean probability of the bin', 'share of positives', simulated or metrics['simulated'])
+
+    return _panels(
+        draw,
+        'Reliability of the probabilities given image + note, test images',
+        'mean probability of the bin',
+        'share of positives',
+        simulated or metrics['simulated'],
+    )
 
 # %% ../../nbs/05_evaluation.ipynb #19085c52
 def about_notes(
-    info:dict, # as chapter 02 wrote it: mode, film_words (share of the notes that describe a film)
-    simulated:bool # are the patients simulated?
-) -> str: # a sentence for the verdict
+    info: dict,  # as chapter 02 wrote it: mode, film_words (share of the notes that describe a film)
+    simulated: bool,  # are the patients simulated?
+) -> str:  # a sentence for the verdict
     "Say where the notes came from, before anyone reads what they add"
-    if info['mode'] == 'label_leak': return 'NEGATIVE EXAMPLE: the notes of this run were made from the labels. Whatever they add is the answer read aloud, and no evidence about images or notes.'
-    if info['mode'] == 'real': return f'The notes are real text; {info["film_words"]:.0%} of them contain words that describe the film itself. What such notes add, somebody who had seen the film has added.'
-    if simulated: return 'The notes are SIMULATED too; the labels reach them only through symptoms and history.'
+    if info['mode'] == 'label_leak':
+        return 'NEGATIVE EXAMPLE: the notes of this run were made from the labels. Whatever they add is the answer read aloud, and no evidence about images or notes.'
+    if info['mode'] == 'real':
+        return f'The notes are real text; {info["film_words"]:.0%} of them contain words that describe the film itself. What such notes add, somebody who had seen the film has added.'
+    if simulated:
+        return 'The notes are SIMULATED too; the labels reach them only through symptoms and history.'
     return 'The images are real, but the notes are SIMULATED from the labels, through symptoms and history: what they add says nothing about real notes.'
 
+
 def published_predictions(
-    run:RunFolder # its source.json names the data set's folder
-) -> str: # path of a CSV; '' if there is none
+    run: RunFolder,  # its source.json names the data set's folder
+) -> str:  # path of a CSV; '' if there is none
     "Another model's predictions that came with the data: a file `published_*predictions.csv` in the data set's folder"
-    if not (run/'source.json').exists(): return ''
-    found = sorted(located_path(read_json(run/'source.json')['root']).glob('published_*predictions.csv'))
+    if not (run / 'source.json').exists():
+        return ''
+    found = sorted(located_path(read_json(run / 'source.json')['root']).glob('published_*predictions.csv'))
     return str(found[0]) if found else ''
 
+
 def with_best_possible(
-    run:RunFolder, # a run on simulated patients
-    predictions:pd.DataFrame # its prediction table
-) -> pd.DataFrame: # with columns `best_image/<observation>`, and `best_note/…` and `best_fused/…` where the notes are the simulation's own
+    run: RunFolder,  # a run on simulated patients
+    predictions: pd.DataFrame,  # its prediction table
+) -> pd.DataFrame:  # with columns `best_image/<observation>`, and `best_note/…` and `best_fused/…` where the notes are the simulation's own
     "Add the simulation's exact answers (chapter simulation.best): what the film as it is drawn, and the facts behind the note, allow at best"
     from cxr_lib.simulation.best import best_possible
-    source = read_json(run/'source.json') if (run/'source.json').exists() else {}
-    latent = located_path(source.get('root', ''))/'latent.parquet'
-    if not source.get('simulated') or not latent.exists(): return predictions
+
+    source = read_json(run / 'source.json') if (run / 'source.json').exists() else {}
+    latent = located_path(source.get('root', '')) / 'latent.parquet'
+    if not source.get('simulated') or not latent.exists():
+        return predictions
     people = pd.read_parquet(latent).set_index('image').reindex(predictions['image'])
-    if people['patient_id'].isna().any(): raise ValueError(f'{latent} does not hold the patients of {run/"predictions.parquet"}; run the exploration and what follows it again')
-    notes = pd.read_parquet(run/'studies_with_notes.parquet', columns=['image', 'note']).set_index('image').note.reindex(predictions['image'])
+    if people['patient_id'].isna().any():
+        raise ValueError(
+            f'{latent} does not hold the patients of {run / "predictions.parquet"}; run the exploration and what follows it again'
+        )
+    notes = (
+        pd.read_parquet(run / 'studies_with_notes.parquet', columns=['image', 'note'])
+        .set_index('image')
+        .note.reindex(predictions['image'])
+    )
     best = best_possible(people.reset_index(), notes.notna().to_numpy(), drawn_only=True)
-    if read_json(run/'notes.json')['mode'] != 'clinical': best = best.filter(like='best_image/')              # of notes from labels the network knows nothing
+    if read_json(run / 'notes.json')['mode'] != 'clinical':
+        best = best.filter(like='best_image/')  # of notes from labels the network knows nothing
     return pd.concat([predictions, best.set_index(predictions.index)], axis=1)
 
+
 def stored_permutations(
-    run:RunFolder, # with shuffled_notes.npz, which the training leaves
-    predictions:pd.DataFrame # its prediction table
-) -> np.ndarray|None: # (n_permutations, n_test, 14) in the order of the test rows; None if the run has none
+    run: RunFolder,  # with shuffled_notes.npz, which the training leaves
+    predictions: pd.DataFrame,  # its prediction table
+) -> (
+    np.ndarray | None
+):  # (n_permutations, n_test, 14) in the order of the test rows; None if the run has none
     "The probabilities with shuffled notes, as `evaluate` takes them"
-    path = run/'shuffled_notes.npz'
-    if not path.exists(): return None
+    path = run / 'shuffled_notes.npz'
+    if not path.exists():
+        return None
     permutations, images = read_permutations(path)
     wanted = predictions.loc[predictions['split'] == 'test', 'image'].astype(str)
     place = pd.Series(np.arange(len(images)), index=images).reindex(wanted)
-    if place.isna().any() or len(images) != len(wanted): raise ValueError(f'{path} is not of the same images as predictions.parquet; run the training stage again')
+    if place.isna().any() or len(images) != len(wanted):
+        raise ValueError(
+            f'{path} is not of the same images as predictions.parquet; run the training stage again'
+        )
     return permutations[:, place.to_numpy(int)]
 
+
 def stored_calibrations(
-    run:RunFolder, # its training wrote calibration.json
-    predictions:pd.DataFrame # its prediction table
-) -> dict: # fold -> branch -> map
+    run: RunFolder,  # its training wrote calibration.json
+    predictions: pd.DataFrame,  # its prediction table
+) -> dict:  # fold -> branch -> map
     "The calibration that the training stored with the model; fitted and stored now where the run is older than that"
     from cxr_lib.training.loop import keep_calibration
-    path = run/'calibration.json'
+
+    path = run / 'calibration.json'
     if not path.exists():
-        with rewriting(run, 'model'): return keep_calibration(run, predictions)
+        with rewriting(run, 'model'):
+            return keep_calibration(run, predictions)
     found = read_json(path)
     for fold, maps in found.items():
-        for branch, own in maps.items(): check_calibration(own, f'{path}, fold {fold}, {branch}')
+        for branch, own in maps.items():
+            check_calibration(own, f'{path}, fold {fold}, {branch}')
     return found
 
+
 def evaluate_stage(
-    run:RunFolder, # holds predictions.parquet
+    run: RunFolder,  # holds predictions.parquet
     *,
-    n_bootstrap:int=1000, # resamples of patients
-    seed:int=0, # of the resampling
-    external:str='', # CSV of another model's probabilities, absolute or from the project's root; '': `published_predictions`, if there are any
-    simulated:bool|None=None, # are the patients simulated? Read from the exploration stage's parameters if None
-) -> dict: # the metrics
+    n_bootstrap: int = 1000,  # resamples of patients
+    seed: int = 0,  # of the resampling
+    external: str = '',  # CSV of another model's probabilities, absolute or from the project's root; '': `published_predictions`, if there are any
+    simulated: bool
+    | None = None,  # are the patients simulated? Read from the exploration stage's parameters if None
+) -> dict:  # the metrics
     "Write metrics.json, metrics.csv, the pictures (PNG and PDF), the model card and the comparison with the published table"
     check_ranges(n_bootstrap=n_bootstrap, seed=seed)
-    if simulated is None: simulated = (run.params('exploration') or {}).get('dataset') == 'simulated'
+    if simulated is None:
+        simulated = (run.params('exploration') or {}).get('dataset') == 'simulated'
     run.check('training')
-    predictions = read_predictions(run/'predictions.parquet')
-    if simulated: predictions = with_best_possible(run, predictions)
+    predictions = read_predictions(run / 'predictions.parquet')
+    if simulated:
+        predictions = with_best_possible(run, predictions)
     run.begin('evaluation')
-    metrics = evaluate(predictions, n_bootstrap=n_bootstrap, seed=seed, simulated=simulated, permutations=stored_permutations(run, predictions),
-                       calibrations=stored_calibrations(run, predictions))
-    if (run/'notes.json').exists():                                       # after what the reader must know first
-        metrics['verdict'].insert(1 + bool(chance_words(metrics)), about_notes(read_json(run/'notes.json'), simulated))
+    metrics = evaluate(
+        predictions,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        simulated=simulated,
+        permutations=stored_permutations(run, predictions),
+        calibrations=stored_calibrations(run, predictions),
+    )
+    if (run / 'notes.json').exists():  # after what the reader must know first
+        metrics['verdict'].insert(
+            1 + bool(chance_words(metrics)), about_notes(read_json(run / 'notes.json'), simulated)
+        )
     test = predictions[predictions['split'] == 'test'].reset_index(drop=True)
-    clusters, weights = resample_patients(test['patient_id'], min(n_bootstrap, 200), seed)                    # bands of curves: two hundred resamples are enough to look at
+    clusters, weights = resample_patients(
+        test['patient_id'], min(n_bootstrap, 200), seed
+    )  # bands of curves: two hundred resamples are enough to look at
     cuts = choose_thresholds(predictions[predictions['split'] == 'tuning']).mean().dropna().to_dict()
-    pictures = {'controls': plot_controls(metrics), 'roc_curves': plot_roc_curves(predictions, metrics), 'pr_curves': plot_pr_curves(predictions, metrics),
-                'reliability': plot_reliability(metrics),
-                'subgroups': plot_subgroups(metrics), 'underdiagnosis': plot_underdiagnosis(metrics), 'context': plot_shortcuts(metrics),
-                'published': plot_published(metrics),
-                'risk_coverage': plot_risk_coverage(test, thresholds=cuts, clusters=clusters, weights=weights, simulated=simulated)}
+    pictures = {
+        'controls': plot_controls(metrics),
+        'roc_curves': plot_roc_curves(predictions, metrics),
+        'pr_curves': plot_pr_curves(predictions, metrics),
+        'reliability': plot_reliability(metrics),
+        'subgroups': plot_subgroups(metrics),
+        'underdiagnosis': plot_underdiagnosis(metrics),
+        'context': plot_shortcuts(metrics),
+        'published': plot_published(metrics),
+        'risk_coverage': plot_risk_coverage(
+            test, thresholds=cuts, clusters=clusters, weights=weights, simulated=simulated
+        ),
+    }
     if 'pretest' in metrics:
-        pictures |= {'pretest': plot_pretest(predictions, metrics['pretest']), 'balanced': plot_balanced(metrics['pretest']), 'conformal': plot_conformal(metrics['conformal'], simulated=simulated)}
+        pictures |= {
+            'pretest': plot_pretest(predictions, metrics['pretest']),
+            'balanced': plot_balanced(metrics['pretest']),
+            'conformal': plot_conformal(metrics['conformal'], simulated=simulated),
+        }
     tables = {'metrics': metrics_table(metrics)}
-    for name in ('external_comparison.csv', 'external_comparison.png', 'external_comparison.pdf'): (run/name).unlink(missing_ok=True)      # of an earlier evaluation
+    for name in ('external_comparison.csv', 'external_comparison.png', 'external_comparison.pdf'):
+        (run / name).unlink(missing_ok=True)  # of an earlier evaluation
     other = external or published_predictions(run)
     if other:
-        path = Path(other) if Path(other).exists() else project_root()/other
-        comparison = compare_external(predictions, read_external(path), model_name(path), n_bootstrap=n_bootstrap, seed=seed)
-        pictures['external_comparison'], tables['external_comparison'] = plot_external(comparison, simulated), comparison
+        path = Path(other) if Path(other).exists() else project_root() / other
+        comparison = compare_external(
+            predictions, read_external(path), model_name(path), n_bootstrap=n_bootstrap, seed=seed
+        )
+        pictures['external_comparison'], tables['external_comparison'] = (
+            plot_external(comparison, simulated),
+            comparison,
+        )
     for name, table in tables.items():
-        with atomic_path(run/f'{name}.csv') as tmp: table.to_csv(tmp, index=False)
+        with atomic_path(run / f'{name}.csv') as tmp:
+            table.to_csv(tmp, index=False)
     for name, figure in pictures.items():
-        for suffix in ('png', 'pdf'): save_figure(figure, run/f'{name}.{suffix}')                             # PDF: sharp at any size, for a paper
-    with atomic_path(run/'published.md') as tmp: tmp.write_text(comparison_page(metrics), encoding='utf-8')
-    write_json(run/'metrics.json', check_metrics(metrics))
+        for suffix in ('png', 'pdf'):
+            save_figure(figure, run / f'{name}.{suffix}')  # PDF: sharp at any size, for a paper
+    with atomic_path(run / 'published.md') as tmp:
+        tmp.write_text(comparison_page(metrics), encoding='utf-8')
+    write_json(run / 'metrics.json', check_metrics(metrics))
     write_model_card(run)
     run.finish('evaluation', dict(n_bootstrap=n_bootstrap, seed=seed, external=str(external)))
     return metrics

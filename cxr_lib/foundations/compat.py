@@ -9,40 +9,54 @@ __all__ = ['declare_missing_operators', 'install_hook', 'remove_hook']
 import importlib.abc, importlib.machinery, sys
 
 #: Operators whose absence makes `import torchvision` raise, with their schemas in torchvision 0.15 to 0.28.
-_SCHEMAS = {'nms': 'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
-            'qnms': 'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'}
-_libraries = []   # torch.library.Library objects: the declarations live as long as they do
+_SCHEMAS = {
+    'nms': 'nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+    'qnms': 'qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
+}
+_libraries = []  # torch.library.Library objects: the declarations live as long as they do
+
 
 def declare_missing_operators(
-    spec # torchvision's module spec, found but not yet run
-) -> list[str]: # names declared: empty where torchvision's compiled operators load
+    spec,  # torchvision's module spec, found but not yet run
+) -> list[str]:  # names declared: empty where torchvision's compiled operators load
     "Declare the operators torchvision registers Python code for, if its compiled part does not load"
     import torch
     from pathlib import Path
+
     for folder in spec.submodule_search_locations or []:
         for compiled in [p for p in Path(folder).glob('_C*') if p.suffix in ('.so', '.pyd', '.dylib')]:
-            try: torch.ops.load_library(str(compiled))
-            except (OSError, ImportError): pass
-    if hasattr(torch.ops.torchvision, 'nms'): return []          # torchvision works: nothing to do
+            try:
+                torch.ops.load_library(str(compiled))
+            except (OSError, ImportError):
+                pass
+    if hasattr(torch.ops.torchvision, 'nms'):
+        return []  # torchvision works: nothing to do
     missing = [name for name in _SCHEMAS if not hasattr(torch.ops.torchvision, name)]
     library = torch.library.Library('torchvision', 'FRAGMENT')
-    for name in missing: library.define(_SCHEMAS[name])
+    for name in missing:
+        library.define(_SCHEMAS[name])
     _libraries.append(library)
     return missing
 
+
 class _TorchvisionFinder(importlib.abc.MetaPathFinder):
     "Runs once, when torchvision is first looked for; then steps aside"
+
     def find_spec(self, name, path=None, target=None):
-        if name != 'torchvision': return None
+        if name != 'torchvision':
+            return None
         remove_hook()
         spec = importlib.machinery.PathFinder.find_spec(name, path)
-        if spec is not None: declare_missing_operators(spec)
+        if spec is not None:
+            declare_missing_operators(spec)
         return spec
+
 
 def install_hook():
     "Watch for the first import of torchvision (does nothing if it is already imported)"
     if 'torchvision' not in sys.modules and not any(isinstance(f, _TorchvisionFinder) for f in sys.meta_path):
         sys.meta_path.insert(0, _TorchvisionFinder())
+
 
 def remove_hook():
     "Stop watching"

@@ -20,56 +20,90 @@ from pathlib import Path
 from typing import Any, Iterator
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #8c2f979f
-OBSERVATIONS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema',
-                'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other',
-                'Fracture', 'Support Devices')
+OBSERVATIONS = (
+    'No Finding',
+    'Enlarged Cardiomediastinum',
+    'Cardiomegaly',
+    'Lung Opacity',
+    'Lung Lesion',
+    'Edema',
+    'Consolidation',
+    'Pneumonia',
+    'Atelectasis',
+    'Pneumothorax',
+    'Pleural Effusion',
+    'Pleural Other',
+    'Fracture',
+    'Support Devices',
+)
 #: The five observations CheXpert's leaderboard averages (Irvin et al. 2019, section 4).
 COMPETITION = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Pleural Effusion')
 #: What a label cell may hold. Missing (NaN) means "not mentioned" and is never read as negative.
 POSITIVE, NEGATIVE, UNCERTAIN, MISSING = 1.0, 0.0, -1.0, float('nan')
 RESEARCH_USE = 'Research use only. Not a medical device; not for diagnosis or treatment.'
 SIMULATED = 'SIMULATED patients: drawn by a program, not real radiographs.'
-MAX_PIXELS = 100_000_000   # of one film, read from its header before anything is decoded; the largest in CheXpert and MIMIC-CXR are about 4,300 x 3,500
+MAX_PIXELS = 100_000_000  # of one film, read from its header before anything is decoded; the largest in CheXpert and MIMIC-CXR are about 4,300 x 3,500
+
 
 class RadiographError(ValueError):
     "A file that cannot be used as a radiograph; the message names the file and the remedy"
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #50747604
 #: child -> parents that must be positive when the child is (Irvin et al. 2019, figure 1).
-IMPLIES = {'Cardiomegaly': ('Enlarged Cardiomediastinum',), 'Lung Lesion': ('Lung Opacity',), 'Edema': ('Lung Opacity',),
-           'Consolidation': ('Lung Opacity',), 'Pneumonia': ('Consolidation', 'Lung Opacity'), 'Atelectasis': ('Lung Opacity',)}
+IMPLIES = {
+    'Cardiomegaly': ('Enlarged Cardiomediastinum',),
+    'Lung Lesion': ('Lung Opacity',),
+    'Edema': ('Lung Opacity',),
+    'Consolidation': ('Lung Opacity',),
+    'Pneumonia': ('Consolidation', 'Lung Opacity'),
+    'Atelectasis': ('Lung Opacity',),
+}
+
 
 def short_name(
-    observation:str # one of `OBSERVATIONS`
-) -> str: # a name of at most 14 characters, for axes and tables
+    observation: str,  # one of `OBSERVATIONS`
+) -> str:  # a name of at most 14 characters, for axes and tables
     "Abbreviate an observation the way radiology tables do"
-    return {'Enlarged Cardiomediastinum':'Enl. Cardiom.', 'Pleural Effusion':'Pl. Effusion', 'Support Devices':'Devices',
-            'Pleural Other':'Pl. Other'}.get(observation, observation)
+    return {
+        'Enlarged Cardiomediastinum': 'Enl. Cardiom.',
+        'Pleural Effusion': 'Pl. Effusion',
+        'Support Devices': 'Devices',
+        'Pleural Other': 'Pl. Other',
+    }.get(observation, observation)
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #d6cd5ad5
 #: What Markdown or HTML could take for markup: a bracket only where a link could follow, an underscore only at the edge of a word.
 _MARKUP = re.compile(r'[&<>`*|~#]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|:(?=//)')
 
+
 def as_text(
-    value # a text, or anything that has one
-) -> str: # on one line; shown as it is by Markdown and by HTML, but not fit for an attribute
+    value,  # a text, or anything that has one
+) -> str:  # on one line; shown as it is by Markdown and by HTML, but not fit for an attribute
     "Text from data, with nothing in it that a page would obey"
     text = _MARKUP.sub(lambda m: f'&#{ord(m[0])};', ' '.join(str(value).split()))
-    return re.sub(r'[$\\]', lambda m: f'<span>&#{ord(m[0])};</span>', text)         # formulas are looked for after entities are read, but not across tags
+    return re.sub(
+        r'[$\\]', lambda m: f'<span>&#{ord(m[0])};</span>', text
+    )  # formulas are looked for after entities are read, but not across tags
+
 
 def as_list(
-    sentences # texts
-) -> str: # Markdown
+    sentences,  # texts
+) -> str:  # Markdown
     "A list of sentences, each as it is"
     return '\n'.join(f'- {as_text(s)}' for s in sentences)
 
+
 def as_table(
-    table, # a pandas DataFrame
-    index:bool=True, # show the names of the rows?
-    precision:int=3 # digits of numbers
-): # a pandas Styler, for `display`
+    table,  # a pandas DataFrame
+    index: bool = True,  # show the names of the rows?
+    precision: int = 3,  # digits of numbers
+):  # a pandas Styler, for `display`
     "A table for a notebook's page; cells and names are text, whatever is in them, and long ones wrap"
-    shown = table.style.format(escape='html', precision=precision).format_index(escape='html').format_index(escape='html', axis=1)
+    shown = (
+        table.style.format(escape='html', precision=precision)
+        .format_index(escape='html')
+        .format_index(escape='html', axis=1)
+    )
     shown = shown.set_table_attributes('class="dataframe tex2jax_ignore mathjax_ignore"')
     shown = shown.set_table_styles([dict(selector='td', props='text-align: left; white-space: normal')])
     return shown if index else shown.hide(axis='index')
@@ -77,184 +111,258 @@ def as_table(
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #ab000538
 class MachineError(OSError):
     "What the machine refused, in one sentence with the remedy"
-    def __str__(self): return str(self.strerror)
+
+    def __str__(self):
+        return str(self.strerror)
+
 
 #: Numbers of the operating system for a disk, or a share of one, that is full.
 DISK_FULL = tuple(getattr(errno, name) for name in ('ENOSPC', 'EDQUOT') if hasattr(errno, name))
 
+
 def _unexplained(error):
     "Does an error say no more than the operating system does?"
-    return error.strerror in (None, '', os.strerror(error.errno or 0)) or 'Detail: [errno' in error.strerror           # pyarrow's
+    return (
+        error.strerror in (None, '', os.strerror(error.errno or 0)) or 'Detail: [errno' in error.strerror
+    )  # pyarrow's
+
 
 def machine_error(
-    error:OSError # as the operating system raised it
-) -> str: # one sentence
+    error: OSError,  # as the operating system raised it
+) -> str:  # one sentence
     "Say what the machine refused, and what to do"
-    if isinstance(error, MachineError): return str(error.strerror)
+    if isinstance(error, MachineError):
+        return str(error.strerror)
     if not _unexplained(error):
         named = error.filename is None or str(error.filename) in error.strerror
         return error.strerror if named else f'{error.filename}: {error.strerror}'
     where = 'a file' if error.filename is None else str(error.filename)
-    if len(where) > 200: where = f'{where[:80]}...'
+    if len(where) > 200:
+        where = f'{where[:80]}...'
     if error.errno in DISK_FULL:
         return f'the disk is full: {where} could not be written. Free space, or set CXR_HOME to a folder on another disk, and give the same command again.'
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f'no permission: {where} cannot be read or written. Change its permissions, or set CXR_HOME to a folder that you can write to.'
-    if error.errno == errno.ENAMETOOLONG: return f'the name is too long: {where}. Give a shorter one; file systems take 255 bytes at most.'
-    if error.errno in (errno.ENOTDIR, errno.EEXIST): return f'{where} cannot be a folder: it is a file, or lies below one. Give another path.'
-    if error.errno == errno.ENOENT: return f'{where} is not there. If it has been moved, give its new place again (--root FOLDER for a data set).'
+    if error.errno == errno.ENAMETOOLONG:
+        return f'the name is too long: {where}. Give a shorter one; file systems take 255 bytes at most.'
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f'{where} cannot be a folder: it is a file, or lies below one. Give another path.'
+    if error.errno == errno.ENOENT:
+        return f'{where} is not there. If it has been moved, give its new place again (--root FOLDER for a data set).'
     return str(error)
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #c9c91302
 @contextlib.contextmanager
 def atomic_path(
-    path:str|Path # final name of the file (or of the folder)
-) -> Iterator[Path]: # a temporary name in the same folder; renamed to `path` when the block ends without an error
+    path: str | Path,  # final name of the file (or of the folder)
+) -> Iterator[
+    Path
+]:  # a temporary name in the same folder; renamed to `path` when the block ends without an error
     "Write to a temporary name, then rename: a kill leaves the old file or none, never half of a new one"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')   # keeps the suffix: writers choose the format by it
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(
+        f'.{path.stem}.{os.getpid()}.tmp{path.suffix}'
+    )  # keeps the suffix: writers choose the format by it
     try:
         yield tmp
-        if path.is_dir() and tmp.is_dir(): shutil.rmtree(path)
+        if path.is_dir() and tmp.is_dir():
+            shutil.rmtree(path)
         os.replace(tmp, path)
     except OSError as error:
-        if error.errno not in DISK_FULL or not _unexplained(error): raise
+        if error.errno not in DISK_FULL or not _unexplained(error):
+            raise
         full = error if error.filename is not None else OSError(error.errno, '', str(path))
         raise MachineError(error.errno, machine_error(full)) from error
     finally:
-        if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
-        elif tmp.exists(): tmp.unlink()
+        if tmp.is_dir():
+            shutil.rmtree(tmp, ignore_errors=True)
+        elif tmp.exists():
+            tmp.unlink()
+
 
 def remove_unfinished(
-    path:str|Path, # final name of a file or folder that is written through `atomic_path`
-    below:bool=False # of everything at any depth below the folder `path` instead
-) -> list: # of what was removed
+    path: str | Path,  # final name of a file or folder that is written through `atomic_path`
+    below: bool = False,  # of everything at any depth below the folder `path` instead
+) -> list:  # of what was removed
     "Remove what killed processes left half-written; call it where no other process writes the same"
     path = Path(path)
     stem, suffix = ('.+', r'(\.\w+)?') if below else (re.escape(path.stem), re.escape(path.suffix))
     found = (path.rglob if below else path.parent.glob)('.*.tmp*')
-    found = sorted((p for p in found if re.fullmatch(rf'\.{stem}\.\d+\.tmp{suffix}', p.name)), reverse=True)      # what is inside a folder before the folder
-    for left in found: shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    found = sorted(
+        (p for p in found if re.fullmatch(rf'\.{stem}\.\d+\.tmp{suffix}', p.name)), reverse=True
+    )  # what is inside a folder before the folder
+    for left in found:
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return found
+
 
 def _plain(o):
     "What `json` does not know: dataclasses, paths, numpy numbers and arrays"
-    if is_dataclass(o): return asdict(o)
-    if isinstance(o, Path): return str(o)
-    if hasattr(o, 'tolist'): return o.tolist()
-    if isinstance(o, (set, frozenset, tuple)): return sorted(o)
+    if is_dataclass(o):
+        return asdict(o)
+    if isinstance(o, Path):
+        return str(o)
+    if hasattr(o, 'tolist'):
+        return o.tolist()
+    if isinstance(o, (set, frozenset, tuple)):
+        return sorted(o)
     raise TypeError(f'{type(o).__name__} cannot be written as JSON')
+
 
 def _finite(o):
     "JSON has no NaN: an undefined number is written as null"
-    if isinstance(o, dict): return {str(k): _finite(v) for k, v in o.items()}
-    if isinstance(o, (list, tuple)): return [_finite(v) for v in o]
-    if isinstance(o, float) or hasattr(o, 'dtype') and getattr(o, 'shape', None) == (): return None if o != o else (o.item() if hasattr(o, 'item') else o)
+    if isinstance(o, dict):
+        return {str(k): _finite(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)):
+        return [_finite(v) for v in o]
+    if isinstance(o, float) or hasattr(o, 'dtype') and getattr(o, 'shape', None) == ():
+        return None if o != o else (o.item() if hasattr(o, 'item') else o)
     return o
 
+
 def json_text(
-    value:Any # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
-) -> str: # ends with a line end
+    value: Any,  # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
+) -> str:  # ends with a line end
     "The text that `write_json` writes"
     return json.dumps(_finite(value), indent=1, default=_plain, allow_nan=False) + '\n'
 
+
 def write_json(
-    path:str|Path, # where to
-    value:Any # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
-) -> Path: # `path`
+    path: str | Path,  # where to
+    value: Any,  # anything JSON knows, and dataclasses, paths, numpy values; NaN becomes null
+) -> Path:  # `path`
     "Write `value` as indented JSON, whole or not at all"
-    with atomic_path(path) as tmp: tmp.write_text(json_text(value), encoding='utf-8', newline='\n')
+    with atomic_path(path) as tmp:
+        tmp.write_text(json_text(value), encoding='utf-8', newline='\n')
     return Path(path)
 
-MAX_NESTING = 100   # lists and mappings inside each other; what is written here has fewer than ten
+
+MAX_NESTING = 100  # lists and mappings inside each other; what is written here has fewer than ten
+
 
 def parse_json(
-    text:str # JSON, perhaps from a stranger
-) -> Any: # its value
+    text: str,  # JSON, perhaps from a stranger
+) -> Any:  # its value
     "JSON as a value; text that is none, or that is nested beyond all reason, raises `ValueError`"
     deep = f'lists or mappings lie more than {MAX_NESTING} deep in each other'
-    try: value = json.loads(text)
-    except RecursionError: raise ValueError(deep) from None
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(deep) from None
     level, depth = [value], 0
     while level:
-        if depth > MAX_NESTING: raise ValueError(deep)
-        level = [v for outer in level if isinstance(outer, (dict, list)) for v in (outer.values() if isinstance(outer, dict) else outer)]
+        if depth > MAX_NESTING:
+            raise ValueError(deep)
+        level = [
+            v
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for v in (outer.values() if isinstance(outer, dict) else outer)
+        ]
         depth += 1
     return value
 
+
 def read_json(
-    path:str|Path # a JSON file
-) -> Any: # its value
+    path: str | Path,  # a JSON file
+) -> Any:  # its value
     "Read JSON; a file that is not JSON raises `ValueError` with its name"
     path = Path(path)
-    try: return parse_json(path.read_text(encoding='utf-8'))
-    except ValueError as e: raise ValueError(f'{path} is not valid JSON ({e}). Delete it, or restore it, and run again.') from None
+    try:
+        return parse_json(path.read_text(encoding='utf-8'))
+    except ValueError as e:
+        raise ValueError(
+            f'{path} is not valid JSON ({e}). Delete it, or restore it, and run again.'
+        ) from None
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #ade6f3ac
 #: What an `OSError` says of a path (it leads nowhere, or no program could open it), not of the machine.
-_OF_THE_PATH = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EBADF}
+_OF_THE_PATH = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EBADF,
+}
 _AGAIN = 'No file was changed. Check the disk or the network drive (is it still connected?), and run again.'
 _MACHINE_REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), 'Ask for the permission to use it, and run again.'),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE), 'Too many files are open at once: close other programs, or raise the limit (ulimit -n 4096), and run again.'),
+    **dict.fromkeys(
+        (errno.EMFILE, errno.ENFILE),
+        'Too many files are open at once: close other programs, or raise the limit (ulimit -n 4096), and run again.',
+    ),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), 'Make room on the disk, and run again.'),
-    errno.ENOMEM: 'Close other programs, and run again.'}
+    errno.ENOMEM: 'Close other programs, and run again.',
+}
+
 
 def stop_on_machine_error(
-    error:BaseException, # what was caught
-    path:str|Path # the file or folder that was in use
+    error: BaseException,  # what was caught
+    path: str | Path,  # the file or folder that was in use
 ):
     "Raise an `OSError` in words if the machine is to blame (a failing disk, permissions, a lost drive); return if the file may be"
     number = getattr(error, 'errno', None)
-    if not isinstance(error, OSError) or number is None or number in _OF_THE_PATH: return
+    if not isinstance(error, OSError) or number is None or number in _OF_THE_PATH:
+        return
     said = error.strerror or os.strerror(number)
-    if isinstance(error, MachineError) or 'This is an error of the machine' in said: raise error
+    if isinstance(error, MachineError) or 'This is an error of the machine' in said:
+        raise error
     words = f'{said}. This is an error of the machine, not a damaged file. {_MACHINE_REMEDIES.get(number, _AGAIN)}'
-    raise OSError(number, words, str(path)) from error       # Python makes it a PermissionError where it is one
+    raise OSError(number, words, str(path)) from error  # Python makes it a PermissionError where it is one
+
 
 def _mode(path):
     "The mode of what a path leads to; 0 if there is nothing"
-    try: return os.stat(path).st_mode
-    except ValueError: return 0                      # a NUL in the name: no such file can be
+    try:
+        return os.stat(path).st_mode
+    except ValueError:
+        return 0  # a NUL in the name: no such file can be
     except OSError as e:
         stop_on_machine_error(e, path)
         return 0
 
+
 def is_file(
-    path:str|Path # may be absent
-) -> bool: # False if there is no such file; an error of the machine is raised
+    path: str | Path,  # may be absent
+) -> bool:  # False if there is no such file; an error of the machine is raised
     "Is there a file?"
     return stat.S_ISREG(_mode(path))
 
+
 def is_folder(
-    path:str|Path # may be absent
-) -> bool: # False if there is no such folder; an error of the machine is raised
+    path: str | Path,  # may be absent
+) -> bool:  # False if there is no such folder; an error of the machine is raised
     "Is there a folder?"
     return stat.S_ISDIR(_mode(path))
 
+
 def is_present(
-    path:str|Path # may be absent
-) -> bool: # False if nothing is there; an error of the machine is raised
+    path: str | Path,  # may be absent
+) -> bool:  # False if nothing is there; an error of the machine is raised
     "Is there anything?"
     return _mode(path) != 0
 
-
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #05e61dcf
 def project_root(
-    start:str|Path|None=None # folder to start from; the working folder if None
-) -> Path: # absolute path
+    start: str | Path | None = None,  # folder to start from; the working folder if None
+) -> Path:  # absolute path
     "The folder that holds `data/` and `reports/`"
-    if os.environ.get('CXR_HOME'): return Path(os.environ['CXR_HOME']).resolve()
+    if os.environ.get('CXR_HOME'):
+        return Path(os.environ['CXR_HOME']).resolve()
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        ini = folder/'settings.ini'
-        if ini.is_file() and 'lib_name = cxr_lib' in ini.read_text(encoding='utf-8', errors='ignore'): return folder
+        ini = folder / 'settings.ini'
+        if ini.is_file() and 'lib_name = cxr_lib' in ini.read_text(encoding='utf-8', errors='ignore'):
+            return folder
     return start
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #c20facts
 def file_facts(
-    path:str|Path # a file
-) -> dict: # bytes, sha256
+    path: str | Path,  # a file
+) -> dict:  # bytes, sha256
     "Size and SHA-256 of a file"
     digest, size = hashlib.sha256(), 0
     with open(path, 'rb') as f:
@@ -263,99 +371,145 @@ def file_facts(
             size += len(block)
     return dict(bytes=size, sha256=digest.hexdigest())
 
+
 def clear_way(
-    path:str|Path # where a file is to be written
+    path: str | Path,  # where a file is to be written
 ):
     "Remove the file, the link or the empty folder that stands there; a folder with something in it is left, and named in an error"
     path = Path(path)
     if path.is_dir() and not path.is_symlink():
-        try: path.rmdir()
-        except OSError: raise ValueError(f'{path} is a folder, where a file of the run is to be written; move it away and run again') from None
-    else: path.unlink(missing_ok=True)
+        try:
+            path.rmdir()
+        except OSError:
+            raise ValueError(
+                f'{path} is a folder, where a file of the run is to be written; move it away and run again'
+            ) from None
+    else:
+        path.unlink(missing_ok=True)
+
 
 def what_differs(
-    path:str|Path, # where the file should be
-    facts:dict # as `file_facts` gave them when it was written
-) -> str: # in words; '' if it is the file that was written
+    path: str | Path,  # where the file should be
+    facts: dict,  # as `file_facts` gave them when it was written
+) -> str:  # in words; '' if it is the file that was written
     "Say how a file differs from what was written. An error of the machine is raised: it says nothing about the file"
-    try: found = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError): return 'is gone'
-    if stat.S_ISDIR(found.st_mode): return 'is a folder now'
-    if stat.S_ISLNK(found.st_mode): return 'is a link now, not the file that was written'
-    if not stat.S_ISREG(found.st_mode): return 'is not a file any more'
-    if found.st_size != facts['bytes']: return f'has {found.st_size:,} bytes; {facts["bytes"]:,} were written'
-    if file_facts(path) != facts: return 'holds something else than what was written (its size is the same)'
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return 'is gone'
+    if stat.S_ISDIR(found.st_mode):
+        return 'is a folder now'
+    if stat.S_ISLNK(found.st_mode):
+        return 'is a link now, not the file that was written'
+    if not stat.S_ISREG(found.st_mode):
+        return 'is not a file any more'
+    if found.st_size != facts['bytes']:
+        return f'has {found.st_size:,} bytes; {facts["bytes"]:,} were written'
+    if file_facts(path) != facts:
+        return 'holds something else than what was written (its size is the same)'
     return ''
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #c20stamps
 class AlteredFile(ValueError):
     "A file of a run is not what its stage wrote; the message names it and the remedy"
 
+
 #: Made anew from the stamps or from the other files of a run, so no stage answers for them.
 _DERIVED = ('config.json', 'index.html')
+
 
 @dataclass
 class Stamps:
     "A folder, and stamps in `.stages/` that say who wrote what in it"
-    path:Path # the folder; made if absent
+
+    path: Path  # the folder; made if absent
+
     def __post_init__(self):
         self.path, self._before = Path(self.path), {}
-        try: self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error: raise MachineError(error.errno, machine_error(error)) from None
-    def __truediv__(self, name) -> Path: return self.path/name
-    def _at(self, name) -> Path: return self.path/'.stages'/f'{name}.json'
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(error.errno, machine_error(error)) from None
+
+    def __truediv__(self, name) -> Path:
+        return self.path / name
+
+    def _at(self, name) -> Path:
+        return self.path / '.stages' / f'{name}.json'
+
     def _write(self, name, content):
         write_json(self._at(name), dict(content, seal=content_key(content)))
-    def _readable(self) -> dict: # name -> stamp, of all that can be read
+
+    def _readable(self) -> dict:  # name -> stamp, of all that can be read
         found = {}
-        for path in sorted((self.path/'.stages').glob('*.json')):
+        for path in sorted((self.path / '.stages').glob('*.json')):
             with contextlib.suppress(ValueError, IsADirectoryError):
                 stamp = read_json(path)
-                if isinstance(stamp, dict): found[path.stem] = stamp
+                if isinstance(stamp, dict):
+                    found[path.stem] = stamp
         return found
-    def files(self) -> dict: # name within the folder -> what changes when it is written: size, time, inode
+
+    def files(self) -> dict:  # name within the folder -> what changes when it is written: size, time, inode
         "Everything that stages wrote here"
-        def failed(error): raise error
+
+        def failed(error):
+            raise error
+
         found = {}
         for folder, below, names in os.walk(self.path, onerror=failed):
             below[:] = [b for b in below if not b.startswith('.')]
-            for path in (Path(folder)/n for n in names if not n.startswith('.')):
+            for path in (Path(folder) / n for n in names if not n.startswith('.')):
                 seen = os.lstat(path)
                 found[path.relative_to(self.path).as_posix()] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
         return {name: seen for name, seen in found.items() if name not in _DERIVED}
-    def altered(self,
-        name:str # of a stamp
-    ) -> dict: # file -> in words what is wrong with it; empty if all is well, or if there is no such stamp
+
+    def altered(
+        self,
+        name: str,  # of a stamp
+    ) -> dict:  # file -> in words what is wrong with it; empty if all is well, or if there is no such stamp
         "Compare what a stamp vouches for with what is there"
         path = self._at(name)
-        if not path.exists(): return {}
-        if fault := _stamp_fault(path): return {f'.stages/{path.name}': fault}
+        if not path.exists():
+            return {}
+        if fault := _stamp_fault(path):
+            return {f'.stages/{path.name}': fault}
         stamp, wrong = read_json(path), {}
         for file, facts in stamp['files'].items():
-            if stamp.get('open') and file.startswith(stamp['open'] + '/'): continue
-            links = [p.as_posix() for p in Path(file).parents if (self.path/p).is_symlink() and p != Path()]
-            difference = f'lies behind a link now ({links[0]})' if links else what_differs(self.path/file, facts)
-            if difference: wrong[file] = difference
+            if stamp.get('open') and file.startswith(stamp['open'] + '/'):
+                continue
+            links = [p.as_posix() for p in Path(file).parents if (self.path / p).is_symlink() and p != Path()]
+            difference = (
+                f'lies behind a link now ({links[0]})' if links else what_differs(self.path / file, facts)
+            )
+            if difference:
+                wrong[file] = difference
         return wrong
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #c20record
 def _stamp_fault(path):
     "What is wrong with a stamp itself, in words; '' if it can vouch for files"
-    try: stamp = read_json(path)
-    except (ValueError, IsADirectoryError): return 'is not valid JSON, so it vouches for nothing'
-    if not isinstance(stamp, dict) or 'files' not in stamp: return 'holds no checksums (an earlier version wrote it), so it vouches for nothing'
-    if content_key({k: v for k, v in stamp.items() if k != 'seal'}) != stamp.get('seal'): return 'was edited, so it vouches for nothing'
+    try:
+        stamp = read_json(path)
+    except (ValueError, IsADirectoryError):
+        return 'is not valid JSON, so it vouches for nothing'
+    if not isinstance(stamp, dict) or 'files' not in stamp:
+        return 'holds no checksums (an earlier version wrote it), so it vouches for nothing'
+    if content_key({k: v for k, v in stamp.items() if k != 'seal'}) != stamp.get('seal'):
+        return 'was edited, so it vouches for nothing'
     return ''
 
-def _text_facts(text): # as `file_facts` of a file that holds the text
+
+def _text_facts(text):  # as `file_facts` of a file that holds the text
     data = text.encode()
     return dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
+
 def stamp_files(
-    folder:Stamps, # of a run
-    name:str, # of the stamp
-    content:dict, # what else it says
-    before:dict|None=None # `folder.files()` when the work began; None: every file that no other stamp lists is its own
+    folder: Stamps,  # of a run
+    name: str,  # of the stamp
+    content: dict,  # what else it says
+    before: dict
+    | None = None,  # `folder.files()` when the work began; None: every file that no other stamp lists is its own
 ):
     "Write a stamp that vouches for all files that are new or changed"
     now, others = folder.files(), folder._readable()
@@ -364,28 +518,39 @@ def stamp_files(
     own = changed.difference(*(stamp.get('files', {}) for stamp in others.values()))
     for other, stamp in others.items():
         again = changed & set(stamp.get('files', {})) if before is not None else ()
-        if again: _revise(folder, other, stamp, again)
-    folder._write(name, dict(content, files={f: file_facts(folder/f) for f in sorted(own)}))
+        if again:
+            _revise(folder, other, stamp, again)
+    folder._write(name, dict(content, files={f: file_facts(folder / f) for f in sorted(own)}))
+
 
 def _revise(folder, name, stamp, files):
     "Write a stamp again, with what these of its files hold now; those that are gone are no longer listed"
-    facts = {f: file_facts(folder/f) if f in files else had for f, had in stamp['files'].items() if f not in files or (folder/f).exists()}
+    facts = {
+        f: file_facts(folder / f) if f in files else had
+        for f, had in stamp['files'].items()
+        if f not in files or (folder / f).exists()
+    }
     folder._write(name, {k: v for k, v in stamp.items() if k not in ('seal', 'open')} | dict(files=facts))
+
 
 @contextlib.contextmanager
 def rewriting(
-    folder:Stamps, # of a run
-    below:str # a folder in it that an earlier stage wrote
+    folder: Stamps,  # of a run
+    below: str,  # a folder in it that an earlier stage wrote
 ) -> Iterator[None]:
     "Let a later stage rewrite files of an earlier one: killed meanwhile, it costs the later stage and not the earlier one"
     before = folder.files()
-    opened = {n: s for n, s in folder._readable().items() if any(f.startswith(f'{below}/') for f in s.get('files', {}))}
+    opened = {
+        n: s
+        for n, s in folder._readable().items()
+        if any(f.startswith(f'{below}/') for f in s.get('files', {}))
+    }
     for name, stamp in opened.items():
         folder._write(name, {k: v for k, v in stamp.items() if k != 'seal'} | dict(open=below))
     yield
     now = folder.files()
     for name, stamp in opened.items():
-        killed = 'open' in stamp                                                       # what was rewritten then, nobody has noted down
+        killed = 'open' in stamp  # what was rewritten then, nobody has noted down
         inside = {f for f in stamp['files'] if f.startswith(f'{below}/')}
         _revise(folder, name, stamp, {f for f in inside if killed or before.get(f) != now.get(f)})
 
@@ -393,135 +558,196 @@ def rewriting(
 #: The stages in order; each builds on the ones before it.
 STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation')
 
+
 def content_key(
-    *parts:Any # anything that `write_json` could write
-) -> str: # 16 hexadecimal digits
+    *parts: Any,  # anything that `write_json` could write
+) -> str:  # 16 hexadecimal digits
     "A short hash of values: the same for equal values in any process and on any platform"
     text = json.dumps(_finite(list(parts)), sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+
 @dataclass
 class RunFolder(Stamps):
     "One run's folder `reports/<run>/` and the stamps of its finished stages"
+
     def _stamp(self, stage) -> Path:
-        if stage not in STAGES: raise ValueError(f'unknown stage {stage!r}; stages are {", ".join(STAGES)}')
+        if stage not in STAGES:
+            raise ValueError(f'unknown stage {stage!r}; stages are {", ".join(STAGES)}')
         return self._at(stage)
-    def params(self, stage:str) -> dict|None:
+
+    def params(self, stage: str) -> dict | None:
         "Parameters a finished stage ran with, or None if it has not finished"
         f = self._stamp(stage)
         return read_json(f)['params'] if f.exists() else None
-    def stored_key(self, stage:str) -> str|None:
+
+    def stored_key(self, stage: str) -> str | None:
         f = self._stamp(stage)
         return read_json(f)['key'] if f.exists() else None
-    def key(self, stage:str, params:dict) -> str:
+
+    def key(self, stage: str, params: dict) -> str:
         "The key `stage` has with these parameters on top of what the stages before it left"
         i = STAGES.index(stage)
-        return content_key(stage, params, self.stored_key(STAGES[i-1]) if i else None)
-    def stamped(self, stage:str, params:dict|None=None) -> bool:
+        return content_key(stage, params, self.stored_key(STAGES[i - 1]) if i else None)
+
+    def stamped(self, stage: str, params: dict | None = None) -> bool:
         "Is there a stamp of `stage`, on top of the present earlier stages, with these parameters (any if None)? Its files are not looked at"
         have = self.params(stage)
-        if have is None or (params is not None and content_key(have) != content_key(params)): return False
+        if have is None or (params is not None and content_key(have) != content_key(params)):
+            return False
         i = STAGES.index(stage)
-        return self.stored_key(stage) == self.key(stage, have) and (i == 0 or self.stamped(STAGES[i-1]))
-    def done(self, stage:str, params:dict|None=None) -> bool:
+        return self.stored_key(stage) == self.key(stage, have) and (i == 0 or self.stamped(STAGES[i - 1]))
+
+    def done(self, stage: str, params: dict | None = None) -> bool:
         "Has `stage` finished with these parameters (any if None), and are its files and those of the stages before as they were written?"
-        return self.stamped(stage, params) and not any(self.altered(s) for s in STAGES[:STAGES.index(stage) + 1])
-    def check(self, stage:str):
+        return self.stamped(stage, params) and not any(
+            self.altered(s) for s in STAGES[: STAGES.index(stage) + 1]
+        )
+
+    def check(self, stage: str):
         "Raise `AlteredFile` if a file of `stage`, or of one before it, is not what was written; what has no stamp, or a stale one, is not looked at"
-        for s in STAGES[:STAGES.index(stage) + 1]:
-            if self._stamp(s).exists() and (fault := _stamp_fault(self._stamp(s))): wrong = {f'.stages/{s}.json': fault}
-            elif not self.stamped(s): break
-            else: wrong = self.altered(s)
+        for s in STAGES[: STAGES.index(stage) + 1]:
+            if self._stamp(s).exists() and (fault := _stamp_fault(self._stamp(s))):
+                wrong = {f'.stages/{s}.json': fault}
+            elif not self.stamped(s):
+                break
+            else:
+                wrong = self.altered(s)
             for file, how in wrong.items():
-                raise AlteredFile(f'{self.path/file} {how}. Nothing may be built on what the {s} stage left: put the file back as it was, or run that stage and those after it again '
-                                  f'(`cxr run` with the same parameters does that, or begin in the notebook of the {s} stage).')
-        if said := self.mend_config(): warnings.warn(said, stacklevel=2)
-    def ready(self, stage:str) -> bool:
+                raise AlteredFile(
+                    f'{self.path / file} {how}. Nothing may be built on what the {s} stage left: put the file back as it was, or run that stage and those after it again '
+                    f'(`cxr run` with the same parameters does that, or begin in the notebook of the {s} stage).'
+                )
+        if said := self.mend_config():
+            warnings.warn(said, stacklevel=2)
+
+    def ready(self, stage: str) -> bool:
         "Has `stage` finished? If a file of it or of a stage before was altered, `AlteredFile` names it"
         self.check(stage)
         return self.stamped(stage)
-    def begin(self, stage:str):
+
+    def begin(self, stage: str):
         "Take the stamp away before the stage's files are touched, and look at what is there"
         stamp = self._stamp(stage)
         if stamp.exists():
             wrong = self.altered(stage)
             clear_way(stamp)
-            for file in wrong: self._clear(file)
+            for file in wrong:
+                self._clear(file)
             self.mend_config()
         self._before[stage] = self.files()
+
     def _clear(self, file):
         "What stands where a stage wrote a file may be a folder or a link now: make room for it, and for the folders that it lay in"
-        for part in (*reversed((self.path/file).parents), self.path/file):
-            if part == self.path or not part.is_relative_to(self.path): continue
-            if part.is_symlink() or part.is_dir() == (part == self.path/file) and part.exists(): clear_way(part)
-    def finish(self, stage:str, params:dict):
+        for part in (*reversed((self.path / file).parents), self.path / file):
+            if part == self.path or not part.is_relative_to(self.path):
+                continue
+            if part.is_symlink() or part.is_dir() == (part == self.path / file) and part.exists():
+                clear_way(part)
+
+    def finish(self, stage: str, params: dict):
         "Leave the stamp: call it when every file of the stage is written. It vouches for all that is new or changed since `begin`"
-        stamp_files(self, stage, dict(stage=stage, params=params, key=self.key(stage, params), finished=time.strftime('%Y-%m-%dT%H:%M:%S'), versions=versions()),
-                    self._before.pop(stage, None))
+        stamp_files(
+            self,
+            stage,
+            dict(
+                stage=stage,
+                params=params,
+                key=self.key(stage, params),
+                finished=time.strftime('%Y-%m-%dT%H:%M:%S'),
+                versions=versions(),
+            ),
+            self._before.pop(stage, None),
+        )
         self.mend_config()
-        os.environ.pop('CXR_PROGRESS', None)       # what a notebook computes after its stage are examples: nobody waits for them
-    def mend_config(self) -> str: # a sentence if it was another; '' if it was right
+        os.environ.pop(
+            'CXR_PROGRESS', None
+        )  # what a notebook computes after its stage are examples: nobody waits for them
+
+    def mend_config(self) -> str:  # a sentence if it was another; '' if it was right
         "Make `config.json` say what the stamps say: the parameters of each finished stage, and the versions of the last"
         stamps = {s: stamp for s, stamp in self._readable().items() if s in STAGES and 'versions' in stamp}
-        if not stamps: return ''
+        if not stamps:
+            return ''
         last = max(stamps, key=STAGES.index)
-        config = dict(stages={s: stamps[s]['params'] for s in STAGES if s in stamps}, versions=stamps[last]['versions'])
-        path = self.path/'config.json'
-        if not what_differs(path, _text_facts(json_text(config))): return ''
+        config = dict(
+            stages={s: stamps[s]['params'] for s in STAGES if s in stamps}, versions=stamps[last]['versions']
+        )
+        path = self.path / 'config.json'
+        if not what_differs(path, _text_facts(json_text(config))):
+            return ''
         clear_way(path)
         write_json(path, config)
         return f'{path} was not what the stamps of the stages say; it was written again from them'
 
+
 def run_folder(
-    run:str, # name of the run (a folder under `reports/`) or a path to a folder
+    run: str,  # name of the run (a folder under `reports/`) or a path to a folder
 ) -> RunFolder:
     "The folder of a run, by name or by path"
     run = str(run)
-    if not run or run in ('.', '..'): raise ValueError('run is empty: give a name such as "default", or a path')
-    return RunFolder(Path(run) if os.sep in run or '/' in run else project_root()/'reports'/run)
+    if not run or run in ('.', '..'):
+        raise ValueError('run is empty: give a name such as "default", or a path')
+    return RunFolder(Path(run) if os.sep in run or '/' in run else project_root() / 'reports' / run)
 
-def versions() -> dict: # package -> version
+
+def versions() -> dict:  # package -> version
     "Versions of what decides a result, for `config.json`"
     import importlib.metadata as md, platform
+
     found = {'python': platform.python_version()}
     for name in ('cxr_lib', 'torch', 'transformers', 'timm', 'numpy', 'pandas', 'scikit-learn'):
-        try: found[name] = md.version(name)
-        except md.PackageNotFoundError: found[name] = None
+        try:
+            found[name] = md.version(name)
+        except md.PackageNotFoundError:
+            found[name] = None
     return found
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #78956748
 def seed_everything(
-    seed:int # 0 to 2**32-1
+    seed: int,  # 0 to 2**32-1
 ):
     "Seed Python, numpy and torch; choose deterministic torch kernels where there are any"
     import numpy as np, torch
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
-    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')     # needed by deterministic matrix products on CUDA
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    os.environ.setdefault(
+        'CUBLAS_WORKSPACE_CONFIG', ':4096:8'
+    )  # needed by deterministic matrix products on CUDA
     torch.backends.cudnn.benchmark = False
 
-def choose_device() -> str: # 'cuda', 'mps' or 'cpu'
+
+def choose_device() -> str:  # 'cuda', 'mps' or 'cpu'
     "The fastest device there is"
     import torch
-    if torch.cuda.is_available(): return 'cuda'
+
+    if torch.cuda.is_available():
+        return 'cuda'
     return 'mps' if getattr(torch.backends, 'mps', None) and torch.backends.mps.is_available() else 'cpu'
 
+
 def choose_precision(
-    device:str|None=None # as from `choose_device`; asked for if None
-) -> str: # Accelerate's name: 'bf16', 'fp16' or 'no'
+    device: str | None = None,  # as from `choose_device`; asked for if None
+) -> str:  # Accelerate's name: 'bf16', 'fp16' or 'no'
     "bf16 where the GPU computes it, fp16 on older ones (a T4), fp32 elsewhere"
     import torch
+
     device = device or choose_device()
-    if device != 'cuda': return 'no'
+    if device != 'cuda':
+        return 'no'
     return 'bf16' if torch.cuda.get_device_capability()[0] >= 8 else 'fp16'
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #5ca1e002
 import ast, functools
 
+
 @functools.cache
 def imported_names(
-    source:str, # Python source
-    package:str='' # dotted name of the package that it stands in, for relative imports
-) -> tuple[str, ...]: # dotted names; `from a import b` gives `a` and `a.b`, as `b` may be a module
+    source: str,  # Python source
+    package: str = '',  # dotted name of the package that it stands in, for relative imports
+) -> tuple[str, ...]:  # dotted names; `from a import b` gives `a` and `a.b`, as `b` may be a module
     "Every name that the source imports, wherever the import stands"
     names = []
     for node in ast.walk(ast.parse(source)):
@@ -529,21 +755,23 @@ def imported_names(
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             parents = package.split('.')
-            above = parents[:len(parents) - node.level + 1] if node.level else []
+            above = parents[: len(parents) - node.level + 1] if node.level else []
             module = '.'.join([*above, *filter(None, [node.module])])
             names += [module, *(f'{module}.{alias.name}' for alias in node.names)]
     return tuple(names)
 
+
 def module_sources(
-    *modules:str, # dotted names, such as 'cxr_lib.training.loop'
-    source:str='', # Python source whose imports count as well, such as a notebook's
-    folder:str|Path|None=None # of the package; this library's if None
-) -> dict[str, str]: # dotted name -> source
+    *modules: str,  # dotted names, such as 'cxr_lib.training.loop'
+    source: str = '',  # Python source whose imports count as well, such as a notebook's
+    folder: str | Path | None = None,  # of the package; this library's if None
+) -> dict[str, str]:  # dotted name -> source
     """The source of these modules and of all that they import from their package, directly or not
 
     The `__init__` of the package itself counts only where it is asked for: every import runs it, but it decides no result.
     """
     import cxr_lib
+
     folder = Path(folder or Path(cxr_lib.__file__).parent)
     found, waiting = {}, [*modules, *imported_names(source)]
     while waiting:
@@ -552,10 +780,10 @@ def module_sources(
         if name in found or parts[0] != folder.name or (len(parts) == 1 and name not in modules):
             continue
         path = folder.joinpath(*parts[1:])
-        file = next((f for f in (path/'__init__.py', path.with_suffix('.py')) if f.is_file()), None)
+        file = next((f for f in (path / '__init__.py', path.with_suffix('.py')) if f.is_file()), None)
         if file is None and name in modules:
             raise ValueError(f'there is no module {name} in {folder}')
-        if file is None:                                        # a function or a constant of a module
+        if file is None:  # a function or a constant of a module
             continue
         found[name] = file.read_text(encoding='utf-8')
         package = '.'.join(parts if file.name == '__init__.py' else parts[:-1])
@@ -563,109 +791,157 @@ def module_sources(
     return dict(sorted(found.items()))
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #8fafba8e
-CONDITION_COLORS = {'fused': '#0173b2', 'image_only': '#56b4e9', 'note_only': '#de8f05', 'shuffled_note': '#949494',
-                    'missing_note': '#ca9161', 'contradicting_note': '#d55e00', 'label_leak_note_only': '#cc3311',
-                    'best_possible': '#029e73', 'external': '#cc78bc'}
+CONDITION_COLORS = {
+    'fused': '#0173b2',
+    'image_only': '#56b4e9',
+    'note_only': '#de8f05',
+    'shuffled_note': '#949494',
+    'missing_note': '#ca9161',
+    'contradicting_note': '#d55e00',
+    'label_leak_note_only': '#cc3311',
+    'best_possible': '#029e73',
+    'external': '#cc78bc',
+}
+
 
 def set_theme():
     "The shared seaborn theme: colour-blind-safe, readable in a report and in print"
     import seaborn as sns
-    sns.set_theme(context='notebook', style='whitegrid', palette='colorblind',
-                  rc={'figure.dpi': 96, 'savefig.dpi': 120, 'axes.titleweight': 'bold', 'axes.titlesize': 11, 'axes.labelsize': 10,
-                      'xtick.labelsize': 9, 'ytick.labelsize': 9, 'legend.fontsize': 9, 'figure.constrained_layout.use': True,
-                      'image.cmap': 'gray', 'axes.spines.top': False, 'axes.spines.right': False,
-                      'text.parse_math': False})                # a file or a run may be called $x$; no picture here holds a formula
+
+    sns.set_theme(
+        context='notebook',
+        style='whitegrid',
+        palette='colorblind',
+        rc={
+            'figure.dpi': 96,
+            'savefig.dpi': 120,
+            'axes.titleweight': 'bold',
+            'axes.titlesize': 11,
+            'axes.labelsize': 10,
+            'xtick.labelsize': 9,
+            'ytick.labelsize': 9,
+            'legend.fontsize': 9,
+            'figure.constrained_layout.use': True,
+            'image.cmap': 'gray',
+            'axes.spines.top': False,
+            'axes.spines.right': False,
+            'text.parse_math': False,
+        },
+    )  # a file or a run may be called $x$; no picture here holds a formula
+
 
 def mark_simulated(
-    fig, # a matplotlib figure
-    simulated:bool, # is it of simulated patients or notes? If not, nothing is drawn
-    what:str='patients' # what is simulated
-): # `fig`
+    fig,  # a matplotlib figure
+    simulated: bool,  # is it of simulated patients or notes? If not, nothing is drawn
+    what: str = 'patients',  # what is simulated
+):  # `fig`
     "Write SIMULATED into the corner of a figure"
-    if simulated: fig.text(.995, .005, f'SIMULATED {what}', ha='right', va='bottom', fontsize=8, color='#cc3311')
+    if simulated:
+        fig.text(0.995, 0.005, f'SIMULATED {what}', ha='right', va='bottom', fontsize=8, color='#cc3311')
     return fig
 
+
 def sign_figure(
-    fig, # a matplotlib figure
-    simulated:bool # are the patients simulated?
-): # `fig`, closed, so that a notebook shows it once
+    fig,  # a matplotlib figure
+    simulated: bool,  # are the patients simulated?
+):  # `fig`, closed, so that a notebook shows it once
     "The footer that every picture of the evaluation has: research use, and whether the patients are simulated"
     import matplotlib.pyplot as plt
-    fig.supxlabel(f'{SIMULATED}  {RESEARCH_USE}' if simulated else RESEARCH_USE, fontsize=9,
-                  color='#cc3311' if simulated else '#555555', weight='bold' if simulated else 'normal')
+
+    fig.supxlabel(
+        f'{SIMULATED}  {RESEARCH_USE}' if simulated else RESEARCH_USE,
+        fontsize=9,
+        color='#cc3311' if simulated else '#555555',
+        weight='bold' if simulated else 'normal',
+    )
     plt.close(fig)
     return fig
 
+
 def defined(
-    value:float|None # a number; JSON writes NaN as null
+    value: float | None,  # a number; JSON writes NaN as null
 ) -> bool:
     "Is there a number?"
     return value is not None and value == value
 
+
 def interval_text(
-    low:float|None, # of an interval
-    high:float|None, # of it
-    digits:int=3
-) -> str: # ' [0.123, 0.456]', or '' where it is undefined
+    low: float | None,  # of an interval
+    high: float | None,  # of it
+    digits: int = 3,
+) -> str:  # ' [0.123, 0.456]', or '' where it is undefined
     "An interval for reading, to stand behind its number"
     return f' [{low:.{digits}f}, {high:.{digits}f}]' if defined(low) and defined(high) else ''
 
+
 def number_text(
-    value:float|None, # a statistic
-    low:float|None=None, # of its interval
-    high:float|None=None, # of it
-    digits:int=3,
-    otherwise:str='undefined' # where there is no number
-) -> str: # '0.345 [0.123, 0.456]'
+    value: float | None,  # a statistic
+    low: float | None = None,  # of its interval
+    high: float | None = None,  # of it
+    digits: int = 3,
+    otherwise: str = 'undefined',  # where there is no number
+) -> str:  # '0.345 [0.123, 0.456]'
     "A number with its interval for reading"
     return f'{value:.{digits}f}' + interval_text(low, high, digits) if defined(value) else otherwise
 
+
 def remark(
-    ax, # matplotlib axes
-    x:float, # of the axes' data, unless a transform is given
-    y:float, # likewise
-    text:str,
-    **more # of `Axes.text`
+    ax,  # matplotlib axes
+    x: float,  # of the axes' data, unless a transform is given
+    y: float,  # likewise
+    text: str,
+    **more,  # of `Axes.text`
 ):
     "Small grey words in a plot, legible on grid lines"
-    ax.text(x, y, text, **dict(fontsize=8.5, va='center', color='#666666', bbox=dict(fc='white', ec='none', pad=1.5)) | more)
+    ax.text(
+        x,
+        y,
+        text,
+        **dict(fontsize=8.5, va='center', color='#666666', bbox=dict(fc='white', ec='none', pad=1.5)) | more,
+    )
+
 
 def words_instead(
-    ax, # matplotlib axes
-    text:str # why there is nothing to show
+    ax,  # matplotlib axes
+    text: str,  # why there is nothing to show
 ):
     "Words in place of a plot that has nothing to show"
-    ax.text(.5, .5, text, transform=ax.transAxes, ha='center', va='center', color='#666666', wrap=True)
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha='center', va='center', color='#666666', wrap=True)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
 
+
 def figure_of_words(
-    text:str # why there is nothing to show
-): # a matplotlib figure
+    text: str,  # why there is nothing to show
+):  # a matplotlib figure
     "A picture that says why there is none: a page, and whoever looks for the file, gets an answer"
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(9, 1.2))
     words_instead(ax, text)
     return fig
 
+
 def draw_interval(
-    ax, # matplotlib axes
-    y:float, # height
-    value:float|None, # of a statistic; None, as JSON writes NaN, draws nothing
-    low:float|None, # of its interval
-    high:float|None, # of its interval
-    color:str, # of both
-    hollow:bool=False # an empty dot: shown, but not counted
+    ax,  # matplotlib axes
+    y: float,  # height
+    value: float | None,  # of a statistic; None, as JSON writes NaN, draws nothing
+    low: float | None,  # of its interval
+    high: float | None,  # of its interval
+    color: str,  # of both
+    hollow: bool = False,  # an empty dot: shown, but not counted
 ):
     "A value with its interval, horizontally"
     value, low, high = (float('nan') if v is None else v for v in (value, low, high))
     ax.plot([low, high], [y, y], color=color, lw=2.2, solid_capstyle='round', zorder=3)
     ax.plot(value, y, 'o', ms=7, color=color, mfc='white' if hollow else color, zorder=4)
 
+
 def save_figure(
-    fig, # a matplotlib figure
-    path:str|Path # .png, .svg or .pdf
-) -> Path: # `path`
+    fig,  # a matplotlib figure
+    path: str | Path,  # .png, .svg or .pdf
+) -> Path:  # `path`
     "Save a figure, whole or not at all"
-    with atomic_path(path) as tmp: fig.savefig(tmp, bbox_inches='tight')
+    with atomic_path(path) as tmp:
+        fig.savefig(tmp, bbox_inches='tight')
     return Path(path)

@@ -11,40 +11,51 @@ from typing import Any, Callable, Iterator
 
 # %% ../../nbs/chapters/01_foundations/03_progress.ipynb #28c12a09
 def time_left(
-    seconds:float|None # until the end; None if nobody knows
-) -> str: # 'about 40 s left', or '' if nobody knows
+    seconds: float | None,  # until the end; None if nobody knows
+) -> str:  # 'about 40 s left', or '' if nobody knows
     "Time in words: nobody needs the seconds of an hour"
-    if seconds is None or seconds != seconds or seconds < 0: return ''
-    if seconds < 100: return f'about {seconds:.0f} s left'
-    minutes = round(seconds/60)
-    return f'about {minutes} min left' if minutes < 100 else f'about {minutes//60} h {minutes % 60} min left'
+    if seconds is None or seconds != seconds or seconds < 0:
+        return ''
+    if seconds < 100:
+        return f'about {seconds:.0f} s left'
+    minutes = round(seconds / 60)
+    return (
+        f'about {minutes} min left' if minutes < 100 else f'about {minutes // 60} h {minutes % 60} min left'
+    )
 
 # %% ../../nbs/chapters/01_foundations/03_progress.ipynb #183b8e95
 def report_progress(
-    what:str, # where it is, such as 'fold 2 of 5, epoch 3 of 12'
-    *details:str, # what else there is to say, the most important first; empty ones are left out
-    seconds_left:float|None=None, # None if nobody knows
-    keep:bool=False # worth a line of its own in a log, such as the end of an epoch
+    what: str,  # where it is, such as 'fold 2 of 5, epoch 3 of 12'
+    *details: str,  # what else there is to say, the most important first; empty ones are left out
+    seconds_left: float | None = None,  # None if nobody knows
+    keep: bool = False,  # worth a line of its own in a log, such as the end of an epoch
 ):
     "Tell whoever executes this notebook how far it is"
     file = os.environ.get('CXR_PROGRESS')
-    if not file: return
+    if not file:
+        return
     parts = [p for p in (what, *details, time_left(seconds_left)) if p]
     try:
-        with open(file, 'a', encoding='utf-8') as f: f.write(json.dumps(dict(parts=parts, keep=keep)) + '\n')
-    except OSError: pass                                # no computation ends because nobody could be told of it
+        with open(file, 'a', encoding='utf-8') as f:
+            f.write(json.dumps(dict(parts=parts, keep=keep)) + '\n')
+    except OSError:
+        pass  # no computation ends because nobody could be told of it
+
 
 def read_progress(
-    file, # open for reading, where the last call left it
-    tell:Callable[[list, bool], Any] # called with the parts and `keep` of every line
+    file,  # open for reading, where the last call left it
+    tell: Callable[[list, bool], Any],  # called with the parts and `keep` of every line
 ):
     "Pass on what has been reported since the last call"
     at = file.tell()
     for line in iter(file.readline, ''):
-        if not line.endswith('\n'): break               # half a line: its end comes later
+        if not line.endswith('\n'):
+            break  # half a line: its end comes later
         at = file.tell()
-        try: said = json.loads(line)
-        except ValueError: continue
+        try:
+            said = json.loads(line)
+        except ValueError:
+            continue
         tell(said['parts'], said['keep'])
     file.seek(at)
 
@@ -52,8 +63,10 @@ def read_progress(
 def _bar_class():
     "tqdm's bar for the place we are in, which also reports"
     from tqdm.auto import tqdm
+
     class Bar(tqdm):
-        reported = 0.
+        reported = 0.0
+
         def update(self, n=1):
             shown = super().update(n)
             now = time.monotonic()
@@ -61,28 +74,32 @@ def _bar_class():
                 self.reported = now
                 self.report()
             return shown
+
         def report(self):
             seen = self.format_dict
             done, total, elapsed = seen['n'], seen['total'], seen['elapsed']
             new = done - seen['initial']
-            left = elapsed*(total - done)/new if total and new > 0 else None
+            left = elapsed * (total - done) / new if total and new > 0 else None
             name = (self.desc or 'working').rstrip(': ')
             report_progress(f'{name}: {done:,}' + (f' of {total:,}' if total else ''), seconds_left=left)
+
     return Bar
 
+
 def progress_bar(
-    iterable:Any=None, # what is gone through; None where `update` is called by hand
-    **more # of tqdm
-) -> Iterator: # a tqdm bar
+    iterable: Any = None,  # what is gone through; None where `update` is called by hand
+    **more,  # of tqdm
+) -> Iterator:  # a tqdm bar
     "A tqdm bar that also reports to whoever executes this notebook"
     return _bar_class()(iterable, **more)
 
 # %% ../../nbs/chapters/01_foundations/03_progress.ipynb #20801b71
 def fit_parts(
-    parts:list, # the most important first
-    width:int # characters there are
-) -> str: # as many of them as fit, separated by commas; '' if not even the first does
+    parts: list,  # the most important first
+    width: int,  # characters there are
+) -> str:  # as many of them as fit, separated by commas; '' if not even the first does
     "Leave out what does not fit, from the end"
     kept = [str(p) for p in parts]
-    while kept and len(', '.join(kept)) > width: kept.pop()
+    while kept and len(', '.join(kept)) > width:
+        kept.pop()
     return ', '.join(kept)

@@ -18,171 +18,252 @@ from .core import STAGES, RunFolder, number_text, project_root, read_json, run_f
 @dataclass(frozen=True)
 class RunSummary:
     "What a person wants to know of a run before opening it"
-    name:str # its folder below `reports/`
-    path:Path # that folder
-    done:tuple # stages that have finished
-    finished:str # when the last stage finished; '' if it has not
-    headline:str # its AUROC in words; '' where there is none
+
+    name: str  # its folder below `reports/`
+    path: Path  # that folder
+    done: tuple  # stages that have finished
+    finished: str  # when the last stage finished; '' if it has not
+    headline: str  # its AUROC in words; '' where there is none
+
     def __str__(self):
-        if not self.finished: return f'{self.name} (not finished)'
+        if not self.finished:
+            return f'{self.name} (not finished)'
         return f'{self.name} ({self.headline})' if self.headline else self.name
 
+
 def auroc_headline(
-    folder:str|Path # of a run
-) -> str: # 'mean AUROC 0.93 [0.92, 0.94]', or '' where no evaluation says so
+    folder: str | Path,  # of a run
+) -> str:  # 'mean AUROC 0.93 [0.92, 0.94]', or '' where no evaluation says so
     "The one number that tells runs apart: the fused answer's mean AUROC"
-    try: means = read_json(Path(folder)/'metrics.json')['conditions']['fused']['means']['evaluable']
-    except (OSError, ValueError, KeyError, TypeError): return ''
+    try:
+        means = read_json(Path(folder) / 'metrics.json')['conditions']['fused']['means']['evaluable']
+    except (OSError, ValueError, KeyError, TypeError):
+        return ''
     return f'mean AUROC {number_text(means.get("auroc"), means.get("low"), means.get("high"), 2)}'
+
 
 def _done(run, stage):
     "Has the stage finished? A stamp that cannot be read vouches for nothing; the files are compared when the run is used"
-    try: return run.stamped(stage)
-    except (ValueError, KeyError, TypeError): return False
+    try:
+        return run.stamped(stage)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 # %% ../../nbs/chapters/01_foundations/02_run.ipynb #d3669d5d
 def run_summary(
-    folder:str|Path # of a run, which is there
+    folder: str | Path,  # of a run, which is there
 ) -> RunSummary:
     "Look at a run's stamps"
     run = RunFolder(Path(folder))
     done = tuple(stage for stage in STAGES if _done(run, stage))
     finished = ''
-    if STAGES[-1] in done: finished = read_json(run/'.stages'/f'{STAGES[-1]}.json').get('finished', 'at an unknown time')
+    if STAGES[-1] in done:
+        finished = read_json(run / '.stages' / f'{STAGES[-1]}.json').get('finished', 'at an unknown time')
     return RunSummary(run.path.name, run.path, done, finished, auroc_headline(run.path))
 
+
 def list_runs(
-    home:str|Path|None=None # project folder; found from the working folder if None
-) -> list[RunSummary]: # by name
+    home: str | Path | None = None,  # project folder; found from the working folder if None
+) -> list[RunSummary]:  # by name
     "The runs below `reports/`"
-    reports = project_root(home)/'reports'
-    if not reports.is_dir(): return []
+    reports = project_root(home) / 'reports'
+    if not reports.is_dir():
+        return []
     folders = [p for p in sorted(reports.iterdir()) if p.is_dir() and not p.name.startswith('.')]
-    return [run_summary(p) for p in folders if any(p.glob('.stages/*.json')) or (p/'predictions.parquet').exists()]
+    return [
+        run_summary(p)
+        for p in folders
+        if any(p.glob('.stages/*.json')) or (p / 'predictions.parquet').exists()
+    ]
+
 
 def newest_finished(
-    home:str|Path|None=None # project folder; found from the working folder if None
-) -> RunSummary|None: # None if no run is finished
+    home: str | Path | None = None,  # project folder; found from the working folder if None
+) -> RunSummary | None:  # None if no run is finished
     "The run whose last stage finished last"
     finished = [run for run in list_runs(home) if run.finished]
-    return max(finished, key=lambda run: (run.finished, (run.path/'.stages'/f'{STAGES[-1]}.json').stat().st_mtime), default=None)
+    return max(
+        finished,
+        key=lambda run: (run.finished, (run.path / '.stages' / f'{STAGES[-1]}.json').stat().st_mtime),
+        default=None,
+    )
 
 # %% ../../nbs/chapters/01_foundations/02_run.ipynb #819e56d0
 #: The run that the stage notebooks step through unless they are given another.
 SMALL_RUN = 'small'
 
+
 class RunError(ValueError):
     "A run that cannot be opened; the message says which can"
+
 
 def _runs_there(home=None):
     "A sentence for errors"
     runs = list_runs(home)
-    return f'Runs that are there: {", ".join(map(str, runs))}.' if runs else f'There are no runs yet in {project_root(home)/"reports"}: start one with `cxr run`.'
+    return (
+        f'Runs that are there: {", ".join(map(str, runs))}.'
+        if runs
+        else f'There are no runs yet in {project_root(home) / "reports"}: start one with `cxr run`.'
+    )
+
 
 def _as_papermill_reads(name):
     "What `papermill -p run NAME` hands to a notebook"
-    if name in ('True', 'False', 'None'): return {'True': True, 'False': False, 'None': None}[name]
+    if name in ('True', 'False', 'None'):
+        return {'True': True, 'False': False, 'None': None}[name]
     for kind in (int, float):
-        try: return kind(name)
-        except ValueError: pass
+        try:
+            return kind(name)
+        except ValueError:
+            pass
     return name
 
+
 def run_name(
-    run:Any # name or path of a run, or what papermill made of a name
-) -> str: # its name or path as text
+    run: Any,  # name or path of a run, or what papermill made of a name
+) -> str:  # its name or path as text
     "The name of a run; raises `RunError` for a number that is no run's name"
-    if isinstance(run, (str, Path)): return str(run).strip()
+    if isinstance(run, (str, Path)):
+        return str(run).strip()
     same = [r.name for r in list_runs() if repr(_as_papermill_reads(r.name)) == repr(run)]
     if len(same) == 1:
         print(f'run is {run!r}, a {type(run).__name__}: taken as the run named {same[0]!r}.')
         return same[0]
-    raise RunError(f'run is {run!r}, a {type(run).__name__} and no name (papermill -p reads 007 as a number). Quote the name in a notebook, or use papermill -r run NAME. {_runs_there()}')
+    raise RunError(
+        f'run is {run!r}, a {type(run).__name__} and no name (papermill -p reads 007 as a number). Quote the name in a notebook, or use papermill -r run NAME. {_runs_there()}'
+    )
 
 # %% ../../nbs/chapters/01_foundations/02_run.ipynb #62d83144
 def run_path(
-    run:str # name of a run, or a path
-) -> Path: # its folder, which need not be there
+    run: str,  # name of a run, or a path
+) -> Path:  # its folder, which need not be there
     "Where a run lies"
-    return Path(run).expanduser() if os.sep in run or '/' in run else project_root()/'reports'/run
+    return Path(run).expanduser() if os.sep in run or '/' in run else project_root() / 'reports' / run
+
 
 def _is_run(folder):
     "Is there anything in this folder? A name that is too long, or a file on the way to it, is no run"
-    try: return folder.is_dir() and any(folder.iterdir())
+    try:
+        return folder.is_dir() and any(folder.iterdir())
     except OSError as error:
-        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR): return False
+        if error.errno in (errno.ENAMETOOLONG, errno.ENOTDIR):
+            return False
         raise
+
 
 def _announce(run, stage):
     "Say which run was opened, and what it lacks"
     summary = run_summary(run.path)
-    needed = STAGES[:STAGES.index(stage)] if stage in STAGES else STAGES[:-1]
-    missing = [s for s in needed if s not in summary.done] if STAGES[0] in summary.done or not (run/'predictions.parquet').exists() else []
-    print(f'Run: {summary}' + (f'. Not finished, and run now with their defaults: {", ".join(missing)}.' if missing else ''))
+    needed = STAGES[: STAGES.index(stage)] if stage in STAGES else STAGES[:-1]
+    missing = (
+        [s for s in needed if s not in summary.done]
+        if STAGES[0] in summary.done or not (run / 'predictions.parquet').exists()
+        else []
+    )
+    print(
+        f'Run: {summary}'
+        + (f'. Not finished, and run now with their defaults: {", ".join(missing)}.' if missing else '')
+    )
     return run
+
 
 def _small_run():
     "The run for stepping through; refuses one that `cxr run` made"
-    folder = project_root()/'reports'/SMALL_RUN
+    folder = project_root() / 'reports' / SMALL_RUN
     if any(folder.glob('.stages/*.run.json')):
-        raise RunError(f'the run {SMALL_RUN!r} was made by `cxr run`, and stepping through would overwrite it. Give the notebook the name of a run, run = ..., or rename reports/{SMALL_RUN}.')
-    if not _is_run(folder): print(f'A small run of simulated patients is made in {folder} (a minute or two).')
+        raise RunError(
+            f'the run {SMALL_RUN!r} was made by `cxr run`, and stepping through would overwrite it. Give the notebook the name of a run, run = ..., or rename reports/{SMALL_RUN}.'
+        )
+    if not _is_run(folder):
+        print(f'A small run of simulated patients is made in {folder} (a minute or two).')
     return run_folder(SMALL_RUN)
 
 # %% ../../nbs/chapters/01_foundations/02_run.ipynb #df8ff92b
 def open_run(
-    run:Any='', # name or path of a run; '': the newest finished run, or, in the stages before evaluation, the small one
-    stage:str=STAGES[-1], # the stage that opens it, or 'demo'
-    make_missing:bool=False # make a run that is not there?
+    run: Any = '',  # name or path of a run; '': the newest finished run, or, in the stages before evaluation, the small one
+    stage: str = STAGES[-1],  # the stage that opens it, or 'demo'
+    make_missing: bool = False,  # make a run that is not there?
 ) -> RunFolder:
     "Open a run for a notebook; raises `RunError` for a name that is given and not there, unless `stage` is the first"
     if isinstance(run, str) and not run.strip():
         newest = None if stage in STAGES[:-1] else newest_finished()
         return _announce(RunFolder(newest.path) if newest else _small_run(), stage)
     name = run_name(run)
-    if name in ('.', '..'): raise RunError(f'run is {name!r}; give a name such as "default", or the path of a run. {_runs_there()}')
+    if name in ('.', '..'):
+        raise RunError(
+            f'run is {name!r}; give a name such as "default", or the path of a run. {_runs_there()}'
+        )
     folder = run_path(name)
     makes = stage == STAGES[0] or make_missing
-    if not makes and not _is_run(folder): raise RunError(f'there is no run {name!r}. {_runs_there()} (make_missing=True makes a new one.)')
+    if not makes and not _is_run(folder):
+        raise RunError(f'there is no run {name!r}. {_runs_there()} (make_missing=True makes a new one.)')
     opened = run_folder(folder if folder.is_absolute() else name)
-    if makes: return opened
-    if not _done(opened, STAGES[0]) and not (opened/'predictions.parquet').exists():
-        raise RunError(f'the run {name!r} has no finished {STAGES[0]}: run that stage, or give `cxr run` again. {_runs_there()}')
+    if makes:
+        return opened
+    if not _done(opened, STAGES[0]) and not (opened / 'predictions.parquet').exists():
+        raise RunError(
+            f'the run {name!r} has no finished {STAGES[0]}: run that stage, or give `cxr run` again. {_runs_there()}'
+        )
     return _announce(opened, stage)
 
 # %% ../../nbs/chapters/01_foundations/02_run.ipynb #c090bf34
 def portable_path(
-    path:str|Path, # a file or folder
-    home:str|Path|None=None # project folder; found from the working folder if None
-) -> str: # from the project folder where it lies below it, else absolute
+    path: str | Path,  # a file or folder
+    home: str | Path | None = None,  # project folder; found from the working folder if None
+) -> str:  # from the project folder where it lies below it, else absolute
     "A path to write down"
     path, home = Path(path).expanduser().resolve(), project_root(home)
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
+
 def located_path(
-    text:str|Path # as from `portable_path`
-) -> Path: # absolute
+    text: str | Path,  # as from `portable_path`
+) -> Path:  # absolute
     "The path that was written down"
-    return project_root()/Path(text).expanduser()
+    return project_root() / Path(text).expanduser()
 
 # %% ../../nbs/chapters/01_foundations/02_run.ipynb #ecab07dc
 #: parameter -> lowest, highest, and is it a whole number?
-RANGES = {'n_patients': (20, 1_000_000, True), 'image_size': (64, 4096, True), 'scan': (0, 10_000_000, True), 'seed': (0, 2**32 - 1, True),
-          'tuning_fraction': (0, 1, False), 'test_fraction': (0, 1, False),
-          'epochs': (0, 10_000, True), 'folds': (-1, 1000, True), 'inner': (2, 1000, True), 'batch_size': (1, 1_000_000, True),
-          'n_bootstrap': (2, 1_000_000, True), 'n_permutations': (1, 100_000, True), 'n_samples': (1, 10_000, True),
-          'n_trials': (1, 1_000_000, True), 'min_cases': (1, 1_000_000, True)}
+RANGES = {
+    'n_patients': (20, 1_000_000, True),
+    'image_size': (64, 4096, True),
+    'scan': (0, 10_000_000, True),
+    'seed': (0, 2**32 - 1, True),
+    'tuning_fraction': (0, 1, False),
+    'test_fraction': (0, 1, False),
+    'epochs': (0, 10_000, True),
+    'folds': (-1, 1000, True),
+    'inner': (2, 1000, True),
+    'batch_size': (1, 1_000_000, True),
+    'n_bootstrap': (2, 1_000_000, True),
+    'n_permutations': (1, 100_000, True),
+    'n_samples': (1, 10_000, True),
+    'n_trials': (1, 1_000_000, True),
+    'min_cases': (1, 1_000_000, True),
+}
+
 
 def check_ranges(
-    **values:Any # parameter -> value; those without a range are not looked at
+    **values: Any,  # parameter -> value; those without a range are not looked at
 ):
     "Raise `ValueError` for a number outside its range"
     for name, value in values.items():
-        if name not in RANGES: continue
+        if name not in RANGES:
+            continue
         low, high, whole = RANGES[name]
         kind = numbers.Integral if whole else numbers.Real
-        inside = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high and (whole or value < high)
-        if inside: continue
+        inside = (
+            isinstance(value, kind)
+            and not isinstance(value, bool)
+            and low <= value <= high
+            and (whole or value < high)
+        )
+        if inside:
+            continue
         words = f'a whole number from {low:,} to {high:,}' if whole else f'a share from {low} to below {high}'
         raise ValueError(f'{name} is {value!r}; expected {words}')
     shares = [values.get(name, 0) for name in ('tuning_fraction', 'test_fraction')]
-    if sum(shares) >= 1: raise ValueError(f'tuning_fraction {shares[0]} and test_fraction {shares[1]} leave no patients to train on; their sum has to be below 1')
+    if sum(shares) >= 1:
+        raise ValueError(
+            f'tuning_fraction {shares[0]} and test_fraction {shares[1]} leave no patients to train on; their sum has to be below 1'
+        )

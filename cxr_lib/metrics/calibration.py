@@ -17,104 +17,142 @@ from ..foundations.core import OBSERVATIONS, mark_simulated, set_theme
 def _checked(labels, probabilities):
     "Both as floats of one length; `ValueError` unless labels are 0 or 1 and probabilities lie within 0 and 1"
     labels, p = np.asarray(labels, float), np.asarray(probabilities, float)
-    if labels.shape != p.shape or labels.ndim != 1: raise ValueError(f'labels {labels.shape} and probabilities {p.shape} must be two lists of equal length')
-    if not ((labels == 0) | (labels == 1)).all(): raise ValueError('labels must be 0 or 1; leave out the images whose label is uncertain or missing')
-    if not ((p >= 0) & (p <= 1)).all(): raise ValueError('probabilities must lie within 0 and 1; apply the sigmoid if these are logits')
+    if labels.shape != p.shape or labels.ndim != 1:
+        raise ValueError(
+            f'labels {labels.shape} and probabilities {p.shape} must be two lists of equal length'
+        )
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError('labels must be 0 or 1; leave out the images whose label is uncertain or missing')
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError('probabilities must lie within 0 and 1; apply the sigmoid if these are logits')
     return labels, p
 
+
 def bin_edges(
-    probabilities, # (n,)
-    n_bins:int=15, # number of bins
-    equal:str='width', # 'width', or 'mass': equally many images in each (fewer bins where many probabilities are the same)
-) -> np.ndarray: # increasing, the first 0 and the last 1; a bin holds its lower edge and not its upper one, the last bin both
+    probabilities,  # (n,)
+    n_bins: int = 15,  # number of bins
+    equal: str = 'width',  # 'width', or 'mass': equally many images in each (fewer bins where many probabilities are the same)
+) -> np.ndarray:  # increasing, the first 0 and the last 1; a bin holds its lower edge and not its upper one, the last bin both
     "Edges of the bins of a reliability diagram"
-    if n_bins < 1: raise ValueError(f'n_bins is {n_bins}; expected 1 or more')
-    if equal not in ('width', 'mass'): raise ValueError(f"equal is {equal!r}; expected 'width' or 'mass'")
-    if equal == 'width' or not len(probabilities): return np.arange(n_bins+1)/n_bins                  # 0.6 lies on the edge 9/15, and linspace gives 0.6000000000000001
-    within = np.unique(np.quantile(np.asarray(probabilities, float), np.arange(1, n_bins)/n_bins))
-    return np.concatenate([[0.], within[(within > 0) & (within < 1)], [1.]])
+    if n_bins < 1:
+        raise ValueError(f'n_bins is {n_bins}; expected 1 or more')
+    if equal not in ('width', 'mass'):
+        raise ValueError(f"equal is {equal!r}; expected 'width' or 'mass'")
+    if equal == 'width' or not len(probabilities):
+        return (
+            np.arange(n_bins + 1) / n_bins
+        )  # 0.6 lies on the edge 9/15, and linspace gives 0.6000000000000001
+    within = np.unique(np.quantile(np.asarray(probabilities, float), np.arange(1, n_bins) / n_bins))
+    return np.concatenate([[0.0], within[(within > 0) & (within < 1)], [1.0]])
+
 
 def bin_of(
-    probabilities, # (n,)
-    edges:np.ndarray, # from `bin_edges`
-) -> np.ndarray: # (n,) from 0
+    probabilities,  # (n,)
+    edges: np.ndarray,  # from `bin_edges`
+) -> np.ndarray:  # (n,) from 0
     "The bin of each probability"
-    return np.clip(np.searchsorted(edges, np.asarray(probabilities, float), 'right') - 1, 0, len(edges)-2)
+    return np.clip(np.searchsorted(edges, np.asarray(probabilities, float), 'right') - 1, 0, len(edges) - 2)
+
 
 def reliability_bins(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-    n_bins:int=15, # number of bins
-    equal:str='width', # of equal 'width' or equal 'mass'
-) -> pd.DataFrame: # one row a bin that is not empty: n, probability (mean), observed (share of positives)
+    labels,  # (n,) 1 positive, 0 negative
+    probabilities,  # (n,)
+    n_bins: int = 15,  # number of bins
+    equal: str = 'width',  # of equal 'width' or equal 'mass'
+) -> pd.DataFrame:  # one row a bin that is not empty: n, probability (mean), observed (share of positives)
     "Mean probability against the share of positives, by bin of probability"
     labels, p = _checked(labels, probabilities)
-    bins = pd.DataFrame({'bin': bin_of(p, bin_edges(p, n_bins, equal)), 'probability': p, 'observed': labels}).groupby('bin')
+    bins = pd.DataFrame(
+        {'bin': bin_of(p, bin_edges(p, n_bins, equal)), 'probability': p, 'observed': labels}
+    ).groupby('bin')
     return bins.mean().assign(n=bins.size())[['n', 'probability', 'observed']].reset_index(drop=True)
 
+
 def calibration_error(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-    n_bins:int=15, # number of bins
-    equal:str='width', # of equal 'width' or equal 'mass'
-    norm:str='mean', # 'mean': expected calibration error; 'max': maximum calibration error
-) -> float: # from 0 (perfect) to 1; NaN without images
+    labels,  # (n,) 1 positive, 0 negative
+    probabilities,  # (n,)
+    n_bins: int = 15,  # number of bins
+    equal: str = 'width',  # of equal 'width' or equal 'mass'
+    norm: str = 'mean',  # 'mean': expected calibration error; 'max': maximum calibration error
+) -> float:  # from 0 (perfect) to 1; NaN without images
     "Expected or maximum calibration error (Naeini et al. 2015)"
-    if norm not in ('mean', 'max'): raise ValueError(f"norm is {norm!r}; expected 'mean' or 'max'")
+    if norm not in ('mean', 'max'):
+        raise ValueError(f"norm is {norm!r}; expected 'mean' or 'max'")
     bins = reliability_bins(labels, probabilities, n_bins, equal)
     gap = (bins['probability'] - bins['observed']).abs()
-    if not len(bins): return float('nan')
-    return float(gap.max() if norm == 'max' else (bins['n']*gap).sum()/bins['n'].sum())
+    if not len(bins):
+        return float('nan')
+    return float(gap.max() if norm == 'max' else (bins['n'] * gap).sum() / bins['n'].sum())
 
 # %% ../../nbs/chapters/02_metrics/03_calibration.ipynb #db1c047d
 def _log_odds(probabilities):
     "Log odds, of probabilities kept 1e-7 off 0 and 1"
-    return special.logit(np.clip(np.asarray(probabilities, float), 1e-7, 1-1e-7))
+    return special.logit(np.clip(np.asarray(probabilities, float), 1e-7, 1 - 1e-7))
+
 
 def scale_temperature(
-    probabilities, # any shape
-    temperature, # above 1 softens, below 1 sharpens; broadcasts
-) -> np.ndarray: # probabilities
+    probabilities,  # any shape
+    temperature,  # above 1 softens, below 1 sharpens; broadcasts
+) -> np.ndarray:  # probabilities
     "Divide the log odds by a temperature"
-    return special.expit(_log_odds(probabilities)/temperature)
+    return special.expit(_log_odds(probabilities) / temperature)
+
 
 def fit_temperature(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-) -> float: # from 1/20 to 20; NaN unless both classes are there
+    labels,  # (n,) 1 positive, 0 negative
+    probabilities,  # (n,)
+) -> float:  # from 1/20 to 20; NaN unless both classes are there
     "The temperature with the highest likelihood (Guo et al. 2017)"
     labels, p = _checked(labels, probabilities)
     logits = _log_odds(p)
-    if len(np.unique(labels)) < 2: return float('nan')
+    if len(np.unique(labels)) < 2:
+        return float('nan')
+
     def loss(log_temperature):
-        z = logits*np.exp(-log_temperature)
-        return np.mean(np.logaddexp(0, z) - labels*z)
+        z = logits * np.exp(-log_temperature)
+        return np.mean(np.logaddexp(0, z) - labels * z)
+
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method='bounded').x))
 
+
 def fit_platt(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-) -> tuple[float, float]: # slope and intercept on the log odds; NaN unless both classes are there
+    labels,  # (n,) 1 positive, 0 negative
+    probabilities,  # (n,)
+) -> tuple[float, float]:  # slope and intercept on the log odds; NaN unless both classes are there
     "Platt's logistic regression, with his targets (Platt 1999)"
     from sklearn.linear_model import LogisticRegression
+
     labels, p = _checked(labels, probabilities)
-    n_positive, n_negative = labels.sum(), (1-labels).sum()
-    if not n_positive or not n_negative: return float('nan'), float('nan')
-    logits, target = _log_odds(p)[:, None], np.where(labels == 1, (n_positive+1)/(n_positive+2), 1/(n_negative+2))
-    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)         # an infinite C is no penalty
-    model.fit(np.concatenate([logits, logits]), np.repeat([1, 0], len(labels)), np.concatenate([target, 1-target]))
+    n_positive, n_negative = labels.sum(), (1 - labels).sum()
+    if not n_positive or not n_negative:
+        return float('nan'), float('nan')
+    logits, target = (
+        _log_odds(p)[:, None],
+        np.where(labels == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2)),
+    )
+    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)  # an infinite C is no penalty
+    model.fit(
+        np.concatenate([logits, logits]), np.repeat([1, 0], len(labels)), np.concatenate([target, 1 - target])
+    )
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
+
 def fit_isotonic(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-) -> tuple[list[float], list[float]]: # probabilities, increasing, and what each becomes, linear between them; empty unless both classes are there
+    labels,  # (n,) 1 positive, 0 negative
+    probabilities,  # (n,)
+) -> tuple[
+    list[float], list[float]
+]:  # probabilities, increasing, and what each becomes, linear between them; empty unless both classes are there
     "The best step function that never falls (Zadrozny & Elkan 2002)"
     from sklearn.isotonic import IsotonicRegression
+
     labels, p = _checked(labels, probabilities)
-    if len(np.unique(labels)) < 2: return [], []
+    if len(np.unique(labels)) < 2:
+        return [], []
     n = len(labels)
-    model = IsotonicRegression(y_min=1/(n+2), y_max=(n+1)/(n+2), out_of_bounds='clip').fit(p, labels)
+    model = IsotonicRegression(y_min=1 / (n + 2), y_max=(n + 1) / (n + 2), out_of_bounds='clip').fit(
+        p, labels
+    )
     return [float(x) for x in model.X_thresholds_], [float(y) for y in model.y_thresholds_]
 
 # %% ../../nbs/chapters/02_metrics/03_calibration.ipynb #e7f76b5b
@@ -122,171 +160,250 @@ METHODS = ('temperature', 'platt', 'isotonic', 'none')
 #: Positives and negatives that an observation needs for a map of its own (the figure above).
 MIN_CASES = {'temperature': 20, 'platt': 20, 'isotonic': 100}
 
+
 def _fit(labels, probabilities, method):
     "The parameters of a map, and why they cannot be used ('' if they can)"
-    if len(np.unique(labels)) < 2: return {}, 'only one class in the tuning split'
-    if method == 'temperature': return dict(temperature=fit_temperature(labels, probabilities)), ''
-    if method == 'isotonic': return dict(zip('xy', fit_isotonic(labels, probabilities))), ''
+    if len(np.unique(labels)) < 2:
+        return {}, 'only one class in the tuning split'
+    if method == 'temperature':
+        return dict(temperature=fit_temperature(labels, probabilities)), ''
+    if method == 'isotonic':
+        return dict(zip('xy', fit_isotonic(labels, probabilities))), ''
     slope, intercept = fit_platt(labels, probabilities)
-    return dict(slope=slope, intercept=intercept), '' if slope > 0 else 'the tuning cases are ranked backwards'
+    return dict(
+        slope=slope, intercept=intercept
+    ), '' if slope > 0 else 'the tuning cases are ranked backwards'
+
 
 def fit_calibration(
-    labels, # (n, 14) 1 positive, 0 negative; uncertain (-1) and missing (NaN) are left out
-    probabilities, # (n, 14) of the tuning split
-    method:str='temperature', # 'temperature', 'platt', 'isotonic' or 'none'
+    labels,  # (n, 14) 1 positive, 0 negative; uncertain (-1) and missing (NaN) are left out
+    probabilities,  # (n, 14) of the tuning split
+    method: str = 'temperature',  # 'temperature', 'platt', 'isotonic' or 'none'
     *,
-    min_cases:int|None=None, # positives and negatives for a map of its own; `MIN_CASES` if None
-) -> dict: # method, observations {observation: parameters, n_positive, n_negative, reason}, reason
+    min_cases: int | None = None,  # positives and negatives for a map of its own; `MIN_CASES` if None
+) -> dict:  # method, observations {observation: parameters, n_positive, n_negative, reason}, reason
     "Fit the map of every observation on the tuning split; one with too few cases gets the map of all together"
-    if method not in METHODS: raise ValueError(f'method is {method!r}; expected one of {", ".join(METHODS)}')
-    if method == 'none': return dict(method='none', observations={}, reason='')
+    if method not in METHODS:
+        raise ValueError(f'method is {method!r}; expected one of {", ".join(METHODS)}')
+    if method == 'none':
+        return dict(method='none', observations={}, reason='')
     labels, p = np.asarray(labels, float), np.asarray(probabilities, float)
     if labels.shape != p.shape or labels.ndim != 2 or labels.shape[1] != len(OBSERVATIONS):
-        raise ValueError(f'labels {labels.shape} and probabilities {p.shape} must both be (images, {len(OBSERVATIONS)}), in the order of OBSERVATIONS')
-    known, needed = ((labels == 0) | (labels == 1)) & ~np.isnan(p), MIN_CASES[method] if min_cases is None else min_cases
+        raise ValueError(
+            f'labels {labels.shape} and probabilities {p.shape} must both be (images, {len(OBSERVATIONS)}), in the order of OBSERVATIONS'
+        )
+    known, needed = (
+        ((labels == 0) | (labels == 1)) & ~np.isnan(p),
+        MIN_CASES[method] if min_cases is None else min_cases,
+    )
     few = min((labels[known] == 1).sum(), (labels[known] == 0).sum())
     pooled, refused = _fit(labels[known], p[known], method)
-    if few < needed: refused = f'all observations together have {few} cases of one class in the tuning split, fewer than {needed}'
-    if refused: return dict(method='none', observations={}, reason=f'no map was fitted: {refused}')
+    if few < needed:
+        refused = f'all observations together have {few} cases of one class in the tuning split, fewer than {needed}'
+    if refused:
+        return dict(method='none', observations={}, reason=f'no map was fitted: {refused}')
     observations = {}
     for k, o in enumerate(OBSERVATIONS):
         at = known[:, k]
         n_positive, n_negative = int((labels[at, k] == 1).sum()), int((labels[at, k] == 0).sum())
         few, kind = min((n_positive, 'positive'), (n_negative, 'negative'))
-        own, reason = _fit(labels[at, k], p[at, k], method) if few >= needed else ({}, f'only {few} {kind} cases in the tuning split, fewer than {needed}')
-        if reason: own, reason = pooled, f'{reason}: the map of all observations together'
+        own, reason = (
+            _fit(labels[at, k], p[at, k], method)
+            if few >= needed
+            else ({}, f'only {few} {kind} cases in the tuning split, fewer than {needed}')
+        )
+        if reason:
+            own, reason = pooled, f'{reason}: the map of all observations together'
         observations[o] = own | dict(n_positive=n_positive, n_negative=n_negative, reason=reason)
     return dict(method=method, observations=observations, reason='')
 
+
 def _wrong(method, parameters):
     "What is wrong with the parameters of one observation; '' if nothing is"
-    def number(v): return isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
-    if not isinstance(parameters, dict): return 'expected a dictionary of parameters'
+
+    def number(v):
+        return isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
+
+    if not isinstance(parameters, dict):
+        return 'expected a dictionary of parameters'
     needed = dict(temperature=['temperature'], platt=['slope', 'intercept'], isotonic=['x', 'y'])[method]
-    if missing := [k for k in needed if k not in parameters]: return f'lacks {missing[0]}'
-    if method == 'temperature' and not (number(t := parameters['temperature']) and t > 0): return f'temperature is {t!r}; expected a number above 0'
+    if missing := [k for k in needed if k not in parameters]:
+        return f'lacks {missing[0]}'
+    if method == 'temperature' and not (number(t := parameters['temperature']) and t > 0):
+        return f'temperature is {t!r}; expected a number above 0'
     if method == 'platt':
         for k in ('slope', 'intercept'):
-            if not number(parameters[k]): return f'{k} is {parameters[k]!r}; expected a number'
-        if parameters['slope'] <= 0: return f'slope is {parameters["slope"]}; a slope of 0 or less would turn the ranking around'
+            if not number(parameters[k]):
+                return f'{k} is {parameters[k]!r}; expected a number'
+        if parameters['slope'] <= 0:
+            return f'slope is {parameters["slope"]}; a slope of 0 or less would turn the ranking around'
     if method == 'isotonic':
         x, y = parameters['x'], parameters['y']
-        if not (isinstance(x, list) and isinstance(y, list) and len(x) == len(y) > 0): return 'x and y must be lists of equal length, not empty'
-        if not all(number(v) and 0 <= v <= 1 for v in [*x, *y]): return 'x and y must be numbers from 0 to 1'
-        if (np.diff(x) <= 0).any() or (np.diff(y) < 0).any(): return 'x must increase and y must never fall'
+        if not (isinstance(x, list) and isinstance(y, list) and len(x) == len(y) > 0):
+            return 'x and y must be lists of equal length, not empty'
+        if not all(number(v) and 0 <= v <= 1 for v in [*x, *y]):
+            return 'x and y must be numbers from 0 to 1'
+        if (np.diff(x) <= 0).any() or (np.diff(y) < 0).any():
+            return 'x must increase and y must never fall'
     return ''
 
+
 def check_calibration(
-    calibration:dict, # as from `fit_calibration`, or read back from JSON
-    name:str='calibration', # what errors call it, such as the file's path
-) -> dict: # the same dictionary
+    calibration: dict,  # as from `fit_calibration`, or read back from JSON
+    name: str = 'calibration',  # what errors call it, such as the file's path
+) -> dict:  # the same dictionary
     "Raise `ValueError` naming the observation and the remedy unless the dictionary can be applied"
     again = 'fit it again on the tuning split, or delete it to go without calibration'
-    if not isinstance(calibration, dict) or calibration.get('method') not in METHODS or not isinstance(calibration.get('observations'), dict):
-        raise ValueError(f'{name} is no calibration; expected "method" (one of {", ".join(METHODS)}) and "observations"; {again}')
+    if (
+        not isinstance(calibration, dict)
+        or calibration.get('method') not in METHODS
+        or not isinstance(calibration.get('observations'), dict)
+    ):
+        raise ValueError(
+            f'{name} is no calibration; expected "method" (one of {", ".join(METHODS)}) and "observations"; {again}'
+        )
     method, observations = calibration['method'], calibration['observations']
     if unknown := [o for o in observations if o not in OBSERVATIONS]:
-        raise ValueError(f'{name}: unknown observation {unknown[0]!r}; expected the names of OBSERVATIONS; {again}')
-    if method == 'none': return calibration
-    if missing := [o for o in OBSERVATIONS if o not in observations]: raise ValueError(f'{name}: {missing[0]} has no map ({len(missing)} such observations); {again}')
+        raise ValueError(
+            f'{name}: unknown observation {unknown[0]!r}; expected the names of OBSERVATIONS; {again}'
+        )
+    if method == 'none':
+        return calibration
+    if missing := [o for o in OBSERVATIONS if o not in observations]:
+        raise ValueError(f'{name}: {missing[0]} has no map ({len(missing)} such observations); {again}')
     for o, parameters in observations.items():
-        if wrong := _wrong(method, parameters): raise ValueError(f'{name}: {o}: {wrong}; {again}')
+        if wrong := _wrong(method, parameters):
+            raise ValueError(f'{name}: {o}: {wrong}; {again}')
     return calibration
 
+
 def apply_calibration(
-    probabilities, # (n, 14) as the model gives them; NaN stays NaN
-    calibration:dict, # from `fit_calibration`
-) -> np.ndarray: # (n, 14) calibrated probabilities
+    probabilities,  # (n, 14) as the model gives them; NaN stays NaN
+    calibration: dict,  # from `fit_calibration`
+) -> np.ndarray:  # (n, 14) calibrated probabilities
     "Pass each observation's probabilities through its map"
     check_calibration(calibration)
     p, method = np.array(probabilities, float), calibration['method']
     if p.ndim != 2 or p.shape[1] != len(OBSERVATIONS):
-        raise ValueError(f'probabilities are {p.shape}; expected (images, {len(OBSERVATIONS)}), in the order of OBSERVATIONS')
-    if ((p < 0) | (p > 1)).any(): raise ValueError('probabilities must lie within 0 and 1; apply the sigmoid if these are logits')
-    if method == 'none': return p
+        raise ValueError(
+            f'probabilities are {p.shape}; expected (images, {len(OBSERVATIONS)}), in the order of OBSERVATIONS'
+        )
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError('probabilities must lie within 0 and 1; apply the sigmoid if these are logits')
+    if method == 'none':
+        return p
     found = [calibration['observations'][o] for o in OBSERVATIONS]
-    if method == 'temperature': return scale_temperature(p, np.array([m['temperature'] for m in found]))
-    if method == 'platt': return special.expit(np.array([m['slope'] for m in found])*_log_odds(p) + np.array([m['intercept'] for m in found]))
+    if method == 'temperature':
+        return scale_temperature(p, np.array([m['temperature'] for m in found]))
+    if method == 'platt':
+        return special.expit(
+            np.array([m['slope'] for m in found]) * _log_odds(p) + np.array([m['intercept'] for m in found])
+        )
     return np.stack([np.interp(p[:, k], m['x'], m['y']) for k, m in enumerate(found)], 1)
 
 # %% ../../nbs/chapters/02_metrics/03_calibration.ipynb #8b9cded8
 #: Branch of the model -> the conditions that it answers.
-BRANCHES = {'fused': ('fused', 'shuffled_note', 'missing_note', 'contradicting_note'), 'image_only': ('image_only',), 'note_only': ('note_only',)}
+BRANCHES = {
+    'fused': ('fused', 'shuffled_note', 'missing_note', 'contradicting_note'),
+    'image_only': ('image_only',),
+    'note_only': ('note_only',),
+}
+
 
 def prediction_matrix(
-    table:pd.DataFrame, # rows of a prediction table
-    kind:str, # a condition, or 'label'
-) -> np.ndarray: # (n, 14)
+    table: pd.DataFrame,  # rows of a prediction table
+    kind: str,  # a condition, or 'label'
+) -> np.ndarray:  # (n, 14)
     "The fourteen columns of a condition as numbers"
     return table[[f'{kind}/{o}' for o in OBSERVATIONS]].to_numpy(float)
 
+
 def fit_calibrations(
-    tuning:pd.DataFrame, # tuning rows of a prediction table
-    method:str='temperature', # as for `fit_calibration`
-) -> dict: # fold (a text, as JSON keeps it) -> branch -> map
+    tuning: pd.DataFrame,  # tuning rows of a prediction table
+    method: str = 'temperature',  # as for `fit_calibration`
+) -> dict:  # fold (a text, as JSON keeps it) -> branch -> map
     "The calibration of a run: a map for each branch of each fold's model, from the tuning rows of that fold"
     found = {}
     for fold, rows in tuning.groupby('fold'):
         labels = prediction_matrix(rows, 'label')
-        found[str(int(fold))] = {branch: fit_calibration(labels, prediction_matrix(rows, branch), method) for branch in BRANCHES}
+        found[str(int(fold))] = {
+            branch: fit_calibration(labels, prediction_matrix(rows, branch), method) for branch in BRANCHES
+        }
     return found
 
+
 def calibrated(
-    table:pd.DataFrame, # rows of a prediction table
-    condition:str, # one that a branch of the model answers
-    calibrations:dict, # from `fit_calibrations`
-) -> np.ndarray: # (n, 14)
+    table: pd.DataFrame,  # rows of a prediction table
+    condition: str,  # one that a branch of the model answers
+    calibrations: dict,  # from `fit_calibrations`
+) -> np.ndarray:  # (n, 14)
     "Probabilities of a condition, each through the map of its fold; as they are where the fold has none"
     branch = next((b for b, conditions in BRANCHES.items() if condition in conditions), None)
     if branch is None:
         known = ', '.join(c for conditions in BRANCHES.values() for c in conditions)
         raise ValueError(f'{condition!r} is not answered by the calibrated model; expected one of {known}')
-    p = prediction_matrix(table, condition).copy()                        # pandas lends it for reading only
+    p = prediction_matrix(table, condition).copy()  # pandas lends it for reading only
     for fold in table['fold'].unique():
         if maps := calibrations.get(str(int(fold))):
             at = (table['fold'] == fold).to_numpy()
             p[at] = apply_calibration(p[at], maps[branch])
     return p
 
+
 def calibrated_thresholds(
-    thresholds:pd.DataFrame, # for probabilities as predicted: indexed by fold, one column an observation; NaN where there is none
-    condition:str, # whose they are
-    calibrations:dict, # from `fit_calibrations`
-) -> pd.DataFrame: # the same shape
+    thresholds: pd.DataFrame,  # for probabilities as predicted: indexed by fold, one column an observation; NaN where there is none
+    condition: str,  # whose they are
+    calibrations: dict,  # from `fit_calibrations`
+) -> pd.DataFrame:  # the same shape
     "The thresholds that make the same decisions on calibrated probabilities"
     rows = thresholds.add_prefix(f'{condition}/').rename_axis('fold').reset_index()
     return pd.DataFrame(calibrated(rows, condition, calibrations), thresholds.index, thresholds.columns)
 
 # %% ../../nbs/chapters/02_metrics/03_calibration.ipynb #5d3fddf2
 def calibration_table(
-    labels, # (n, 14) of test images: 1 positive, 0 negative, others are left out
-    before, # (n, 14) probabilities as the model gives them
-    after, # (n, 14) calibrated
-    n_bins:int=15, # of equal width
-) -> pd.DataFrame: # rows 'all' and each observation: n, n_positive, and brier, log_loss, ece, mce before and after; NaN without images
+    labels,  # (n, 14) of test images: 1 positive, 0 negative, others are left out
+    before,  # (n, 14) probabilities as the model gives them
+    after,  # (n, 14) calibrated
+    n_bins: int = 15,  # of equal width
+) -> pd.DataFrame:  # rows 'all' and each observation: n, n_positive, and brier, log_loss, ece, mce before and after; NaN without images
     "Calibration before and after, by observation"
     labels, before, after = (np.asarray(x, float) for x in (labels, before, after))
     if not labels.shape == before.shape == after.shape == (len(labels), len(OBSERVATIONS)):
-        raise ValueError(f'labels {labels.shape}, before {before.shape} and after {after.shape} must all be (images, {len(OBSERVATIONS)})')
+        raise ValueError(
+            f'labels {labels.shape}, before {before.shape} and after {after.shape} must all be (images, {len(OBSERVATIONS)})'
+        )
+
     def scores(y, p):
-        if not len(y): return dict.fromkeys(('brier', 'log_loss', 'ece', 'mce'), np.nan)
-        return dict(brier=np.mean((p-y)**2), log_loss=-np.mean(np.log(np.clip(np.where(y == 1, p, 1-p), 1e-7, 1))),
-                    ece=calibration_error(y, p, n_bins), mce=calibration_error(y, p, n_bins, norm='max'))
+        if not len(y):
+            return dict.fromkeys(('brier', 'log_loss', 'ece', 'mce'), np.nan)
+        return dict(
+            brier=np.mean((p - y) ** 2),
+            log_loss=-np.mean(np.log(np.clip(np.where(y == 1, p, 1 - p), 1e-7, 1))),
+            ece=calibration_error(y, p, n_bins),
+            mce=calibration_error(y, p, n_bins, norm='max'),
+        )
+
     rows, known = {}, ((labels == 0) | (labels == 1)) & ~np.isnan(before) & ~np.isnan(after)
-    for name, at in [('all', known), *((o, known & (np.arange(labels.shape[1]) == k)) for k, o in enumerate(OBSERVATIONS))]:
+    for name, at in [
+        ('all', known),
+        *((o, known & (np.arange(labels.shape[1]) == k)) for k, o in enumerate(OBSERVATIONS)),
+    ]:
         y = labels[at]
         rows[name] = dict(n=len(y), n_positive=int(y.sum()))
-        for when, p in (('before', before), ('after', after)): rows[name] |= {f'{score} {when}': v for score, v in scores(y, p[at]).items()}
+        for when, p in (('before', before), ('after', after)):
+            rows[name] |= {f'{score} {when}': v for score, v in scores(y, p[at]).items()}
     return pd.DataFrame.from_dict(rows, orient='index')
 
+
 def plot_calibration(
-    labels, # (n, 14) of test images: 1 positive, 0 negative, others are left out
-    probabilities:dict, # name (such as 'before') -> (n, 14) probabilities
-    n_bins:int=15, # of equal mass, so that no point stands for a handful of images
-    simulated:bool=False, # are the patients simulated?
-): # a matplotlib figure
+    labels,  # (n, 14) of test images: 1 positive, 0 negative, others are left out
+    probabilities: dict,  # name (such as 'before') -> (n, 14) probabilities
+    n_bins: int = 15,  # of equal mass, so that no point stands for a handful of images
+    simulated: bool = False,  # are the patients simulated?
+):  # a matplotlib figure
     "Reliability of all observations together, one line a name, and where the probabilities lie"
     import matplotlib.pyplot as plt
+
     set_theme()
     fig, (ax, below) = plt.subplots(2, 1, figsize=(5.2, 5.8), height_ratios=(4, 1), sharex=True)
     ax.plot([0, 1], [0, 1], color='#666666', lw=1, label='honest')
@@ -294,9 +411,17 @@ def plot_calibration(
         known = ((np.asarray(labels) == 0) | (np.asarray(labels) == 1)) & ~np.isnan(p)
         y, q = np.asarray(labels, float)[known], np.asarray(p, float)[known]
         bins = reliability_bins(y, q, n_bins, 'mass')
-        ax.plot(bins['probability'], bins['observed'], marker=marker, ms=5, label=f'{name}: error {calibration_error(y, q, n_bins):.3f}')
+        ax.plot(
+            bins['probability'],
+            bins['observed'],
+            marker=marker,
+            ms=5,
+            label=f'{name}: error {calibration_error(y, q, n_bins):.3f}',
+        )
         below.hist(q, bins=np.linspace(0, 1, 41), histtype='step', lw=1.4)
-    ax.set(xlim=(0, 1), ylim=(0, 1), ylabel='share of positives', title='Reliability, all observations together')
+    ax.set(
+        xlim=(0, 1), ylim=(0, 1), ylabel='share of positives', title='Reliability, all observations together'
+    )
     ax.legend(loc='upper left', frameon=False)
     below.set(ylabel='labels', yscale='log')
     below.set_xlabel('probability', loc='left' if simulated else 'center')

@@ -14,74 +14,123 @@ from ..foundations.core import OBSERVATIONS, stop_on_machine_error
 
 # %% ../../nbs/chapters/02_metrics/01_predictions.ipynb #88454fa8
 #: Condition -> how figures and sentences call it. The first five must be in every prediction table.
-CONDITIONS = {'fused': 'image + note', 'image_only': 'image only', 'note_only': 'note only', 'shuffled_note': "image + another patient's note",
-              'missing_note': 'image + missing note', 'contradicting_note': 'image + contradicting note',
-              'label_leak_note_only': 'note made from labels, no image', 'best_fused': 'best possible, image + note',
-              'best_image': 'best possible, image', 'best_note': 'best possible, note', 'best_possible': 'best possible'}
+CONDITIONS = {
+    'fused': 'image + note',
+    'image_only': 'image only',
+    'note_only': 'note only',
+    'shuffled_note': "image + another patient's note",
+    'missing_note': 'image + missing note',
+    'contradicting_note': 'image + contradicting note',
+    'label_leak_note_only': 'note made from labels, no image',
+    'best_fused': 'best possible, image + note',
+    'best_image': 'best possible, image',
+    'best_note': 'best possible, note',
+    'best_possible': 'best possible',
+}
 REQUIRED_CONDITIONS = tuple(CONDITIONS)[:5]
 DESCRIPTION = ('image', 'patient_id', 'split', 'fold', 'sex', 'age', 'projection', 'view', 'note')
 
+
 def conditions_in(
-    predictions:pd.DataFrame # a prediction table
-) -> list[str]: # in the order of `CONDITIONS`
+    predictions: pd.DataFrame,  # a prediction table
+) -> list[str]:  # in the order of `CONDITIONS`
     "The conditions that a prediction table has"
     return [c for c in CONDITIONS if any(f'{c}/{o}' in predictions for o in OBSERVATIONS)]
 
 # %% ../../nbs/chapters/02_metrics/01_predictions.ipynb #8d08b7dd
 def synthetic_predictions(
-    n_patients:int=300, # one or two images each
-    seed:int=0, # of everything drawn
+    n_patients: int = 300,  # one or two images each
+    seed: int = 0,  # of everything drawn
     *,
-    image_evidence:float=1.3, # distance between positives and negatives in the image, in standard deviations
-    note_evidence:float=0.8, # the same in the note; 0: the note says nothing
-    model_noise:float=0.4, # standard deviation of what the model adds to the exact log odds
-    n_folds:int=0, # 0: one tuning and one test split; k: pooled predictions of k-fold cross-validation
-) -> pd.DataFrame: # a prediction table with every condition
+    image_evidence: float = 1.3,  # distance between positives and negatives in the image, in standard deviations
+    note_evidence: float = 0.8,  # the same in the note; 0: the note says nothing
+    model_noise: float = 0.4,  # standard deviation of what the model adds to the exact log odds
+    n_folds: int = 0,  # 0: one tuning and one test split; k: pooled predictions of k-fold cross-validation
+) -> pd.DataFrame:  # a prediction table with every condition
     "Predictions for patients that never existed, with the exact posterior beside them: for demonstrations and tests"
     r = np.random.default_rng(seed)
     n_images = r.integers(1, 3, n_patients)
     patient, n = np.repeat(np.arange(n_patients), n_images), n_images.sum()
-    prevalence = np.array([.12, .2, .18, .35, .05, .2, .1, .06, .2, .08, .3, .02, .02, .4])
+    prevalence = np.array([0.12, 0.2, 0.18, 0.35, 0.05, 0.2, 0.1, 0.06, 0.2, 0.08, 0.3, 0.02, 0.02, 0.4])
     truth = r.random((n_patients, 14)) < prevalence
-    said = np.where(truth, 1, -1)*note_evidence**2/2 + note_evidence*r.normal(size=truth.shape)         # log likelihood ratios
-    opposite = -np.where(truth, 1, -1)*note_evidence**2/2 + note_evidence*r.normal(size=truth.shape)
-    seen = np.where(truth[patient], 1, -1)*image_evidence**2/2 + image_evidence*r.normal(size=(n, 14))
+    said = np.where(truth, 1, -1) * note_evidence**2 / 2 + note_evidence * r.normal(
+        size=truth.shape
+    )  # log likelihood ratios
+    opposite = -np.where(truth, 1, -1) * note_evidence**2 / 2 + note_evidence * r.normal(size=truth.shape)
+    seen = np.where(truth[patient], 1, -1) * image_evidence**2 / 2 + image_evidence * r.normal(size=(n, 14))
     prior = special.logit(prevalence)
-    exact = {'best_fused': prior+seen+said[patient], 'best_image': prior+seen, 'best_note': prior+said[patient]}
-    model = {'fused': exact['best_fused'], 'image_only': exact['best_image'], 'note_only': exact['best_note'],
-             'shuffled_note': prior+seen+said[r.permutation(n_patients)][patient], 'missing_note': prior+seen,
-             'contradicting_note': prior+seen+opposite[patient], 'label_leak_note_only': prior+6*truth[patient]}
+    exact = {
+        'best_fused': prior + seen + said[patient],
+        'best_image': prior + seen,
+        'best_note': prior + said[patient],
+    }
+    model = {
+        'fused': exact['best_fused'],
+        'image_only': exact['best_image'],
+        'note_only': exact['best_note'],
+        'shuffled_note': prior + seen + said[r.permutation(n_patients)][patient],
+        'missing_note': prior + seen,
+        'contradicting_note': prior + seen + opposite[patient],
+        'label_leak_note_only': prior + 6 * truth[patient],
+    }
     fold = r.integers(0, n_folds, n_patients)[patient] if n_folds else np.full(n, -1)
-    label = np.where(r.random((n, 14)) < .03, -1., truth[patient].astype(float))
-    label[r.random((n, 14)) < .04] = np.nan
-    base = pd.DataFrame({'image': [f'synthetic/{p:05d}_{i}.png' for i, p in enumerate(patient)], 'patient_id': [f'p{p:05d}' for p in patient],
-        'split': 'test', 'fold': fold, 'sex': r.choice(['Female', 'Male'], n_patients)[patient], 'age': r.integers(18, 95, n_patients)[patient],
-        'projection': r.choice(['AP', 'PA'], n), 'view': 'Frontal', 'note': 'SYNTHETIC. Short of breath for three days.'})
+    label = np.where(r.random((n, 14)) < 0.03, -1.0, truth[patient].astype(float))
+    label[r.random((n, 14)) < 0.04] = np.nan
+    base = pd.DataFrame(
+        {
+            'image': [f'synthetic/{p:05d}_{i}.png' for i, p in enumerate(patient)],
+            'patient_id': [f'p{p:05d}' for p in patient],
+            'split': 'test',
+            'fold': fold,
+            'sex': r.choice(['Female', 'Male'], n_patients)[patient],
+            'age': r.integers(18, 95, n_patients)[patient],
+            'projection': r.choice(['AP', 'PA'], n),
+            'view': 'Frontal',
+            'note': 'SYNTHETIC. Short of breath for three days.',
+        }
+    )
     base = pd.concat([base, pd.DataFrame(label, columns=[f'label/{o}' for o in OBSERVATIONS])], axis=1)
+
     def predicted(rows, split, fold):
         "The model of one fold: its own noise on the log odds"
-        noisy = {c: special.expit(z[rows] + r.normal(0, model_noise, z[rows].shape)) for c, z in model.items()}
+        noisy = {
+            c: special.expit(z[rows] + r.normal(0, model_noise, z[rows].shape)) for c, z in model.items()
+        }
         probabilities = noisy | {c: special.expit(z[rows]) for c, z in exact.items()}
-        columns = [pd.DataFrame(p, columns=[f'{c}/{o}' for o in OBSERVATIONS], index=rows) for c, p in probabilities.items()]
+        columns = [
+            pd.DataFrame(p, columns=[f'{c}/{o}' for o in OBSERVATIONS], index=rows)
+            for c, p in probabilities.items()
+        ]
         return pd.concat([base.loc[rows].assign(split=split, fold=fold), *columns], axis=1)
-    tuned = (r.random(n_patients) < .3)[patient]
-    parts = [p for f in np.unique(fold) for p in (predicted(np.flatnonzero(tuned & ((fold != f) if n_folds else True)), 'tuning', f),
-                                                   predicted(np.flatnonzero((fold == f) if n_folds else ~tuned), 'test', f))]
+
+    tuned = (r.random(n_patients) < 0.3)[patient]
+    parts = [
+        p
+        for f in np.unique(fold)
+        for p in (
+            predicted(np.flatnonzero(tuned & ((fold != f) if n_folds else True)), 'tuning', f),
+            predicted(np.flatnonzero((fold == f) if n_folds else ~tuned), 'test', f),
+        )
+    ]
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/chapters/02_metrics/01_predictions.ipynb #51844db3
 def refuse_cells(
-    table:pd.DataFrame, # with a column `image`
-    columns:list[str], # those that were checked
-    bad:np.ndarray, # (n_rows, n_columns) True where a cell is wrong
-    name:str, # what the error calls the table
-    expected:str, # what should stand there, and what to do
+    table: pd.DataFrame,  # with a column `image`
+    columns: list[str],  # those that were checked
+    bad: np.ndarray,  # (n_rows, n_columns) True where a cell is wrong
+    name: str,  # what the error calls the table
+    expected: str,  # what should stand there, and what to do
 ):
     "Raise `ValueError` for the first cell of `columns` where `bad` holds, naming row, image and column"
-    if not bad.any(): return
+    if not bad.any():
+        return
     row, column = np.argwhere(bad)[0]
     more = f' ({int(bad.sum())} such cells)' if bad.sum() > 1 else ''
-    raise ValueError(f'{name} row {row} (image {table["image"].iloc[row]}): {columns[column]} is {table[columns[column]].iloc[row]!r}; expected {expected}{more}')
+    raise ValueError(
+        f'{name} row {row} (image {table["image"].iloc[row]}): {columns[column]} is {table[columns[column]].iloc[row]!r}; expected {expected}{more}'
+    )
+
 
 def _numbers(table, columns, name):
     "The columns as floats (n_rows, n_columns); text raises, naming the cell"
@@ -89,69 +138,129 @@ def _numbers(table, columns, name):
     refuse_cells(table, columns, (numbers.isna() & table[columns].notna()).to_numpy(), name, 'a number')
     return numbers.to_numpy(float)
 
+
 def check_probabilities(
-    table:pd.DataFrame, # with a column `image`
-    columns:list[str], # those to check
-    name:str, # what the error calls the table
+    table: pd.DataFrame,  # with a column `image`
+    columns: list[str],  # those to check
+    name: str,  # what the error calls the table
 ):
     "Raise `ValueError` unless every cell is a probability"
     p = _numbers(table, columns, name)
-    refuse_cells(table, columns, np.isnan(p), name, 'a probability for every image; predict it again, or take the image out of every condition')
-    refuse_cells(table, columns, (p < 0) | (p > 1), name, 'a probability from 0 to 1; apply the sigmoid if these are logits')
+    refuse_cells(
+        table,
+        columns,
+        np.isnan(p),
+        name,
+        'a probability for every image; predict it again, or take the image out of every condition',
+    )
+    refuse_cells(
+        table,
+        columns,
+        (p < 0) | (p > 1),
+        name,
+        'a probability from 0 to 1; apply the sigmoid if these are logits',
+    )
+
 
 def check_predictions(
-    table:pd.DataFrame, # a prediction table
-    name:str='predictions', # what errors call it
-) -> pd.DataFrame: # the same table
+    table: pd.DataFrame,  # a prediction table
+    name: str = 'predictions',  # what errors call it
+) -> pd.DataFrame:  # the same table
     "Raise `ValueError` naming row, column and remedy unless `table` is a prediction table as this chapter describes"
     conditions = list(dict.fromkeys([*REQUIRED_CONDITIONS, *conditions_in(table)]))
     needed = [*DESCRIPTION, *(f'{c}/{o}' for c in ('label', *conditions) for o in OBSERVATIONS)]
     if missing := [c for c in needed if c not in table]:
-        shown = ', '.join(missing[:4]) + (f' and {len(missing)-4} more' if len(missing) > 4 else '')
-        raise ValueError(f'{name} lacks the columns {shown}; write it with the training stage, or name the columns <condition>/<observation>')
-    refuse_cells(table, ['image', 'patient_id'], table[['image', 'patient_id']].isna().to_numpy(), name, 'a value; an image without a patient cannot be resampled by patient')
-    refuse_cells(table, ['split'], ~table[['split']].isin(['tuning', 'test']).to_numpy(), name, "'tuning' or 'test'; training rows do not belong in this table")
+        shown = ', '.join(missing[:4]) + (f' and {len(missing) - 4} more' if len(missing) > 4 else '')
+        raise ValueError(
+            f'{name} lacks the columns {shown}; write it with the training stage, or name the columns <condition>/<observation>'
+        )
+    refuse_cells(
+        table,
+        ['image', 'patient_id'],
+        table[['image', 'patient_id']].isna().to_numpy(),
+        name,
+        'a value; an image without a patient cannot be resampled by patient',
+    )
+    refuse_cells(
+        table,
+        ['split'],
+        ~table[['split']].isin(['tuning', 'test']).to_numpy(),
+        name,
+        "'tuning' or 'test'; training rows do not belong in this table",
+    )
     fold = _numbers(table, ['fold'], name)
-    refuse_cells(table, ['fold'], ~(fold == np.round(fold)), name, 'a whole number, -1 where there are no folds')
+    refuse_cells(
+        table, ['fold'], ~(fold == np.round(fold)), name, 'a whole number, -1 where there are no folds'
+    )
     labels = [f'label/{o}' for o in OBSERVATIONS]
     known = _numbers(table, labels, name)
-    refuse_cells(table, labels, ~(np.isnan(known) | np.isin(known, [1, 0, -1])), name, '1 (positive), 0 (negative), -1 (uncertain) or empty (not mentioned)')
+    refuse_cells(
+        table,
+        labels,
+        ~(np.isnan(known) | np.isin(known, [1, 0, -1])),
+        name,
+        '1 (positive), 0 (negative), -1 (uncertain) or empty (not mentioned)',
+    )
     check_probabilities(table, [f'{c}/{o}' for c in conditions for o in OBSERVATIONS], name)
     twice = table.duplicated(['image', 'split', 'fold']).to_numpy()[:, None]
-    refuse_cells(table, ['image'], twice, name, 'each image once in a split of a fold; drop the repetition, it would count twice')
-    if not (table['split'] == 'test').any(): raise ValueError(f"{name} has no row with split 'test': there is nothing to evaluate; give the study table a test split")
+    refuse_cells(
+        table,
+        ['image'],
+        twice,
+        name,
+        'each image once in a split of a fold; drop the repetition, it would count twice',
+    )
+    if not (table['split'] == 'test').any():
+        raise ValueError(
+            f"{name} has no row with split 'test': there is nothing to evaluate; give the study table a test split"
+        )
     for f, rows in table.groupby('fold'):
-        both = set(rows.loc[rows['split'] == 'test', 'patient_id']) & set(rows.loc[rows['split'] == 'tuning', 'patient_id'])
-        if both: raise ValueError(f'{name}: patient {min(both, key=str)} is in tuning and test of fold {f} ({len(both)} such patients); split by patient, not by image')
+        both = set(rows.loc[rows['split'] == 'test', 'patient_id']) & set(
+            rows.loc[rows['split'] == 'tuning', 'patient_id']
+        )
+        if both:
+            raise ValueError(
+                f'{name}: patient {min(both, key=str)} is in tuning and test of fold {f} ({len(both)} such patients); split by patient, not by image'
+            )
     return table
 
+
 def read_predictions(
-    path:str|Path # `predictions.parquet` of a run
-) -> pd.DataFrame: # the checked prediction table
+    path: str | Path,  # `predictions.parquet` of a run
+) -> pd.DataFrame:  # the checked prediction table
     "Read and check a prediction table; `FileNotFoundError` or `ValueError` say what to do"
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'{path} does not exist; run the training stage of this run first, or check the name of the run')
-    try: table = pd.read_parquet(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f'{path} does not exist; run the training stage of this run first, or check the name of the run'
+        )
+    try:
+        table = pd.read_parquet(path)
     except Exception as e:
         stop_on_machine_error(e, path)
-        raise ValueError(f'{path} is not a readable parquet file ({e}); delete it and run the training stage again') from None
+        raise ValueError(
+            f'{path} is not a readable parquet file ({e}); delete it and run the training stage again'
+        ) from None
     return check_predictions(table, str(path))
 
 # %% ../../nbs/chapters/02_metrics/01_predictions.ipynb #867b7dee
 #: Policy -> what a label that is neither positive nor negative becomes; 'exclude': it stays what it is, and no metric looks at it.
-COUNTS_AS = {'exclude': None, 'positive': 1., 'negative': 0.}
+COUNTS_AS = {'exclude': None, 'positive': 1.0, 'negative': 0.0}
+
 
 def settle_labels(
-    table:pd.DataFrame, # a prediction table, or rows of one; not changed
-    uncertain:str='exclude', # what -1 counts as: 'exclude', 'positive' or 'negative' (U-Ignore, U-Ones, U-Zeros of Irvin et al. 2019)
-    missing:str='exclude', # what an empty label counts as, likewise; a column that is empty throughout stays empty: it is not annotated
-) -> pd.DataFrame: # a copy under this policy
+    table: pd.DataFrame,  # a prediction table, or rows of one; not changed
+    uncertain: str = 'exclude',  # what -1 counts as: 'exclude', 'positive' or 'negative' (U-Ignore, U-Ones, U-Zeros of Irvin et al. 2019)
+    missing: str = 'exclude',  # what an empty label counts as, likewise; a column that is empty throughout stays empty: it is not annotated
+) -> pd.DataFrame:  # a copy under this policy
     "Decide what uncertain and missing labels count as, before anything is evaluated"
     for name, policy in (('uncertain', uncertain), ('missing', missing)):
-        if policy not in COUNTS_AS: raise ValueError(f'{name} is {policy!r}; expected one of {", ".join(COUNTS_AS)}')
+        if policy not in COUNTS_AS:
+            raise ValueError(f'{name} is {policy!r}; expected one of {", ".join(COUNTS_AS)}')
     columns = [f'label/{o}' for o in OBSERVATIONS]
     labels = _numbers(table, columns, 'the prediction table').copy()
     unsure, empty = labels == -1, np.isnan(labels) & ~np.isnan(labels).all(0)
     for at, policy in ((unsure, uncertain), (empty, missing)):
-        if policy != 'exclude': labels[at] = COUNTS_AS[policy]
+        if policy != 'exclude':
+            labels[at] = COUNTS_AS[policy]
     return table.assign(**dict(zip(columns, labels.T)))

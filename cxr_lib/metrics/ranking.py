@@ -15,364 +15,606 @@ __all__ = ['ranking_metrics', 'auroc', 'auprc', 'resample_patients', 'interval',
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from scipy import stats
-from .calibration import (METHODS, apply_calibration, bin_edges, bin_of, calibration_error, fit_calibration, prediction_matrix, reliability_bins)
+from cxr_lib.metrics.calibration import (
+    METHODS,
+    apply_calibration,
+    bin_edges,
+    bin_of,
+    calibration_error,
+    fit_calibration,
+    prediction_matrix,
+    reliability_bins,
+)
 from ..foundations.core import OBSERVATIONS
-from .predictions import (CONDITIONS, DESCRIPTION, REQUIRED_CONDITIONS, check_predictions, check_probabilities, conditions_in, read_predictions, refuse_cells,
-                                         settle_labels, synthetic_predictions)
-_all_ = ['CONDITIONS', 'DESCRIPTION', 'REQUIRED_CONDITIONS', 'check_predictions', 'check_probabilities', 'conditions_in', 'read_predictions', 'refuse_cells',
-         'settle_labels', 'synthetic_predictions']
+from cxr_lib.metrics.predictions import (
+    CONDITIONS,
+    DESCRIPTION,
+    REQUIRED_CONDITIONS,
+    check_predictions,
+    check_probabilities,
+    conditions_in,
+    read_predictions,
+    refuse_cells,
+    settle_labels,
+    synthetic_predictions,
+)
+
+_all_ = [
+    'CONDITIONS',
+    'DESCRIPTION',
+    'REQUIRED_CONDITIONS',
+    'check_predictions',
+    'check_probabilities',
+    'conditions_in',
+    'read_predictions',
+    'refuse_cells',
+    'settle_labels',
+    'synthetic_predictions',
+]
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #b862b644
 class _Order(NamedTuple):
     "Images in order of score, and where the levels of the positives' scores begin and end among them"
-    positives:np.ndarray   # (n_positive,) cluster of each
-    negatives:np.ndarray   # (n_negative,) cluster of each
-    begin:np.ndarray       # (n_levels + 1,) the first positive of each level, and the end
-    below:np.ndarray       # (n_levels,) how many negatives lie below it
-    shared:np.ndarray      # the levels that negatives lie on too
-    upto:np.ndarray        # for these: how many negatives lie below or on it
+
+    positives: np.ndarray  # (n_positive,) cluster of each
+    negatives: np.ndarray  # (n_negative,) cluster of each
+    begin: np.ndarray  # (n_levels + 1,) the first positive of each level, and the end
+    below: np.ndarray  # (n_levels,) how many negatives lie below it
+    shared: np.ndarray  # the levels that negatives lie on too
+    upto: np.ndarray  # for these: how many negatives lie below or on it
+
 
 def _by_score(labels, scores, clusters):
     "Sort once, for every resample"
     order = np.argsort(scores, kind='stable')
     positive = (labels == 1)[order]
     high, low = order[positive], order[~positive]
-    levels, begin = np.unique(scores[high], return_index=True)          # only at these do the two areas grow
+    levels, begin = np.unique(scores[high], return_index=True)  # only at these do the two areas grow
     below, upto = (np.searchsorted(scores[low], levels, side) for side in ('left', 'right'))
     shared = np.flatnonzero(upto > below)
     return _Order(clusters[high], clusters[low], np.append(begin, len(high)), below, shared, upto[shared])
 
+
 def _running(counts, clusters):
     "(n_resamples, n+1) how much weight lies before each image, and at the end all of it"
-    totals = np.empty((len(counts), len(clusters) + 1), float if counts.dtype == float else np.int32 if len(clusters) < 2**23 else np.int64)
+    totals = np.empty(
+        (len(counts), len(clusters) + 1),
+        float if counts.dtype == float else np.int32 if len(clusters) < 2**23 else np.int64,
+    )
     totals[:, 0], totals[:, 1:] = 0, counts.take(clusters, 1, mode='clip')
     return np.cumsum(totals, 1, out=totals)
+
 
 def _areas(counts, order):
     "AUROC and average precision of some resamples; `counts`: (n_resamples, n_clusters)"
     negatives, positives = _running(counts, order.negatives), _running(counts, order.positives)
-    if len(order.begin) <= len(order.positives): positives = positives.take(order.begin, 1)         # ties: one entry a level
+    if len(order.begin) <= len(order.positives):
+        positives = positives.take(order.begin, 1)  # ties: one entry a level
     n_positive, n_negative = positives[:, -1].astype(float), negatives[:, -1].astype(float)
     drawn, below = np.diff(positives, axis=1).astype(float), negatives.take(order.below, 1)
-    pairs = 2*np.einsum('ij,ij->i', drawn, below.astype(float))
-    if len(order.shared): pairs += np.einsum('ij,ij->i', drawn[:, order.shared], (negatives.take(order.upto, 1) - below[:, order.shared]).astype(float))
+    pairs = 2 * np.einsum('ij,ij->i', drawn, below.astype(float))
+    if len(order.shared):
+        pairs += np.einsum(
+            'ij,ij->i',
+            drawn[:, order.shared],
+            (negatives.take(order.upto, 1) - below[:, order.shared]).astype(float),
+        )
     hits = n_positive[:, None] - positives[:, :-1]
-    called = np.maximum(hits + (n_negative[:, None] - below), 1e-300)   # 0 only where nothing was drawn
+    called = np.maximum(hits + (n_negative[:, None] - below), 1e-300)  # 0 only where nothing was drawn
     with np.errstate(divide='ignore', invalid='ignore'):
-        return pairs/(2*n_positive*n_negative), np.where(n_negative > 0, np.einsum('ij,ij->i', drawn, np.divide(hits, called, out=hits))/n_positive, np.nan)
+        return pairs / (2 * n_positive * n_negative), np.where(
+            n_negative > 0,
+            np.einsum('ij,ij->i', drawn, np.divide(hits, called, out=hits)) / n_positive,
+            np.nan,
+        )
+
 
 def _counts(weights):
     "(n_resamples, n_clusters) as small whole numbers, which are fast and exact, or as floats if they are none"
     weights = np.ascontiguousarray(weights.T)
-    if weights.dtype == np.uint8: return weights
-    with np.errstate(invalid='ignore'): small = weights.astype(np.uint8)
+    if weights.dtype == np.uint8:
+        return weights
+    with np.errstate(invalid='ignore'):
+        small = weights.astype(np.uint8)
     return small if (small == weights).all() else weights.astype(float)
 
+
 def ranking_metrics(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n,) higher means more likely positive
-    weights=None, # (n_clusters, n_resamples) how often each cluster was drawn; one resample of ones if None
-    clusters=None, # (n,) the row of `weights` of each image; every image its own if None
-) -> tuple[np.ndarray, np.ndarray]: # AUROC and average precision, each (n_resamples,); NaN where a class is absent
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n,) higher means more likely positive
+    weights=None,  # (n_clusters, n_resamples) how often each cluster was drawn; one resample of ones if None
+    clusters=None,  # (n,) the row of `weights` of each image; every image its own if None
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # AUROC and average precision, each (n_resamples,); NaN where a class is absent
     "AUROC and average precision of every resample, ties exact"
     labels, scores = np.asarray(labels), np.asarray(scores)
     clusters = np.arange(len(labels)) if clusters is None else np.asarray(clusters)
     weights = np.ones((len(labels), 1), np.uint8) if weights is None else np.asarray(weights)
-    if not labels.shape == scores.shape == clusters.shape: raise ValueError(f'labels {labels.shape}, scores {scores.shape} and clusters {clusters.shape} must be lists of equal length')
-    if len(clusters) and not 0 <= clusters.min() <= clusters.max() < len(weights): raise ValueError(f'clusters must lie within 0 and {len(weights)-1}, the rows of weights; take both from resample_patients')
-    if np.isnan(scores.astype(float)).any(): raise ValueError(f'{int(np.isnan(scores.astype(float)).sum())} scores are NaN and have no rank; leave these images out of labels, scores and clusters')
+    if not labels.shape == scores.shape == clusters.shape:
+        raise ValueError(
+            f'labels {labels.shape}, scores {scores.shape} and clusters {clusters.shape} must be lists of equal length'
+        )
+    if len(clusters) and not 0 <= clusters.min() <= clusters.max() < len(weights):
+        raise ValueError(
+            f'clusters must lie within 0 and {len(weights) - 1}, the rows of weights; take both from resample_patients'
+        )
+    if np.isnan(scores.astype(float)).any():
+        raise ValueError(
+            f'{int(np.isnan(scores.astype(float)).sum())} scores are NaN and have no rank; leave these images out of labels, scores and clusters'
+        )
     areas = np.full((2, weights.shape[1]), np.nan)
-    if not (labels == 1).any(): return tuple(areas)
-    order, step = _by_score(labels, scores, clusters), max(1, 250_000//max(len(labels), len(weights)))     # resamples at a time: what they need stays in the cache
-    for at in range(0, weights.shape[1], step): areas[:, at:at+step] = _areas(_counts(weights[:, at:at+step]), order)
+    if not (labels == 1).any():
+        return tuple(areas)
+    order, step = (
+        _by_score(labels, scores, clusters),
+        max(1, 250_000 // max(len(labels), len(weights))),
+    )  # resamples at a time: what they need stays in the cache
+    for at in range(0, weights.shape[1], step):
+        areas[:, at : at + step] = _areas(_counts(weights[:, at : at + step]), order)
     return tuple(areas)
 
+
 def auroc(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n,) higher means more likely positive
-    weights=None, # (n,) weight of each image; 1 if None
-) -> float: # NaN where a class is absent
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n,) higher means more likely positive
+    weights=None,  # (n,) weight of each image; 1 if None
+) -> float:  # NaN where a class is absent
     "Area under the ROC curve"
-    return float(ranking_metrics(labels, scores, None if weights is None else np.asarray(weights, float)[:, None])[0][0])
+    return float(
+        ranking_metrics(labels, scores, None if weights is None else np.asarray(weights, float)[:, None])[0][
+            0
+        ]
+    )
+
 
 def auprc(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n,) higher means more likely positive
-    weights=None, # (n,) weight of each image; 1 if None
-) -> float: # NaN where a class is absent
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n,) higher means more likely positive
+    weights=None,  # (n,) weight of each image; 1 if None
+) -> float:  # NaN where a class is absent
     "Average precision: area under the precision-recall curve, not interpolated"
-    return float(ranking_metrics(labels, scores, None if weights is None else np.asarray(weights, float)[:, None])[1][0])
+    return float(
+        ranking_metrics(labels, scores, None if weights is None else np.asarray(weights, float)[:, None])[1][
+            0
+        ]
+    )
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #bb99ea27
 def resample_patients(
-    patient_id, # (n,) the patient of each image
-    n_bootstrap:int=1000, # number of resamples
-    seed:int=0,
-    dtype=np.float32, # of the weights: exact up to 2**24. np.uint8 takes a quarter of the memory; cast such counts before you add them up
-) -> tuple[np.ndarray, np.ndarray]: # clusters (n,), and weights (n_patients, 1 + n_bootstrap); column 0 is the sample itself, all ones
+    patient_id,  # (n,) the patient of each image
+    n_bootstrap: int = 1000,  # number of resamples
+    seed: int = 0,
+    dtype=np.float32,  # of the weights: exact up to 2**24. np.uint8 takes a quarter of the memory; cast such counts before you add them up
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # clusters (n,), and weights (n_patients, 1 + n_bootstrap); column 0 is the sample itself, all ones
     "Draw patients with replacement: how often each is in each resample"
     clusters, patients = pd.factorize(pd.Series(patient_id).astype(str))
     n, r = len(patients), np.random.default_rng(seed)
-    weights = np.ones((n, 1 + n_bootstrap), dtype, order='F')      # a resample lies together in memory
-    for b in range(n_bootstrap): weights[:, 1+b] = np.bincount(r.integers(0, n, n), minlength=n)
+    weights = np.ones((n, 1 + n_bootstrap), dtype, order='F')  # a resample lies together in memory
+    for b in range(n_bootstrap):
+        weights[:, 1 + b] = np.bincount(r.integers(0, n, n), minlength=n)
     return clusters, weights
 
+
 def interval(
-    values # (1 + n_bootstrap,) a statistic of the sample and of each resample
-) -> dict: # value, low, high (95%), undefined_resamples
+    values,  # (1 + n_bootstrap,) a statistic of the sample and of each resample
+) -> dict:  # value, low, high (95%), undefined_resamples
     "The sample's value with the percentile interval of its resamples; resamples where it is undefined are counted and left out"
     value, resampled = float(values[0]), np.asarray(values[1:], float)
     defined = resampled[~np.isnan(resampled)]
-    low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) > 1 and value == value else (np.nan, np.nan)
-    return dict(value=value, low=float(low), high=float(high), undefined_resamples=int(len(resampled) - len(defined)))
+    low, high = (
+        np.percentile(defined, [2.5, 97.5]) if len(defined) > 1 and value == value else (np.nan, np.nan)
+    )
+    return dict(
+        value=value, low=float(low), high=float(high), undefined_resamples=int(len(resampled) - len(defined))
+    )
+
 
 def named_interval(
-    name:str, # of the statistic
-    values, # (1 + n_bootstrap,) of the sample and of each resample
-) -> dict: # name, name_low, name_high
+    name: str,  # of the statistic
+    values,  # (1 + n_bootstrap,) of the sample and of each resample
+) -> dict:  # name, name_low, name_high
     "An interval as three flat entries"
     i = interval(values)
     return {name: i['value'], f'{name}_low': i['low'], f'{name}_high': i['high']}
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #0dbc01fa
 def too_few_cases(
-    n_positive:int, # of an observation
-    n_negative:int, # of it
-    min_cases:int # positives and negatives needed
-) -> str: # '' if there are enough
+    n_positive: int,  # of an observation
+    n_negative: int,  # of it
+    min_cases: int,  # positives and negatives needed
+) -> str:  # '' if there are enough
     "Why an observation is kept out of the mean"
-    if n_positive + n_negative == 0: return 'not labelled in these data'
-    if n_positive == 0 or n_negative == 0: return f'undefined: no {"positive" if n_positive == 0 else "negative"} case'
+    if n_positive + n_negative == 0:
+        return 'not labelled in these data'
+    if n_positive == 0 or n_negative == 0:
+        return f'undefined: no {"positive" if n_positive == 0 else "negative"} case'
     few = min(n_positive, n_negative)
     kind = 'positive' if n_positive <= n_negative else 'negative'
-    return f'only {few} {kind} case{"s" if few > 1 else ""}, fewer than {min_cases}' if few < min_cases else ''
+    return (
+        f'only {few} {kind} case{"s" if few > 1 else ""}, fewer than {min_cases}' if few < min_cases else ''
+    )
+
 
 def count_cases(
-    table:pd.DataFrame, # test rows of a prediction table
-    min_cases:int=10, # positives and negatives needed to enter the mean
-) -> pd.DataFrame: # indexed by observation: n_positive, n_negative, n_uncertain, n_missing, evaluable, reason
+    table: pd.DataFrame,  # test rows of a prediction table
+    min_cases: int = 10,  # positives and negatives needed to enter the mean
+) -> (
+    pd.DataFrame
+):  # indexed by observation: n_positive, n_negative, n_uncertain, n_missing, evaluable, reason
     "How many cases stand behind each observation"
     labels = table[[f'label/{o}' for o in OBSERVATIONS]].to_numpy(float)
-    counts = pd.DataFrame({'n_positive': (labels == 1).sum(0), 'n_negative': (labels == 0).sum(0), 'n_uncertain': (labels == -1).sum(0),
-                           'n_missing': np.isnan(labels).sum(0)}, index=pd.Index(OBSERVATIONS, name='observation'))
-    counts['reason'] = [too_few_cases(p, n, min_cases) for p, n in zip(counts['n_positive'], counts['n_negative'])]
+    counts = pd.DataFrame(
+        {
+            'n_positive': (labels == 1).sum(0),
+            'n_negative': (labels == 0).sum(0),
+            'n_uncertain': (labels == -1).sum(0),
+            'n_missing': np.isnan(labels).sum(0),
+        },
+        index=pd.Index(OBSERVATIONS, name='observation'),
+    )
+    counts['reason'] = [
+        too_few_cases(p, n, min_cases) for p, n in zip(counts['n_positive'], counts['n_negative'])
+    ]
     counts['evaluable'] = counts['reason'] == ''
     return counts
 
+
 def known_labels(
-    table:pd.DataFrame, # rows of a prediction table
-    observation:str, # one of the 14
-) -> tuple[np.ndarray, np.ndarray]: # positions of the rows labelled positive or negative, and their labels
+    table: pd.DataFrame,  # rows of a prediction table
+    observation: str,  # one of the 14
+) -> tuple[np.ndarray, np.ndarray]:  # positions of the rows labelled positive or negative, and their labels
     "Where the observation is known, and what it is"
     labels = table[f'label/{observation}'].to_numpy(float)
     rows = np.flatnonzero((labels == 0) | (labels == 1))
     return rows, labels[rows]
 
+
 def rank_condition(
-    table:pd.DataFrame, # rows of a prediction table
-    condition:str, # one of `CONDITIONS`
-    clusters:np.ndarray, # (n,) from `resample_patients`
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
-) -> np.ndarray: # (2, 14, 1 + n_bootstrap) AUROC and average precision by observation and resample
+    table: pd.DataFrame,  # rows of a prediction table
+    condition: str,  # one of `CONDITIONS`
+    clusters: np.ndarray,  # (n,) from `resample_patients`
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
+) -> np.ndarray:  # (2, 14, 1 + n_bootstrap) AUROC and average precision by observation and resample
     "Ranking metrics of one condition for every observation and every resample"
     found = np.full((2, len(OBSERVATIONS), weights.shape[1]), np.nan)
     for k, o in enumerate(OBSERVATIONS):
-        if f'{condition}/{o}' not in table: continue
+        if f'{condition}/{o}' not in table:
+            continue
         rows, labels = known_labels(table, o)
-        found[:, k] = ranking_metrics(labels, table[f'{condition}/{o}'].to_numpy(float)[rows], weights, clusters[rows])
+        found[:, k] = ranking_metrics(
+            labels, table[f'{condition}/{o}'].to_numpy(float)[rows], weights, clusters[rows]
+        )
     return found
 
+
 def mean_over(
-    values:np.ndarray, # (14, 1 + n_bootstrap) of one statistic, as a row of `rank_condition`
-    observations:list # which of the 14
-) -> np.ndarray: # (1 + n_bootstrap,), NaN where none is named
+    values: np.ndarray,  # (14, 1 + n_bootstrap) of one statistic, as a row of `rank_condition`
+    observations: list,  # which of the 14
+) -> np.ndarray:  # (1 + n_bootstrap,), NaN where none is named
     "Mean over observations within each resample"
-    return values[[OBSERVATIONS.index(o) for o in observations]].mean(0) if observations else np.full(values.shape[1], np.nan)
+    return (
+        values[[OBSERVATIONS.index(o) for o in observations]].mean(0)
+        if observations
+        else np.full(values.shape[1], np.nan)
+    )
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #2f7ddcdc
 def micro_average(
-    table:pd.DataFrame, # rows of a prediction table
-    condition:str, # one of `CONDITIONS`
-    clusters:np.ndarray, # (n,) from `resample_patients`
-    weights:np.ndarray, # (n_patients, 1 + n_bootstrap)
-    observations:list=OBSERVATIONS, # which of the 14
-) -> np.ndarray: # (2, 1 + n_bootstrap) AUROC and average precision; NaN where a class is absent
+    table: pd.DataFrame,  # rows of a prediction table
+    condition: str,  # one of `CONDITIONS`
+    clusters: np.ndarray,  # (n,) from `resample_patients`
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
+    observations: list = OBSERVATIONS,  # which of the 14
+) -> np.ndarray:  # (2, 1 + n_bootstrap) AUROC and average precision; NaN where a class is absent
     "Ranking metrics of all known labels of several observations in one list"
-    known = [(labels, table[f'{condition}/{o}'].to_numpy(float)[rows], clusters[rows]) for o in observations for rows, labels in [known_labels(table, o)]]
-    return np.stack(ranking_metrics(*(np.concatenate([k[i] for k in known] or [[]]) for i in (0, 1)), weights, np.concatenate([k[2] for k in known] or [[]]).astype(int)))
+    known = [
+        (labels, table[f'{condition}/{o}'].to_numpy(float)[rows], clusters[rows])
+        for o in observations
+        for rows, labels in [known_labels(table, o)]
+    ]
+    return np.stack(
+        ranking_metrics(
+            *(np.concatenate([k[i] for k in known] or [[]]) for i in (0, 1)),
+            weights,
+            np.concatenate([k[2] for k in known] or [[]]).astype(int),
+        )
+    )
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #dfec10f6
 def _parse_rule(rule):
     "('youden', NaN) or ('sensitivity' or 'specificity', the share to keep)"
     name, _, value = str(rule).partition('=')
-    try: share = float(value)
-    except ValueError: share = np.nan
-    if rule == 'youden' or (name in ('sensitivity', 'specificity') and 0 < share < 1): return name, share
-    raise ValueError(f"rule is {rule!r}; expected 'youden', or a share between 0 and 1 to keep on the tuning split, such as 'sensitivity=0.9' or 'specificity=0.9'")
+    try:
+        share = float(value)
+    except ValueError:
+        share = np.nan
+    if rule == 'youden' or (name in ('sensitivity', 'specificity') and 0 < share < 1):
+        return name, share
+    raise ValueError(
+        f"rule is {rule!r}; expected 'youden', or a share between 0 and 1 to keep on the tuning split, such as 'sensitivity=0.9' or 'specificity=0.9'"
+    )
+
 
 def choose_threshold(
-    labels, # (n,) 1 positive, 0 negative, of the tuning split
-    scores, # (n,)
-    rule:str='youden', # or 'sensitivity=0.9', 'specificity=0.9': any share between 0 and 1
-) -> dict: # threshold (an image counts as positive from it on), sensitivity and specificity there, n_positive, n_negative, reason ('' or why there is none)
+    labels,  # (n,) 1 positive, 0 negative, of the tuning split
+    scores,  # (n,)
+    rule: str = 'youden',  # or 'sensitivity=0.9', 'specificity=0.9': any share between 0 and 1
+) -> dict:  # threshold (an image counts as positive from it on), sensitivity and specificity there, n_positive, n_negative, reason ('' or why there is none)
     "The threshold of one observation by a rule; NaN with the reason where there is none"
     (name, share), labels, scores = _parse_rule(rule), np.asarray(labels), np.asarray(scores, float)
     positive, negative = np.sort(scores[labels == 1]), np.sort(scores[labels == 0])
-    found = dict(threshold=np.nan, sensitivity=np.nan, specificity=np.nan, n_positive=len(positive), n_negative=len(negative), reason='')
-    if not len(positive) or not len(negative): return found | dict(reason=f'no {"negative" if len(positive) else "positive"} case' if len(positive) or len(negative) else 'no known label')
+    found = dict(
+        threshold=np.nan,
+        sensitivity=np.nan,
+        specificity=np.nan,
+        n_positive=len(positive),
+        n_negative=len(negative),
+        reason='',
+    )
+    if not len(positive) or not len(negative):
+        return found | dict(
+            reason=f'no {"negative" if len(positive) else "positive"} case'
+            if len(positive) or len(negative)
+            else 'no known label'
+        )
     candidates = np.unique(np.concatenate([positive, negative]))
-    sensitivity = 1 - np.searchsorted(positive, candidates)/len(positive)
-    specificity = np.searchsorted(negative, candidates)/len(negative)
-    if name == 'youden': at = np.argmax(np.round(sensitivity + specificity, 12))                   # of equals, the most sensitive
-    elif name == 'sensitivity': at = np.flatnonzero(sensitivity >= share - 1e-12)[-1]              # at the lowest score it is 1
-    elif specificity[-1] < share - 1e-12: return found | dict(reason=f'no score clears {share:g} of the negatives: the highest clears {specificity[-1]:.3f}')
-    else: at = np.flatnonzero(specificity >= share - 1e-12)[0]
-    return found | dict(threshold=float(candidates[at]), sensitivity=float(sensitivity[at]), specificity=float(specificity[at]))
+    sensitivity = 1 - np.searchsorted(positive, candidates) / len(positive)
+    specificity = np.searchsorted(negative, candidates) / len(negative)
+    if name == 'youden':
+        at = np.argmax(np.round(sensitivity + specificity, 12))  # of equals, the most sensitive
+    elif name == 'sensitivity':
+        at = np.flatnonzero(sensitivity >= share - 1e-12)[-1]  # at the lowest score it is 1
+    elif specificity[-1] < share - 1e-12:
+        return found | dict(
+            reason=f'no score clears {share:g} of the negatives: the highest clears {specificity[-1]:.3f}'
+        )
+    else:
+        at = np.flatnonzero(specificity >= share - 1e-12)[0]
+    return found | dict(
+        threshold=float(candidates[at]),
+        sensitivity=float(sensitivity[at]),
+        specificity=float(specificity[at]),
+    )
+
 
 def youden_threshold(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n,)
-) -> float: # an image counts as positive from this score on; NaN where a class is absent
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n,)
+) -> float:  # an image counts as positive from this score on; NaN where a class is absent
     "The threshold with the highest sensitivity + specificity - 1 (Youden 1950); of equals, the most sensitive"
     return choose_threshold(labels, scores)['threshold']
 
+
 def threshold_table(
-    tuning:pd.DataFrame, # tuning rows of a prediction table
-    condition:str='fused', # one of `CONDITIONS`
-    rule:str='youden', # as in `choose_threshold`
-) -> pd.DataFrame: # one row a fold and observation: fold, observation, and what `choose_threshold` finds
+    tuning: pd.DataFrame,  # tuning rows of a prediction table
+    condition: str = 'fused',  # one of `CONDITIONS`
+    rule: str = 'youden',  # as in `choose_threshold`
+) -> pd.DataFrame:  # one row a fold and observation: fold, observation, and what `choose_threshold` finds
     "The thresholds of every observation, for each fold from its own tuning rows, with what they reach there and why one is missing"
     _parse_rule(rule)
-    found = [dict(fold=fold, observation=o) | choose_threshold(labels, rows[f'{condition}/{o}'].to_numpy(float)[at], rule)
-             for fold, rows in tuning.groupby('fold') for o in OBSERVATIONS for at, labels in [known_labels(rows, o)]]
-    return pd.DataFrame(found, columns=['fold', 'observation', 'threshold', 'sensitivity', 'specificity', 'n_positive', 'n_negative', 'reason'])
+    found = [
+        dict(fold=fold, observation=o)
+        | choose_threshold(labels, rows[f'{condition}/{o}'].to_numpy(float)[at], rule)
+        for fold, rows in tuning.groupby('fold')
+        for o in OBSERVATIONS
+        for at, labels in [known_labels(rows, o)]
+    ]
+    return pd.DataFrame(
+        found,
+        columns=[
+            'fold',
+            'observation',
+            'threshold',
+            'sensitivity',
+            'specificity',
+            'n_positive',
+            'n_negative',
+            'reason',
+        ],
+    )
+
 
 def choose_thresholds(
-    tuning:pd.DataFrame, # tuning rows of a prediction table
-    condition:str='fused', # one of `CONDITIONS`
-    rule:str='youden', # as in `choose_threshold`
-) -> pd.DataFrame: # indexed by fold, one column an observation; NaN where there is none (`threshold_table` says why)
+    tuning: pd.DataFrame,  # tuning rows of a prediction table
+    condition: str = 'fused',  # one of `CONDITIONS`
+    rule: str = 'youden',  # as in `choose_threshold`
+) -> (
+    pd.DataFrame
+):  # indexed by fold, one column an observation; NaN where there is none (`threshold_table` says why)
     "The threshold of every observation, for each fold from its own tuning rows"
-    return threshold_table(tuning, condition, rule).pivot(index='fold', columns='observation', values='threshold').reindex(columns=list(OBSERVATIONS)).rename_axis(columns=None)
+    return (
+        threshold_table(tuning, condition, rule)
+        .pivot(index='fold', columns='observation', values='threshold')
+        .reindex(columns=list(OBSERVATIONS))
+        .rename_axis(columns=None)
+    )
+
 
 def _sum_by(
-    group, # (n,) which row of the result each image adds to
-    clusters, # (n,) which row of `weights` each image has
-    n_groups:int,
-    weights, # (n_clusters, n_resamples)
-    values=None, # (n,) what each image adds; 1 if None
-) -> np.ndarray: # (n_groups, n_resamples)
+    group,  # (n,) which row of the result each image adds to
+    clusters,  # (n,) which row of `weights` each image has
+    n_groups: int,
+    weights,  # (n_clusters, n_resamples)
+    values=None,  # (n,) what each image adds; 1 if None
+) -> np.ndarray:  # (n_groups, n_resamples)
     "Weighted sums within groups, for every resample"
     n = len(weights)
-    of_cluster = np.bincount(np.asarray(group)*n + clusters, values, n_groups*n).reshape(n_groups, n).astype(float)
-    step = max(1, 4_000_000//max(n, 1))                               # resamples at a time, to bound memory
-    return np.concatenate([of_cluster @ weights[:, at:at+step].astype(float) for at in range(0, weights.shape[1], step)], 1)
+    of_cluster = (
+        np.bincount(np.asarray(group) * n + clusters, values, n_groups * n).reshape(n_groups, n).astype(float)
+    )
+    step = max(1, 4_000_000 // max(n, 1))  # resamples at a time, to bound memory
+    return np.concatenate(
+        [of_cluster @ weights[:, at : at + step].astype(float) for at in range(0, weights.shape[1], step)], 1
+    )
+
 
 def decision_metrics(
-    labels, # (n,) 1 positive, 0 negative
-    decided, # (n,) True where the model says positive
-    weights, # (n_patients, n_resamples)
-    clusters, # (n,)
-) -> dict: # name -> (n_resamples,), NaN where its denominator is 0
+    labels,  # (n,) 1 positive, 0 negative
+    decided,  # (n,) True where the model says positive
+    weights,  # (n_patients, n_resamples)
+    clusters,  # (n,)
+) -> dict:  # name -> (n_resamples,), NaN where its denominator is 0
     "Sensitivity, specificity, PPV, NPV, F1 and accuracy of every resample"
-    tn, fn, fp, tp = _sum_by(2*np.asarray(decided, int) + (np.asarray(labels) == 1), clusters, 4, weights)
+    tn, fn, fp, tp = _sum_by(2 * np.asarray(decided, int) + (np.asarray(labels) == 1), clusters, 4, weights)
     with np.errstate(divide='ignore', invalid='ignore'):
-        return dict(sensitivity=tp/(tp+fn), specificity=tn/(tn+fp), ppv=tp/(tp+fp), npv=tn/(tn+fn), f1=2*tp/(2*tp+fp+fn),
-                    accuracy=(tp+tn)/(tp+tn+fp+fn))
+        return dict(
+            sensitivity=tp / (tp + fn),
+            specificity=tn / (tn + fp),
+            ppv=tp / (tp + fp),
+            npv=tn / (tn + fn),
+            f1=2 * tp / (2 * tp + fp + fn),
+            accuracy=(tp + tn) / (tp + tn + fp + fn),
+        )
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #06a0a86c
 def brier_score(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-    weights, # (n_patients, n_resamples)
-    clusters, # (n,)
-) -> np.ndarray: # (n_resamples,) from 0 (perfect) to 1; NaN without images
+    labels,  # (n,) 1 positive, 0 negative
+    probabilities,  # (n,)
+    weights,  # (n_patients, n_resamples)
+    clusters,  # (n,)
+) -> np.ndarray:  # (n_resamples,) from 0 (perfect) to 1; NaN without images
     "Mean squared distance between probability and outcome, of every resample"
     labels, probabilities = np.asarray(labels, float), np.asarray(probabilities, float)
     together = np.zeros(len(labels), int)
     with np.errstate(divide='ignore', invalid='ignore'):
-        return _sum_by(together, clusters, 1, weights, (probabilities-labels)**2)[0]/_sum_by(together, clusters, 1, weights)[0]
+        return (
+            _sum_by(together, clusters, 1, weights, (probabilities - labels) ** 2)[0]
+            / _sum_by(together, clusters, 1, weights)[0]
+        )
+
 
 def _bin_gaps(labels, probabilities, weights, clusters, n_bins):
     "Sums of probability less outcome in each bin, and of images, of every resample: (n_bins, n_resamples), (n_resamples,)"
     labels, p = np.asarray(labels, float), np.asarray(probabilities, float)
-    return _sum_by(bin_of(p, bin_edges(p, n_bins)), clusters, n_bins, weights, p - labels), _sum_by(np.zeros(len(p), int), clusters, 1, weights)[0]
+    return _sum_by(bin_of(p, bin_edges(p, n_bins)), clusters, n_bins, weights, p - labels), _sum_by(
+        np.zeros(len(p), int), clusters, 1, weights
+    )[0]
+
 
 def _gap_error(gaps, n, centred=False):
     "The calibration error from `_bin_gaps`"
-    with np.errstate(divide='ignore', invalid='ignore'): return np.abs(gaps/n - centred*gaps[:, :1]/n[0]).sum(0)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.abs(gaps / n - centred * gaps[:, :1] / n[0]).sum(0)
+
 
 def resampled_calibration_error(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-    weights, # (n_patients, n_resamples)
-    clusters, # (n,)
-    n_bins:int=15, # of equal width
-    centred:bool=False, # True: each bin's gap less that of the first column; what noise alone would give
-) -> np.ndarray: # (n_resamples,); NaN where nothing was drawn
+    labels,  # (n,) 1 positive, 0 negative
+    probabilities,  # (n,)
+    weights,  # (n_patients, n_resamples)
+    clusters,  # (n,)
+    n_bins: int = 15,  # of equal width
+    centred: bool = False,  # True: each bin's gap less that of the first column; what noise alone would give
+) -> np.ndarray:  # (n_resamples,); NaN where nothing was drawn
     "Expected calibration error of every resample"
     return _gap_error(*_bin_gaps(labels, probabilities, weights, clusters, n_bins), centred)
 
+
 def calibration_interval(
-    labels, # (n,) 1 positive, 0 negative
-    probabilities, # (n,)
-    weights, # (n_patients, 1 + n_bootstrap) from `resample_patients`
-    clusters, # (n,)
-    n_bins:int=15, # of equal width
-) -> dict: # ece, ece_low, ece_high (95%); NaN without images
+    labels,  # (n,) 1 positive, 0 negative
+    probabilities,  # (n,)
+    weights,  # (n_patients, 1 + n_bootstrap) from `resample_patients`
+    clusters,  # (n,)
+    n_bins: int = 15,  # of equal width
+) -> dict:  # ece, ece_low, ece_high (95%); NaN without images
     "Expected calibration error with an interval that draws patients and takes the bias of the error into account"
     ece = calibration_error(labels, probabilities, n_bins)
     gaps, n = _bin_gaps(labels, probabilities, weights, clusters, n_bins)
     resampled, noise = (_gap_error(gaps, n, centred)[1:] for centred in (False, True))
-    if not len(labels) or np.isfinite(resampled).sum() < 2: return dict(ece=ece, ece_low=np.nan, ece_high=np.nan)
-    low, high = 2*ece - np.nanpercentile(resampled, [97.5, 2.5])
-    return dict(ece=ece, ece_low=0. if ece <= np.nanpercentile(noise, 97.5) else float(np.clip(low, 0, ece)), ece_high=float(np.clip(high, ece, 1)))
+    if not len(labels) or np.isfinite(resampled).sum() < 2:
+        return dict(ece=ece, ece_low=np.nan, ece_high=np.nan)
+    low, high = 2 * ece - np.nanpercentile(resampled, [97.5, 2.5])
+    return dict(
+        ece=ece,
+        ece_low=0.0 if ece <= np.nanpercentile(noise, 97.5) else float(np.clip(low, 0, ece)),
+        ece_high=float(np.clip(high, ece, 1)),
+    )
+
 
 def _pool(table, condition, observations):
     "Known labels, probabilities and row numbers of several observations, one after the other"
-    parts = [(labels, table[f'{condition}/{o}'].to_numpy(float)[rows], rows) for o in observations for rows, labels in [known_labels(table, o)]]
+    parts = [
+        (labels, table[f'{condition}/{o}'].to_numpy(float)[rows], rows)
+        for o in observations
+        for rows, labels in [known_labels(table, o)]
+    ]
     return [np.concatenate(column) for column in zip(*parts)]
 
+
 _NO_MAP = dict(method='none', observations={})
+
 
 def _calibrate_folds(test, condition, maps):
     "Test probabilities (n, 14), each through the map of its fold, NaN without one; and why a fold has none ('' if all have one)"
     after, reasons = np.full((len(test), len(OBSERVATIONS)), np.nan), []
     for fold in test['fold'].unique():
-        at, found = (test['fold'] == fold).to_numpy(), maps.get(str(int(fold)), _NO_MAP | dict(reason='no tuning rows: no temperature or other map'))
-        if found['reason']: reasons.append(f'fold {fold}: {found["reason"]}')
-        else: after[at] = apply_calibration(prediction_matrix(test[at], condition), found)
+        at, found = (
+            (test['fold'] == fold).to_numpy(),
+            maps.get(str(int(fold)), _NO_MAP | dict(reason='no tuning rows: no temperature or other map')),
+        )
+        if found['reason']:
+            reasons.append(f'fold {fold}: {found["reason"]}')
+        else:
+            after[at] = apply_calibration(prediction_matrix(test[at], condition), found)
     return after, '; '.join(reasons)
 
+
 def calibration(
-    test:pd.DataFrame, # test rows of a prediction table
-    tuning:pd.DataFrame, # its tuning rows
-    condition:str='fused', # one of `CONDITIONS`
-    n_bins:int=15, # of the calibration error
-    method:str='temperature', # 'temperature', 'platt' or 'isotonic': one map an observation and fold (chapter metrics.calibration)
+    test: pd.DataFrame,  # test rows of a prediction table
+    tuning: pd.DataFrame,  # its tuning rows
+    condition: str = 'fused',  # one of `CONDITIONS`
+    n_bins: int = 15,  # of the calibration error
+    method: str = 'temperature',  # 'temperature', 'platt' or 'isotonic': one map an observation and fold (chapter metrics.calibration)
     *,
-    clusters:np.ndarray|None=None, # (n,) from `resample_patients` of the test rows; drawn here if None
-    weights:np.ndarray|None=None, # (n_patients, 1 + n_bootstrap) with it
-    n_bootstrap:int=1000, # resamples if they are drawn here
-    seed:int=0, # of them
-    maps:dict|None=None, # {fold: map of this condition}, such as those stored with the model; fitted here if None
-) -> dict: # condition, method, maps {fold: as from `fit_calibration`}, reason, and for 'all' and each observation: n, and before and after (brier, ece, both with _low and _high, bins)
+    clusters: np.ndarray | None = None,  # (n,) from `resample_patients` of the test rows; drawn here if None
+    weights: np.ndarray | None = None,  # (n_patients, 1 + n_bootstrap) with it
+    n_bootstrap: int = 1000,  # resamples if they are drawn here
+    seed: int = 0,  # of them
+    maps: dict
+    | None = None,  # {fold: map of this condition}, such as those stored with the model; fitted here if None
+) -> dict:  # condition, method, maps {fold: as from `fit_calibration`}, reason, and for 'all' and each observation: n, and before and after (brier, ece, both with _low and _high, bins)
     "Calibration on the test images before and after a map fitted on the tuning rows of the same fold"
-    if method not in METHODS or method == 'none': raise ValueError(f"method is {method!r}; expected 'temperature', 'platt' or 'isotonic'")
-    if clusters is None or weights is None: clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
-    if len(clusters) != len(test): raise ValueError(f"clusters has {len(clusters)} entries for {len(test)} test rows; call resample_patients(test['patient_id'])")
+    if method not in METHODS or method == 'none':
+        raise ValueError(f"method is {method!r}; expected 'temperature', 'platt' or 'isotonic'")
+    if clusters is None or weights is None:
+        clusters, weights = resample_patients(test['patient_id'], n_bootstrap, seed)
+    if len(clusters) != len(test):
+        raise ValueError(
+            f"clusters has {len(clusters)} entries for {len(test)} test rows; call resample_patients(test['patient_id'])"
+        )
+
     def measured(labels, p, clusters):
-        if not len(labels) or np.isnan(p).any(): return dict.fromkeys(('brier', 'brier_low', 'brier_high', 'ece', 'ece_low', 'ece_high'), np.nan) | dict(bins=[])
-        return named_interval('brier', brier_score(labels, p, weights, clusters)) | calibration_interval(labels, p, weights, clusters, n_bins) | dict(bins=reliability_bins(labels, p, n_bins).to_dict('records'))
+        if not len(labels) or np.isnan(p).any():
+            return dict.fromkeys(
+                ('brier', 'brier_low', 'brier_high', 'ece', 'ece_low', 'ece_high'), np.nan
+            ) | dict(bins=[])
+        return (
+            named_interval('brier', brier_score(labels, p, weights, clusters))
+            | calibration_interval(labels, p, weights, clusters, n_bins)
+            | dict(bins=reliability_bins(labels, p, n_bins).to_dict('records'))
+        )
+
     if maps is None:
-        maps = {str(int(fold)): fit_calibration(prediction_matrix(rows, 'label'), prediction_matrix(rows, condition), method)
-                for fold, rows in tuning.groupby('fold')}
+        maps = {
+            str(int(fold)): fit_calibration(
+                prediction_matrix(rows, 'label'), prediction_matrix(rows, condition), method
+            )
+            for fold, rows in tuning.groupby('fold')
+        }
     after, reason = _calibrate_folds(test, condition, maps)
     mapped = test.assign(**{f'after/{o}': after[:, k] for k, o in enumerate(OBSERVATIONS)})
     observations = {}
     for name in ('all', *OBSERVATIONS):
         both = [_pool(mapped, c, OBSERVATIONS if name == 'all' else [name]) for c in (condition, 'after')]
-        observations[name] = dict(n=len(both[0][0]), **{when: measured(labels, p, clusters[rows]) for when, (labels, p, rows) in zip(('before', 'after'), both)})
+        observations[name] = dict(
+            n=len(both[0][0]),
+            **{
+                when: measured(labels, p, clusters[rows])
+                for when, (labels, p, rows) in zip(('before', 'after'), both)
+            },
+        )
     return dict(condition=condition, method=method, maps=maps, observations=observations, reason=reason)
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #74e1b8be
@@ -380,93 +622,152 @@ def _placements(positive, scores):
     "(n_models, n) of each positive: the share of negatives below it; of each negative: the share of positives above it; a tie counts half"
     n_positive, n_negative = positive.sum(), (~positive).sum()
     among_all, found = stats.rankdata(scores, axis=1), np.empty(scores.shape)
-    found[:, positive] = (among_all[:, positive] - stats.rankdata(scores[:, positive], axis=1))/n_negative
-    found[:, ~positive] = 1 - (among_all[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1))/n_positive
+    found[:, positive] = (among_all[:, positive] - stats.rankdata(scores[:, positive], axis=1)) / n_negative
+    found[:, ~positive] = (
+        1 - (among_all[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / n_positive
+    )
     return found
 
+
 def auroc_covariance(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n_models, n) of the same images
-    clusters=None, # (n,) the patient of each image; every image its own if None
-) -> tuple[np.ndarray, np.ndarray, str]: # AUROCs (n_models,), their covariance (n_models, n_models), and why it is undefined ('' if it is not)
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n_models, n) of the same images
+    clusters=None,  # (n,) the patient of each image; every image its own if None
+) -> tuple[
+    np.ndarray, np.ndarray, str
+]:  # AUROCs (n_models,), their covariance (n_models, n_models), and why it is undefined ('' if it is not)
     "DeLong's covariance of AUROCs (Sun & Xu 2014), or Obuchowski's (1997) where patients have several images"
     positive, scores = np.asarray(labels) == 1, np.atleast_2d(np.asarray(scores, float))
-    areas, undefined = np.array([auroc(positive, s) for s in scores]), np.full((len(scores), len(scores)), np.nan)
-    of = np.arange(len(positive)) if clusters is None else pd.factorize(pd.Series(np.asarray(clusters)).astype(str))[0]
+    areas, undefined = (
+        np.array([auroc(positive, s) for s in scores]),
+        np.full((len(scores), len(scores)), np.nan),
+    )
+    of = (
+        np.arange(len(positive))
+        if clusters is None
+        else pd.factorize(pd.Series(np.asarray(clusters)).astype(str))[0]
+    )
     counted = [len(np.unique(of[rows])) for rows in (positive, ~positive)]
     if min(counted) < 2:
-        what = 'positives and two negatives' if clusters is None else 'patients with a positive image and two with a negative one'
+        what = (
+            'positives and two negatives'
+            if clusters is None
+            else 'patients with a positive image and two with a negative one'
+        )
         return areas, undefined, f'needs two {what}; there are {counted[0]} and {counted[1]}'
     off, patients = _placements(positive, scores) - areas[:, None], of.max() + 1
-    sums = [np.stack([np.bincount(of[rows], o[rows], patients) for o in off])/rows.sum() for rows in (positive, ~positive)]       # of each patient
-    own = sum(k/(k-1)*(s @ s.T) for k, s in zip(counted, sums))
-    both = patients/(patients-1)*(sums[0] @ sums[1].T)                  # of patients who have positive and negative images
+    sums = [
+        np.stack([np.bincount(of[rows], o[rows], patients) for o in off]) / rows.sum()
+        for rows in (positive, ~positive)
+    ]  # of each patient
+    own = sum(k / (k - 1) * (s @ s.T) for k, s in zip(counted, sums))
+    both = (
+        patients / (patients - 1) * (sums[0] @ sums[1].T)
+    )  # of patients who have positive and negative images
     return areas, own + both + both.T, ''
 
+
 def delong_interval(
-    labels, # (n,) 1 positive, 0 negative
-    scores, # (n,)
-    confidence:float=.95, # share of such intervals that should hold the true AUROC
-    clusters=None, # (n,) the patient of each image (Obuchowski 1997); every image its own if None
-) -> dict: # value, low, high, variance, reason ('' where the interval is defined)
+    labels,  # (n,) 1 positive, 0 negative
+    scores,  # (n,)
+    confidence: float = 0.95,  # share of such intervals that should hold the true AUROC
+    clusters=None,  # (n,) the patient of each image (Obuchowski 1997); every image its own if None
+) -> dict:  # value, low, high, variance, reason ('' where the interval is defined)
     "AUROC with the interval of its normal approximation, cut at 0 and 1"
-    if not 0 < confidence < 1: raise ValueError(f'confidence is {confidence}; expected a share between 0 and 1, such as 0.95')
+    if not 0 < confidence < 1:
+        raise ValueError(f'confidence is {confidence}; expected a share between 0 and 1, such as 0.95')
     (area,), covariance, reason = auroc_covariance(labels, scores, clusters)
     variance = float(covariance[0, 0])
-    if not reason and variance <= 1e-18: reason = 'the scores separate the classes, or are all alike: no variance to make an interval from; the bootstrap cannot tell either'
-    if reason: return dict(value=float(area), low=np.nan, high=np.nan, variance=variance, reason=reason)
-    half = stats.norm.ppf((1 + confidence)/2)*np.sqrt(variance)
-    return dict(value=float(area), low=float(max(0, area - half)), high=float(min(1, area + half)), variance=variance, reason='')
+    if not reason and variance <= 1e-18:
+        reason = 'the scores separate the classes, or are all alike: no variance to make an interval from; the bootstrap cannot tell either'
+    if reason:
+        return dict(value=float(area), low=np.nan, high=np.nan, variance=variance, reason=reason)
+    half = stats.norm.ppf((1 + confidence) / 2) * np.sqrt(variance)
+    return dict(
+        value=float(area),
+        low=float(max(0, area - half)),
+        high=float(min(1, area + half)),
+        variance=variance,
+        reason='',
+    )
+
 
 def delong_test(
-    labels, # (n,) 1 positive, 0 negative
-    scores_a, # (n,)
-    scores_b, # (n,) of another model for the same images; or (k, n) of several, the mean of whose AUROCs is compared
-    clusters=None, # (n,) the patient of each image (Obuchowski 1997); every image its own if None
-) -> dict: # z, p (two-sided), auc_a, auc_b, variance (of the difference), reason ('' where the test is defined)
+    labels,  # (n,) 1 positive, 0 negative
+    scores_a,  # (n,)
+    scores_b,  # (n,) of another model for the same images; or (k, n) of several, the mean of whose AUROCs is compared
+    clusters=None,  # (n,) the patient of each image (Obuchowski 1997); every image its own if None
+) -> (
+    dict
+):  # z, p (two-sided), auc_a, auc_b, variance (of the difference), reason ('' where the test is defined)
     "DeLong's test for a difference of two AUROCs on the same images, or Obuchowski's where patients have several"
     scores = np.vstack([scores_a, scores_b])
     areas, covariance, reason = auroc_covariance(labels, scores, clusters)
     auc_a, auc_b = areas[0], areas[1:].mean()
-    minus = np.concatenate([[1.], np.full(len(scores) - 1, -1/(len(scores) - 1))])
+    minus = np.concatenate([[1.0], np.full(len(scores) - 1, -1 / (len(scores) - 1))])
     variance = float(minus @ covariance @ minus)
-    if not reason and variance <= 1e-18: reason = 'both models order the images alike: the difference has no variance'
-    if reason: return dict(z=np.nan, p=np.nan, auc_a=float(auc_a), auc_b=float(auc_b), variance=np.nan, reason=reason)
-    z = float((auc_a - auc_b)/np.sqrt(variance))
-    return dict(z=z, p=float(2*stats.norm.sf(abs(z))), auc_a=float(auc_a), auc_b=float(auc_b), variance=variance, reason='')
+    if not reason and variance <= 1e-18:
+        reason = 'both models order the images alike: the difference has no variance'
+    if reason:
+        return dict(
+            z=np.nan, p=np.nan, auc_a=float(auc_a), auc_b=float(auc_b), variance=np.nan, reason=reason
+        )
+    z = float((auc_a - auc_b) / np.sqrt(variance))
+    return dict(
+        z=z,
+        p=float(2 * stats.norm.sf(abs(z))),
+        auc_a=float(auc_a),
+        auc_b=float(auc_b),
+        variance=variance,
+        reason='',
+    )
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #9b01ed94
 def holm(
-    p_values, # any number of them; NaN: a test that was not made
-) -> np.ndarray: # adjusted, in the same order; NaN stays NaN
+    p_values,  # any number of them; NaN: a test that was not made
+) -> np.ndarray:  # adjusted, in the same order; NaN stays NaN
     "p-values adjusted for how many there are (Holm 1979)"
     p = np.asarray(p_values, float)
-    if ((p < 0) | (p > 1)).any(): raise ValueError(f'p-values must lie within 0 and 1; one is {p[(p < 0) | (p > 1)][0]}')
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(f'p-values must lie within 0 and 1; one is {p[(p < 0) | (p > 1)][0]}')
     adjusted, made = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
     order = made[np.argsort(p[made], kind='stable')]
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return adjusted
 
+
 def compare_conditions(
-    test:pd.DataFrame, # test rows of a prediction table
-    a:str='fused', # one of `CONDITIONS`
-    b:str='image_only', # another
-    min_cases:int=10, # positives and negatives that an observation needs to be tested
-    level:float=.05, # chance of a single false find among all observations
-    scores_b:np.ndarray|None=None, # (k, n, 14) for the same rows in place of the table's b: the mean of their AUROCs is compared
-) -> pd.DataFrame: # indexed by observation: auroc_a, auroc_b, difference, standard_error, z, p, p_holm, significant, reason ('' where it was tested)
+    test: pd.DataFrame,  # test rows of a prediction table
+    a: str = 'fused',  # one of `CONDITIONS`
+    b: str = 'image_only',  # another
+    min_cases: int = 10,  # positives and negatives that an observation needs to be tested
+    level: float = 0.05,  # chance of a single false find among all observations
+    scores_b: np.ndarray
+    | None = None,  # (k, n, 14) for the same rows in place of the table's b: the mean of their AUROCs is compared
+) -> pd.DataFrame:  # indexed by observation: auroc_a, auroc_b, difference, standard_error, z, p, p_holm, significant, reason ('' where it was tested)
     "Does one condition rank better than another? Obuchowski's test by patient for every observation, adjusted by Holm"
     for c in (a, b):
-        if c not in conditions_in(test): raise ValueError(f'the table has no condition {c!r}; it has {", ".join(conditions_in(test))}')
+        if c not in conditions_in(test):
+            raise ValueError(f'the table has no condition {c!r}; it has {", ".join(conditions_in(test))}')
     cases, patient, found = count_cases(test, min_cases), test['patient_id'].to_numpy(), {}
     for o in OBSERVATIONS:
         rows, labels = known_labels(test, o)
         one, other = (test[f'{c}/{o}'].to_numpy(float)[rows] for c in (a, b))
-        if scores_b is not None: other = scores_b[:, rows, OBSERVATIONS.index(o)].astype(float)
+        if scores_b is not None:
+            other = scores_b[:, rows, OBSERVATIONS.index(o)].astype(float)
         t = delong_test(labels, one, other, clusters=patient[rows])
-        if cases.loc[o, 'reason']: t |= dict(z=np.nan, p=np.nan, variance=np.nan, reason=cases.loc[o, 'reason'])
-        found[o] = dict(auroc_a=t['auc_a'], auroc_b=t['auc_b'], difference=t['auc_a'] - t['auc_b'], standard_error=np.sqrt(t['variance']), z=t['z'], p=t['p'], reason=t['reason'])
+        if cases.loc[o, 'reason']:
+            t |= dict(z=np.nan, p=np.nan, variance=np.nan, reason=cases.loc[o, 'reason'])
+        found[o] = dict(
+            auroc_a=t['auc_a'],
+            auroc_b=t['auc_b'],
+            difference=t['auc_a'] - t['auc_b'],
+            standard_error=np.sqrt(t['variance']),
+            z=t['z'],
+            p=t['p'],
+            reason=t['reason'],
+        )
     found = pd.DataFrame.from_dict(found, orient='index').rename_axis('observation')
     found.insert(6, 'p_holm', holm(found['p']))
-    found.insert(7, 'significant', found['p_holm'] < level)               # one that was not tested is not significant
+    found.insert(7, 'significant', found['p_holm'] < level)  # one that was not tested is not significant
     return found

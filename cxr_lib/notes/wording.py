@@ -13,180 +13,373 @@ __all__ = ['NOTE_MODES', 'MISSING_RATE', 'TYPO_RATE', 'WORDING', 'QUESTIONS', 'D
 import re
 from typing import Mapping
 import numpy as np, pandas as pd
-from ..foundations.core import CONDITION_COLORS, OBSERVATIONS, RunFolder, atomic_path, mark_simulated, project_root, read_json, write_json
+from cxr_lib.foundations.core import (
+    CONDITION_COLORS,
+    OBSERVATIONS,
+    RunFolder,
+    atomic_path,
+    mark_simulated,
+    project_root,
+    read_json,
+    write_json,
+)
 from ..data.chexpert import CHEXPERT_FACTS
 from ..data.catalogue import DATASETS, ensure_studies, source_folder
 from ..foundations.run import check_ranges, portable_path
-from .leakage import (FILM_WORDS, OPENI_YARDSTICK, SYNONYMS, Certificate, film_description_report, film_share, leakage_certificate, leakage_probe,  # noqa: F401  (the probes were here once)
-                                   mean_auroc, mention_probe, plot_probe, probe_verdict)
+from .leakage import Certificate, film_share, leakage_certificate, mean_auroc
 
 NOTE_MODES = ('real', 'clinical', 'label_leak')
-MISSING_RATE = 0.04      # share of simulated requests that come without a note
-TYPO_RATE = 0.15         # share of simulated notes with one typing error
+MISSING_RATE = 0.04  # share of simulated requests that come without a note
+TYPO_RATE = 0.15  # share of simulated notes with one typing error
 
 #: fact -> wordings when it is reported present. Denials are made from the first wording.
 WORDING = {
-    'dyspnea': ('shortness of breath', 'SOB', 'dyspnea', 'breathlessness', 'difficulty breathing'), 'orthopnea': ('orthopnea', 'cannot lie flat', 'sleeps on three pillows'),
-    'paroxysmal nocturnal dyspnea': ('PND', 'wakes at night gasping', 'paroxysmal nocturnal dyspnea'), 'leg swelling': ('leg swelling', 'bilateral leg edema', 'swollen ankles', 'pitting LE edema'),
-    'jugular venous distension': ('JVD', 'raised JVP', 'distended neck veins'), 'crackles': ('crackles', 'rales at bases', 'basal crackles', 'crepitations'),
-    'cough': ('cough', 'persistent cough', 'coughing'), 'sputum': ('productive sputum', 'yellow sputum', 'purulent sputum'), 'fever': ('fever', 'febrile', 'T 38.6', 'fevers and chills', 'pyrexia'),
-    'egophony': ('egophony', 'bronchial breath sounds', 'E to A change'), 'pleuritic chest pain': ('pleuritic chest pain', 'pain on inspiration', 'sharp CP worse with breathing'),
-    'sudden onset': ('sudden onset', 'acute onset', 'came on suddenly'), 'reduced breath sounds': ('reduced breath sounds', 'decreased BS on one side', 'diminished air entry'),
-    'dullness to percussion': ('dullness to percussion', 'stony dull base', 'dull to percussion'), 'weight loss': ('weight loss', 'lost 8 kg', 'unintentional weight loss'),
-    'hemoptysis': ('hemoptysis', 'coughing up blood', 'blood-streaked sputum'), 'chest wall tenderness': ('chest wall tenderness', 'tender over ribs', 'point tenderness lateral chest'),
-    'asbestos exposure': ('asbestos exposure', 'former shipyard worker', 'worked with asbestos'), 'previous pleurisy': ('previous pleurisy', 'h/o pleurisy', 'old TB pleurisy'),
-    'hypertension': ('hypertension', 'HTN', 'high blood pressure'), 'displaced apex beat': ('displaced apex beat', 'apex beat displaced laterally'),
-    'aortic aneurysm': ('known aortic aneurysm', 'aneurysm under surveillance', 'dilated aorta on echo'), 'shallow breathing': ('shallow breathing', 'poor inspiratory effort', 'splinting'),
-    'critical care': ('ICU stay', 'in ICU', 'ICU patient', 'critical care, day 2', 'ventilated'), 'long-term central access': ('long-term IV access', 'on chemo via port', 'home TPN'),
-    'rhythm disorder': ('atrial fibrillation', 'AF', 'heart block', 'arrhythmia'), 'heart failure': ('heart failure', 'CHF', 'known HFrEF'), 'COPD': ('COPD', 'emphysema on inhalers', 'chronic bronchitis'),
-    'malignancy': ('known malignancy', 'breast cancer', 'colon CA', 'lymphoma', 'metastatic disease', 'cancer on treatment'), 'recent trauma': ('recent trauma', 'fall from ladder', 'MVC', 's/p fall', 'trauma'),
-    'recent surgery': ('recent surgery', 'POD 2', 'post-op', 's/p laparotomy', 'after CABG'), 'immunosuppression': ('immunosuppression', 'immunosuppressed', 'on steroids', 'HIV', 'transplant recipient')}
+    'dyspnea': ('shortness of breath', 'SOB', 'dyspnea', 'breathlessness', 'difficulty breathing'),
+    'orthopnea': ('orthopnea', 'cannot lie flat', 'sleeps on three pillows'),
+    'paroxysmal nocturnal dyspnea': ('PND', 'wakes at night gasping', 'paroxysmal nocturnal dyspnea'),
+    'leg swelling': ('leg swelling', 'bilateral leg edema', 'swollen ankles', 'pitting LE edema'),
+    'jugular venous distension': ('JVD', 'raised JVP', 'distended neck veins'),
+    'crackles': ('crackles', 'rales at bases', 'basal crackles', 'crepitations'),
+    'cough': ('cough', 'persistent cough', 'coughing'),
+    'sputum': ('productive sputum', 'yellow sputum', 'purulent sputum'),
+    'fever': ('fever', 'febrile', 'T 38.6', 'fevers and chills', 'pyrexia'),
+    'egophony': ('egophony', 'bronchial breath sounds', 'E to A change'),
+    'pleuritic chest pain': ('pleuritic chest pain', 'pain on inspiration', 'sharp CP worse with breathing'),
+    'sudden onset': ('sudden onset', 'acute onset', 'came on suddenly'),
+    'reduced breath sounds': ('reduced breath sounds', 'decreased BS on one side', 'diminished air entry'),
+    'dullness to percussion': ('dullness to percussion', 'stony dull base', 'dull to percussion'),
+    'weight loss': ('weight loss', 'lost 8 kg', 'unintentional weight loss'),
+    'hemoptysis': ('hemoptysis', 'coughing up blood', 'blood-streaked sputum'),
+    'chest wall tenderness': ('chest wall tenderness', 'tender over ribs', 'point tenderness lateral chest'),
+    'asbestos exposure': ('asbestos exposure', 'former shipyard worker', 'worked with asbestos'),
+    'previous pleurisy': ('previous pleurisy', 'h/o pleurisy', 'old TB pleurisy'),
+    'hypertension': ('hypertension', 'HTN', 'high blood pressure'),
+    'displaced apex beat': ('displaced apex beat', 'apex beat displaced laterally'),
+    'aortic aneurysm': ('known aortic aneurysm', 'aneurysm under surveillance', 'dilated aorta on echo'),
+    'shallow breathing': ('shallow breathing', 'poor inspiratory effort', 'splinting'),
+    'critical care': ('ICU stay', 'in ICU', 'ICU patient', 'critical care, day 2', 'ventilated'),
+    'long-term central access': ('long-term IV access', 'on chemo via port', 'home TPN'),
+    'rhythm disorder': ('atrial fibrillation', 'AF', 'heart block', 'arrhythmia'),
+    'heart failure': ('heart failure', 'CHF', 'known HFrEF'),
+    'COPD': ('COPD', 'emphysema on inhalers', 'chronic bronchitis'),
+    'malignancy': (
+        'known malignancy',
+        'breast cancer',
+        'colon CA',
+        'lymphoma',
+        'metastatic disease',
+        'cancer on treatment',
+    ),
+    'recent trauma': ('recent trauma', 'fall from ladder', 'MVC', 's/p fall', 'trauma'),
+    'recent surgery': ('recent surgery', 'POD 2', 'post-op', 's/p laparotomy', 'after CABG'),
+    'immunosuppression': (
+        'immunosuppression',
+        'immunosuppressed',
+        'on steroids',
+        'HIV',
+        'transplant recipient',
+    ),
+}
 #: Reported facts -> the question a doctor asks because of them. It is asked whether or not it is true.
-QUESTIONS = (({'fever', 'egophony', 'sputum'}, ('? pneumonia', 'r/o PNA', 'eval for pneumonia', 'infection?')),
-             ({'orthopnea', 'jugular venous distension', 'leg swelling', 'paroxysmal nocturnal dyspnea'}, ('? CHF', 'fluid overload?', 'eval for edema', 'r/o failure')),
-             ({'sudden onset', 'pleuritic chest pain'}, ('r/o PTX', '? pneumothorax', 'exclude pneumothorax')), ({'dullness to percussion', 'reduced breath sounds'}, ('? effusion', 'eval effusion', 'fluid?')),
-             ({'recent trauma', 'chest wall tenderness'}, ('r/o fracture', '? rib fx', 'eval for rib fractures')), ({'weight loss', 'hemoptysis'}, ('? mass', 'r/o malignancy', 'eval for nodule')),
-             ({'critical care', 'long-term central access'}, ('line position?', 'check tube', 'routine ICU film')), ({'shallow breathing', 'recent surgery'}, ('post-op film', '? collapse', 'eval atelectasis')))
-DISTRACTORS = ('no known allergies', 'allergic to penicillin', 'T2DM on metformin', 'lives alone', 'nonsmoker', 'smoker 20 py', 'ex-smoker', 'hypothyroid', 'GERD', 'migraine', 'hx of appendectomy', 'BMI 31',
-               'retired teacher', 'flu shot given', 'knee pain', 'anxious', 'on statin', 'gout', 'poor historian', 'translator used', 'anemia', 'CKD 3', 'occasional alcohol', 'back pain for years')
-PLAIN_REASONS = ('eval', 'chest pain', 'as discussed', 'baseline film', 'pre-op', 'follow up', 'CXR please', 'assess lungs', 'work-up', 'clearance')
+QUESTIONS = (
+    ({'fever', 'egophony', 'sputum'}, ('? pneumonia', 'r/o PNA', 'eval for pneumonia', 'infection?')),
+    (
+        {'orthopnea', 'jugular venous distension', 'leg swelling', 'paroxysmal nocturnal dyspnea'},
+        ('? CHF', 'fluid overload?', 'eval for edema', 'r/o failure'),
+    ),
+    ({'sudden onset', 'pleuritic chest pain'}, ('r/o PTX', '? pneumothorax', 'exclude pneumothorax')),
+    ({'dullness to percussion', 'reduced breath sounds'}, ('? effusion', 'eval effusion', 'fluid?')),
+    ({'recent trauma', 'chest wall tenderness'}, ('r/o fracture', '? rib fx', 'eval for rib fractures')),
+    ({'weight loss', 'hemoptysis'}, ('? mass', 'r/o malignancy', 'eval for nodule')),
+    ({'critical care', 'long-term central access'}, ('line position?', 'check tube', 'routine ICU film')),
+    ({'shallow breathing', 'recent surgery'}, ('post-op film', '? collapse', 'eval atelectasis')),
+)
+DISTRACTORS = (
+    'no known allergies',
+    'allergic to penicillin',
+    'T2DM on metformin',
+    'lives alone',
+    'nonsmoker',
+    'smoker 20 py',
+    'ex-smoker',
+    'hypothyroid',
+    'GERD',
+    'migraine',
+    'hx of appendectomy',
+    'BMI 31',
+    'retired teacher',
+    'flu shot given',
+    'knee pain',
+    'anxious',
+    'on statin',
+    'gout',
+    'poor historian',
+    'translator used',
+    'anemia',
+    'CKD 3',
+    'occasional alcohol',
+    'back pain for years',
+)
+PLAIN_REASONS = (
+    'eval',
+    'chest pain',
+    'as discussed',
+    'baseline film',
+    'pre-op',
+    'follow up',
+    'CXR please',
+    'assess lungs',
+    'work-up',
+    'clearance',
+)
+
 
 def _join(parts, rng):
-    if len(parts) < 2: return ''.join(parts)
+    if len(parts) < 2:
+        return ''.join(parts)
     return ', '.join(parts[:-1]) + rng.choice([' and ', ', ', ' + ', ' with ']) + parts[-1]
+
 
 def _typo(text, rng):
     "One typing error in a word of at least five letters: two letters swapped, one dropped or one doubled"
     words = [m for m in re.finditer(r'[a-z]{5,}', text)]
-    if not words: return text
-    w = words[rng.integers(len(words))]; i = w.start() + 1 + int(rng.integers(len(w[0]) - 2)); kind = rng.integers(3)
-    return text[:i] + (text[i+1] + text[i] + text[i+2:] if kind == 0 else text[i+1:] if kind == 1 else text[i] + text[i:])
+    if not words:
+        return text
+    w = words[rng.integers(len(words))]
+    i = w.start() + 1 + int(rng.integers(len(w[0]) - 2))
+    kind = rng.integers(3)
+    return text[:i] + (
+        text[i + 1] + text[i] + text[i + 2 :]
+        if kind == 0
+        else text[i + 1 :]
+        if kind == 1
+        else text[i] + text[i:]
+    )
+
 
 def word_note(
-    reported:Mapping[str, float], # fact -> 1 (said to be present), 0 (said to be absent) or NaN (not mentioned)
-    age:float, # years, or NaN
-    sex:str|None, # 'Female', 'Male' or missing
-    rng:np.random.Generator, # source of randomness
-    missing_rate:float=MISSING_RATE # share of requests without a note
-) -> str|None: # the note; None for a request without one
+    reported: Mapping[
+        str, float
+    ],  # fact -> 1 (said to be present), 0 (said to be absent) or NaN (not mentioned)
+    age: float,  # years, or NaN
+    sex: str | None,  # 'Female', 'Male' or missing
+    rng: np.random.Generator,  # source of randomness
+    missing_rate: float = MISSING_RATE,  # share of requests without a note
+) -> str | None:  # the note; None for a request without one
     "Word one clinical note from what was reported"
     from cxr_lib.simulation.patients import FACTS
-    if rng.random() < missing_rate: return None
+
+    if rng.random() < missing_rate:
+        return None
     kind = {f.name: f.kind for f in FACTS}
     pick = lambda options: str(options[rng.integers(len(options))])
-    said = {k: [pick(WORDING[f]) for f in rng.permutation([f for f, v in reported.items() if v == 1 and kind[f] == k])] for k in ('symptom', 'sign', 'history')}
+    said = {
+        k: [
+            pick(WORDING[f])
+            for f in rng.permutation([f for f, v in reported.items() if v == 1 and kind[f] == k])
+        ]
+        for k in ('symptom', 'sign', 'history')
+    }
     denied = [WORDING[f][0] for f, v in reported.items() if v == 0]
     rng.shuffle(denied)
-    denial = pick(('no ', 'denies ', 'without ', 'neg for ')) + (' or ' if rng.random() < .6 else ', ').join(denied[:3]) if denied else ''
-    if denial and rng.random() < .4: said['history'].append(denial); denial = ''
-    for i in rng.choice(len(DISTRACTORS), int(rng.integers(0, 3)), replace=False): said['history'].insert(int(rng.integers(len(said['history']) + 1)), DISTRACTORS[i])
+    denial = (
+        pick(('no ', 'denies ', 'without ', 'neg for '))
+        + (' or ' if rng.random() < 0.6 else ', ').join(denied[:3])
+        if denied
+        else ''
+    )
+    if denial and rng.random() < 0.4:
+        said['history'].append(denial)
+        denial = ''
+    for i in rng.choice(len(DISTRACTORS), int(rng.integers(0, 3)), replace=False):
+        said['history'].insert(int(rng.integers(len(said['history']) + 1)), DISTRACTORS[i])
     asked = [q for facts, q in QUESTIONS if any(reported.get(f) == 1 for f in facts)]
-    question = pick(pick_one) if asked and rng.random() < .75 and (pick_one := asked[rng.integers(len(asked))]) else pick(PLAIN_REASONS)
-    s, known = {'Female': 'F', 'Male': 'M'}.get(sex, ''), age == age and rng.random() < .8
-    who = pick((f'{age:.0f}{s}', f'{age:.0f} yo {s}', f'{age:.0f} y/o ' + {'F': 'woman', 'M': 'man'}.get(s, 'patient'), f'{s} {age:.0f}y')) if known else pick(('Pt', 'Patient', 'pt'))
-    symptoms = _join(said['symptom'], rng) + (pick((' for {} days', ' x{}d', ' since {} days', ' {}/7')).format(rng.integers(2, 15)) if said['symptom'] and rng.random() < .6 else '')
+    question = (
+        pick(pick_one)
+        if asked and rng.random() < 0.75 and (pick_one := asked[rng.integers(len(asked))])
+        else pick(PLAIN_REASONS)
+    )
+    s, known = {'Female': 'F', 'Male': 'M'}.get(sex, ''), age == age and rng.random() < 0.8
+    who = (
+        pick(
+            (
+                f'{age:.0f}{s}',
+                f'{age:.0f} yo {s}',
+                f'{age:.0f} y/o ' + {'F': 'woman', 'M': 'man'}.get(s, 'patient'),
+                f'{s} {age:.0f}y',
+            )
+        )
+        if known
+        else pick(('Pt', 'Patient', 'pt'))
+    )
+    symptoms = _join(said['symptom'], rng) + (
+        pick((' for {} days', ' x{}d', ' since {} days', ' {}/7')).format(rng.integers(2, 15))
+        if said['symptom'] and rng.random() < 0.6
+        else ''
+    )
     signs, history = _join(said['sign'], rng), _join(said['history'], rng)
-    tell = lambda lead, otherwise: ', '.join(t for t in (lead + symptoms if symptoms else otherwise, denial) if t)
+    tell = lambda lead, otherwise: ', '.join(
+        t for t in (lead + symptoms if symptoms else otherwise, denial) if t
+    )
     layout = rng.integers(4)
-    if layout == 0: parts = [tell(f'{who} with ', f'{who}, {pick(PLAIN_REASONS)}'), f'O/E {signs}' if signs else '', f'PMH {history}' if history else '', question]
-    elif layout == 1: parts = [tell('Chief complaint: ', 'Chief complaint: not stated'), f'History: {history}' if history else '', f'Exam: {signs}' if signs else '', f'Indication: {question}']
-    elif layout == 2: parts = [question, f'{who}, h/o {history}' if history else who, tell('c/o ', ''), signs]
-    else: parts = [f'INDICATION: {who}', tell('', ''), history, f'exam {signs}' if signs else '', question]
+    if layout == 0:
+        parts = [
+            tell(f'{who} with ', f'{who}, {pick(PLAIN_REASONS)}'),
+            f'O/E {signs}' if signs else '',
+            f'PMH {history}' if history else '',
+            question,
+        ]
+    elif layout == 1:
+        parts = [
+            tell('Chief complaint: ', 'Chief complaint: not stated'),
+            f'History: {history}' if history else '',
+            f'Exam: {signs}' if signs else '',
+            f'Indication: {question}',
+        ]
+    elif layout == 2:
+        parts = [question, f'{who}, h/o {history}' if history else who, tell('c/o ', ''), signs]
+    else:
+        parts = [f'INDICATION: {who}', tell('', ''), history, f'exam {signs}' if signs else '', question]
     note = pick(('. ', '; ', '. ')).join(p for p in parts if p) + pick(('', '.'))
     return _typo(note, rng) if rng.random() < TYPO_RATE else note
 
+
 def clinical_notes(
-    facts:pd.DataFrame, # columns `reported/<fact>`
-    age:pd.Series, # years
-    sex:pd.Series, # 'Female' or 'Male'
-    seed:int=0, # same seed, same wording
-    missing_rate:float=MISSING_RATE # share of requests without a note
-) -> list: # a note or None for each row
+    facts: pd.DataFrame,  # columns `reported/<fact>`
+    age: pd.Series,  # years
+    sex: pd.Series,  # 'Female' or 'Male'
+    seed: int = 0,  # same seed, same wording
+    missing_rate: float = MISSING_RATE,  # share of requests without a note
+) -> list:  # a note or None for each row
     "Word a note for each patient from the facts that were reported"
     columns = [c for c in facts if c.startswith('reported/')]
     names, values = [c.split('/', 1)[1] for c in columns], facts[columns].to_numpy()
-    return [word_note(dict(zip(names, v)), a, s, np.random.default_rng([seed, 3, i]), missing_rate) for i, (v, a, s) in enumerate(zip(values, age, sex))]
+    return [
+        word_note(dict(zip(names, v)), a, s, np.random.default_rng([seed, 3, i]), missing_rate)
+        for i, (v, a, s) in enumerate(zip(values, age, sex))
+    ]
 
 # %% ../../nbs/02_notes.ipynb #2e99adb9
 #: label -> (symptoms, history, what the indication calls it), after the public project that this one descends from.
-LEAK = {'No Finding': ('no acute symptoms', 'no significant history', 'routine screening'), 'Enlarged Cardiomediastinum': ('chest discomfort', 'hypertension', 'enlarged cardiomediastinum'),
-        'Cardiomegaly': ('dyspnea and leg swelling', 'heart failure', 'cardiomegaly'), 'Lung Opacity': ('cough', 'smoking', 'lung opacity'), 'Lung Lesion': ('weight loss', 'smoking', 'lung lesion'),
-        'Edema': ('orthopnea', 'heart failure', 'edema'), 'Consolidation': ('fever and cough', 'recent infection', 'consolidation'), 'Pneumonia': ('fever and productive cough', 'recent infection', 'pneumonia'),
-        'Atelectasis': ('shortness of breath', 'recent surgery', 'atelectasis'), 'Pneumothorax': ('sudden chest pain', 'trauma', 'pneumothorax'), 'Pleural Effusion': ('dyspnea', 'malignancy', 'pleural effusion'),
-        'Pleural Other': ('pleuritic pain', 'asbestos exposure', 'pleural disease'), 'Fracture': ('chest wall pain', 'trauma', 'fracture'), 'Support Devices': ('post-procedure check', 'cardiac device', 'support devices')}
+LEAK = {
+    'No Finding': ('no acute symptoms', 'no significant history', 'routine screening'),
+    'Enlarged Cardiomediastinum': ('chest discomfort', 'hypertension', 'enlarged cardiomediastinum'),
+    'Cardiomegaly': ('dyspnea and leg swelling', 'heart failure', 'cardiomegaly'),
+    'Lung Opacity': ('cough', 'smoking', 'lung opacity'),
+    'Lung Lesion': ('weight loss', 'smoking', 'lung lesion'),
+    'Edema': ('orthopnea', 'heart failure', 'edema'),
+    'Consolidation': ('fever and cough', 'recent infection', 'consolidation'),
+    'Pneumonia': ('fever and productive cough', 'recent infection', 'pneumonia'),
+    'Atelectasis': ('shortness of breath', 'recent surgery', 'atelectasis'),
+    'Pneumothorax': ('sudden chest pain', 'trauma', 'pneumothorax'),
+    'Pleural Effusion': ('dyspnea', 'malignancy', 'pleural effusion'),
+    'Pleural Other': ('pleuritic pain', 'asbestos exposure', 'pleural disease'),
+    'Fracture': ('chest wall pain', 'trauma', 'fracture'),
+    'Support Devices': ('post-procedure check', 'cardiac device', 'support devices'),
+}
+
 
 def label_leak_notes(
-    table:pd.DataFrame, # study table
-    max_named:int|None=None, # how many positive labels the indication names; all if None
-    seed:int=0 # durations
-) -> list: # a note for each row
+    table: pd.DataFrame,  # study table
+    max_named: int | None = None,  # how many positive labels the indication names; all if None
+    seed: int = 0,  # durations
+) -> list:  # a note for each row
     "NEGATIVE EXAMPLE: notes made from the labels; whatever reads them reads the answer"
     rng, out = np.random.default_rng([seed, 4]), []
     for positive in (table[list(OBSERVATIONS)] == 1).to_numpy():
         labels = [o for o, p in zip(OBSERVATIONS, positive) if p] or ['No Finding']
         first = LEAK[labels[0]]
-        out.append(f'Chief complaint: Patient presenting with {first[0]} for {rng.integers(1, 8)} days. History: history of {first[1]}. '
-                   f'Indication: Evaluate for {", ".join(LEAK[o][2] for o in labels[:max_named])}.')
+        out.append(
+            f'Chief complaint: Patient presenting with {first[0]} for {rng.integers(1, 8)} days. History: history of {first[1]}. '
+            f'Indication: Evaluate for {", ".join(LEAK[o][2] for o in labels[:max_named])}.'
+        )
     return out
 
 # %% ../../nbs/02_notes.ipynb #26eeeee7
 #: Positives in CheXpert's validation table of 234 films, in column order.
 CHEXPERT_VALID_POSITIVES = {o: CHEXPERT_FACTS[f'valid: {o} positive'] for o in OBSERVATIONS}
 #: Recalls at precision 1.0 that the public project which this one descends from reports for image and note together.
-PUBLISHED_RECALLS = {'Enlarged Cardiomediastinum': 1.0, 'Cardiomegaly': 1.0, 'Pneumothorax': 0.75, 'Atelectasis': 0.2625, 'Edema': 0.1778, 'Consolidation': 0.1515}
+PUBLISHED_RECALLS = {
+    'Enlarged Cardiomediastinum': 1.0,
+    'Cardiomegaly': 1.0,
+    'Pneumothorax': 0.75,
+    'Atelectasis': 0.2625,
+    'Edema': 0.1778,
+    'Consolidation': 0.1515,
+}
+
 
 def named_recall(
-    table:pd.DataFrame, # the 14 observations
-    max_named:int=2, # how many positive labels a note names, in column order
-    weights=None # (n,) weight of each row; all alike if None
-) -> pd.Series: # observation -> share of its positives that are named; NaN without positives
+    table: pd.DataFrame,  # the 14 observations
+    max_named: int = 2,  # how many positive labels a note names, in column order
+    weights=None,  # (n,) weight of each row; all alike if None
+) -> pd.Series:  # observation -> share of its positives that are named; NaN without positives
     "The recall of 'say yes to what the note names'. Its precision is 1 by construction"
     positive = (table[list(OBSERVATIONS)] == 1).to_numpy()
     weights = np.ones(len(table)) if weights is None else np.asarray(weights, float)
     named = positive & (np.cumsum(positive, axis=1) <= max_named)
-    with np.errstate(invalid='ignore'): return pd.Series((weights @ named)/(weights @ positive), list(OBSERVATIONS))
+    with np.errstate(invalid='ignore'):
+        return pd.Series((weights @ named) / (weights @ positive), list(OBSERVATIONS))
 
 # %% ../../nbs/02_notes.ipynb #f3e11726
 def tilt_to_prevalence(
-    table:pd.DataFrame, # the observations as 1 and 0
-    shares:dict, # observation -> share that it shall have, between 0 and 1
-) -> np.ndarray: # (n,) weights, summing to 1
+    table: pd.DataFrame,  # the observations as 1 and 0
+    shares: dict,  # observation -> share that it shall have, between 0 and 1
+) -> np.ndarray:  # (n,) weights, summing to 1
     "The weights nearest to equal ones (in relative entropy) under which each observation has its share"
     from scipy import optimize
+
     x, target = table[list(shares)].to_numpy(float), np.array(list(shares.values()))
+
     def dual(b):
         z = x @ b
         w = np.exp(z - z.max())
-        return np.log(w.sum()) + z.max() - b @ target, w @ x/w.sum() - target
-    with np.errstate(over='ignore', invalid='ignore'):                          # where no weights exist it runs away, and is refused below
+        return np.log(w.sum()) + z.max() - b @ target, w @ x / w.sum() - target
+
+    with np.errstate(
+        over='ignore', invalid='ignore'
+    ):  # where no weights exist it runs away, and is refused below
         z = x @ optimize.minimize(dual, np.zeros(len(target)), jac=True, method='BFGS').x
         z = np.nan_to_num(z)
-    w = np.exp(z - z.max())/np.exp(z - z.max()).sum()
+    w = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
     if not np.allclose(w @ x, target, atol=1e-3):
-        raise ValueError('no weights give these shares: an observation has no positive rows, or only such, or few; take more rows')
+        raise ValueError(
+            'no weights give these shares: an observation has no positive rows, or only such, or few; take more rows'
+        )
     return w
 
 # %% ../../nbs/02_notes.ipynb #31b20a9f
 def dial_notes(
-    table:pd.DataFrame, # simulated patients, as from `draw_patients`
-    dial:float, # 0 (knows nothing) to 1 (names the labels)
-    seed:int=0 # facts and wording
-) -> list: # a note for each row
+    table: pd.DataFrame,  # simulated patients, as from `draw_patients`
+    dial: float,  # 0 (knows nothing) to 1 (names the labels)
+    seed: int = 0,  # facts and wording
+) -> list:  # a note for each row
     "Notes at a position of the leakage dial: facts in a doctor's words, and at the leaking end the labels' names"
     from cxr_lib.simulation.best import turn_dial
+
     turned = turn_dial(table, dial, seed)
     named = (turned[[f'named/{o}' for o in OBSERVATIONS]] == 1).to_numpy()
-    notes = clinical_notes(turned, table.age, table.sex, seed, missing_rate=0.)
-    return [n + (' Evaluate for ' + ', '.join(LEAK[o][2] for o, there in zip(OBSERVATIONS, row) if there) + '.' if row.any() else '') for n, row in zip(notes, named)]
+    notes = clinical_notes(turned, table.age, table.sex, seed, missing_rate=0.0)
+    return [
+        n
+        + (
+            ' Evaluate for ' + ', '.join(LEAK[o][2] for o, there in zip(OBSERVATIONS, row) if there) + '.'
+            if row.any()
+            else ''
+        )
+        for n, row in zip(notes, named)
+    ]
+
 
 def dial_curve(
-    table:pd.DataFrame, # simulated patients, as from `draw_patients`
-    dials:tuple=(0., .25, .5, .75, 1.), # positions
-    seed:int=0 # facts, wording and folds
-) -> pd.DataFrame: # one row a position: bits (mutual information of label and note given age and sex, mean over observations), entropy, words, best_note, best_image, best_fused, each with _low and _high
+    table: pd.DataFrame,  # simulated patients, as from `draw_patients`
+    dials: tuple = (0.0, 0.25, 0.5, 0.75, 1.0),  # positions
+    seed: int = 0,  # facts, wording and folds
+) -> pd.DataFrame:  # one row a position: bits (mutual information of label and note given age and sex, mean over observations), entropy, words, best_note, best_image, best_fused, each with _low and _high
     "Mean AUROC against the dial: what words reach, and what is possible"
     from cxr_lib.simulation.best import dial_bounds
     from cxr_lib.notes.leakage import words_probe
+
     found = dial_bounds(table, dials, seed, n_bootstrap=60)
     found = found[found.observation == 'Mean'].set_index('dial').drop(columns='observation')
     for dial in dials:
@@ -195,147 +388,260 @@ def dial_curve(
         found.loc[dial, ['words', 'words_low', 'words_high']] = mean['value'], mean['low'], mean['high']
     return found
 
+
 def plot_dial_curve(
-    curve:pd.DataFrame # as from `dial_curve`
-): # matplotlib figure
+    curve: pd.DataFrame,  # as from `dial_curve`
+):  # matplotlib figure
     "Mean AUROC against the dial, and the mutual information behind it"
     import matplotlib.pyplot as plt
+
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), gridspec_kw=dict(width_ratios=(3, 2)))
-    for c, label, color, style in (('words', 'note only: words, measured', '#de8f05', 'o-'), ('best_note', 'note only: best possible', '#de8f05', 's--'),
-                                   ('best_image', 'image only: best possible', '#56b4e9', 's--'), ('best_fused', 'image and note: best possible', '#0173b2', 's--')):
-        left.plot(curve.index, curve[c], style, color=color, ms=4, label=label); left.fill_between(curve.index, curve[c + '_low'], curve[c + '_high'], color=color, alpha=.15, lw=0)
-    right.plot(curve.index, curve.bits, 'o-', color='#de8f05', ms=4, label='told by the note'); right.axhline(curve.entropy.iloc[0], color='#666666', ls='--', lw=1, label='all there is to tell')
-    for ax in (left, right): ax.axvline(.5, color='#888888', lw=1, ls=':'); ax.set(xlabel='leakage dial', xticks=(0, .25, .5, .75, 1), xticklabels=('0\nknows nothing', '0.25', '0.5\nclinical', '0.75', '1\nnames labels'))
-    left.set(ylabel='mean AUROC (95% interval)', title='What reading reaches', ylim=(.45, 1.02)); right.set(ylabel='bits per observation, given age and sex', title='Mutual information of label and note')
-    left.legend(loc='center left', bbox_to_anchor=(0, .62)); right.legend(loc='center left')
+    for c, label, color, style in (
+        ('words', 'note only: words, measured', '#de8f05', 'o-'),
+        ('best_note', 'note only: best possible', '#de8f05', 's--'),
+        ('best_image', 'image only: best possible', '#56b4e9', 's--'),
+        ('best_fused', 'image and note: best possible', '#0173b2', 's--'),
+    ):
+        left.plot(curve.index, curve[c], style, color=color, ms=4, label=label)
+        left.fill_between(curve.index, curve[c + '_low'], curve[c + '_high'], color=color, alpha=0.15, lw=0)
+    right.plot(curve.index, curve.bits, 'o-', color='#de8f05', ms=4, label='told by the note')
+    right.axhline(curve.entropy.iloc[0], color='#666666', ls='--', lw=1, label='all there is to tell')
+    for ax in (left, right):
+        ax.axvline(0.5, color='#888888', lw=1, ls=':')
+        ax.set(
+            xlabel='leakage dial',
+            xticks=(0, 0.25, 0.5, 0.75, 1),
+            xticklabels=('0\nknows nothing', '0.25', '0.5\nclinical', '0.75', '1\nnames labels'),
+        )
+    left.set(ylabel='mean AUROC (95% interval)', title='What reading reaches', ylim=(0.45, 1.02))
+    right.set(ylabel='bits per observation, given age and sex', title='Mutual information of label and note')
+    left.legend(loc='center left', bbox_to_anchor=(0, 0.62))
+    right.legend(loc='center left')
     return mark_simulated(fig, True)
 
 # %% ../../nbs/02_notes.ipynb #495613e1
 def quick_scores(
-    films:np.ndarray, # (n, pixels)
-    notes, # n notes or None, to learn from; None instead of a list: films only
-    table:pd.DataFrame, # study table, n rows
-    train:np.ndarray, # (n,) True for the rows to learn from
-    tests:Mapping # name -> n notes to be tested with
-) -> dict: # name -> scores of the other rows (m, 14)
+    films: np.ndarray,  # (n, pixels)
+    notes,  # n notes or None, to learn from; None instead of a list: films only
+    table: pd.DataFrame,  # study table, n rows
+    train: np.ndarray,  # (n,) True for the rows to learn from
+    tests: Mapping,  # name -> n notes to be tested with
+) -> dict:  # name -> scores of the other rows (m, 14)
     "Logistic regression on principal components of the film and words of the note: quick, not good"
     from scipy.sparse import csr_matrix, hstack
     from sklearn.decomposition import PCA
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    x = np.asarray(films, float); x = (x - x.mean(axis=1, keepdims=True))/x.std(axis=1, keepdims=True).clip(1e-9)       # exposure differs from film to film
-    z = csr_matrix(PCA(min(40, x.shape[1], int(train.sum())), whiten=True, random_state=0).fit(x[train]).transform(x))
+
+    x = np.asarray(films, float)
+    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True).clip(
+        1e-9
+    )  # exposure differs from film to film
+    z = csr_matrix(
+        PCA(min(40, x.shape[1], int(train.sum())), whiten=True, random_state=0).fit(x[train]).transform(x)
+    )
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    if notes is not None: words.fit([n or '' for n, t in zip(notes, train) if t])
-    both = lambda ns: z if notes is None else hstack([z, 3*words.transform([n or '' for n in ns])]).tocsr()          # a note weighs as much as a film
-    known, given, out = both(notes), {name: both(ns) for name, ns in tests.items()}, {name: np.full(((~train).sum(), len(OBSERVATIONS)), np.nan) for name in tests}
+    if notes is not None:
+        words.fit([n or '' for n, t in zip(notes, train) if t])
+    both = lambda ns: (
+        z if notes is None else hstack([z, 3 * words.transform([n or '' for n in ns])]).tocsr()
+    )  # a note weighs as much as a film
+    known, given, out = (
+        both(notes),
+        {name: both(ns) for name, ns in tests.items()},
+        {name: np.full(((~train).sum(), len(OBSERVATIONS)), np.nan) for name in tests},
+    )
     for k, o in enumerate(OBSERVATIONS):
         rows = train & table[o].isin((0, 1)).to_numpy()
         y = table[o].to_numpy()[rows]
-        if len(set(y)) < 2: continue
-        model = LogisticRegression(C=.3, solver='liblinear').fit(known[rows], y)
-        for name, g in given.items(): out[name][:, k] = model.decision_function(g[~train])
+        if len(set(y)) < 2:
+            continue
+        model = LogisticRegression(C=0.3, solver='liblinear').fit(known[rows], y)
+        for name, g in given.items():
+            out[name][:, k] = model.decision_function(g[~train])
     return {name: pd.DataFrame(s, columns=list(OBSERVATIONS)) for name, s in out.items()}
 
+
 def side_by_side(
-    films:np.ndarray, # (n, pixels)
-    table:pd.DataFrame, # simulated patients, as from `draw_patients`
-    train:np.ndarray, # (n,) True for the rows to learn from
-    seed:int=0 # wording, and who gets whose note
-) -> pd.DataFrame: # rows: (notes learned from, notes tested with); columns value, low, high (mean AUROC), gain, gain_low, gain_high (less image only)
+    films: np.ndarray,  # (n, pixels)
+    table: pd.DataFrame,  # simulated patients, as from `draw_patients`
+    train: np.ndarray,  # (n,) True for the rows to learn from
+    seed: int = 0,  # wording, and who gets whose note
+) -> pd.DataFrame:  # rows: (notes learned from, notes tested with); columns value, low, high (mean AUROC), gain, gain_low, gain_high (less image only)
     "One model on the same films: with leaking and with clinical notes, the patient's own, another's, and none"
     test, swapped = table[~train].reset_index(drop=True), np.arange(len(table))
     swapped[~train] = np.random.default_rng([seed, 8]).permutation(swapped[~train])
-    kinds = {'label_leak': label_leak_notes(table, seed=seed), 'clinical': clinical_notes(table, table.age, table.sex, seed)}
-    scores = {('none', 'none'): quick_scores(films, None, table, train, {'': [None]*len(table)})['']}
+    kinds = {
+        'label_leak': label_leak_notes(table, seed=seed),
+        'clinical': clinical_notes(table, table.age, table.sex, seed),
+    }
+    scores = {('none', 'none'): quick_scores(films, None, table, train, {'': [None] * len(table)})['']}
     for kind, notes in kinds.items():
-        found = quick_scores(films, notes, table, train, {'own': notes, "another patient's": [notes[i] for i in swapped], 'none': [None]*len(table)})
+        found = quick_scores(
+            films,
+            notes,
+            table,
+            train,
+            {'own': notes, "another patient's": [notes[i] for i in swapped], 'none': [None] * len(table)},
+        )
         scores |= {(kind, how): s for how, s in found.items()}
     rows = {}
     for key, s in scores.items():
         mean, gain = mean_auroc(test, s), mean_auroc(test, s, less=scores['none', 'none'])
-        rows[key] = dict(value=mean['value'], low=mean['low'], high=mean['high'], gain=gain['value'], gain_low=gain['low'], gain_high=gain['high'])
+        rows[key] = dict(
+            value=mean['value'],
+            low=mean['low'],
+            high=mean['high'],
+            gain=gain['value'],
+            gain_low=gain['low'],
+            gain_high=gain['high'],
+        )
     return pd.DataFrame(rows).T.rename_axis(['learned from', 'tested with'])
 
+
 def plot_side_by_side(
-    found:pd.DataFrame # as from `side_by_side`
-): # matplotlib figure
+    found: pd.DataFrame,  # as from `side_by_side`
+):  # matplotlib figure
     "Mean AUROC of one model by the notes that it was given"
     import matplotlib.pyplot as plt
-    colors = {'own': CONDITION_COLORS['fused'], "another patient's": CONDITION_COLORS['shuffled_note'], 'none': CONDITION_COLORS['missing_note']}
-    fig, ax = plt.subplots(figsize=(8.5, 3.4)); image = found.loc[('none', 'none')]
-    ax.axvspan(image.low, image.high, color=CONDITION_COLORS['image_only'], alpha=.2, lw=0)
+
+    colors = {
+        'own': CONDITION_COLORS['fused'],
+        "another patient's": CONDITION_COLORS['shuffled_note'],
+        'none': CONDITION_COLORS['missing_note'],
+    }
+    fig, ax = plt.subplots(figsize=(8.5, 3.4))
+    image = found.loc[('none', 'none')]
+    ax.axvspan(image.low, image.high, color=CONDITION_COLORS['image_only'], alpha=0.2, lw=0)
     for i, ((kind, how), r) in enumerate(found.iterrows()):
         color = CONDITION_COLORS['image_only'] if kind == 'none' else colors[how]
-        ax.errorbar(r.value, i, xerr=[[r.value - r.low], [r.high - r.value]], fmt='o', color=color, capsize=3); ax.text(r.high + .008, i, f'{r.value:.3f}', va='center', fontsize=9)
-    ax.axvline(.5, color='#666666', lw=1)
-    ax.set(yticks=range(len(found)), yticklabels=['image only' if k == 'none' else f'{k}: tested with {dict(own="own note", none="no note").get(h, h + " note")}' for k, h in found.index], ylim=(len(found) - .5, -.5), xlim=(.45, 1.07),
-           xlabel='mean AUROC (95% interval)', title='The same model on the same films, by the notes it was given')
+        ax.errorbar(r.value, i, xerr=[[r.value - r.low], [r.high - r.value]], fmt='o', color=color, capsize=3)
+        ax.text(r.high + 0.008, i, f'{r.value:.3f}', va='center', fontsize=9)
+    ax.axvline(0.5, color='#666666', lw=1)
+    ax.set(
+        yticks=range(len(found)),
+        yticklabels=[
+            'image only'
+            if k == 'none'
+            else f'{k}: tested with {dict(own="own note", none="no note").get(h, h + " note")}'
+            for k, h in found.index
+        ],
+        ylim=(len(found) - 0.5, -0.5),
+        xlim=(0.45, 1.07),
+        xlabel='mean AUROC (95% interval)',
+        title='The same model on the same films, by the notes it was given',
+    )
     return mark_simulated(fig, True)
 
 # %% ../../nbs/02_notes.ipynb #78b96857
 def notes_stage(
-    run:RunFolder, # a run whose exploration is done
+    run: RunFolder,  # a run whose exploration is done
     *,
-    note_mode:str='auto', # 'auto', or one of `NOTE_MODES`
-    seed:int=0, # wording, and facts where they are drawn from labels
-    probe_encoder:bool=True # the certificate also asks a frozen text encoder, where one is installed
-) -> pd.DataFrame: # the study table with notes, also in `<run>/studies_with_notes.parquet` and `data/processed/`
+    note_mode: str = 'auto',  # 'auto', or one of `NOTE_MODES`
+    seed: int = 0,  # wording, and facts where they are drawn from labels
+    probe_encoder: bool = True,  # the certificate also asks a frozen text encoder, where one is installed
+) -> (
+    pd.DataFrame
+):  # the study table with notes, also in `<run>/studies_with_notes.parquet` and `data/processed/`
     "Give every study its note by the chosen mode, and write `<run>/leakage.json`"
     from cxr_lib.simulation.best import posterior
+
     check_ranges(seed=seed)
-    table, source = ensure_studies(run), read_json(run/'source.json')
+    table, source = ensure_studies(run), read_json(run / 'source.json')
     mode = DATASETS[source['dataset']].note_mode if note_mode == 'auto' else note_mode
-    if mode == 'auto': mode = 'real' if table.note.notna().any() else 'clinical'          # a source that may have notes
-    if mode not in NOTE_MODES: raise ValueError(f'unknown note_mode {note_mode!r}; known are auto, {", ".join(NOTE_MODES)}')
-    if mode == 'real' and table.note.isna().all(): raise ValueError(f'the data set {source["dataset"]!r} has no notes of its own; use note_mode clinical')
+    if mode == 'auto':
+        mode = 'real' if table.note.notna().any() else 'clinical'  # a source that may have notes
+    if mode not in NOTE_MODES:
+        raise ValueError(f'unknown note_mode {note_mode!r}; known are auto, {", ".join(NOTE_MODES)}')
+    if mode == 'real' and table.note.isna().all():
+        raise ValueError(
+            f'the data set {source["dataset"]!r} has no notes of its own; use note_mode clinical'
+        )
     best = None
     if mode == 'clinical':
         from cxr_lib.simulation.patients import facts_from_labels
-        facts = pd.read_parquet(source_folder(run)/'latent.parquet') if source['simulated'] else facts_from_labels(table, seed)
+
+        facts = (
+            pd.read_parquet(source_folder(run) / 'latent.parquet')
+            if source['simulated']
+            else facts_from_labels(table, seed)
+        )
         if source['simulated']:
-            facts = facts.set_index('image').reindex(table.image).reset_index()           # films may have been left out
-            if facts.patient_id.isna().any(): raise ValueError('the latent table does not hold every patient of the study table; run the exploration again')
+            facts = (
+                facts.set_index('image').reindex(table.image).reset_index()
+            )  # films may have been left out
+            if facts.patient_id.isna().any():
+                raise ValueError(
+                    'the latent table does not hold every patient of the study table; run the exploration again'
+                )
         table['note'] = clinical_notes(facts, table.age, table.sex, seed)
-        if source['simulated']: best = posterior(facts, 'note', table.note.notna())
-    elif mode == 'label_leak': table['note'] = label_leak_notes(table, seed=seed)
-    else: table['note'] = [n.strip() or None if isinstance(n, str) else None for n in table.note]
+        if source['simulated']:
+            best = posterior(facts, 'note', table.note.notna())
+    elif mode == 'label_leak':
+        table['note'] = label_leak_notes(table, seed=seed)
+    else:
+        table['note'] = [n.strip() or None if isinstance(n, str) else None for n in table.note]
     run.begin('notes')
-    with atomic_path(run/'studies_with_notes.parquet') as tmp: table.to_parquet(tmp)
+    with atomic_path(run / 'studies_with_notes.parquet') as tmp:
+        table.to_parquet(tmp)
     words = table.note.dropna().str.split().str.len()
-    write_json(run/'notes.json', dict(mode=mode, dataset=source['dataset'], simulated_notes=mode != 'real', n_missing=int(table.note.isna().sum()),
-                                      n_distinct=int(table.note.nunique()), film_words=film_share(table), median_words=float(words.median()) if len(words) else 0.))
+    write_json(
+        run / 'notes.json',
+        dict(
+            mode=mode,
+            dataset=source['dataset'],
+            simulated_notes=mode != 'real',
+            n_missing=int(table.note.isna().sum()),
+            n_distinct=int(table.note.nunique()),
+            film_words=film_share(table),
+            median_words=float(words.median()) if len(words) else 0.0,
+        ),
+    )
     certificate = leakage_certificate(table, encoder=probe_encoder, best=best, mode=mode, seed=seed)
-    write_json(run/'leakage.json', certificate.to_dict())
-    processed = project_root()/'data'/'processed'                             # of the latest run; the run's own table is the parquet file
+    write_json(run / 'leakage.json', certificate.to_dict())
+    processed = (
+        project_root() / 'data' / 'processed'
+    )  # of the latest run; the run's own table is the parquet file
     for name, part in (('train', table[table.split != 'test']), ('valid', table[table.split == 'test'])):
-        with atomic_path(processed/f'{name}_with_notes.csv') as tmp: part.to_csv(tmp, index=False)
-    write_json(processed/'with_notes.json', dict(run=portable_path(run.path), dataset=source['dataset'], note_mode=mode, seed=seed))
+        with atomic_path(processed / f'{name}_with_notes.csv') as tmp:
+            part.to_csv(tmp, index=False)
+    write_json(
+        processed / 'with_notes.json',
+        dict(run=portable_path(run.path), dataset=source['dataset'], note_mode=mode, seed=seed),
+    )
     run.finish('notes', dict(note_mode=note_mode, seed=seed))
     return table
 
+
 def notes_info(
-    run:RunFolder # a run whose notes are done
-) -> dict: # mode, dataset, counts
+    run: RunFolder,  # a run whose notes are done
+) -> dict:  # mode, dataset, counts
     "What the notes stage wrote down about its notes"
-    return read_json(run/'notes.json')
+    return read_json(run / 'notes.json')
+
 
 def read_certificate(
-    run:RunFolder # a run whose notes are done
+    run: RunFolder,  # a run whose notes are done
 ) -> Certificate:
     "The leakage certificate that the notes stage wrote"
-    return Certificate.from_dict(read_json(run/'leakage.json'))
+    return Certificate.from_dict(read_json(run / 'leakage.json'))
+
 
 def describe_mode(
-    info:dict # as from `notes_info`
-) -> str: # Markdown
+    info: dict,  # as from `notes_info`
+) -> str:  # Markdown
     "Say in a sentence where the notes come from"
-    return {'real': '**Real notes**, as the source has them.', 'label_leak': '⚠️ **Notes made from the labels (negative example).**',
-            'clinical': '**Simulated notes**, worded from symptoms and history; the labels act only through these.'}[info['mode']]
+    return {
+        'real': '**Real notes**, as the source has them.',
+        'label_leak': '⚠️ **Notes made from the labels (negative example).**',
+        'clinical': '**Simulated notes**, worded from symptoms and history; the labels act only through these.',
+    }[info['mode']]
+
 
 def ensure_notes(
-    run:RunFolder # a run
-) -> pd.DataFrame: # its study table with notes
+    run: RunFolder,  # a run
+) -> pd.DataFrame:  # its study table with notes
     "The study table with notes; stages that have not run are run with their defaults"
-    if not run.ready('notes'): return notes_stage(run)
-    return pd.read_parquet(run/'studies_with_notes.parquet')
+    if not run.ready('notes'):
+        return notes_stage(run)
+    return pd.read_parquet(run / 'studies_with_notes.parquet')

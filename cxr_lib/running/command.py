@@ -16,7 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from ..foundations.core import RESEARCH_USE, SIMULATED, STAGES, RunFolder, atomic_path, clear_way, content_key, machine_error, project_root, read_json, remove_unfinished, stamp_files
+from cxr_lib.foundations.core import (
+    RESEARCH_USE,
+    SIMULATED,
+    STAGES,
+    RunFolder,
+    atomic_path,
+    clear_way,
+    content_key,
+    machine_error,
+    project_root,
+    read_json,
+    remove_unfinished,
+    stamp_files,
+)
 from ..foundations.progress import fit_parts, read_progress
 from ..foundations.run import check_ranges, list_runs, portable_path
 
@@ -24,141 +37,215 @@ from ..foundations.run import check_ranges, list_runs, portable_path
 class UsageError(ValueError):
     "What was asked for cannot be done; the message says what can"
 
+
 def notebooks_folder(
-    home:str|Path|None=None # project folder; found from the working folder if None
-) -> Path: # folder of the stage notebooks
+    home: str | Path | None = None,  # project folder; found from the working folder if None
+) -> Path:  # folder of the stage notebooks
     "The project's `nbs/`, or that of the checkout the library is imported from, or the copy inside the installed package"
     import cxr_lib
+
     package = Path(cxr_lib.__file__).resolve().parent
-    places = [project_root(home)/'nbs', package.parent/'nbs', package/'nbs']
+    places = [project_root(home) / 'nbs', package.parent / 'nbs', package / 'nbs']
     for folder in places:
-        if any(folder.glob(f'[0-9][0-9]_{STAGES[0]}.ipynb')): return folder
-    raise UsageError('no stage notebooks found; looked in ' + ', '.join(map(str, places)) + '. Work in a checkout, or install the library again.')
+        if any(folder.glob(f'[0-9][0-9]_{STAGES[0]}.ipynb')):
+            return folder
+    raise UsageError(
+        'no stage notebooks found; looked in '
+        + ', '.join(map(str, places))
+        + '. Work in a checkout, or install the library again.'
+    )
+
 
 def stage_notebooks(
-    folder:str|Path # where the notebooks lie
-) -> dict[str, Path]: # stage -> its notebook, in order
+    folder: str | Path,  # where the notebooks lie
+) -> dict[str, Path]:  # stage -> its notebook, in order
     "`NN_<stage>.ipynb` for every stage"
     found = {stage: sorted(Path(folder).glob(f'[0-9][0-9]_{stage}.ipynb')) for stage in STAGES}
     for stage, hits in found.items():
-        if len(hits) != 1: raise UsageError(f'{folder} holds {len(hits) or "no"} notebook{"s" * (len(hits) > 1)} named NN_{stage}.ipynb; one is needed')
+        if len(hits) != 1:
+            raise UsageError(
+                f'{folder} holds {len(hits) or "no"} notebook{"s" * (len(hits) > 1)} named NN_{stage}.ipynb; one is needed'
+            )
     return {stage: hits[0] for stage, hits in found.items()}
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #44d5a00f
 @dataclass(frozen=True)
 class Parameter:
     "One assignment of a notebook's `parameters` cell"
-    name:str # as the notebook calls it
-    default:Any # a literal
-    comment:str # what stands beside it
-    stage:str # whose notebook it is in
+
+    name: str  # as the notebook calls it
+    default: Any  # a literal
+    comment: str  # what stands beside it
+    stage: str  # whose notebook it is in
+
 
 def _cells(notebook):
     "The cells of a notebook file, sources joined"
-    try: cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
-    except (ValueError, KeyError) as e: raise UsageError(f'{notebook} is not a notebook ({e})') from None
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
+    except (ValueError, KeyError) as e:
+        raise UsageError(f'{notebook} is not a notebook ({e})') from None
     return [{**c, 'source': ''.join(c['source'])} for c in cells]
 
+
 def read_parameters(
-    notebook:str|Path, # a notebook with one cell tagged `parameters`
-    stage:str # the stage it belongs to
-) -> list[Parameter]: # in the cell's order
+    notebook: str | Path,  # a notebook with one cell tagged `parameters`
+    stage: str,  # the stage it belongs to
+) -> list[Parameter]:  # in the cell's order
     "A notebook's parameters with defaults and comments, without running or importing anything"
     tagged = [c['source'] for c in _cells(notebook) if 'parameters' in c['metadata'].get('tags', ())]
-    if len(tagged) != 1: raise UsageError(f'{notebook} has {len(tagged)} cells tagged `parameters`; one is needed')
-    comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(tagged[0]).readline) if t.type == tokenize.COMMENT}
+    if len(tagged) != 1:
+        raise UsageError(f'{notebook} has {len(tagged)} cells tagged `parameters`; one is needed')
+    comments = {
+        t.start[0]: t.string.lstrip('# ')
+        for t in tokenize.generate_tokens(io.StringIO(tagged[0]).readline)
+        if t.type == tokenize.COMMENT
+    }
     found = []
     for node in ast.parse(tagged[0]).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, 'target', None)
-        if not isinstance(target, ast.Name): continue
-        try: default = ast.literal_eval(node.value)
-        except (ValueError, TypeError): raise UsageError(f'{notebook}: the default of {target.id} is not a plain value') from None
+        if not isinstance(target, ast.Name):
+            continue
+        try:
+            default = ast.literal_eval(node.value)
+        except (ValueError, TypeError):
+            raise UsageError(f'{notebook}: the default of {target.id} is not a plain value') from None
         found.append(Parameter(target.id, default, comments.get(node.end_lineno, ''), stage))
     return found
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #51fba908
 _KINDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text'}
 
+
 def parse_value(
-    parameter:Parameter, # what it is for
-    text:str # as typed
-) -> Any: # of the same type as the default
+    parameter: Parameter,  # what it is for
+    text: str,  # as typed
+) -> Any:  # of the same type as the default
     "Read a value as the type of the notebook's default"
     kind, text = type(parameter.default), str(text)
     try:
-        if kind is bool: return {'true': True, '1': True, 'yes': True, 'on': True, 'false': False, '0': False, 'no': False, 'off': False}[text.lower()]
-        if kind in (int, float, str): return kind(text)
+        if kind is bool:
+            return {
+                'true': True,
+                '1': True,
+                'yes': True,
+                'on': True,
+                'false': False,
+                '0': False,
+                'no': False,
+                'off': False,
+            }[text.lower()]
+        if kind in (int, float, str):
+            return kind(text)
         value = ast.literal_eval(text)
-        if parameter.default is None or isinstance(value, kind): return value
+        if parameter.default is None or isinstance(value, kind):
+            return value
     except (KeyError, ValueError, SyntaxError):
-        if parameter.default is None: return text
-    raise UsageError(f'{parameter.name} is {text!r}; expected {_KINDS.get(kind, f"a {kind.__name__} written in Python")}, such as {parameter.default!r}')
+        if parameter.default is None:
+            return text
+    raise UsageError(
+        f'{parameter.name} is {text!r}; expected {_KINDS.get(kind, f"a {kind.__name__} written in Python")}, such as {parameter.default!r}'
+    )
+
 
 def check_name(
-    kind:str, # what it names: 'parameter', 'dataset', ...
-    name:str, # as typed
-    known # valid names
-) -> str: # `name`
+    kind: str,  # what it names: 'parameter', 'dataset', ...
+    name: str,  # as typed
+    known,  # valid names
+) -> str:  # `name`
     "Raise a `UsageError` that lists the valid names unless `name` is one of them"
     known = list(known)
-    if name in known: return name
+    if name in known:
+        return name
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    raise UsageError(f'unknown {kind} {name!r}' + (f'; did you mean {near[0]!r}?' if near else '.') + f' Valid: {", ".join(known)}')
+    raise UsageError(
+        f'unknown {kind} {name!r}'
+        + (f'; did you mean {near[0]!r}?' if near else '.')
+        + f' Valid: {", ".join(known)}'
+    )
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #99ff8367
 #: What `cxr run` passes unless told otherwise: for every data set, and for one data set only.
-RUN_DEFAULTS = {'any': {'n_bootstrap': 1000}, 'simulated': {'n_patients': 24_000, 'tuning_fraction': .1, 'test_fraction': .1}}
+RUN_DEFAULTS = {
+    'any': {'n_bootstrap': 1000},
+    'simulated': {'n_patients': 24_000, 'tuning_fraction': 0.1, 'test_fraction': 0.1},
+}
 
 #: Parameters that name a file or folder.
 _PATHS = {'root', 'external'}
 
+
 @dataclass
 class Plan:
     "Everything a run needs to know"
-    home:Path # project folder, which holds `reports/`
-    run:str # name of the run, or the path of its folder
-    folder:Path # where the reports go
-    notebooks:dict[str, Path] # stage -> notebook
-    known:dict[str, list[Parameter]] # stage -> what its notebook can be given
-    passed:dict[str, dict] # stage -> what it will be given
-    def values(self, stage:str|None=None) -> dict: # name -> value
+
+    home: Path  # project folder, which holds `reports/`
+    run: str  # name of the run, or the path of its folder
+    folder: Path  # where the reports go
+    notebooks: dict[str, Path]  # stage -> notebook
+    known: dict[str, list[Parameter]]  # stage -> what its notebook can be given
+    passed: dict[str, dict]  # stage -> what it will be given
+
+    def values(self, stage: str | None = None) -> dict:  # name -> value
         "The values in effect, in one stage or in all: the notebooks' defaults under what is passed"
         stages = [stage] if stage else list(self.known)
         values = {p.name: p.default for s in reversed(stages) for p in self.known[s]}
-        for s in stages: values.update(self.passed[s])
+        for s in stages:
+            values.update(self.passed[s])
         return values
+
     @property
-    def simulated(self) -> bool: return self.values().get('dataset') == 'simulated'
+    def simulated(self) -> bool:
+        return self.values().get('dataset') == 'simulated'
+
 
 def _table(module, name):
     "What another chapter has under this name; None where that chapter is not installed"
     import importlib
-    try: chapter = importlib.import_module(f'cxr_lib.{module}')
+
+    try:
+        chapter = importlib.import_module(f'cxr_lib.{module}')
     except ModuleNotFoundError as e:
-        if e.name != f'cxr_lib.{module}': raise
+        if e.name != f'cxr_lib.{module}':
+            raise
         return None
-    return getattr(chapter, name)                # a name that has moved is a mistake of ours, and has to be seen
+    return getattr(chapter, name)  # a name that has moved is a mistake of ours, and has to be seen
+
 
 def _needs_root(entry):
     "Does a data set's entry say that it has to be given a folder?"
     return bool(entry.get('needs_root') if isinstance(entry, dict) else getattr(entry, 'needs_root', False))
 
+
 def _resolve_paths(values):
     "Make paths absolute, in place: the kernel works in another folder, where a relative path would not be found"
     for name in _PATHS & set(values):
-        if values[name] and (path := Path(values[name]).expanduser()).exists(): values[name] = str(path.resolve())
-        elif values[name]: raise UsageError(f'{name}: there is no {values[name]}')
+        if values[name] and (path := Path(values[name]).expanduser()).exists():
+            values[name] = str(path.resolve())
+        elif values[name]:
+            raise UsageError(f'{name}: there is no {values[name]}')
+
 
 def _check_root(values, dataset):
     "A data set has to be given its folder, and a folder its data set"
     root, table = values.get('root'), _table('data.catalogue', 'DATASETS') or {}
     if not root:
-        if 'dataset' in values and _needs_root(table.get(dataset)): raise UsageError(f'data set {dataset!r} has to be given its folder: --root FOLDER')
+        if 'dataset' in values and _needs_root(table.get(dataset)):
+            raise UsageError(f'data set {dataset!r} has to be given its folder: --root FOLDER')
         return
-    if not Path(root).is_dir(): raise UsageError(f'root {root} is not a folder')
-    if _needs_root(table.get(dataset)): return
-    why = f'data set {dataset!r} has no folder' if 'dataset' in values else 'it is not said which data set lies there'
-    raise UsageError(f'root {root} is given, but {why}: name it with --dataset, one of {", ".join(n for n, d in table.items() if _needs_root(d))}')
+    if not Path(root).is_dir():
+        raise UsageError(f'root {root} is not a folder')
+    if _needs_root(table.get(dataset)):
+        return
+    why = (
+        f'data set {dataset!r} has no folder'
+        if 'dataset' in values
+        else 'it is not said which data set lies there'
+    )
+    raise UsageError(
+        f'root {root} is given, but {why}: name it with --dataset, one of {", ".join(n for n, d in table.items() if _needs_root(d))}'
+    )
+
 
 def _check_numbers(values, declared):
     "Numbers outside their ranges, also those inside `overrides`, are told before anything runs"
@@ -167,113 +254,163 @@ def _check_numbers(values, declared):
         if values.get('overrides') and (make_config := _table('model.fusion', 'make_config')):
             preset = values.get('preset') or declared['preset'].default
             make_config(preset, values['overrides'])
-            _table('training.loop', 'training_values')(_table('model.fusion', 'split_overrides')(preset, values['overrides'])[1])
-    except ValueError as e: raise UsageError(str(e)) from None
+            _table('training.loop', 'training_values')(
+                _table('model.fusion', 'split_overrides')(preset, values['overrides'])[1]
+            )
+    except ValueError as e:
+        raise UsageError(str(e)) from None
+
 
 def plan_run(
-    given:dict|None=None, # parameter -> value, or the text of one
-    run:str|None=None, # name of the run; the data set's name if None
-    home:str|Path|None=None, # project folder; found from the working folder if None
-    run_defaults:dict=RUN_DEFAULTS # values for what is not given
-) -> Plan: # checked
+    given: dict | None = None,  # parameter -> value, or the text of one
+    run: str | None = None,  # name of the run; the data set's name if None
+    home: str | Path | None = None,  # project folder; found from the working folder if None
+    run_defaults: dict = RUN_DEFAULTS,  # values for what is not given
+) -> Plan:  # checked
     "Check what was asked for and say what each notebook gets; raises `UsageError` with the valid choices"
-    given = dict(given or {}); home = project_root(home)
+    given = dict(given or {})
+    home = project_root(home)
     notebooks = stage_notebooks(notebooks_folder(home))
     known = {stage: read_parameters(path, stage) for stage, path in notebooks.items()}
     declared = {p.name: p for stage in reversed(STAGES) for p in known[stage]}
     run = given.pop('run', run) or run
     for stage, parameters in known.items():
-        if 'run' not in [p.name for p in parameters]: raise UsageError(f'{notebooks[stage].name} has no parameter `run`')
-    for name in given: check_name('parameter', name, declared)
+        if 'run' not in [p.name for p in parameters]:
+            raise UsageError(f'{notebooks[stage].name} has no parameter `run`')
+    for name in given:
+        check_name('parameter', name, declared)
     values = {name: parse_value(declared[name], v) if isinstance(v, str) else v for name, v in given.items()}
-    if 'dataset' in values and (table := _table('data.catalogue', 'DATASETS')): check_name('dataset', values['dataset'], table)
-    if 'preset' in values and (table := _table('model.fusion', 'PRESETS')): check_name('preset', values['preset'], table)
+    if 'dataset' in values and (table := _table('data.catalogue', 'DATASETS')):
+        check_name('dataset', values['dataset'], table)
+    if 'preset' in values and (table := _table('model.fusion', 'PRESETS')):
+        check_name('preset', values['preset'], table)
     dataset = values.get('dataset', declared['dataset'].default if 'dataset' in declared else None)
     _resolve_paths(values)
     _check_root(values, dataset)
     values = {**run_defaults.get('any', {}), **run_defaults.get(dataset, {}), **values}
     _check_numbers(values, declared)
     run = str(run or dataset or 'default')
-    if run in ('.', '..'): raise UsageError('run is not a name: give one such as "default", or a path')
+    if run in ('.', '..'):
+        raise UsageError('run is not a name: give one such as "default", or a path')
     named = not ('/' in run or os.sep in run)
-    folder = home/'reports'/run if named else Path(run).expanduser().resolve()
-    passed = {stage: {'run': run if named else str(folder), **{p.name: values[p.name] for p in known[stage] if p.name in values}} for stage in STAGES}
+    folder = home / 'reports' / run if named else Path(run).expanduser().resolve()
+    passed = {
+        stage: {
+            'run': run if named else str(folder),
+            **{p.name: values[p.name] for p in known[stage] if p.name in values},
+        }
+        for stage in STAGES
+    }
     return Plan(home, run, folder, notebooks, known, passed)
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #00c29391
 from ..foundations.core import imported_names, module_sources
 
+
 def _python(cell):
     "The cell; where it holds what only IPython understands, an import of each of our modules that it names"
-    try: imported_names(cell)
-    except SyntaxError: return '\n'.join(f'import {name}' for name in re.findall(r'\bcxr_lib(?:\.\w+)+', cell))
+    try:
+        imported_names(cell)
+    except SyntaxError:
+        return '\n'.join(f'import {name}' for name in re.findall(r'\bcxr_lib(?:\.\w+)+', cell))
     return cell
 
+
 def library_sources(
-    notebook:str|Path # of a stage
-) -> dict[str, str]: # module -> hash of its source
+    notebook: str | Path,  # of a stage
+) -> dict[str, str]:  # module -> hash of its source
     "The modules that the notebook's cells import, and all that those import: an edit in one of them makes the stage stale"
     cells = [_python(c['source']) for c in _cells(notebook) if c['cell_type'] == 'code']
-    return {module: hashlib.sha256(text.encode()).hexdigest()[:16] for module, text in module_sources('cxr_lib', source='\n'.join(cells)).items()}
+    return {
+        module: hashlib.sha256(text.encode()).hexdigest()[:16]
+        for module, text in module_sources('cxr_lib', source='\n'.join(cells)).items()
+    }
+
 
 def _listing(path):
     "Name, size and time of a file, or of the files at the top of a folder (its tables; walking 200,000 images would take minutes)"
     entries = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path] if path.exists() else []
     return sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in entries)
 
+
 def _deciding(plan, stage):
     "What is passed to a stage, but for where things lie: a folder that was moved with its project, or renamed, is the same folder"
     passed = {name: value for name, value in plan.passed[stage].items() if name != 'run'}
-    return passed | {name: portable_path(passed[name], plan.home) for name in _PATHS & set(passed) if passed[name]}
+    return passed | {
+        name: portable_path(passed[name], plan.home) for name in _PATHS & set(passed) if passed[name]
+    }
+
 
 def stage_keys(
-    plan:Plan # of the run
-) -> dict[str, str]: # stage -> key
+    plan: Plan,  # of the run
+) -> dict[str, str]:  # stage -> key
     "Hash what decides each stage's result; each key holds the one before"
     keys, previous = {}, None
     for stage, notebook in plan.notebooks.items():
-        listing = [_listing(Path(plan.passed[stage][name])) for name in sorted(_PATHS & set(plan.passed[stage])) if plan.passed[stage][name]]
-        previous = keys[stage] = content_key(stage, _deciding(plan, stage), [(c['cell_type'], c['source']) for c in _cells(notebook)],
-                                             library_sources(notebook), listing, previous)
+        listing = [
+            _listing(Path(plan.passed[stage][name]))
+            for name in sorted(_PATHS & set(plan.passed[stage]))
+            if plan.passed[stage][name]
+        ]
+        previous = keys[stage] = content_key(
+            stage,
+            _deciding(plan, stage),
+            [(c['cell_type'], c['source']) for c in _cells(notebook)],
+            library_sources(notebook),
+            listing,
+            previous,
+        )
     return keys
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #039d60b1
 def _paths(plan, stage):
     "Where a stage's executed notebook, page, failed notebook and runner's stamp lie"
     name = plan.notebooks[stage].stem
-    return plan.folder/f'{name}.ipynb', plan.folder/f'{name}.html', plan.folder/f'{name}.failed.ipynb', plan.folder/'.stages'/f'{stage}.run.json'
+    return (
+        plan.folder / f'{name}.ipynb',
+        plan.folder / f'{name}.html',
+        plan.folder / f'{name}.failed.ipynb',
+        plan.folder / '.stages' / f'{stage}.run.json',
+    )
+
 
 def why_unfinished(
-    plan:Plan, # of the run
-    stage:str, # one of `STAGES`
-    key:str # the key it must have finished with
-) -> str: # in words; '' if it may be skipped
+    plan: Plan,  # of the run
+    stage: str,  # one of `STAGES`
+    key: str,  # the key it must have finished with
+) -> str:  # in words; '' if it may be skipped
     "Say why a stage has to run: it never finished, something else was asked for, or a file is not what it wrote"
     run, stamp = RunFolder(plan.folder), _paths(plan, stage)[-1]
-    if not stamp.exists(): return 'it has not finished'
+    if not stamp.exists():
+        return 'it has not finished'
     for name in (f'{stage}.run', stage):
-        for file, how in run.altered(name).items(): return f'{file} {how}'
-    if read_json(stamp)['key'] != key: return 'a parameter, its notebook, the library or the data is not as it was'
+        for file, how in run.altered(name).items():
+            return f'{file} {how}'
+    if read_json(stamp)['key'] != key:
+        return 'a parameter, its notebook, the library or the data is not as it was'
     return '' if run.stamped(stage) else 'the stamp of its notebook is missing, or of other stages before it'
 
+
 def finished(
-    plan:Plan, # of the run
-    stage:str, # one of `STAGES`
-    key:str # the key it must have finished with
-) -> bool: # may it be skipped?
+    plan: Plan,  # of the run
+    stage: str,  # one of `STAGES`
+    key: str,  # the key it must have finished with
+) -> bool:  # may it be skipped?
     "Are the stage's stamps there, with this key, and all files as they were written?"
     return not why_unfinished(plan, stage, key)
 
+
 def first_unfinished(
-    plan:Plan, # of the run
-    keys:dict[str, str] # from `stage_keys`
-) -> int: # its place in `STAGES`; their number if all are finished
+    plan: Plan,  # of the run
+    keys: dict[str, str],  # from `stage_keys`
+) -> int:  # its place in `STAGES`; their number if all are finished
     "The first stage that has to run; all after it have to run too"
     return next((i for i, stage in enumerate(STAGES) if not finished(plan, stage, keys[stage])), len(STAGES))
 
+
 def retract(
-    plan:Plan, # of the run
-    stages # names
+    plan: Plan,  # of the run
+    stages,  # names
 ):
     "Take away what vouches for these stages, last stage first, and then their pages"
     for stage in reversed(list(stages)):
@@ -281,123 +418,218 @@ def retract(
         try:
             clear_way(stamp)
             RunFolder(plan.folder).begin(stage)
-            for path in (page, executed, failed): clear_way(path)
-        except ValueError as e: raise UsageError(e) from None
+            for path in (page, executed, failed):
+                clear_way(path)
+        except ValueError as e:
+            raise UsageError(e) from None
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #42987458
-_PROGRESS = 'progress.jsonl'         # where the kernel says how far it is: chapter foundations.progress
+_PROGRESS = 'progress.jsonl'  # where the kernel says how far it is: chapter foundations.progress
+
 
 def this_python(
-    home:Path, # project folder
-    sockets:str # an empty folder that only we can read
-) -> type: # a kernel manager class for `nbclient`
+    home: Path,  # project folder
+    sockets: str,  # an empty folder that only we can read
+) -> type:  # a kernel manager class for `nbclient`
     "A kernel manager that starts the running interpreter, whatever kernels are registered on this machine"
     import cxr_lib
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
-    environment = {'CXR_HOME': str(home), 'CXR_PROGRESS': os.path.join(sockets, _PROGRESS), 'MPLBACKEND': 'module://matplotlib_inline.backend_inline', 'PYDEVD_DISABLE_FILE_VALIDATION': '1'}
+
+    environment = {
+        'CXR_HOME': str(home),
+        'CXR_PROGRESS': os.path.join(sockets, _PROGRESS),
+        'MPLBACKEND': 'module://matplotlib_inline.backend_inline',
+        'PYDEVD_DISABLE_FILE_VALIDATION': '1',
+    }
     checkout = Path(cxr_lib.__file__).resolve().parent.parent
-    if (checkout/'settings.ini').exists(): environment['PYTHONPATH'] = os.pathsep.join(filter(None, [str(checkout), os.environ.get('PYTHONPATH')]))
-    spec = KernelSpec(argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}', '--log-level=50'], display_name='this Python', language='python', env=environment)
+    if (checkout / 'settings.ini').exists():
+        environment['PYTHONPATH'] = os.pathsep.join(
+            filter(None, [str(checkout), os.environ.get('PYTHONPATH')])
+        )
+    spec = KernelSpec(
+        argv=[sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}', '--log-level=50'],
+        display_name='this Python',
+        language='python',
+        env=environment,
+    )
+
     class OnlyThis(KernelSpecManager):
-        def get_kernel_spec(self, kernel_name): return spec
+        def get_kernel_spec(self, kernel_name):
+            return spec
+
     class Manager(AsyncKernelManager):
         def __init__(self, **kw):
             super().__init__(**{**kw, 'kernel_spec_manager': OnlyThis()})
-            if os.name == 'posix' and len(sockets) < 80: self.transport, self.connection_file = 'ipc', os.path.join(sockets, 'kernel.json')
-        async def start_kernel(self, **kw):                                                          # what a kernel says on its way down is noise, unless it crashed
-            with open(os.path.join(sockets, 'kernel.log'), 'ab') as log: await super().start_kernel(**{**kw, 'stderr': log})
+            if os.name == 'posix' and len(sockets) < 80:
+                self.transport, self.connection_file = 'ipc', os.path.join(sockets, 'kernel.json')
+
+        async def start_kernel(self, **kw):  # what a kernel says on its way down is noise, unless it crashed
+            with open(os.path.join(sockets, 'kernel.log'), 'ab') as log:
+                await super().start_kernel(**{**kw, 'stderr': log})
+
     return Manager
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #34502664
 class StageFailed(RuntimeError):
     "A notebook stopped: which one, in which cell, why, and where what it did so far lies"
-    def __init__(self,
-        notebook:str, # its file name
-        cell:int, # number of the cell in the source notebook, from 1; 0 if no cell had begun
-        source:str, # the cell
-        error:str, # last line of the error
-        partial:Path|None=None # the notebook as far as it got
+
+    def __init__(
+        self,
+        notebook: str,  # its file name
+        cell: int,  # number of the cell in the source notebook, from 1; 0 if no cell had begun
+        source: str,  # the cell
+        error: str,  # last line of the error
+        partial: Path | None = None,  # the notebook as far as it got
     ):
-        self.notebook, self.cell, self.source, self.error, self.partial = notebook, cell, source, error, partial
+        self.notebook, self.cell, self.source, self.error, self.partial = (
+            notebook,
+            cell,
+            source,
+            error,
+            partial,
+        )
         lines = [l for l in source.strip().split('\n') if l.strip() and not l.startswith('#|')]
         excerpt = ''.join(f'\n    | {l}' for l in lines[:4]) + ('\n    | ...' if len(lines) > 4 else '')
-        super().__init__(f'{notebook} failed in cell {cell}:{excerpt}\n  {error}' + (f'\n  What it did so far: {partial}' if partial else ''))
+        super().__init__(
+            f'{notebook} failed in cell {cell}:{excerpt}\n  {error}'
+            + (f'\n  What it did so far: {partial}' if partial else '')
+        )
+
 
 def _watched(on_cell, on_output):
     "A papermill engine that reports each cell as it begins and each line that it prints"
     from papermill.engines import NBClientEngine
+
     class Lines:
-        def write(self, text): on_output(text)
-        def flush(self): pass
+        def write(self, text):
+            on_output(text)
+
+        def flush(self):
+            pass
+
     class Watched(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, **kw):
             begin = nb_man.cell_start
+
             def cell_start(cell, cell_index=None, **more):
                 on_cell(cell_index, cell, nb_man.nb)
                 begin(cell, cell_index, **more)
+
             nb_man.cell_start = cell_start
-            super().execute_managed_notebook(nb_man, kernel_name, **{**kw, 'stdout_file': Lines(), 'stderr_file': Lines()})
+            super().execute_managed_notebook(
+                nb_man, kernel_name, **{**kw, 'stdout_file': Lines(), 'stderr_file': Lines()}
+            )
+
     return Watched
+
 
 @contextlib.contextmanager
 def _listening(file, on_progress):
     "Pass on what the kernel reports, while it works"
     over = threading.Event()
+
     def listen():
         with open(file, encoding='utf-8') as f:
-            while not over.wait(.3): read_progress(f, on_progress)
+            while not over.wait(0.3):
+                read_progress(f, on_progress)
             read_progress(f, on_progress)
+
     Path(file).touch()
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    try: yield
+    try:
+        yield
     finally:
         over.set()
         thread.join()
 
+
 def execute(
-    notebook:Path, # to execute
-    output:Path, # where the executed copy goes, whole or not at all
-    parameters:dict, # passed to it
-    home:Path, # project folder
-    failed:Path|None=None, # where a copy that stopped half way goes
-    timeout:int|None=None, # seconds that one cell may take; any if None
-    on_cell:Callable=lambda number, total, source: None, # called as each cell begins
-    on_output:Callable=lambda text: None, # called with what the cells print
-    on_progress:Callable=lambda parts, keep: None # called with what they report (chapter foundations.progress)
-) -> Path: # `output`
+    notebook: Path,  # to execute
+    output: Path,  # where the executed copy goes, whole or not at all
+    parameters: dict,  # passed to it
+    home: Path,  # project folder
+    failed: Path | None = None,  # where a copy that stopped half way goes
+    timeout: int | None = None,  # seconds that one cell may take; any if None
+    on_cell: Callable = lambda number, total, source: None,  # called as each cell begins
+    on_output: Callable = lambda text: None,  # called with what the cells print
+    on_progress: Callable = lambda parts, keep: (
+        None
+    ),  # called with what they report (chapter foundations.progress)
+) -> Path:  # `output`
     "Execute a notebook with papermill in this Python; raises `StageFailed`"
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.engines import papermill_engines
+
     at = dict(cell=0, source='')
+
     def cell_begins(index, cell, nb):
         injected = [i for i, c in enumerate(nb.cells) if 'injected-parameters' in c.metadata.get('tags', ())]
         at.update(cell=index + 1 - sum(i <= index for i in injected), source=cell.source)
         on_cell(at['cell'], len(nb.cells) - len(injected), cell.source)
-    logging.getLogger('papermill').setLevel(logging.ERROR)                             # it warns of comments that it cannot read
+
+    logging.getLogger('papermill').setLevel(logging.ERROR)  # it warns of comments that it cannot read
     papermill_engines.register('cxr', _watched(cell_begins, on_output))
-    cwd = notebook.parent if os.access(notebook.parent, os.W_OK) and notebook.parent.name == 'nbs' and notebook.parent.parent == home else home
-    with atomic_path(output) as partial, tempfile.TemporaryDirectory(prefix='cxr-', ignore_cleanup_errors=True) as sockets:
-        braces = lambda p: str(p).replace('{', '{{').replace('}', '}}')        # papermill formats paths with the parameters
+    cwd = (
+        notebook.parent
+        if os.access(notebook.parent, os.W_OK)
+        and notebook.parent.name == 'nbs'
+        and notebook.parent.parent == home
+        else home
+    )
+    with (
+        atomic_path(output) as partial,
+        tempfile.TemporaryDirectory(prefix='cxr-', ignore_cleanup_errors=True) as sockets,
+    ):
+        braces = lambda p: (
+            str(p).replace('{', '{{').replace('}', '}}')
+        )  # papermill formats paths with the parameters
+
         def stopped(error):
-            if failed is not None and partial.exists(): os.replace(partial, failed)
-            return StageFailed(notebook.name, at['cell'], at['source'], error, failed if failed and failed.exists() else None)
+            if failed is not None and partial.exists():
+                os.replace(partial, failed)
+            return StageFailed(
+                notebook.name, at['cell'], at['source'], error, failed if failed and failed.exists() else None
+            )
+
         try:
-            with _listening(os.path.join(sockets, _PROGRESS), on_progress): papermill.execute_notebook(braces(notebook), braces(partial), parameters, engine_name='cxr', kernel_name='python3', language='python', progress_bar=False,
-                                       cwd=str(cwd), start_timeout=120, execution_timeout=timeout, kernel_manager_class=this_python(home, sockets))
+            with _listening(os.path.join(sockets, _PROGRESS), on_progress):
+                papermill.execute_notebook(
+                    braces(notebook),
+                    braces(partial),
+                    parameters,
+                    engine_name='cxr',
+                    kernel_name='python3',
+                    language='python',
+                    progress_bar=False,
+                    cwd=str(cwd),
+                    start_timeout=120,
+                    execution_timeout=timeout,
+                    kernel_manager_class=this_python(home, sockets),
+                )
         except papermill.PapermillExecutionError as e:
             raise stopped(f'{e.ename}: {_last_line(e.evalue)}') from None
-        except CellTimeoutError: raise stopped(f'the cell took longer than {timeout} seconds (--timeout)') from None
+        except CellTimeoutError:
+            raise stopped(f'the cell took longer than {timeout} seconds (--timeout)') from None
         except DeadKernelError:
-            said = _last_line((Path(sockets)/'kernel.log').read_text(errors='replace')) if (Path(sockets)/'kernel.log').exists() else ''
-            raise stopped('the Python that ran it died (often: out of memory)' + (f': {said}' if said else '')) from None
+            said = (
+                _last_line((Path(sockets) / 'kernel.log').read_text(errors='replace'))
+                if (Path(sockets) / 'kernel.log').exists()
+                else ''
+            )
+            raise stopped(
+                'the Python that ran it died (often: out of memory)' + (f': {said}' if said else '')
+            ) from None
     return output
 
+
 def _last_line(text):
-    return ([l for l in re.sub(r'\x1b\[[0-9;]*m', '', str(text)).strip().split('\n') if l.strip()] or [''])[-1]
+    return ([l for l in re.sub(r'\x1b\[[0-9;]*m', '', str(text)).strip().split('\n') if l.strip()] or [''])[
+        -1
+    ]
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #807fa10a
 _PAGE_CSS = '''
@@ -408,7 +640,9 @@ _PAGE_CSS = '''
 .cxr-simulated{font:600 14px/1.45 system-ui,sans-serif;background:var(--warnwash);color:var(--warn);border-bottom:2px solid #f0b95b;padding:8px 18px}
 .cxr-foot{font:13px/1.5 system-ui,sans-serif;color:var(--quiet);padding:18px;text-align:center}
 '''
-_NOTEBOOK_CSS = _PAGE_CSS + '''
+_NOTEBOOK_CSS = (
+    _PAGE_CSS
+    + '''
 body.jp-Notebook{padding:0!important;margin:0!important;background:#fff;overflow-x:hidden}
 main{max-width:1000px;margin:0 auto;padding:12px 18px 40px}
 .jp-InputPrompt,.jp-OutputPrompt{display:none!important}
@@ -426,6 +660,7 @@ details.cxr-code>summary:hover{color:var(--accent)}
 .cxr-math-block{display:block;margin:14px auto!important;max-width:100%}
 @media print{.cxr-bar button,details.cxr-code:not([open]){display:none}}
 '''
+)
 _TEMPLATE = '''{%- extends 'index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
@@ -437,162 +672,261 @@ _TEMPLATE = '''{%- extends 'index.html.j2' -%}
 {%- block body_footer -%}</main>{{ resources.cxr_footer }}</body>{%- endblock -%}
 '''
 
+
 def formula_image(
-    tex:str, # without the dollars
-    display:bool=False # on a line of its own?
-) -> str: # an inline SVG, or the formula in a code font where matplotlib cannot set it
+    tex: str,  # without the dollars
+    display: bool = False,  # on a line of its own?
+) -> str:  # an inline SVG, or the formula in a code font where matplotlib cannot set it
     "Draw a formula with matplotlib's own typesetter"
     from matplotlib import mathtext, rc_context
     from matplotlib.font_manager import FontProperties
+
     target = io.BytesIO()
     try:
         with rc_context({'svg.fonttype': 'path', 'mathtext.fontset': 'cm'}):
-            depth = mathtext.math_to_image(f'${tex.strip()}$', target, prop=FontProperties(size=18 if display else 16), dpi=72, format='svg')
-    except (ValueError, RuntimeError): return f'<code>{html.escape(tex)}</code>'
-    width, height = re.search(rb'width="([\d.]+)pt" height="([\d.]+)pt"', target.getvalue()).groups()      # points at 72 dpi: pixels
-    place = 'class="cxr-math-block" style="' if display else f'style="vertical-align:-{depth:.1f}px;'          # the baseline, that is
-    return (f'<img {place}width:{width.decode()}px;height:{height.decode()}px" alt="{html.escape(tex.strip())}" '
-            f'src="data:image/svg+xml;base64,{base64.b64encode(target.getvalue()).decode()}">')
+            depth = mathtext.math_to_image(
+                f'${tex.strip()}$',
+                target,
+                prop=FontProperties(size=18 if display else 16),
+                dpi=72,
+                format='svg',
+            )
+    except (ValueError, RuntimeError):
+        return f'<code>{html.escape(tex)}</code>'
+    width, height = re.search(
+        rb'width="([\d.]+)pt" height="([\d.]+)pt"', target.getvalue()
+    ).groups()  # points at 72 dpi: pixels
+    place = (
+        'class="cxr-math-block" style="' if display else f'style="vertical-align:-{depth:.1f}px;'
+    )  # the baseline, that is
+    return (
+        f'<img {place}width:{width.decode()}px;height:{height.decode()}px" alt="{html.escape(tex.strip())}" '
+        f'src="data:image/svg+xml;base64,{base64.b64encode(target.getvalue()).decode()}">'
+    )
+
 
 def draw_formulas(
-    markdown:str # a markdown cell
-) -> str: # with `$...$` and `$$...$$` outside code replaced by pictures
+    markdown: str,  # a markdown cell
+) -> str:  # with `$...$` and `$$...$$` outside code replaced by pictures
     "Replace a cell's formulas by pictures"
     parts = re.split(r'(```.*?```|`[^`\n]*`)', markdown, flags=re.S)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r'\$\$(.+?)\$\$', lambda m: formula_image(m[1], True), parts[i], flags=re.S)
-        parts[i] = re.sub(r'(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])', lambda m: formula_image(m[1]), parts[i])
+        parts[i] = re.sub(
+            r'(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])', lambda m: formula_image(m[1]), parts[i]
+        )
     return ''.join(parts)
+
 
 def _templates():
     "nbconvert's templates: it looks in this environment only, but may itself be installed in the one below (`--system-site-packages`)"
     import importlib.metadata as md
-    return [str(Path(f.locate()).resolve().parent.parent) for f in md.files('nbconvert') or () if f.match('templates/lab/index.html.j2')]
 
-def _banner(simulated): return f'<div class="cxr-simulated">{html.escape(SIMULATED)}</div>' if simulated else ''
+    return [
+        str(Path(f.locate()).resolve().parent.parent)
+        for f in md.files('nbconvert') or ()
+        if f.match('templates/lab/index.html.j2')
+    ]
+
+
+def _banner(simulated):
+    return f'<div class="cxr-simulated">{html.escape(SIMULATED)}</div>' if simulated else ''
+
 
 def render_page(
-    executed:Path, # an executed notebook
-    page:Path, # the HTML to write
-    run:str, # name of the run, for the bar at the top
-    simulated:bool=False # were the patients drawn by a program?
-) -> Path: # `page`
+    executed: Path,  # an executed notebook
+    page: Path,  # the HTML to write
+    run: str,  # name of the run, for the bar at the top
+    simulated: bool = False,  # were the patients drawn by a program?
+) -> Path:  # `page`
     "Render an executed notebook as one HTML file that needs nothing else"
     import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
     nb = nbformat.read(executed, as_version=4)
-    nb.metadata.pop('widgets', None)                                                 # live widgets need a server; a page has none
+    nb.metadata.pop('widgets', None)  # live widgets need a server; a page has none
     title = executed.stem
     for cell in nb.cells:
         if cell.cell_type == 'markdown':
-            if heading := re.match(r'# (.+)', cell.source.lstrip()): title = heading[1] if title == executed.stem else title
+            if heading := re.match(r'# (.+)', cell.source.lstrip()):
+                title = heading[1] if title == executed.stem else title
             cell.source = draw_formulas(cell.source)
         elif cell.cell_type == 'code':
-            cell.outputs = [o for o in cell.outputs if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})]
-    header = (f'<div class="cxr-bar"><b>{html.escape(title)}</b><span>run <i>{html.escape(run)}</i></span><span class="grow"></span><a href="index.html">all reports</a>'
-              '<button onclick="const d=[...document.querySelectorAll(\'details.cxr-code\')],o=!d.every(x=>x.open);d.forEach(x=>x.open=o)">code</button></div>' + _banner(simulated))
-    exporter = HTMLExporter(template_name='lab', raw_template=_TEMPLATE, extra_template_basedirs=_templates(), extra_template_paths=_templates(), embed_images=True, exclude_anchor_links=True)
+            cell.outputs = [
+                o for o in cell.outputs if 'application/vnd.jupyter.widget-view+json' not in o.get('data', {})
+            ]
+    header = (
+        f'<div class="cxr-bar"><b>{html.escape(title)}</b><span>run <i>{html.escape(run)}</i></span><span class="grow"></span><a href="index.html">all reports</a>'
+        '<button onclick="const d=[...document.querySelectorAll(\'details.cxr-code\')],o=!d.every(x=>x.open);d.forEach(x=>x.open=o)">code</button></div>'
+        + _banner(simulated)
+    )
+    exporter = HTMLExporter(
+        template_name='lab',
+        raw_template=_TEMPLATE,
+        extra_template_basedirs=_templates(),
+        extra_template_paths=_templates(),
+        embed_images=True,
+        exclude_anchor_links=True,
+    )
     exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     import markupsafe
-    resources = dict(metadata=dict(name=title, path=str(executed.parent)), cxr_css=markupsafe.Markup(_NOTEBOOK_CSS), cxr_header=markupsafe.Markup(header),
-                     cxr_footer=markupsafe.Markup(f'<footer class="cxr-foot">{html.escape(RESEARCH_USE)}</footer>'))
+
+    resources = dict(
+        metadata=dict(name=title, path=str(executed.parent)),
+        cxr_css=markupsafe.Markup(_NOTEBOOK_CSS),
+        cxr_header=markupsafe.Markup(header),
+        cxr_footer=markupsafe.Markup(f'<footer class="cxr-foot">{html.escape(RESEARCH_USE)}</footer>'),
+    )
     nb.metadata['title'] = f'{title} · {run}'
     text, _ = exporter.from_notebook_node(nb, resources)
-    with atomic_path(page) as tmp: tmp.write_text(text, encoding='utf-8')
+    with atomic_path(page) as tmp:
+        tmp.write_text(text, encoding='utf-8')
     return page
+
 
 #: Stands in a page that could not be made; the next run tries again.
 _NOT_MADE = '<!-- cxr: this page could not be made -->'
 
+
 def page_or_sentence(
-    executed:Path, # an executed notebook
-    page:Path, # the HTML to write
-    run:str, # name of the run
-    simulated:bool, # were the patients drawn by a program?
-    problems:list # a page that cannot be made is noted here
+    executed: Path,  # an executed notebook
+    page: Path,  # the HTML to write
+    run: str,  # name of the run
+    simulated: bool,  # were the patients drawn by a program?
+    problems: list,  # a page that cannot be made is noted here
 ):
     "Render a notebook; where that fails, a page that says so: the results do not depend on it"
-    try: render_page(executed, page, run, simulated)
+    try:
+        render_page(executed, page, run, simulated)
     except Exception as e:
         problem = f'{page.name} could not be made ({type(e).__name__}: {_last_line(e)}); the executed notebook is {executed.name}'
         problems.append(problem)
         text = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"></head><body>{_NOT_MADE}{_banner(simulated)}<p>{html.escape(problem)}</p></body></html>\n'
-        with atomic_path(page) as tmp: tmp.write_text(text, encoding='utf-8')
+        with atomic_path(page) as tmp:
+            tmp.write_text(text, encoding='utf-8')
+
 
 def _made_again(plan, stage, problems):
     "Render the page of a finished stage once more if it could not be made the last time"
     executed, page, _, stamp = _paths(plan, stage)
-    if _NOT_MADE not in page.read_text(encoding='utf-8')[:400]: return
+    if _NOT_MADE not in page.read_text(encoding='utf-8')[:400]:
+        return
     run, vouched = RunFolder(plan.folder), read_json(stamp)
     before = {name: seen for name, seen in run.files().items() if name not in vouched['files']}
     page_or_sentence(executed, page, plan.run, plan.simulated, problems)
     stamp_files(run, f'{stage}.run', {k: vouched[k] for k in ('key', 'parameters', 'seconds')}, before)
 
+
 #: What a page may not hold: anything that a browser would fetch from elsewhere when it opens the page.
-EXTERNAL = re.compile(r'''<script[^>]+src=|<link[^>]+href=|<(?:img|iframe|source|video|audio)[^>]+src=["'](?!data:)|@import|url\(\s*["']?https?:|import\(|from ["']https?:''')
+EXTERNAL = re.compile(
+    r'''<script[^>]+src=|<link[^>]+href=|<(?:img|iframe|source|video|audio)[^>]+src=["'](?!data:)|@import|url\(\s*["']?https?:|import\(|from ["']https?:'''
+)
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #a30b9400
 @contextlib.contextmanager
 def noted(
-    problems:list, # sentences, to which one more may come
-    what:str # that may fail
+    problems: list,  # sentences, to which one more may come
+    what: str,  # that may fail
 ) -> Iterator[None]:
     "Go on without a part of a page that cannot be made, and note it: what is known should be shown"
-    try: yield
-    except Exception as e: problems.append(f'{what} could not be shown ({type(e).__name__}: {_last_line(e)})')
+    try:
+        yield
+    except Exception as e:
+        problems.append(f'{what} could not be shown ({type(e).__name__}: {_last_line(e)})')
+
 
 def _frame_rows(frame):
     "A table as rows of text, the header first"
-    return [['', *map(str, frame.columns)], *([str(i), *map(str, row)] for i, row in zip(frame.index, frame.itertuples(index=False)))]
+    return [
+        ['', *map(str, frame.columns)],
+        *([str(i), *map(str, row)] for i, row in zip(frame.index, frame.itertuples(index=False))),
+    ]
+
 
 def _auroc_rows(folder, metrics):
     if 'conditions' in metrics:
         from cxr_lib.evaluation.report import auroc_table
+
         return 'AUROC by observation, with 95% intervals', _frame_rows(auroc_table(metrics))
-    with open(folder/'metrics.csv', newline='', encoding='utf-8') as f: return 'metrics.csv', list(csv.reader(f))
+    with open(folder / 'metrics.csv', newline='', encoding='utf-8') as f:
+        return 'metrics.csv', list(csv.reader(f))
+
 
 def _external_rows(folder):
     import pandas as pd
     from cxr_lib.evaluation.external import external_table
-    return 'Beside another model, on the same images', _frame_rows(external_table(pd.read_csv(folder/'external_comparison.csv')))
+
+    return 'Beside another model, on the same images', _frame_rows(
+        external_table(pd.read_csv(folder / 'external_comparison.csv'))
+    )
+
 
 def read_results(
-    folder:Path, # of a run
-    problems:list|None=None # what could not be read is noted here
-) -> tuple[list[str], dict[str, list[list[str]]]]: # sentences; title -> rows of a table, the header first
+    folder: Path,  # of a run
+    problems: list | None = None,  # what could not be read is noted here
+) -> tuple[list[str], dict[str, list[list[str]]]]:  # sentences; title -> rows of a table, the header first
     "The sentences of `metrics.json` and the tables that a person reads, or `metrics.csv` as it is"
     problems = [] if problems is None else problems
     metrics, said, tables = {}, [], {}
     with noted(problems, 'metrics.json'):
-        if (folder/'metrics.json').exists(): metrics = read_json(folder/'metrics.json')
+        if (folder / 'metrics.json').exists():
+            metrics = read_json(folder / 'metrics.json')
         said = metrics.get('verdict', [])
     with noted(problems, 'the table of AUROC'):
-        if 'conditions' in metrics or (folder/'metrics.csv').exists(): tables |= [_auroc_rows(folder, metrics)]
+        if 'conditions' in metrics or (folder / 'metrics.csv').exists():
+            tables |= [_auroc_rows(folder, metrics)]
     with noted(problems, 'the comparison with another model'):
-        if (folder/'external_comparison.csv').exists(): tables |= [_external_rows(folder)]
+        if (folder / 'external_comparison.csv').exists():
+            tables |= [_external_rows(folder)]
     return [said] if isinstance(said, str) else [str(s) for s in said], tables
+
 
 def _number(text):
     "A table cell for reading: three decimals, an en dash for what is not defined"
-    if text in ('', 'nan', 'NaN', 'None'): return '–'
-    try: value = float(text)
-    except ValueError: return text
-    return str(int(value)) if value == int(value) and '.' not in text.rstrip('0').rstrip('.') else f'{value:.3f}'
+    if text in ('', 'nan', 'NaN', 'None'):
+        return '–'
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return (
+        str(int(value)) if value == int(value) and '.' not in text.rstrip('0').rstrip('.') else f'{value:.3f}'
+    )
+
 
 #: File name (without .png) -> caption, in the order of the front page; other pictures follow.
-_FIGURES = {'controls': 'What the image and the note contribute', 'contact_sheet': 'A sample of the films', 'leakage_probe': 'What the notes alone give away', 'roc_curves': 'ROC curves', 'external_comparison': 'Beside another model on the same images',
-            'pr_curves': 'Precision and recall', 'reliability': 'Calibration', 'pretest': 'From pre-test to post-test probability', 'balanced': 'Balanced by pre-test probability', 'underdiagnosis': 'Who is called healthy and is not',
-            'context': 'Does the discrimination come from the context?', 'conformal': 'Prediction sets', 'risk_coverage': 'Errors among the surest cases', 'published': 'Beside the published table', 'training_curves': 'Training', 'subgroups': 'Subgroups'}
+_FIGURES = {
+    'controls': 'What the image and the note contribute',
+    'contact_sheet': 'A sample of the films',
+    'leakage_probe': 'What the notes alone give away',
+    'roc_curves': 'ROC curves',
+    'external_comparison': 'Beside another model on the same images',
+    'pr_curves': 'Precision and recall',
+    'reliability': 'Calibration',
+    'pretest': 'From pre-test to post-test probability',
+    'balanced': 'Balanced by pre-test probability',
+    'underdiagnosis': 'Who is called healthy and is not',
+    'context': 'Does the discrimination come from the context?',
+    'conformal': 'Prediction sets',
+    'risk_coverage': 'Errors among the surest cases',
+    'published': 'Beside the published table',
+    'training_curves': 'Training',
+    'subgroups': 'Subgroups',
+}
+
 
 def figures(
-    folder:Path # of a run
-) -> list[Path]: # pictures, the most telling first
+    folder: Path,  # of a run
+) -> list[Path]:  # pictures, the most telling first
     "The pictures a run left"
     order = lambda p: (list(_FIGURES).index(p.stem) if p.stem in _FIGURES else len(_FIGURES), p.name)
     return sorted((p for p in folder.glob('*.png') if not p.name.startswith('.')), key=order)
 
-_INDEX_CSS = _PAGE_CSS + '''
+
+_INDEX_CSS = (
+    _PAGE_CSS
+    + '''
 *{box-sizing:border-box}body{margin:0;background:var(--wash);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1140px;margin:0 auto;padding:20px 16px}
 h1{font-size:28px;line-height:1.2;margin:10px 0 2px}h2{font-size:18px;margin:0 0 10px}p{margin:6px 0}
@@ -613,22 +947,37 @@ ol.notebooks li{border:1px solid var(--line);border-radius:8px;padding:10px 14px
 pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px;margin:8px 0 0}
 summary{cursor:pointer;color:var(--quiet)}summary:hover{color:var(--accent)}
 '''
+)
+
 
 def _html_cell(text, column, text_columns):
     "A value and, smaller below it, its interval; words may wrap"
-    if column in text_columns or column == 0: return f'<td{" class=text" if column in text_columns else ""}>{html.escape(text)}</td>'
+    if column in text_columns or column == 0:
+        return f'<td{" class=text" if column in text_columns else ""}>{html.escape(text)}</td>'
     if with_interval := re.fullmatch(r'([-+]?[\d.]+) [\[(]([^\])]+)[\])]', text):
         low_high = 'no interval' if 'undefined' in with_interval[2] else with_interval[2]
         return f'<td>{with_interval[1]}<small>{html.escape(low_high)}</small></td>'
     text = _number(text)
     return f'<td{" class=words" if re.search("[a-z] ", text) else ""}>{html.escape(text)}</td>'
 
+
 def _html_table(rows, header=None, text_columns=()):
-    lines = ['<div class="wide"><table>'] + ([f'<thead><tr>{"".join(f"<th>{html.escape(str(h))}</th>" for h in header)}</tr></thead>'] if header else []) + ['<tbody>']
+    lines = (
+        ['<div class="wide"><table>']
+        + (
+            [f'<thead><tr>{"".join(f"<th>{html.escape(str(h))}</th>" for h in header)}</tr></thead>']
+            if header
+            else []
+        )
+        + ['<tbody>']
+    )
     for row in rows:
         mean = ' class="mean"' if str(row[0]).lower().startswith('mean') else ''
-        lines.append(f'<tr{mean}>{"".join(_html_cell(str(v), i, text_columns) for i, v in enumerate(row))}</tr>')
+        lines.append(
+            f'<tr{mean}>{"".join(_html_cell(str(v), i, text_columns) for i, v in enumerate(row))}</tr>'
+        )
     return ''.join(lines) + '</tbody></table></div>'
+
 
 def _notebook_title(path):
     "First heading and the one-line summary under it"
@@ -636,69 +985,130 @@ def _notebook_title(path):
     title, summary = re.search(r'^# (.+)$', text, re.M), re.search(r'^> (.+)$', text, re.M)
     return title[1] if title else path.stem, summary[1] if summary else ''
 
-def _plain_markdown(text): return re.sub(r'[*`_]{1,2}([^*`_]+)[*`_]{1,2}', r'\1', re.sub(r'\[([^\]]+)\]\([^)]*\)', r'\1', text))
+
+def _plain_markdown(text):
+    return re.sub(r'[*`_]{1,2}([^*`_]+)[*`_]{1,2}', r'\1', re.sub(r'\[([^\]]+)\]\([^)]*\)', r'\1', text))
+
 
 def _picture(path):
     caption = _FIGURES.get(path.stem, path.stem.replace('_', ' ').capitalize())
-    return (f'<section><h2>{html.escape(caption)}</h2><div class="wide"><img alt="{html.escape(caption)}" '
-            f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></div></section>')
+    return (
+        f'<section><h2>{html.escape(caption)}</h2><div class="wide"><img alt="{html.escape(caption)}" '
+        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></div></section>'
+    )
+
 
 def _heading(plan):
     e, values = html.escape, plan.values()
-    return (f'<h1>Chest X-ray report: {e(plan.run)}</h1><p class="quiet">data set <b>{e(str(values.get("dataset", "?")))}</b>, preset <b>{e(str(values.get("preset", "?")))}</b>, '
-            f'{time.strftime("%Y-%m-%d %H:%M")} · {e(RESEARCH_USE)}</p>')
+    return (
+        f'<h1>Chest X-ray report: {e(plan.run)}</h1><p class="quiet">data set <b>{e(str(values.get("dataset", "?")))}</b>, preset <b>{e(str(values.get("preset", "?")))}</b>, '
+        f'{time.strftime("%Y-%m-%d %H:%M")} · {e(RESEARCH_USE)}</p>'
+    )
+
 
 def _state(state, failed):
     return f'<section class="state{" failed" if failed else ""}"><h2>{"This run stopped" if failed else "This run is not finished"}</h2><pre>{html.escape(state)}</pre></section>'
 
+
 def _verdict(sentences):
     more = ''.join(f'<li>{html.escape(s)}</li>' for s in sentences[1:])
-    return f'<section class="verdict"><h2>What came out</h2><p>{html.escape(sentences[0])}</p>' + (f'<ul>{more}</ul>' if more else '') + '</section>'
+    return (
+        f'<section class="verdict"><h2>What came out</h2><p>{html.escape(sentences[0])}</p>'
+        + (f'<ul>{more}</ul>' if more else '')
+        + '</section>'
+    )
+
 
 def _notebook_link(plan, stage, ran):
     "A stage's entry in the list of executed notebooks"
     e = html.escape
     executed, page, _, stamp = _paths(plan, stage)
     title, summary = _notebook_title(plan.notebooks[stage])
-    if not ran: return f'<li><b class="quiet">{e(title)}</b><p class="quiet">not run yet</p></li>'
+    if not ran:
+        return f'<li><b class="quiet">{e(title)}</b><p class="quiet">not run yet</p></li>'
     took = f' <span class="quiet">{read_json(stamp).get("seconds", 0):.0f} s</span>' if stamp.exists() else ''
-    return (f'<li><a href="{e(page.name)}">{e(title)}</a>{took}<p class="quiet">{e(_plain_markdown(summary))}</p>'
-            f'<a class="quiet" href="{e(executed.name)}">notebook</a></li>')
+    return (
+        f'<li><a href="{e(page.name)}">{e(title)}</a>{took}<p class="quiet">{e(_plain_markdown(summary))}</p>'
+        f'<a class="quiet" href="{e(executed.name)}">notebook</a></li>'
+    )
+
 
 def _notebooks(plan, only):
     links = ''.join(_notebook_link(plan, stage, stage in only) for stage in STAGES)
-    others = (('model_card.md', 'Model card'), ('published.md', 'Beside the published table'), ('metrics.json', 'All numbers'))
-    others = ''.join(f'<li><a href="{html.escape(name)}">{html.escape(title)}</a></li>' for name, title in others if (plan.folder/name).exists())
-    return f'<section><h2>The executed notebooks</h2><ol class="notebooks">{links}</ol>' + (f'<h2>Other files</h2><ul>{others}</ul>' if others else '') + '</section>'
+    others = (
+        ('model_card.md', 'Model card'),
+        ('published.md', 'Beside the published table'),
+        ('metrics.json', 'All numbers'),
+    )
+    others = ''.join(
+        f'<li><a href="{html.escape(name)}">{html.escape(title)}</a></li>'
+        for name, title in others
+        if (plan.folder / name).exists()
+    )
+    return (
+        f'<section><h2>The executed notebooks</h2><ol class="notebooks">{links}</ol>'
+        + (f'<h2>Other files</h2><ul>{others}</ul>' if others else '')
+        + '</section>'
+    )
+
 
 def _settings(plan):
     "Parameters and versions, folded"
     from cxr_lib.foundations.core import versions
-    used = [(stage, p.name, repr(plan.values(stage)[p.name]), p.comment) for stage in STAGES for p in plan.known[stage]]
-    return ('<section><details><summary>Parameters</summary>' + _html_table(used, ('stage', 'parameter', 'value', ''), (0, 1, 2, 3)) + '</details>'
-            '<details><summary>Versions</summary>' + _html_table([(k, v or 'not installed') for k, v in versions().items()], None, (1,)) + '</details></section>')
+
+    used = [
+        (stage, p.name, repr(plan.values(stage)[p.name]), p.comment)
+        for stage in STAGES
+        for p in plan.known[stage]
+    ]
+    return (
+        '<section><details><summary>Parameters</summary>'
+        + _html_table(used, ('stage', 'parameter', 'value', ''), (0, 1, 2, 3))
+        + '</details>'
+        '<details><summary>Versions</summary>'
+        + _html_table([(k, v or 'not installed') for k, v in versions().items()], None, (1,))
+        + '</details></section>'
+    )
+
 
 def _page_blocks(plan, state, failed, only, problems):
     "(what it is, function that gives its HTML) for every part of the front page"
     complete = not state and set(only) == set(STAGES)
     sentences, tables = read_results(plan.folder, problems) if complete else ([], {})
-    sentences = [s for s in sentences if s != SIMULATED]                             # the banner says it
-    pictures = [(f'the picture {p.name}', lambda p=p: _picture(p)) for p in (figures(plan.folder) if complete else [])]
+    sentences = [s for s in sentences if s != SIMULATED]  # the banner says it
+    pictures = [
+        (f'the picture {p.name}', lambda p=p: _picture(p)) for p in (figures(plan.folder) if complete else [])
+    ]
     blocks = [('the heading', lambda: _heading(plan))]
-    if state: blocks.append(('why it is not finished', lambda: _state(state, failed)))
-    if sentences: blocks.append(('what came out', lambda: _verdict(sentences)))
+    if state:
+        blocks.append(('why it is not finished', lambda: _state(state, failed)))
+    if sentences:
+        blocks.append(('what came out', lambda: _verdict(sentences)))
     blocks += pictures[:1]
     for title, rows in tables.items():
-        blocks.append((f'the table {title!r}', lambda title=title, rows=rows: f'<section><h2>{html.escape(title)}</h2>{_html_table(rows[1:], rows[0])}</section>'))
-    return [*blocks, ('the list of notebooks', lambda: _notebooks(plan, only)), *pictures[1:], ('the parameters', lambda: _settings(plan))]
+        blocks.append(
+            (
+                f'the table {title!r}',
+                lambda title=title, rows=rows: (
+                    f'<section><h2>{html.escape(title)}</h2>{_html_table(rows[1:], rows[0])}</section>'
+                ),
+            )
+        )
+    return [
+        *blocks,
+        ('the list of notebooks', lambda: _notebooks(plan, only)),
+        *pictures[1:],
+        ('the parameters', lambda: _settings(plan)),
+    ]
+
 
 def render_index(
-    plan:Plan, # of the run
-    state:str='', # '' if finished, else why it is not
-    failed:bool=False, # did a notebook fail?
-    only:tuple=STAGES, # stages that have finished
-    problems:list|None=None # what could not be shown is noted here; the page says it too
-) -> Path: # `index.html`
+    plan: Plan,  # of the run
+    state: str = '',  # '' if finished, else why it is not
+    failed: bool = False,  # did a notebook fail?
+    only: tuple = STAGES,  # stages that have finished
+    problems: list | None = None,  # what could not be shown is noted here; the page says it too
+) -> Path:  # `index.html`
     "Write the front page of a run: one file, pictures inlined; a part that fails is replaced by a sentence, and the rest stands"
     problems = [] if problems is None else problems
     parts = []
@@ -706,132 +1116,207 @@ def render_index(
     missing = [f'<section class="state failed"><p>{html.escape(p)}</p></section>' for p in problems]
     for what, make in blocks:
         before = len(problems)
-        with noted(problems, what): parts.append(make())
-        parts += [f'<section class="state failed"><p>{html.escape(p)}</p></section>' for p in problems[before:]]
+        with noted(problems, what):
+            parts.append(make())
+        parts += [
+            f'<section class="state failed"><p>{html.escape(p)}</p></section>' for p in problems[before:]
+        ]
     parts[1:1] = missing
     e = html.escape
-    text = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{e(plan.run)} · chest X-ray report</title>'
-            f'<style>{_INDEX_CSS}</style></head><body>{_banner(plan.simulated)}<main>{"".join(parts)}</main><footer class="cxr-foot">{e(RESEARCH_USE)}</footer></body></html>\n')
-    with atomic_path(plan.folder/'index.html') as tmp: tmp.write_text(text, encoding='utf-8')
-    return plan.folder/'index.html'
+    text = (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{e(plan.run)} · chest X-ray report</title>'
+        f'<style>{_INDEX_CSS}</style></head><body>{_banner(plan.simulated)}<main>{"".join(parts)}</main><footer class="cxr-foot">{e(RESEARCH_USE)}</footer></body></html>\n'
+    )
+    with atomic_path(plan.folder / 'index.html') as tmp:
+        tmp.write_text(text, encoding='utf-8')
+    return plan.folder / 'index.html'
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #943dcf35
 class Progress:
     "Report stages and how far each is: bars on a terminal, plain lines elsewhere"
-    def __init__(self,
-        total:int, # stages of the run
-        file=None, # where to; standard error if None
-        every:float=30 # seconds between the lines of a long stage, where there is no terminal
+
+    def __init__(
+        self,
+        total: int,  # stages of the run
+        file=None,  # where to; standard error if None
+        every: float = 30,  # seconds between the lines of a long stage, where there is no terminal
     ):
         self.file, self.every, self.total, self.number = file or sys.stderr, every, total, 0
         self.bars = self.file.isatty() if hasattr(self.file, 'isatty') else False
-        self.name, self.since, self.said, self.at, self.parts = '', 0., 0., (0, 0), []
+        self.name, self.since, self.said, self.at, self.parts = '', 0.0, 0.0, (0, 0), []
         self.stages = self.cells = None
         if self.bars:
             from tqdm import tqdm
-            self.stages = tqdm(total=total, desc='stages', unit='notebook', file=self.file, dynamic_ncols=True, bar_format='{desc}: {n}/{total} |{bar:24}| {elapsed}')
-    def say(self, text:str):
+
+            self.stages = tqdm(
+                total=total,
+                desc='stages',
+                unit='notebook',
+                file=self.file,
+                dynamic_ncols=True,
+                bar_format='{desc}: {n}/{total} |{bar:24}| {elapsed}',
+            )
+
+    def say(self, text: str):
         "Print a line above the bars"
-        if self.bars: self.stages.write(text, file=self.file)
-        else: print(text, file=self.file, flush=True)
-    def skip(self, name:str):
+        if self.bars:
+            self.stages.write(text, file=self.file)
+        else:
+            print(text, file=self.file, flush=True)
+
+    def skip(self, name: str):
         "A stage that is finished already"
         self.number += 1
         self.say(f'  {name}: finished before, not run again')
-        if self.bars: self.stages.update()
-    def begin(self, name:str):
+        if self.bars:
+            self.stages.update()
+
+    def begin(self, name: str):
         "A stage begins"
         self.number += 1
-        self.name, self.since, self.said, self.at, self.parts = name, time.monotonic(), time.monotonic(), (0, 0), []
+        self.name, self.since, self.said, self.at, self.parts = (
+            name,
+            time.monotonic(),
+            time.monotonic(),
+            (0, 0),
+            [],
+        )
         if self.bars:
             from tqdm import tqdm
-            self.cells = tqdm(total=1, desc=f'  {name}', unit='cell', leave=False, file=self.file, dynamic_ncols=True, bar_format='{desc}: cell {n}/{total} |{bar:12}| {elapsed}{postfix}')
-        else: self.say(f'[{self.number}/{self.total}] {name} ...')
+
+            self.cells = tqdm(
+                total=1,
+                desc=f'  {name}',
+                unit='cell',
+                leave=False,
+                file=self.file,
+                dynamic_ncols=True,
+                bar_format='{desc}: cell {n}/{total} |{bar:12}| {elapsed}{postfix}',
+            )
+        else:
+            self.say(f'[{self.number}/{self.total}] {name} ...')
         self.over = threading.Event()
         threading.Thread(target=self._tick, args=(self.over,), daemon=True).start()
+
     def _tick(self, over):
         "A long cell may say nothing for minutes: keep the clock going"
         while not over.wait(1):
-            for bar in filter(None, (self.cells, self.stages)): bar.refresh()
+            for bar in filter(None, (self.cells, self.stages)):
+                bar.refresh()
             self._beat()
-    def cell(self, number:int, total:int, source:str=''):
+
+    def cell(self, number: int, total: int, source: str = ''):
         "A cell begins; what the one before it reported is over"
         self.at, self.parts = (number, total), []
-        if self.cells is not None: self.cells.total, self.cells.n = total, number
+        if self.cells is not None:
+            self.cells.total, self.cells.n = total, number
         self._show()
         self._beat()
-    def told(self, parts:list, keep:bool=False):
+
+    def told(self, parts: list, keep: bool = False):
         "What a cell reports: a line of its own if it is worth keeping"
         self.parts = parts
         self._show()
         if keep:
             self.said = time.monotonic()
             self.say(f'      {self.name}: {", ".join(parts)}')
-        else: self._beat()
+        else:
+            self._beat()
+
     def _show(self):
         "Beside the bar as many parts as fit"
-        if self.cells is None: return
+        if self.cells is None:
+            return
         room = shutil.get_terminal_size().columns - len(self.name) - 44
         self.cells.set_postfix_str(fit_parts(self.parts, room), refresh=True)
+
     def _beat(self):
-        if self.bars or time.monotonic() - self.said < self.every: return
+        if self.bars or time.monotonic() - self.said < self.every:
+            return
         self.said = time.monotonic()
-        doing = ', '.join(self.parts) or (f'cell {self.at[0]} of {self.at[1]}' if self.at[1] else 'starting Python')
+        doing = ', '.join(self.parts) or (
+            f'cell {self.at[0]} of {self.at[1]}' if self.at[1] else 'starting Python'
+        )
         self.say(f'      {self.name}, {time.monotonic() - self.since:.0f} s: {doing}')
-    def end(self, good:bool=True):
+
+    def end(self, good: bool = True):
         "The stage is over"
         self.over.set()
         if self.cells is not None:
             self.cells.close()
             self.cells = None
-        self.say(f'  {self.name}: {"done" if good else "stopped"} after {time.monotonic() - self.since:.1f} s')
-        if self.bars and good: self.stages.update()
+        self.say(
+            f'  {self.name}: {"done" if good else "stopped"} after {time.monotonic() - self.since:.1f} s'
+        )
+        if self.bars and good:
+            self.stages.update()
+
     def close(self):
         "No more stages"
         for bar in (self.cells, self.stages):
-            if bar is not None: bar.close()
+            if bar is not None:
+                bar.close()
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #460eb3c8
 @contextlib.contextmanager
 def only_run(
-    folder:Path # of a run
+    folder: Path,  # of a run
 ) -> Iterator[None]:
     "Hold the folder's lock; a `UsageError` if another process has it"
     from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/'.run.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout: raise UsageError(f'another run is at work in {folder}. Wait for it, stop it, or give this run another name (--run NAME).') from None
-    try: yield
-    finally: lock.release()
+    lock = FileLock(folder / '.run.lock')
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UsageError(
+            f'another run is at work in {folder}. Wait for it, stop it, or give this run another name (--run NAME).'
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 def run_stages(
-    plan:Plan, # from `plan_run`
-    force:bool=False, # run all stages again?
-    start:str|None=None, # run again from this stage on, finished or not
-    until:str|None=None, # stop after this stage
-    timeout:int|None=None, # seconds that one cell may take
-    progress:Progress|None=None, # where to report; standard error if None
-    problems:list|None=None # what could not be shown is noted here
-) -> Path: # `index.html`
+    plan: Plan,  # from `plan_run`
+    force: bool = False,  # run all stages again?
+    start: str | None = None,  # run again from this stage on, finished or not
+    until: str | None = None,  # stop after this stage
+    timeout: int | None = None,  # seconds that one cell may take
+    progress: Progress | None = None,  # where to report; standard error if None
+    problems: list | None = None,  # what could not be shown is noted here
+) -> Path:  # `index.html`
     "Execute what is not finished, in order; raises `StageFailed` at the first notebook that fails"
     problems = [] if problems is None else problems
-    for stage in filter(None, (start, until)): check_name('stage', stage, STAGES)
+    for stage in filter(None, (start, until)):
+        check_name('stage', stage, STAGES)
     last = STAGES.index(until) + 1 if until else len(STAGES)
-    if start and STAGES.index(start) >= last: raise UsageError(f'--from {start} comes after --until {until}')
+    if start and STAGES.index(start) >= last:
+        raise UsageError(f'--from {start} comes after --until {until}')
     with only_run(plan.folder):
         remove_unfinished(plan.folder, below=True)
         keys = stage_keys(plan)
         first = first_unfinished(plan, keys)
         why = why_unfinished(plan, STAGES[first], keys[STAGES[first]]) if first < len(STAGES) else ''
-        if start and STAGES.index(start) > first: raise UsageError(f'--from {start}: {STAGES[first]} has not finished with these parameters ({why}). Leave --from out to run it.')
+        if start and STAGES.index(start) > first:
+            raise UsageError(
+                f'--from {start}: {STAGES[first]} has not finished with these parameters ({why}). Leave --from out to run it.'
+            )
         begin = 0 if force else min(first, STAGES.index(start)) if start else first
         again = begin == first < last and _paths(plan, STAGES[first])[-1].exists()
         progress = progress or Progress(last)
-        if said := RunFolder(plan.folder).mend_config(): progress.say(f'  {said}')
-        if begin < last: retract(plan, STAGES[begin:])
-        if force or start: shutil.rmtree(plan.folder/'.checkpoints', ignore_errors=True)      # again means again, not from where a killed run was
-        if again: progress.say(f'  {plan.notebooks[STAGES[first]].stem} is run again, and what follows it: {why}')
+        if said := RunFolder(plan.folder).mend_config():
+            progress.say(f'  {said}')
+        if begin < last:
+            retract(plan, STAGES[begin:])
+        if force or start:
+            shutil.rmtree(
+                plan.folder / '.checkpoints', ignore_errors=True
+            )  # again means again, not from where a killed run was
+        if again:
+            progress.say(f'  {plan.notebooks[STAGES[first]].stem} is run again, and what follows it: {why}')
         try:
             for i, stage in enumerate(STAGES[:last]):
                 executed, page, failed, stamp = _paths(plan, stage)
@@ -840,167 +1325,334 @@ def run_stages(
                     _made_again(plan, stage, problems)
                     continue
                 render_index(plan, f'{executed.stem} is under way.', only=STAGES[:i])
-                progress.begin(executed.stem); since, good, before = time.monotonic(), False, RunFolder(plan.folder).files()
+                progress.begin(executed.stem)
+                since, good, before = time.monotonic(), False, RunFolder(plan.folder).files()
                 try:
-                    execute(plan.notebooks[stage], executed, plan.passed[stage], plan.home, failed, timeout, progress.cell, on_progress=progress.told)
+                    execute(
+                        plan.notebooks[stage],
+                        executed,
+                        plan.passed[stage],
+                        plan.home,
+                        failed,
+                        timeout,
+                        progress.cell,
+                        on_progress=progress.told,
+                    )
                     if not RunFolder(plan.folder).stamped(stage):
-                        raise StageFailed(executed.name, 0, '', f'it ended without saying that it finished: its last cell has to call run_folder(run).finish({stage!r}, ...)', executed)
+                        raise StageFailed(
+                            executed.name,
+                            0,
+                            '',
+                            f'it ended without saying that it finished: its last cell has to call run_folder(run).finish({stage!r}, ...)',
+                            executed,
+                        )
                     page_or_sentence(executed, page, plan.run, plan.simulated, problems)
-                    stamp_files(RunFolder(plan.folder), f'{stage}.run', dict(key=keys[stage], parameters=plan.passed[stage], seconds=round(time.monotonic() - since, 1)), before)
+                    stamp_files(
+                        RunFolder(plan.folder),
+                        f'{stage}.run',
+                        dict(
+                            key=keys[stage],
+                            parameters=plan.passed[stage],
+                            seconds=round(time.monotonic() - since, 1),
+                        ),
+                        before,
+                    )
                     good = True
                 except StageFailed as e:
                     render_index(plan, str(e), failed=True, only=STAGES[:i])
                     raise
-                finally: progress.end(good)
-        finally: progress.close()
+                finally:
+                    progress.end(good)
+        finally:
+            progress.close()
         done = max(last, begin)
-        return render_index(plan, '' if done == len(STAGES) else f'It was asked to stop after {STAGES[done - 1]} (--until).', only=STAGES[:done], problems=problems)
+        return render_index(
+            plan,
+            '' if done == len(STAGES) else f'It was asked to stop after {STAGES[done - 1]} (--until).',
+            only=STAGES[:done],
+            problems=problems,
+        )
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #e2256b8c
 def print_results(
-    folder:Path, # of a finished run
-    file=None # where to; standard output if None
+    folder: Path,  # of a finished run
+    file=None,  # where to; standard output if None
 ):
     "The headline and the tables, as text"
     problems = []
     sentences, tables = read_results(folder, problems)
-    for sentence in [*sentences, *problems]: print(sentence, file=file)
+    for sentence in [*sentences, *problems]:
+        print(sentence, file=file)
     for title, table in tables.items():
         rows = [table[0]] + [[r[0], *map(_number, r[1:])] for r in table[1:]]
         keep, room = 1, shutil.get_terminal_size((200, 20)).columns
         widths = [max(len(r[i]) for r in rows if i < len(r)) for i in range(len(table[0]))]
-        while keep < len(widths) and sum(widths[:keep + 1]) + 2 * keep <= room: keep += 1
+        while keep < len(widths) and sum(widths[: keep + 1]) + 2 * keep <= room:
+            keep += 1
         print(f'\n{title}', file=file)
-        for r in rows: print('  '.join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(r[:keep], widths))).rstrip(), file=file)
-        if keep < len(widths): print(f'(further columns: {", ".join(table[0][keep:])})', file=file)
+        for r in rows:
+            print(
+                '  '.join(
+                    v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(r[:keep], widths))
+                ).rstrip(),
+                file=file,
+            )
+        if keep < len(widths):
+            print(f'(further columns: {", ".join(table[0][keep:])})', file=file)
+
 
 def print_parameters(
-    dataset:str|None=None, # show the run's defaults for this data set; the notebooks' default if None
-    file=None # where to; standard output if None
+    dataset: str | None = None,  # show the run's defaults for this data set; the notebooks' default if None
+    file=None,  # where to; standard output if None
 ):
     "Every parameter by notebook: its value in `cxr run`, the notebook's own default where that differs, its comment"
     plan = plan_run({})
     dataset = dataset or plan.values().get('dataset')
-    if table := _table('data.catalogue', 'DATASETS'): check_name('dataset', dataset, table)
+    if table := _table('data.catalogue', 'DATASETS'):
+        check_name('dataset', dataset, table)
     full = {**RUN_DEFAULTS['any'], **RUN_DEFAULTS.get(dataset, {})}
     for stage, notebook in plan.notebooks.items():
         print(f'\n{notebook.name}', file=file)
         for p in plan.known[stage]:
             value = {'run': dataset, 'dataset': dataset}.get(p.name, full.get(p.name, p.default))
-            small = f' (stepping through: {p.default!r})' if value != p.default and p.name not in ('run', 'dataset') else ''
+            small = (
+                f' (stepping through: {p.default!r})'
+                if value != p.default and p.name not in ('run', 'dataset')
+                else ''
+            )
             print(f'  {p.name:<20} {value!r:<14} {p.comment}{small}', file=file)
     print('\nSet any of them with -p NAME VALUE.', file=file)
 
+
 class PageFailed(RuntimeError):
     "The results are there, but a page is not whole"
-    def __init__(self, problems:list): super().__init__('the results are there, but not every page: ' + '; '.join(problems))
+
+    def __init__(self, problems: list):
+        super().__init__('the results are there, but not every page: ' + '; '.join(problems))
+
 
 def _run_command(args):
     given = {}
-    for name, value in [(n, getattr(args, n)) for n in ('dataset', 'root', 'preset')] + [tuple(p) for p in args.parameter]:
-        if value is None: continue
-        if given.setdefault(name, value) != value: raise UsageError(f'{name} is given twice: {given[name]!r} and {value!r}')
+    for name, value in [(n, getattr(args, n)) for n in ('dataset', 'root', 'preset')] + [
+        tuple(p) for p in args.parameter
+    ]:
+        if value is None:
+            continue
+        if given.setdefault(name, value) != value:
+            raise UsageError(f'{name} is given twice: {given[name]!r} and {value!r}')
     plan = plan_run(given, args.run)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))            # lets the notebook's Python be stopped too
-    if args.timeout is not None and args.timeout < 1: raise UsageError(f'--timeout is {args.timeout}; expected at least 1 second')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # lets the notebook's Python be stopped too
+    if args.timeout is not None and args.timeout < 1:
+        raise UsageError(f'--timeout is {args.timeout}; expected at least 1 second')
     problems, index = [], None
-    try: index = run_stages(plan, args.force, args.start, args.until, args.timeout, problems=problems)
-    except (StageFailed, UsageError): raise
-    except Exception as e:                                             # a page or a stamp: what was computed is there, and is printed
-        if not RunFolder(plan.folder).done(STAGES[-1]): raise
-        problems.append(machine_error(e) if isinstance(e, OSError) else f'{type(e).__name__}: {_last_line(e)}')
+    try:
+        index = run_stages(plan, args.force, args.start, args.until, args.timeout, problems=problems)
+    except (StageFailed, UsageError):
+        raise
+    except Exception as e:  # a page or a stamp: what was computed is there, and is printed
+        if not RunFolder(plan.folder).done(STAGES[-1]):
+            raise
+        problems.append(
+            machine_error(e) if isinstance(e, OSError) else f'{type(e).__name__}: {_last_line(e)}'
+        )
     if args.until in (None, STAGES[-1]):
         print()
         print_results(plan.folder)
-    if index: print(f'\nReport: {index}')
-    if problems: raise PageFailed(problems)
+    if index:
+        print(f'\nReport: {index}')
+    if problems:
+        raise PageFailed(problems)
+
 
 def _where_command(args):
     plan = plan_run({}, args.run)
-    if not (plan.folder/'index.html').exists():
-        runs = [run.name for run in list_runs(plan.home) if (run.path/'index.html').exists()]
-        raise UsageError(f'no report of a run {args.run!r}' + (f'; there are {", ".join(runs)}' if runs else '; there are none yet: start one with `cxr run`'))
-    print(plan.folder/'index.html')
+    if not (plan.folder / 'index.html').exists():
+        runs = [run.name for run in list_runs(plan.home) if (run.path / 'index.html').exists()]
+        raise UsageError(
+            f'no report of a run {args.run!r}'
+            + (f'; there are {", ".join(runs)}' if runs else '; there are none yet: start one with `cxr run`')
+        )
+    print(plan.folder / 'index.html')
+
 
 def _demo_command(args):
     import subprocess
-    folder = notebooks_folder(); notebook = folder/'08_demo.ipynb'
-    if not notebook.exists(): raise UsageError(f'{notebook} is not there')
-    if folder.parent != project_root():                                # not a checkout: leave the installed copy as it is
-        notebook = Path(shutil.copy(notebook, Path.cwd())) if not (Path.cwd()/notebook.name).exists() else Path.cwd()/notebook.name
+
+    folder = notebooks_folder()
+    notebook = folder / '08_demo.ipynb'
+    if not notebook.exists():
+        raise UsageError(f'{notebook} is not there')
+    if folder.parent != project_root():  # not a checkout: leave the installed copy as it is
+        notebook = (
+            Path(shutil.copy(notebook, Path.cwd()))
+            if not (Path.cwd() / notebook.name).exists()
+            else Path.cwd() / notebook.name
+        )
     command = [sys.executable, '-m', 'jupyterlab', str(notebook)]
     print(' '.join(command), flush=True)
-    if not args.print: sys.exit(subprocess.call(command))
+    if not args.print:
+        sys.exit(subprocess.call(command))
+
 
 def _download_command(args):
     from cxr_lib.data.download import DOWNLOADS, DownloadError, describe_downloads, fetch
-    if not args.name: print(describe_downloads()); return
+
+    if not args.name:
+        print(describe_downloads())
+        return
     check_name('data set', args.name, DOWNLOADS)
-    try: fetch(args.name, args.to, images=args.images, accept_licence=args.accept_licence)
-    except DownloadError as e: raise UsageError(e) from None
-    except KeyboardInterrupt: print('\ncxr: interrupted. What came so far is kept: the same command goes on from there.', file=sys.stderr); sys.exit(130)
+    try:
+        fetch(args.name, args.to, images=args.images, accept_licence=args.accept_licence)
+    except DownloadError as e:
+        raise UsageError(e) from None
+    except KeyboardInterrupt:
+        print(
+            '\ncxr: interrupted. What came so far is kept: the same command goes on from there.',
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
 
 def _parser():
     from cxr_lib import __version__
-    p = argparse.ArgumentParser(prog='cxr', description='Multimodal reasoning on chest X-rays: run the stage notebooks and read their reports.', epilog=RESEARCH_USE)
+
+    p = argparse.ArgumentParser(
+        prog='cxr',
+        description='Multimodal reasoning on chest X-rays: run the stage notebooks and read their reports.',
+        epilog=RESEARCH_USE,
+    )
     p.add_argument('--version', action='version', version=f'cxr_lib {__version__}')
     commands = p.add_subparsers(dest='command', metavar='COMMAND')
-    r = commands.add_parser('run', help='execute the stage notebooks in order and write reports/<run>/', epilog='`cxr params` lists what -p can set. A second run with the same parameters skips what is finished.')
-    r.add_argument('--run', metavar='NAME', help="name of the run, or a folder for it (default: the data set's name)")
+    r = commands.add_parser(
+        'run',
+        help='execute the stage notebooks in order and write reports/<run>/',
+        epilog='`cxr params` lists what -p can set. A second run with the same parameters skips what is finished.',
+    )
+    r.add_argument(
+        '--run', metavar='NAME', help="name of the run, or a folder for it (default: the data set's name)"
+    )
     r.add_argument('--dataset', metavar='NAME', help='source of the studies (default: simulated)')
     r.add_argument('--root', metavar='FOLDER', help="the data set's folder")
     r.add_argument('--preset', metavar='NAME', help='size of the model: tiny, offline, base')
-    r.add_argument('-p', '--parameter', nargs=2, metavar=('NAME', 'VALUE'), action='append', default=[], help='set any parameter of the notebooks; may be repeated')
+    r.add_argument(
+        '-p',
+        '--parameter',
+        nargs=2,
+        metavar=('NAME', 'VALUE'),
+        action='append',
+        default=[],
+        help='set any parameter of the notebooks; may be repeated',
+    )
     r.add_argument('--force', action='store_true', help='run all stages again')
-    r.add_argument('--from', dest='start', metavar='STAGE', help=f'run again from this stage on: {", ".join(STAGES)}')
+    r.add_argument(
+        '--from', dest='start', metavar='STAGE', help=f'run again from this stage on: {", ".join(STAGES)}'
+    )
     r.add_argument('--until', metavar='STAGE', help='stop after this stage')
-    r.add_argument('--timeout', type=int, metavar='SECONDS', help='longest time that one cell may take (default: any)')
+    r.add_argument(
+        '--timeout', type=int, metavar='SECONDS', help='longest time that one cell may take (default: any)'
+    )
     r.set_defaults(call=_run_command)
     q = commands.add_parser('params', help='list every parameter by notebook')
     q.add_argument('--dataset', metavar='NAME', help='show the defaults for this data set')
     q.set_defaults(call=lambda args: print_parameters(args.dataset))
     w = commands.add_parser('where', help="print the path of a run's report")
-    w.add_argument('run', metavar='RUN'); w.set_defaults(call=_where_command)
+    w.add_argument('run', metavar='RUN')
+    w.set_defaults(call=_where_command)
     d = commands.add_parser('demo', help='open the demo notebook in JupyterLab')
-    d.add_argument('--print', action='store_true', help='only print the command'); d.set_defaults(call=_demo_command)
-    g = commands.add_parser('download', help='fetch a public data set; without a name: list what there is', epilog='The same command resumes a download that was stopped.')
-    g.add_argument('name', nargs='?', metavar='NAME', help='which one; without it, a list with sizes and licences is printed')
+    d.add_argument('--print', action='store_true', help='only print the command')
+    d.set_defaults(call=_demo_command)
+    g = commands.add_parser(
+        'download',
+        help='fetch a public data set; without a name: list what there is',
+        epilog='The same command resumes a download that was stopped.',
+    )
+    g.add_argument(
+        'name',
+        nargs='?',
+        metavar='NAME',
+        help='which one; without it, a list with sizes and licences is printed',
+    )
     g.add_argument('--to', metavar='FOLDER', help='where to (default: data/NAME in the project)')
-    g.add_argument('--images', action='store_true', help='fetch the images too, where they are apart from the reports (openi)')
-    g.add_argument('--accept-licence', action='store_true', help='accept the terms that are shown'); g.set_defaults(call=_download_command)
+    g.add_argument(
+        '--images',
+        action='store_true',
+        help='fetch the images too, where they are apart from the reports (openi)',
+    )
+    g.add_argument('--accept-licence', action='store_true', help='accept the terms that are shown')
+    g.set_defaults(call=_download_command)
     return p
 
+
 #: Characters that some code pages lack, and what stands for them.
-_PLAIN = {'–': '-', '—': '-', '…': '...', '≥': '>=', '≤': '<=', '×': 'x', '·': '-', '’': "'", '→': '->', '±': '+/-', '°': ' degrees', '▲': '^', '▼': 'v'}
+_PLAIN = {
+    '–': '-',
+    '—': '-',
+    '…': '...',
+    '≥': '>=',
+    '≤': '<=',
+    '×': 'x',
+    '·': '-',
+    '’': "'",
+    '→': '->',
+    '±': '+/-',
+    '°': ' degrees',
+    '▲': '^',
+    '▼': 'v',
+}
+
 
 def plain_characters(
-    error:UnicodeEncodeError # of a stream whose code page lacks a character
-) -> tuple[str, int]: # what to write, and where to go on
+    error: UnicodeEncodeError,  # of a stream whose code page lacks a character
+) -> tuple[str, int]:  # what to write, and where to go on
     "A plain character instead of one that a terminal's code page lacks; the others are written as \\uXXXX"
-    missing = error.object[error.start:error.end]
+    missing = error.object[error.start : error.end]
     return ''.join(_PLAIN.get(c, c) for c in missing).encode('ascii', 'backslashreplace').decode(), error.end
+
 
 def _speak_plainly():
     "No output dies on a character, whatever the code page"
     codecs.register_error('cxr_plain', plain_characters)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='cxr_plain')
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='cxr_plain')
+
 
 def main(
-    argv:list[str]|None=None # arguments; the command line's if None
-) -> int: # exit code: 0 done, 1 a notebook, a page or the machine failed, 2 what was asked for cannot be done, 130 interrupted
+    argv: list[str] | None = None,  # arguments; the command line's if None
+) -> int:  # exit code: 0 done, 1 a notebook, a page or the machine failed, 2 what was asked for cannot be done, 130 interrupted
     "The command `cxr`"
     _speak_plainly()
-    parser = _parser(); args = parser.parse_args(argv)
-    if not args.command: parser.print_help(); return 0
-    try: args.call(args)
-    except UsageError as e: print(f'cxr: {e}', file=sys.stderr); return 2
-    except StageFailed as e: print(f'\ncxr: {e}\n  Put it right and give the same command: finished stages are not run again.', file=sys.stderr); return 1
-    except PageFailed as e: print(f'\ncxr: {e}', file=sys.stderr); return 1
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())       # piped into `head`
-    except OSError as e: print(f'\ncxr: {machine_error(e)}', file=sys.stderr); return 1
-    except KeyboardInterrupt: print('\ncxr: interrupted. The same command goes on from the stage that was under way.', file=sys.stderr); return 130
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not args.command:
+        parser.print_help()
+        return 0
+    try:
+        args.call(args)
+    except UsageError as e:
+        print(f'cxr: {e}', file=sys.stderr)
+        return 2
+    except StageFailed as e:
+        print(
+            f'\ncxr: {e}\n  Put it right and give the same command: finished stages are not run again.',
+            file=sys.stderr,
+        )
+        return 1
+    except PageFailed as e:
+        print(f'\ncxr: {e}', file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # piped into `head`
+    except OSError as e:
+        print(f'\ncxr: {machine_error(e)}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            '\ncxr: interrupted. The same command goes on from the stage that was under way.', file=sys.stderr
+        )
+        return 130
     return 0
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #c7b001d1
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())     # a notebook has no __file__
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())  # a notebook has no __file__

@@ -17,84 +17,122 @@ import cv2, numpy as np
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #851d8c5e
 #: Every CheXpert observation except No Finding; each is drawn on its own.
-SIGNS = ('Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema', 'Consolidation', 'Pneumonia',
-         'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices')
+SIGNS = (
+    'Enlarged Cardiomediastinum',
+    'Cardiomegaly',
+    'Lung Opacity',
+    'Lung Lesion',
+    'Edema',
+    'Consolidation',
+    'Pneumonia',
+    'Atelectasis',
+    'Pneumothorax',
+    'Pleural Effusion',
+    'Pleural Other',
+    'Fracture',
+    'Support Devices',
+)
 SEXES, PROJECTIONS = ('Female', 'Male'), ('PA', 'AP')
 MARK = 'SIMULATED'
+
 
 @dataclass
 class Radiograph:
     "A drawn frontal radiograph in radiological orientation: the patient's right is on the viewer's left"
-    image:np.ndarray # uint8, (size, size)
-    masks:dict[str, np.ndarray]=field(default_factory=dict) # sign -> bool (size, size), for the signs that are visible
+
+    image: np.ndarray  # uint8, (size, size)
+    masks: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # sign -> bool (size, size), for the signs that are visible
+
 
 def magnitude(
-    strength:float # latent strength: N(0,1) in patients without the sign, N(d,1) with d from 2 to 3 in those with it
-) -> float: # how much of a sign that can be absent is drawn; 0 up to a strength of 0.5
+    strength: float,  # latent strength: N(0,1) in patients without the sign, N(d,1) with d from 2 to 3 in those with it
+) -> float:  # how much of a sign that can be absent is drawn; 0 up to a strength of 0.5
     "What is left of a strength above the threshold of visibility"
-    return max(0., float(strength) - .5)
+    return max(0.0, float(strength) - 0.5)
+
 
 def sign_rng(
-    seed:int, # the patient's seed
-    sign:str # one of `SIGNS`
-) -> np.random.Generator: # a stream of its own, so that one sign's strength never moves another sign
+    seed: int,  # the patient's seed
+    sign: str,  # one of `SIGNS`
+) -> np.random.Generator:  # a stream of its own, so that one sign's strength never moves another sign
     "Random numbers for where and how a sign appears"
     return np.random.default_rng([seed, 1 + SIGNS.index(sign)])
 
-def _side(rng): return 1 if rng.random() < .5 else -1
+
+def _side(rng):
+    return 1 if rng.random() < 0.5 else -1
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #65b40ce8
 @functools.lru_cache(maxsize=128)
-def _spline_basis(n_control:int, n:int, closed:bool) -> np.ndarray:
+def _spline_basis(n_control: int, n: int, closed: bool) -> np.ndarray:
     "Catmull-Rom weights, (n, n_control): computed once for each number of control points"
     k = n_control if closed else n_control - 1
     t = np.linspace(0, k, n, endpoint=not closed)
-    i = np.minimum(t.astype(int), k - 1); f = t - i
-    weights = np.stack([-f + 2*f**2 - f**3, 2 - 5*f**2 + 3*f**3, f + 4*f**2 - 3*f**3, -f**2 + f**3]) / 2
+    i = np.minimum(t.astype(int), k - 1)
+    f = t - i
+    weights = (
+        np.stack([-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, -(f**2) + f**3]) / 2
+    )
     basis = np.zeros((n, n_control))
     for j in range(4):
         column = (i + j - 1) % n_control if closed else np.clip(i + j - 1, 0, n_control - 1)
         np.add.at(basis, (np.arange(n), column), weights[j])
     return basis
 
+
 def curve(
-    points, # control points, (k, 2), or values, (k, 1)
-    n:int=40, # samples
-    closed:bool=False # does the last point join the first?
-) -> np.ndarray: # (n, 2)
+    points,  # control points, (k, 2), or values, (k, 1)
+    n: int = 40,  # samples
+    closed: bool = False,  # does the last point join the first?
+) -> np.ndarray:  # (n, 2)
     "A smooth curve through control points"
     points = np.asarray(points, float)
     return _spline_basis(len(points), n, closed) @ points
 
+
 def band(
-    path:np.ndarray, # (..., n, 2)
-    width # one width, or n of them, or an array (..., n)
-) -> np.ndarray: # polygons, (..., 2n, 2)
+    path: np.ndarray,  # (..., n, 2)
+    width,  # one width, or n of them, or an array (..., n)
+) -> np.ndarray:  # polygons, (..., 2n, 2)
     "The outline of a stroke along a path"
-    p = np.ascontiguousarray(path, float).view(complex)[..., 0]; n = p.shape[-1]; along = np.empty_like(p)      # points of the plane as complex numbers: half the work
-    np.subtract(p[..., 2:], p[..., :-2], out=along[..., 1:-1]); along[..., 0], along[..., -1] = p[..., 1] - p[..., 0], p[..., -1] - p[..., -2]
-    aside = along*(.5j*width/(np.abs(along) + 1e-9)); outline = np.empty(aside.shape[:-1] + (2*n,), complex)
-    outline[..., :n] = p + aside; np.subtract(p, aside, out=outline[..., :n-1:-1])
+    p = np.ascontiguousarray(path, float).view(complex)[..., 0]
+    n = p.shape[-1]
+    along = np.empty_like(p)  # points of the plane as complex numbers: half the work
+    np.subtract(p[..., 2:], p[..., :-2], out=along[..., 1:-1])
+    along[..., 0], along[..., -1] = p[..., 1] - p[..., 0], p[..., -1] - p[..., -2]
+    aside = along * (0.5j * width / (np.abs(along) + 1e-9))
+    outline = np.empty(aside.shape[:-1] + (2 * n,), complex)
+    outline[..., :n] = p + aside
+    np.subtract(p, aside, out=outline[..., : n - 1 : -1])
     return outline[..., None].view(float)
 
+
 @functools.lru_cache(maxsize=8)
-def _circle(n:int) -> np.ndarray:
-    a = np.linspace(0, 2*np.pi, n, endpoint=False)
+def _circle(n: int) -> np.ndarray:
+    a = np.linspace(0, 2 * np.pi, n, endpoint=False)
     return np.stack([np.cos(a), np.sin(a)], -1)
 
-def disc(x:float, y:float, rx:float, ry:float|None=None, n:int=24) -> np.ndarray:
-    "An ellipse as a polygon"
-    return _circle(n)*(rx, ry or rx) + (x, y)
 
-def mirror(path:np.ndarray, side:int) -> np.ndarray:
+def disc(x: float, y: float, rx: float, ry: float | None = None, n: int = 24) -> np.ndarray:
+    "An ellipse as a polygon"
+    return _circle(n) * (rx, ry or rx) + (x, y)
+
+
+def mirror(path: np.ndarray, side: int) -> np.ndarray:
     "A path drawn on the viewer's right, moved to `side`: -1 the viewer's left, 1 the right"
     return path * _SIDE[side]
 
-_SIDE = {1: np.array([1., 1.]), -1: np.array([-1., 1.])}
-BOTH = np.stack([_SIDE[-1], _SIDE[1]])[:, None]     # both sides of a path at once: `path*BOTH` has the shape (2, n, 2)
+
+_SIDE = {1: np.array([1.0, 1.0]), -1: np.array([-1.0, 1.0])}
+BOTH = np.stack([_SIDE[-1], _SIDE[1]])[
+    :, None
+]  # both sides of a path at once: `path*BOTH` has the shape (2, n, 2)
+
 
 @functools.lru_cache(maxsize=256)
-def taper(start:float, stop:float, n:int) -> np.ndarray:
+def taper(start: float, stop: float, n: int) -> np.ndarray:
     "`np.linspace`, remembered: widths that run from one value to another"
     return np.linspace(start, stop, n)
 
@@ -103,351 +141,791 @@ def taper(start:float, stop:float, n:int) -> np.ndarray:
 COARSE = 64
 
 #: glibc returns freed arrays as large as a film to the system and fetches them again, a tenth of the drawing time, until it has seen a larger one freed
-_ = np.empty(2**24, np.uint8); del _
+_ = np.empty(2**24, np.uint8)
+del _
+
 
 @functools.lru_cache(maxsize=8)
-def _grid(size:int):
-    centers = (np.arange(size, dtype=np.float32) + .5) / size
+def _grid(size: int):
+    centers = (np.arange(size, dtype=np.float32) + 0.5) / size
     return np.meshgrid(centers, centers)
+
 
 class Frame:
     "A film of `size` pixels on which a body lies turned by `angle`, magnified by `scale` and shifted by `shift`; `X`, `Y`: the body coordinates of the coarse sheet"
-    def __init__(self, size:int, angle:float=0., scale:float=1., shift=(0., 0.)):
-        c, s = math.cos(angle)*scale, math.sin(angle)*scale
-        self.size, self.factor = size, 32*size*complex(c, s); gx, gy = _grid(COARSE); tx, ty = .5 + float(shift[0]), .5 + float(shift[1])
-        self.offset = 32*size*complex(tx, ty) - 8 - 8j - .5j*self.factor; c, s = c/scale**2, s/scale**2      # the inverse of a turn and a magnification
-        self.X, self.Y = c*(gx - tx) + s*(gy - ty), c*(gy - ty) - s*(gx - tx) + .5
-    def place(self, points:np.ndarray) -> np.ndarray:
+
+    def __init__(self, size: int, angle: float = 0.0, scale: float = 1.0, shift=(0.0, 0.0)):
+        c, s = math.cos(angle) * scale, math.sin(angle) * scale
+        self.size, self.factor = size, 32 * size * complex(c, s)
+        gx, gy = _grid(COARSE)
+        tx, ty = 0.5 + float(shift[0]), 0.5 + float(shift[1])
+        self.offset = 32 * size * complex(tx, ty) - 8 - 8j - 0.5j * self.factor
+        c, s = c / scale**2, s / scale**2  # the inverse of a turn and a magnification
+        self.X, self.Y = c * (gx - tx) + s * (gy - ty), c * (gy - ty) - s * (gx - tx) + 0.5
+
+    def place(self, points: np.ndarray) -> np.ndarray:
         "Body coordinates to sixteenths of a pixel of the doubled film"
-        p = np.ascontiguousarray(points, float).view(complex)*self.factor; p += self.offset
+        p = np.ascontiguousarray(points, float).view(complex) * self.factor
+        p += self.offset
         return np.rint(p.view(float)).astype(np.int32)
-    def canvas(self) -> np.ndarray: return np.zeros((2*self.size, 2*self.size), np.uint8)
-    def paint(self, canvas:np.ndarray, polygons, values, line=cv2.LINE_8):
+
+    def canvas(self) -> np.ndarray:
+        return np.zeros((2 * self.size, 2 * self.size), np.uint8)
+
+    def paint(self, canvas: np.ndarray, polygons, values, line=cv2.LINE_8):
         "Paint polygons (n, 2), one over the other; families (k, n, 2) of polygons that do not touch one another are painted in one stroke"
         points, i = self.place(np.concatenate([p.reshape(-1, 2) for p in polygons])), 0
         for p, v in zip(polygons, values):
-            j = i + p.size//2; part = points[i:j]; i = j
+            j = i + p.size // 2
+            part = points[i:j]
+            i = j
             cv2.fillPoly(canvas, [part] if p.ndim == 2 else list(part.reshape(p.shape)), v, line, 4)
-    def fill(self, polygons, values=1., line=cv2.LINE_8) -> np.ndarray:
+
+    def fill(self, polygons, values=1.0, line=cv2.LINE_8) -> np.ndarray:
         "A layer 0 to 1 with polygons painted one over the other; `line=cv2.LINE_AA` for the large borders that everybody looks at"
         canvas = self.canvas()
-        if len(polygons): self.paint(canvas, polygons, (np.ones(len(polygons))*255*values).tolist(), line)
+        if len(polygons):
+            self.paint(canvas, polygons, (np.ones(len(polygons)) * 255 * values).tolist(), line)
         return self.layer(canvas)
-    def layer(self, canvas:np.ndarray) -> np.ndarray:
+
+    def layer(self, canvas: np.ndarray) -> np.ndarray:
         "A doubled canvas of bytes as a layer 0 to 1"
-        a = cv2.resize(canvas, (self.size, self.size), interpolation=cv2.INTER_AREA).astype(np.float32); a *= np.float32(1/255)
+        a = cv2.resize(canvas, (self.size, self.size), interpolation=cv2.INTER_AREA).astype(np.float32)
+        a *= np.float32(1 / 255)
         return a
-    def blur(self, a:np.ndarray, sigma:float) -> np.ndarray:
+
+    def blur(self, a: np.ndarray, sigma: float) -> np.ndarray:
         "Gaussian blur of either sheet; `sigma` in picture widths"
-        pixels = sigma*len(a); n = 2*math.ceil(2.2*pixels) + 1
-        return a if pixels < .3 else cv2.GaussianBlur(a, (n, n), pixels)
-    def blob(self, x, y, rx, ry=None, angle=0., power=1.) -> np.ndarray:
+        pixels = sigma * len(a)
+        n = 2 * math.ceil(2.2 * pixels) + 1
+        return a if pixels < 0.3 else cv2.GaussianBlur(a, (n, n), pixels)
+
+    def blob(self, x, y, rx, ry=None, angle=0.0, power=1.0) -> np.ndarray:
         "Coarse: a soft ellipse with maximum 1; a higher power gives it a flatter top and a sharper edge"
-        rx, ry = float(rx), float(ry or rx); u, v = self.X - float(x), self.Y - float(y)
-        if angle: c, s = math.cos(angle), math.sin(angle); u, v = u*c + v*s, v*c - u*s
-        u *= 1/rx; v *= 1/ry; u *= u; v *= v; u += v
-        if power != 1.: u = cv2.pow(u, float(power))
-        u *= np.float32(-.5)
+        rx, ry = float(rx), float(ry or rx)
+        u, v = self.X - float(x), self.Y - float(y)
+        if angle:
+            c, s = math.cos(angle), math.sin(angle)
+            u, v = u * c + v * s, v * c - u * s
+        u *= 1 / rx
+        v *= 1 / ry
+        u *= u
+        v *= v
+        u += v
+        if power != 1.0:
+            u = cv2.pow(u, float(power))
+        u *= np.float32(-0.5)
         return cv2.exp(u)
-    def texture(self, rng:np.random.Generator, cells:int) -> np.ndarray:
+
+    def texture(self, rng: np.random.Generator, cells: int) -> np.ndarray:
         "Coarse: smooth noise, about `cells` waves across, the same at every size"
-        return cv2.resize(rng.standard_normal((cells, cells), dtype=np.float32), (COARSE, COARSE), interpolation=cv2.INTER_CUBIC)
-    def enlarge(self, coarse:np.ndarray, how=cv2.INTER_LINEAR) -> np.ndarray:
+        return cv2.resize(
+            rng.standard_normal((cells, cells), dtype=np.float32),
+            (COARSE, COARSE),
+            interpolation=cv2.INTER_CUBIC,
+        )
+
+    def enlarge(self, coarse: np.ndarray, how=cv2.INTER_LINEAR) -> np.ndarray:
         "From the coarse sheet to the film"
         return cv2.resize(coarse, (self.size, self.size), interpolation=how)
-    def shrink(self, layer:np.ndarray) -> np.ndarray:
+
+    def shrink(self, layer: np.ndarray) -> np.ndarray:
         "From the film to the coarse sheet"
         return cv2.resize(layer, (COARSE, COARSE), interpolation=cv2.INTER_LINEAR)
 
-def ramp(x:np.ndarray, width:float) -> np.ndarray:
+
+def ramp(x: np.ndarray, width: float) -> np.ndarray:
     "0 below, 1 above zero, rising linearly over `width`"
-    return np.clip(x*(1/float(width)) + .5, 0, 1)
+    return np.clip(x * (1 / float(width)) + 0.5, 0, 1)
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #4c89eaad
-_NORMAL = ('width', 'cage', 'apex', 'dome', 'left_dome', 'angle', 'scale', 'dx', 'dy', 'ctr', 'pedicle', 'knob', 'axis', 'habitus', 'breast', 'arms', 'rib_slope',
-           'clavicle', 'scapula', 'exposure', 'contrast', 'noise', 'blur', 'spine', 'trachea', 'bone', 'tilt', 'turn', 'gas', 'shoulder', 'tail', 'markings')
+_NORMAL = (
+    'width',
+    'cage',
+    'apex',
+    'dome',
+    'left_dome',
+    'angle',
+    'scale',
+    'dx',
+    'dy',
+    'ctr',
+    'pedicle',
+    'knob',
+    'axis',
+    'habitus',
+    'breast',
+    'arms',
+    'rib_slope',
+    'clavicle',
+    'scapula',
+    'exposure',
+    'contrast',
+    'noise',
+    'blur',
+    'spine',
+    'trachea',
+    'bone',
+    'tilt',
+    'turn',
+    'gas',
+    'shoulder',
+    'tail',
+    'markings',
+)
 _UNIFORM = ('marker', 'marker_y', 'word', 'lean', 'edge', 'edge_width', 'edge_side', 'gas_x', 'bowel')
 
+
 def nuisance(
-    seed:int # the patient's seed
-) -> dict[str, float]: # standard normal numbers cut at 2.3, and uniform ones (`u_...`)
+    seed: int,  # the patient's seed
+) -> dict[str, float]:  # standard normal numbers cut at 2.3, and uniform ones (`u_...`)
     "What differs between healthy patients and between exposures"
     rng = np.random.default_rng([seed, 0])
     z = np.clip(rng.standard_normal(len(_NORMAL)), -2.3, 2.3).tolist()
     return dict(zip(_NORMAL, z)) | {'u_' + k: u for k, u in zip(_UNIFORM, rng.random(len(_UNIFORM)).tolist())}
 
+
 @dataclass
 class Anatomy:
     "Where one patient's organs lie, in body coordinates; what has two sides is a dict by side (-1 viewer's left, 1 right)"
-    sex:str
-    age:float
-    projection:str
-    z:dict # the nuisance numbers
-    width:float # half the inner width of the thorax
-    apex:float # height of the lung apices
-    level:float # height of the right dome before any volume loss
-    cage:float # from the apices to where the dome of a good inspiration lies: the ribs do not move with the diaphragm
-    turn:float # how far the front of the chest is shifted to the viewer's right by a turned patient
-    rest:dict # height of the diaphragm's domes before any volume loss: where findings are placed, so that one sign does not move another
-    domes:dict # height of the domes
-    angles:dict # height of the costophrenic angles
-    outline:dict # medial border, apex and lateral border of each lung
-    base:dict # border of lung and diaphragm
-    organs:dict=field(default_factory=dict) # 'mediastinum', 'heart', 'aorta' (the descending part): polygons; 'knob': disc
-    hila:dict=field(default_factory=dict)
-    ribs:dict=field(default_factory=dict) # (posterior, anterior) paths, (10, 16, 2) and (8, 16, 2)
-    clavicles:dict=field(default_factory=dict)
-    fractures:list=field(default_factory=list) # (side, rib or -1 for the clavicle, where, displacement)
+
+    sex: str
+    age: float
+    projection: str
+    z: dict  # the nuisance numbers
+    width: float  # half the inner width of the thorax
+    apex: float  # height of the lung apices
+    level: float  # height of the right dome before any volume loss
+    cage: float  # from the apices to where the dome of a good inspiration lies: the ribs do not move with the diaphragm
+    turn: float  # how far the front of the chest is shifted to the viewer's right by a turned patient
+    rest: dict  # height of the diaphragm's domes before any volume loss: where findings are placed, so that one sign does not move another
+    domes: dict  # height of the domes
+    angles: dict  # height of the costophrenic angles
+    outline: dict  # medial border, apex and lateral border of each lung
+    base: dict  # border of lung and diaphragm
+    organs: dict = field(
+        default_factory=dict
+    )  # 'mediastinum', 'heart', 'aorta' (the descending part): polygons; 'knob': disc
+    hila: dict = field(default_factory=dict)
+    ribs: dict = field(default_factory=dict)  # (posterior, anterior) paths, (10, 16, 2) and (8, 16, 2)
+    clavicles: dict = field(default_factory=dict)
+    fractures: list = field(default_factory=list)  # (side, rib or -1 for the clavicle, where, displacement)
+
     @property
-    def old(self) -> float: return (self.age - 18)/77
+    def old(self) -> float:
+        return (self.age - 18) / 77
+
     @property
-    def portable(self) -> bool: return self.projection == 'AP'
+    def portable(self) -> bool:
+        return self.projection == 'AP'
+
     def y(self, v):
         "Height in the chest: 0 the apex, 1 the dome of the diaphragm"
-        return self.apex + v*(self.level - self.apex)
-    def wall(self, y, side:int):
+        return self.apex + v * (self.level - self.apex)
+
+    def wall(self, y, side: int):
         "Distance of the chest wall from the midline at height `y`"
         o = self.outline[side][9:]
-        return np.interp(y, o[:, 1], o[:, 0]*side)
+        return np.interp(y, o[:, 1], o[:, 0] * side)
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #e36b01e6
-_LUNG = np.array([(.10, .6), (.10, .2), (.17, .055), (.33, 0), (.53, .035), (.70, .13), (.825, .265), (.915, .45), (.965, .66), (.99, .85), (1, 1)])
-_BASE_U = np.linspace(1, .10, 24)
-_LATERAL, _MEDIAL = np.clip((_BASE_U - .46)/.54, 0, 1)**2.2, np.clip((.46 - _BASE_U)/.36, 0, 1)**2
+_LUNG = np.array(
+    [
+        (0.10, 0.6),
+        (0.10, 0.2),
+        (0.17, 0.055),
+        (0.33, 0),
+        (0.53, 0.035),
+        (0.70, 0.13),
+        (0.825, 0.265),
+        (0.915, 0.45),
+        (0.965, 0.66),
+        (0.99, 0.85),
+        (1, 1),
+    ]
+)
+_BASE_U = np.linspace(1, 0.10, 24)
+_LATERAL, _MEDIAL = np.clip((_BASE_U - 0.46) / 0.54, 0, 1) ** 2.2, np.clip((0.46 - _BASE_U) / 0.36, 0, 1) ** 2
+
 
 def lung_borders(
-    z:dict, # nuisance numbers
-    sex:str, age:float, projection:str,
-    raised:dict # how far volume loss lifts each dome
+    z: dict,  # nuisance numbers
+    sex: str,
+    age: float,
+    projection: str,
+    raised: dict,  # how far volume loss lifts each dome
 ) -> Anatomy:
     "Lungs, domes and costophrenic angles"
     ap, man = projection == 'AP', sex == 'Male'
-    width = .352*(1 + .042*z['width'] + .02*man - .015*ap)
-    apex, cage = .125 + .012*z['apex'] + .02*ap, .565*(1 + .02*z['cage'] + .03*man)
-    level = apex + cage + .028*z['dome'] - .062*ap - .012*z['habitus']
-    gap = .022 + .008*z['left_dome']
-    rest = {s: level + gap*(s > 0) for s in (-1, 1)}; domes = {s: rest[s] - raised.get(s, 0.) for s in (-1, 1)}
-    angles = {s: level + gap/2 + .105 + .012*z['angle'] for s in (-1, 1)}
+    width = 0.352 * (1 + 0.042 * z['width'] + 0.02 * man - 0.015 * ap)
+    apex, cage = 0.125 + 0.012 * z['apex'] + 0.02 * ap, 0.565 * (1 + 0.02 * z['cage'] + 0.03 * man)
+    level = apex + cage + 0.028 * z['dome'] - 0.062 * ap - 0.012 * z['habitus']
+    gap = 0.022 + 0.008 * z['left_dome']
+    rest = {s: level + gap * (s > 0) for s in (-1, 1)}
+    domes = {s: rest[s] - raised.get(s, 0.0) for s in (-1, 1)}
+    angles = {s: level + gap / 2 + 0.105 + 0.012 * z['angle'] for s in (-1, 1)}
     outline, base = {}, {}
     for s in (-1, 1):
-        outline[s] = curve(np.stack([_LUNG[:, 0]*(s*width), apex + _LUNG[:, 1]*(angles[s] - apex)], -1), 48)
-        base[s] = np.stack([_BASE_U*(s*width), domes[s] + (angles[s] - domes[s])*_LATERAL + .045*_MEDIAL], -1)
-    return Anatomy(sex, age, projection, z, width, apex, level, cage, .011*z['turn']*(1.5 if ap else 1.), rest, domes, angles, outline, base)
+        outline[s] = curve(
+            np.stack([_LUNG[:, 0] * (s * width), apex + _LUNG[:, 1] * (angles[s] - apex)], -1), 48
+        )
+        base[s] = np.stack(
+            [_BASE_U * (s * width), domes[s] + (angles[s] - domes[s]) * _LATERAL + 0.045 * _MEDIAL], -1
+        )
+    return Anatomy(
+        sex,
+        age,
+        projection,
+        z,
+        width,
+        apex,
+        level,
+        cage,
+        0.011 * z['turn'] * (1.5 if ap else 1.0),
+        rest,
+        domes,
+        angles,
+        outline,
+        base,
+    )
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #8d6d698f
-def mediastinal_borders(a:Anatomy, strengths:Mapping[str, float]) -> dict:
+def mediastinal_borders(a: Anatomy, strengths: Mapping[str, float]) -> dict:
     "Polygons of mediastinum, heart and descending aorta, and the disc of the aortic knob"
-    z, y, e, old, t = a.z, a.y, strengths['Enlarged Cardiomediastinum'], a.old, .5*a.turn
-    right = .060 + .0085*e + .004*z['pedicle'] + .004*a.portable
-    left = .055 + .0075*e + .004*z['pedicle'] + .004*a.portable
-    bulge = .010*old
-    mediastinum = curve([(-right*.85, y(-.35)), (-right*.88, y(-.1)), (t*.5-right*.92, y(.1)), (t-right*.98-bulge*.4, y(.3)), (t-right-bulge, y(.43)), (t-.068, y(.53)),
-                         (t-.07, y(.85)), (-.06, y(1.3)), (.06, y(1.3)), (.07, y(.85)), (t+.084, y(.57)), (t+.080 + .2*(left-.055) - .006*old, y(.49)),
-                         (t+left*1.04, y(.43)), (t+left*1.08, y(.36)), (t+left*1.02, y(.25)), (t*.5+left*.92, y(.1)), (left*.95, y(-.1)), (left*.95, y(-.35))], 80, True)
-    radius = max(.028, .042 + .0045*e + .011*old + .003*z['knob'])
-    knob = (t + .032 + .010*old + .004*e, y(.305 - .02*old), radius, radius*1.12)
-    edge, tortuous = knob[0] + radius, .012*max(0., old - .35)
-    center = curve([(edge-.032, y(.30)), (.052+tortuous, y(.46)), (.036+tortuous*2, y(.70)), (.020+tortuous, y(.92)), (.008, y(1.2))], 20)
-    ratio = (.44 + .035*strengths['Cardiomegaly'] + .012*z['ctr'])*(1.07 if a.portable else 1.)
-    R, L = .335*ratio*2*a.width, .665*ratio*2*a.width; lift = .10*((ratio/.44)**.5 - 1); top, flat = y(.5) - lift, .022*z['axis'] + .022*z['habitus']
-    heart = curve([(-.02, top-.02), (-.6*R-.012, top+.025), (-.93*R, y(.70)), (-R, y(.82)), (-.90*R, y(.96)), (-.5*R, y(1.06)), (.1*L, y(1.14)),
-                   (.55*L, y(1.17)), (.90*L, y(1.09-.5*flat)), (L, y(.975-flat)), (.95*L, y(.865-flat)), (.80*L, y(.745-.7*flat)), (.60*L, y(.625-.3*flat)-lift/2), (.072, top-.005), (.03, top-.03)], 72, True)
+    z, y, e, old, t = a.z, a.y, strengths['Enlarged Cardiomediastinum'], a.old, 0.5 * a.turn
+    right = 0.060 + 0.0085 * e + 0.004 * z['pedicle'] + 0.004 * a.portable
+    left = 0.055 + 0.0075 * e + 0.004 * z['pedicle'] + 0.004 * a.portable
+    bulge = 0.010 * old
+    mediastinum = curve(
+        [
+            (-right * 0.85, y(-0.35)),
+            (-right * 0.88, y(-0.1)),
+            (t * 0.5 - right * 0.92, y(0.1)),
+            (t - right * 0.98 - bulge * 0.4, y(0.3)),
+            (t - right - bulge, y(0.43)),
+            (t - 0.068, y(0.53)),
+            (t - 0.07, y(0.85)),
+            (-0.06, y(1.3)),
+            (0.06, y(1.3)),
+            (0.07, y(0.85)),
+            (t + 0.084, y(0.57)),
+            (t + 0.080 + 0.2 * (left - 0.055) - 0.006 * old, y(0.49)),
+            (t + left * 1.04, y(0.43)),
+            (t + left * 1.08, y(0.36)),
+            (t + left * 1.02, y(0.25)),
+            (t * 0.5 + left * 0.92, y(0.1)),
+            (left * 0.95, y(-0.1)),
+            (left * 0.95, y(-0.35)),
+        ],
+        80,
+        True,
+    )
+    radius = max(0.028, 0.042 + 0.0045 * e + 0.011 * old + 0.003 * z['knob'])
+    knob = (t + 0.032 + 0.010 * old + 0.004 * e, y(0.305 - 0.02 * old), radius, radius * 1.12)
+    edge, tortuous = knob[0] + radius, 0.012 * max(0.0, old - 0.35)
+    center = curve(
+        [
+            (edge - 0.032, y(0.30)),
+            (0.052 + tortuous, y(0.46)),
+            (0.036 + tortuous * 2, y(0.70)),
+            (0.020 + tortuous, y(0.92)),
+            (0.008, y(1.2)),
+        ],
+        20,
+    )
+    ratio = (0.44 + 0.035 * strengths['Cardiomegaly'] + 0.012 * z['ctr']) * (1.07 if a.portable else 1.0)
+    R, L = 0.335 * ratio * 2 * a.width, 0.665 * ratio * 2 * a.width
+    lift = 0.10 * ((ratio / 0.44) ** 0.5 - 1)
+    top, flat = y(0.5) - lift, 0.022 * z['axis'] + 0.022 * z['habitus']
+    heart = curve(
+        [
+            (-0.02, top - 0.02),
+            (-0.6 * R - 0.012, top + 0.025),
+            (-0.93 * R, y(0.70)),
+            (-R, y(0.82)),
+            (-0.90 * R, y(0.96)),
+            (-0.5 * R, y(1.06)),
+            (0.1 * L, y(1.14)),
+            (0.55 * L, y(1.17)),
+            (0.90 * L, y(1.09 - 0.5 * flat)),
+            (L, y(0.975 - flat)),
+            (0.95 * L, y(0.865 - flat)),
+            (0.80 * L, y(0.745 - 0.7 * flat)),
+            (0.60 * L, y(0.625 - 0.3 * flat) - lift / 2),
+            (0.072, top - 0.005),
+            (0.03, top - 0.03),
+        ],
+        72,
+        True,
+    )
     heart[:, 0] += t
-    a.hila = {-1: np.array([t-.090 - .3*(right-.06), y(.56)]), 1: np.array([t+.094 + .3*(left-.055), y(.505)])}
-    return dict(mediastinum=mediastinum, knob=knob, heart=heart, aorta=band(center, .052))
+    a.hila = {
+        -1: np.array([t - 0.090 - 0.3 * (right - 0.06), y(0.56)]),
+        1: np.array([t + 0.094 + 0.3 * (left - 0.055), y(0.505)]),
+    }
+    return dict(mediastinum=mediastinum, knob=knob, heart=heart, aorta=band(center, 0.052))
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #c0ff8166
-_RIB, _FRONT, _ARC = np.arange(10), np.arange(8), np.linspace(0, np.pi/2, 16)
-_SIN, _COS, _HUMP, _FALL = np.sin(_ARC), 1 - np.cos(_ARC), np.sin(2*_ARC), (1 - np.cos(_ARC))**.9
-_RIB_ENDS = np.interp(_FRONT, [0, 2, 6, 7], [.09, .11, .20, .24])
+_RIB, _FRONT, _ARC = np.arange(10), np.arange(8), np.linspace(0, np.pi / 2, 16)
+_SIN, _COS, _HUMP, _FALL = np.sin(_ARC), 1 - np.cos(_ARC), np.sin(2 * _ARC), (1 - np.cos(_ARC)) ** 0.9
+_RIB_ENDS = np.interp(_FRONT, [0, 2, 6, 7], [0.09, 0.11, 0.20, 0.24])
 
-def rib_cage(a:Anatomy) -> dict: # side -> posterior (10, 16, 2) and anterior (8, 16, 2) paths
+
+def rib_cage(a: Anatomy) -> dict:  # side -> posterior (10, 16, 2) and anterior (8, 16, 2) paths
     "Ten posterior ribs from the spine to the wall, eight anterior ones from the wall to the cartilage"
-    start = a.apex + a.cage*(-.035 + .108*_RIB)
-    drop = .078 + .0095*_RIB + .014*a.z['rib_slope']; at_wall, further = start + drop, .066 + .014*np.minimum(_FRONT, 6) + .008*a.z['rib_slope']; ribs = {}
+    start = a.apex + a.cage * (-0.035 + 0.108 * _RIB)
+    drop = 0.078 + 0.0095 * _RIB + 0.014 * a.z['rib_slope']
+    at_wall, further = start + drop, 0.066 + 0.014 * np.minimum(_FRONT, 6) + 0.008 * a.z['rib_slope']
+    ribs = {}
     for s in (-1, 1):
-        wall = np.where(at_wall > a.angles[s], a.width, a.wall(at_wall, s)) + .004
+        wall = np.where(at_wall > a.angles[s], a.width, a.wall(at_wall, s)) + 0.004
         posterior, anterior = np.empty((10, 16, 2)), np.empty((8, 16, 2))
-        posterior[..., 0] = s*(.040 + (wall[:, None] - .040)*_SIN)
-        posterior[..., 1] = start[:, None] + drop[:, None]*_FALL - (.014 - .0006*_RIB[:, None])*_HUMP
-        anterior[..., 0] = s*(wall[:8, None] - (wall[:8] - _RIB_ENDS)[:, None]*_COS) + a.turn*_COS
-        anterior[..., 1] = at_wall[:8, None] + further[:, None]*_SIN
+        posterior[..., 0] = s * (0.040 + (wall[:, None] - 0.040) * _SIN)
+        posterior[..., 1] = start[:, None] + drop[:, None] * _FALL - (0.014 - 0.0006 * _RIB[:, None]) * _HUMP
+        anterior[..., 0] = s * (wall[:8, None] - (wall[:8] - _RIB_ENDS)[:, None] * _COS) + a.turn * _COS
+        anterior[..., 1] = at_wall[:8, None] + further[:, None] * _SIN
         ribs[s] = posterior, anterior
     return ribs
 
-_CLAVICLE = curve([(.030, .150, 0), (.065, .135, .5), (.13, .112, 1), (.21, .058, 1), (.29, .002, 1), (.37, -.025, 1), (.43, -.02, 1)], 26)      # x, height, how far it is lifted with the shoulder
-_INNER = np.clip(1.2 - _CLAVICLE[:, 0]/.25, 0, 1)
 
-def clavicle(a:Anatomy, side:int) -> np.ndarray: # (26, 2), from the sternum out
+_CLAVICLE = curve(
+    [
+        (0.030, 0.150, 0),
+        (0.065, 0.135, 0.5),
+        (0.13, 0.112, 1),
+        (0.21, 0.058, 1),
+        (0.29, 0.002, 1),
+        (0.37, -0.025, 1),
+        (0.43, -0.02, 1),
+    ],
+    26,
+)  # x, height, how far it is lifted with the shoulder
+_INNER = np.clip(1.2 - _CLAVICLE[:, 0] / 0.25, 0, 1)
+
+
+def clavicle(a: Anatomy, side: int) -> np.ndarray:  # (26, 2), from the sternum out
     "The S of a collar bone; higher on a bedside film, its inner end shifted in a turned patient"
     x, v, up = _CLAVICLE.T
-    return np.stack([side*x + 1.3*a.turn*_INNER, a.apex + a.cage*v - (.012*a.z['clavicle'] + .012*a.portable)*up], -1)
+    return np.stack(
+        [
+            side * x + 1.3 * a.turn * _INNER,
+            a.apex + a.cage * v - (0.012 * a.z['clavicle'] + 0.012 * a.portable) * up,
+        ],
+        -1,
+    )
 
-def fracture_plan(g:float, rng:np.random.Generator) -> list: # (side, rib or -1, place along it 0..1, displacement)
+
+def fracture_plan(
+    g: float, rng: np.random.Generator
+) -> list:  # (side, rib or -1, place along it 0..1, displacement)
     "Which bones are broken: one to three neighbouring ribs, or a clavicle and ribs"
     side, first, up = _side(rng), int(rng.integers(2, 6)), _side(rng)
-    at, count, collar = rng.uniform(.45, .72, 3).tolist(), int(rng.integers(1, 4)), rng.random() < .15
-    gap = up*(.012 + .0058*min(g, 4.5))
-    ribs = [(side, first + k, at[k], gap) for k in range(1 + (g > .9) + (g > 2.2 and count > 1))]
-    return [(side, -1, .55, abs(gap))] + ribs[:2] if collar else ribs
+    at, count, collar = rng.uniform(0.45, 0.72, 3).tolist(), int(rng.integers(1, 4)), rng.random() < 0.15
+    gap = up * (0.012 + 0.0058 * min(g, 4.5))
+    ribs = [(side, first + k, at[k], gap) for k in range(1 + (g > 0.9) + (g > 2.2 and count > 1))]
+    return [(side, -1, 0.55, abs(gap))] + ribs[:2] if collar else ribs
+
 
 def patient_anatomy(
-    strengths:Mapping[str, float], # all of `SIGNS`
-    sex:str, age:float, projection:str,
-    seed:int=0, # draws the nuisance numbers
-    changes:Mapping[str, float]|None=None # nuisance numbers to set by hand: {'turn': 2.} turns the patient
+    strengths: Mapping[str, float],  # all of `SIGNS`
+    sex: str,
+    age: float,
+    projection: str,
+    seed: int = 0,  # draws the nuisance numbers
+    changes: Mapping[str, float]
+    | None = None,  # nuisance numbers to set by hand: {'turn': 2.} turns the patient
 ) -> Anatomy:
     "Lay out a patient: healthy variation from the seed, the shape of heart, mediastinum, domes and bones from the strengths"
     collapse, broken = magnitude(strengths['Atelectasis']), magnitude(strengths['Fracture'])
-    raised = {_side(sign_rng(seed, 'Atelectasis')): .020*min(collapse, 4.5)} if collapse > 0 else {}
+    raised = {_side(sign_rng(seed, 'Atelectasis')): 0.020 * min(collapse, 4.5)} if collapse > 0 else {}
     a = lung_borders(nuisance(seed) | dict(changes or {}), sex, age, projection, raised)
-    a.organs, a.ribs, a.clavicles = mediastinal_borders(a, strengths), rib_cage(a), {s: clavicle(a, s) for s in (-1, 1)}
-    if broken > 0: a.fractures = fracture_plan(broken, sign_rng(seed, 'Fracture'))
+    a.organs, a.ribs, a.clavicles = (
+        mediastinal_borders(a, strengths),
+        rib_cage(a),
+        {s: clavicle(a, s) for s in (-1, 1)},
+    )
+    if broken > 0:
+        a.fractures = fracture_plan(broken, sign_rng(seed, 'Fracture'))
     return a
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #b9b353b7
-def draw_body(f:Frame, a:Anatomy) -> tuple[np.ndarray, np.ndarray]: # silhouette 0..1, attenuation; both of the film's size
+def draw_body(
+    f: Frame, a: Anatomy
+) -> tuple[np.ndarray, np.ndarray]:  # silhouette 0..1, attenuation; both of the film's size
     "Soft tissues, as if there were no air in the chest"
-    z = a.z; fat = z['habitus']; trunk = a.width + max(.016, .050 + .022*fat); neck = .098 + .009*fat + .012*(a.sex == 'Male'); belly = max(0., .012*fat)
-    out = .055*z['arms'] - .02*a.portable + .012*fat; beside = lambda x: max(x, trunk + .006)      # the arm may touch the trunk
-    lift = .02*z['shoulder'] + .008*fat
-    half = curve([(neck+.012, -.3), (neck, -.06), (neck+.015, -.005), (neck+.075, .045-lift/2), (.29, .075-lift), (.42, .105-lift), (.53, .175-lift),
-                  (.61, .32), (max(.66+out, trunk+.1), .6), (max(.71+out*1.3, trunk+.14), 1.3), (beside(.50+out*1.5), 1.3), (beside(.49+out*1.2), .8), (beside(.47+out*.7), .56), (trunk+.045, .43),
-                  (trunk+.012, .51), (trunk, .62), (trunk+belly, .8), (trunk+.006+2*belly, 1.3)], 70)
-    body = f.fill([np.concatenate([half, mirror(half, -1)[::-1]])], 1., cv2.LINE_AA)
-    depth = f.blob(0, .62, .33, .5); depth *= .27; depth += .50
-    depth += (.29 + .012*fat)*f.blob(0, .93, .44, .24); depth += .022*f.blob(-.16, a.level + .16, .17, .14); depth += .04*f.blob(0, .45, .075, .35)     # belly, liver, great vessels
-    edge = f.blur(f.shrink(body), .04); edge *= 1.6; edge -= .6; depth *= .16 + .84*np.clip(edge, 0, 1); depth += .10
-    total = f.enlarge(depth); total *= body; total -= .10          # beside the body the film is black, however light the exposure
+    z = a.z
+    fat = z['habitus']
+    trunk = a.width + max(0.016, 0.050 + 0.022 * fat)
+    neck = 0.098 + 0.009 * fat + 0.012 * (a.sex == 'Male')
+    belly = max(0.0, 0.012 * fat)
+    out = 0.055 * z['arms'] - 0.02 * a.portable + 0.012 * fat
+    beside = lambda x: max(x, trunk + 0.006)  # the arm may touch the trunk
+    lift = 0.02 * z['shoulder'] + 0.008 * fat
+    half = curve(
+        [
+            (neck + 0.012, -0.3),
+            (neck, -0.06),
+            (neck + 0.015, -0.005),
+            (neck + 0.075, 0.045 - lift / 2),
+            (0.29, 0.075 - lift),
+            (0.42, 0.105 - lift),
+            (0.53, 0.175 - lift),
+            (0.61, 0.32),
+            (max(0.66 + out, trunk + 0.1), 0.6),
+            (max(0.71 + out * 1.3, trunk + 0.14), 1.3),
+            (beside(0.50 + out * 1.5), 1.3),
+            (beside(0.49 + out * 1.2), 0.8),
+            (beside(0.47 + out * 0.7), 0.56),
+            (trunk + 0.045, 0.43),
+            (trunk + 0.012, 0.51),
+            (trunk, 0.62),
+            (trunk + belly, 0.8),
+            (trunk + 0.006 + 2 * belly, 1.3),
+        ],
+        70,
+    )
+    body = f.fill([np.concatenate([half, mirror(half, -1)[::-1]])], 1.0, cv2.LINE_AA)
+    depth = f.blob(0, 0.62, 0.33, 0.5)
+    depth *= 0.27
+    depth += 0.50
+    depth += (0.29 + 0.012 * fat) * f.blob(0, 0.93, 0.44, 0.24)
+    depth += 0.022 * f.blob(-0.16, a.level + 0.16, 0.17, 0.14)
+    depth += 0.04 * f.blob(0, 0.45, 0.075, 0.35)  # belly, liver, great vessels
+    edge = f.blur(f.shrink(body), 0.04)
+    edge *= 1.6
+    edge -= 0.6
+    depth *= 0.16 + 0.84 * np.clip(edge, 0, 1)
+    depth += 0.10
+    total = f.enlarge(depth)
+    total *= body
+    total -= 0.10  # beside the body the film is black, however light the exposure
     return body, total
 
-def draw_lungs(f:Frame, a:Anatomy, rng:np.random.Generator) -> tuple[np.ndarray, np.ndarray]: # mask 0..1 of the film's size, depth of air on the coarse sheet
+
+def draw_lungs(
+    f: Frame, a: Anatomy, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:  # mask 0..1 of the film's size, depth of air on the coarse sheet
     "Air in the lungs: thinner towards their borders and around the hila, a little uneven, and unequal when the patient is turned"
-    lung = f.fill([np.concatenate([a.outline[s], a.base[s]]) for s in (-1, 1)], 1., cv2.LINE_AA)
-    air = f.blur(f.shrink(lung), .055); air *= .76; air += .34
-    hila = f.blob(*a.hila[-1], .075, .13); hila += f.blob(*a.hila[1], .075, .13)
-    air *= 1 + .026*f.texture(rng, 40) - (1.6*a.turn)*f.X - (.20 + .03*a.z['markings'])*hila
+    lung = f.fill([np.concatenate([a.outline[s], a.base[s]]) for s in (-1, 1)], 1.0, cv2.LINE_AA)
+    air = f.blur(f.shrink(lung), 0.055)
+    air *= 0.76
+    air += 0.34
+    hila = f.blob(*a.hila[-1], 0.075, 0.13)
+    hila += f.blob(*a.hila[1], 0.075, 0.13)
+    air *= 1 + 0.026 * f.texture(rng, 40) - (1.6 * a.turn) * f.X - (0.20 + 0.03 * a.z['markings']) * hila
     return lung, air
 
-def draw_breasts(f:Frame, a:Anatomy) -> np.ndarray: # of the film's size
+
+def draw_breasts(f: Frame, a: Anatomy) -> np.ndarray:  # of the film's size
     "Breast shadows in women, crossing the bases and ending in a curved lower border; the pectoral muscles in men"
     z = a.z
-    if a.sex != 'Female': return f.enlarge(.035*(f.blob(.2, a.y(.45), .13, .12, -.4, 2.) + f.blob(-.2, a.y(.45), .13, .12, .4, 2.)))
-    big = min(2.3, max(-1.6, .75*z['breast'] + .5*z['habitus'])); r = .125 + .020*big; y = a.apex + .88*a.cage + .018*big + .03*a.old; w = a.width + .02 + .014*big
-    half = curve([(.06, y-.01), (.085, y+.42*r), (.16, y+.74*r), (.26, y+.74*r), (w-.03, y+.42*r), (w+.012, y-.05*r), (w-.005, y-.6*r), (.3, y-1.2*r), (.14, y-.9*r)], 40, True)
-    m = f.fill([half*BOTH], 1., cv2.LINE_AA)
-    m *= f.enlarge((.14 + .035*big)*np.clip((f.Y - (y - 1.05*r))*(.9/r), 0, 1)*np.clip((np.abs(f.X) - .06)*8, 0, 1)*(1 - .7*np.clip((f.Y - a.level)*12, 0, 1)))     # the belly behind its lower part lets less of it be seen
+    if a.sex != 'Female':
+        return f.enlarge(
+            0.035
+            * (f.blob(0.2, a.y(0.45), 0.13, 0.12, -0.4, 2.0) + f.blob(-0.2, a.y(0.45), 0.13, 0.12, 0.4, 2.0))
+        )
+    big = min(2.3, max(-1.6, 0.75 * z['breast'] + 0.5 * z['habitus']))
+    r = 0.125 + 0.020 * big
+    y = a.apex + 0.88 * a.cage + 0.018 * big + 0.03 * a.old
+    w = a.width + 0.02 + 0.014 * big
+    half = curve(
+        [
+            (0.06, y - 0.01),
+            (0.085, y + 0.42 * r),
+            (0.16, y + 0.74 * r),
+            (0.26, y + 0.74 * r),
+            (w - 0.03, y + 0.42 * r),
+            (w + 0.012, y - 0.05 * r),
+            (w - 0.005, y - 0.6 * r),
+            (0.3, y - 1.2 * r),
+            (0.14, y - 0.9 * r),
+        ],
+        40,
+        True,
+    )
+    m = f.fill([half * BOTH], 1.0, cv2.LINE_AA)
+    m *= f.enlarge(
+        (0.14 + 0.035 * big)
+        * np.clip((f.Y - (y - 1.05 * r)) * (0.9 / r), 0, 1)
+        * np.clip((np.abs(f.X) - 0.06) * 8, 0, 1)
+        * (1 - 0.7 * np.clip((f.Y - a.level) * 12, 0, 1))
+    )  # the belly behind its lower part lets less of it be seen
     return m
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #a0b8ecba
-def broken(path:np.ndarray, at:float, gap:float) -> list[np.ndarray]: # two overlapping pieces
+def broken(path: np.ndarray, at: float, gap: float) -> list[np.ndarray]:  # two overlapping pieces
     "A bone broken at `at` (0 to 1 along it) whose outer piece has slipped by `gap`"
-    n = len(path); i = int(at*n)
-    return [path[:i+2], path[i-1:] + np.array([0, gap])*np.linspace(1, .6, n-i+1)[:, None]]
+    n = len(path)
+    i = int(at * n)
+    return [path[: i + 2], path[i - 1 :] + np.array([0, gap]) * np.linspace(1, 0.6, n - i + 1)[:, None]]
+
 
 @functools.lru_cache(maxsize=1)
-def _vertebrae() -> np.ndarray: # (6*16, 10, 2), around x = 0
+def _vertebrae() -> np.ndarray:  # (6*16, 10, 2), around x = 0
     "Sixteen vertebral bodies; then their transverse processes, pedicles (two each) and spinous processes"
-    body = np.array([(-1, -.9), (-.6, -1), (.6, -1), (1, -.9), (.9, 0), (1, .9), (.6, 1), (-.6, 1), (-1, .9), (-.9, 0)]); i = np.arange(16)[:, None, None]
-    down, size = np.array([0., 1.])*(.005 + .0655*i), .8 + .022*i
-    small = lambda dx, dy, rx, ry: np.concatenate([disc(x, dy, rx, ry, 10)*size + down for x in ((-dx, dx) if dx else (0,))])
-    return np.concatenate([body*(.036, .026)*size + down, small(.046, -.010, .016, .006), small(.021, -.012, .0055, .009), small(0, .012, .0045, .014)])
+    body = np.array(
+        [
+            (-1, -0.9),
+            (-0.6, -1),
+            (0.6, -1),
+            (1, -0.9),
+            (0.9, 0),
+            (1, 0.9),
+            (0.6, 1),
+            (-0.6, 1),
+            (-1, 0.9),
+            (-0.9, 0),
+        ]
+    )
+    i = np.arange(16)[:, None, None]
+    down, size = np.array([0.0, 1.0]) * (0.005 + 0.0655 * i), 0.8 + 0.022 * i
+    small = lambda dx, dy, rx, ry: np.concatenate(
+        [disc(x, dy, rx, ry, 10) * size + down for x in ((-dx, dx) if dx else (0,))]
+    )
+    return np.concatenate(
+        [
+            body * (0.036, 0.026) * size + down,
+            small(0.046, -0.010, 0.016, 0.006),
+            small(0.021, -0.012, 0.0055, 0.009),
+            small(0, 0.012, 0.0045, 0.014),
+        ]
+    )
 
-def rib_gain(f:Frame, a:Anatomy, lung:np.ndarray) -> np.ndarray:
+
+def rib_gain(f: Frame, a: Anatomy, lung: np.ndarray) -> np.ndarray:
     "Coarse: how much of a rib is seen. Hardly anything below the diaphragm, less where age has thinned the bone"
-    belly = (1 - f.shrink(lung))*ramp(f.Y - min(a.domes.values()), .05)*ramp(a.width - .01 - np.abs(f.X), .03)
-    return (1 - .7*belly)*np.clip(1.25 - 5.5*np.clip(f.Y - (a.level + .05), 0, .16), 0, 1)*(1 - .30*a.old + .17*a.z['bone'])
+    belly = (
+        (1 - f.shrink(lung))
+        * ramp(f.Y - min(a.domes.values()), 0.05)
+        * ramp(a.width - 0.01 - np.abs(f.X), 0.03)
+    )
+    return (
+        (1 - 0.7 * belly)
+        * np.clip(1.25 - 5.5 * np.clip(f.Y - (a.level + 0.05), 0, 0.16), 0, 1)
+        * (1 - 0.30 * a.old + 0.17 * a.z['bone'])
+    )
 
-def draw_back(f:Frame, a:Anatomy, gain:np.ndarray) -> np.ndarray:
+
+def draw_back(f: Frame, a: Anatomy, gain: np.ndarray) -> np.ndarray:
     "Spine and posterior ribs; the spine is drowned by the heart further down, the ribs by the belly"
-    canvas, column, bones = f.canvas(), np.array([(-.030, -.3), (.030, -.3), (.040, 1.3), (-.040, 1.3)]), _vertebrae().copy()
-    bones[..., 0] += .005*a.z['spine']*np.sin(6*bones[..., 1])
+    canvas, column, bones = (
+        f.canvas(),
+        np.array([(-0.030, -0.3), (0.030, -0.3), (0.040, 1.3), (-0.040, 1.3)]),
+        _vertebrae().copy(),
+    )
+    bones[..., 0] += 0.005 * a.z['spine'] * np.sin(6 * bones[..., 1])
     f.paint(canvas, [column, *np.split(bones, (16, 48, 80))], [70, 130, 165, 230, 200])
     slipped = {(s, i): (at, gap) for s, i, at, gap in a.fractures if i >= 0}
-    whole = np.concatenate([a.ribs[s][0][[i for i in range(10) if (s, i) not in slipped]] if slipped else a.ribs[s][0] for s in (-1, 1)])
+    whole = np.concatenate(
+        [
+            a.ribs[s][0][[i for i in range(10) if (s, i) not in slipped]] if slipped else a.ribs[s][0]
+            for s in (-1, 1)
+        ]
+    )
     pieces = [p for (s, i), at in slipped.items() for p in broken(a.ribs[s][0][i], *at)]
-    for trim, value in ((0, 255), (.0085, 160)): f.paint(canvas, [band(whole, .0205 - trim), *(band(p, .0205 - trim) for p in pieces)], [value]*(1 + len(pieces)))     # the whole width, then the marrow over it
-    x = np.abs(f.X); spine = .16*(1 - .2*a.old + .1*a.z['bone'])*np.clip(.92 - .87*np.clip((f.Y - .1)/.45, 0, 1), .36, 1)
-    beside = ramp(x - .052, .012); layer = f.layer(canvas); layer *= f.enlarge(beside*(.088*gain) + (1 - beside)*spine)
+    for trim, value in ((0, 255), (0.0085, 160)):
+        f.paint(
+            canvas,
+            [band(whole, 0.0205 - trim), *(band(p, 0.0205 - trim) for p in pieces)],
+            [value] * (1 + len(pieces)),
+        )  # the whole width, then the marrow over it
+    x = np.abs(f.X)
+    spine = (
+        0.16
+        * (1 - 0.2 * a.old + 0.1 * a.z['bone'])
+        * np.clip(0.92 - 0.87 * np.clip((f.Y - 0.1) / 0.45, 0, 1), 0.36, 1)
+    )
+    beside = ramp(x - 0.052, 0.012)
+    layer = f.layer(canvas)
+    layer *= f.enlarge(beside * (0.088 * gain) + (1 - beside) * spine)
     return layer
 
-_FRONT_WIDTH = np.linspace(.018, .024, 16)
 
-def draw_front(f:Frame, a:Anatomy, gain:np.ndarray) -> np.ndarray:
+_FRONT_WIDTH = np.linspace(0.018, 0.024, 16)
+
+
+def draw_front(f: Frame, a: Anatomy, gain: np.ndarray) -> np.ndarray:
     "The anterior ribs, fainter, up to where cartilage begins (it calcifies with age)"
     canvas, paths = f.canvas(), np.concatenate([a.ribs[-1][1], a.ribs[1][1]])
-    f.paint(canvas, [band(paths, _FRONT_WIDTH), band(paths, _FRONT_WIDTH - .0085)], [255, 160])
-    layer = f.layer(canvas); layer *= f.enlarge(.056*gain*np.clip((np.abs(f.X - a.turn) - .07)/.16, .10 + .4*max(0., a.old - .2), 1))
+    f.paint(canvas, [band(paths, _FRONT_WIDTH), band(paths, _FRONT_WIDTH - 0.0085)], [255, 160])
+    layer = f.layer(canvas)
+    layer *= f.enlarge(
+        0.056 * gain * np.clip((np.abs(f.X - a.turn) - 0.07) / 0.16, 0.10 + 0.4 * max(0.0, a.old - 0.2), 1)
+    )
     return layer
 
-#: blade, lateral border, medial border and spine of a scapula: x, height, 1 where it moves with the medial border
-_BLADE = curve([(0, .06, 1), (.005, .25, 1), (.025, .50, 1), (.045, .40, 1), (.065, .22, 1), (.435, .14, 0), (.44, .06, 0), (.04, 0, 1)], 28, True)
-_EDGES = np.stack([curve(p, 10) for p in ([(.030, .49, 1), (.055, .31, 1), (.08, .19, 1), (.43, .14, 0)], [(0, .08, 1), (.005, .25, 1), (.015, .38, 1), (.025, .49, 1)], [(.02, .08, 1), (.15, .04, .6), (.40, 0, 0), (.455, -.04, 0)])])
-_ARM = np.array([(.012, .04), (.035, .18), (.055, .5), (.075, 1.)])
 
-def draw_shoulders(f:Frame, a:Anatomy) -> np.ndarray:
+#: blade, lateral border, medial border and spine of a scapula: x, height, 1 where it moves with the medial border
+_BLADE = curve(
+    [
+        (0, 0.06, 1),
+        (0.005, 0.25, 1),
+        (0.025, 0.50, 1),
+        (0.045, 0.40, 1),
+        (0.065, 0.22, 1),
+        (0.435, 0.14, 0),
+        (0.44, 0.06, 0),
+        (0.04, 0, 1),
+    ],
+    28,
+    True,
+)
+_EDGES = np.stack(
+    [
+        curve(p, 10)
+        for p in (
+            [(0.030, 0.49, 1), (0.055, 0.31, 1), (0.08, 0.19, 1), (0.43, 0.14, 0)],
+            [(0, 0.08, 1), (0.005, 0.25, 1), (0.015, 0.38, 1), (0.025, 0.49, 1)],
+            [(0.02, 0.08, 1), (0.15, 0.04, 0.6), (0.40, 0, 0), (0.455, -0.04, 0)],
+        )
+    ]
+)
+_ARM = np.array([(0.012, 0.04), (0.035, 0.18), (0.055, 0.5), (0.075, 1.0)])
+
+
+def draw_shoulders(f: Frame, a: Anatomy) -> np.ndarray:
     "Clavicles, scapulae and the heads of the arm bones"
-    x = a.width*(.70 if a.portable else 1.03) + .012*a.z['scapula']; arm = np.array([.485, a.y(.09)])
-    at = lambda p: np.stack([p[..., 0] + x*p[..., 2], a.y(p[..., 1])], -1)
-    edges = band(at(_EDGES), np.array([[.012], [.007], [.022]])); bone = band(_ARM + arm, np.array([[.048], [.026]]))
-    polygons = [p*BOTH for p in (at(_BLADE), *edges, disc(*arm, .046, .052), disc(*arm, .038, .044), *bone)]; values = [.34, .62, .50, .5, .7, .52, .7, .45]
+    x = a.width * (0.70 if a.portable else 1.03) + 0.012 * a.z['scapula']
+    arm = np.array([0.485, a.y(0.09)])
+    at = lambda p: np.stack([p[..., 0] + x * p[..., 2], a.y(p[..., 1])], -1)
+    edges = band(at(_EDGES), np.array([[0.012], [0.007], [0.022]]))
+    bone = band(_ARM + arm, np.array([[0.048], [0.026]]))
+    polygons = [
+        p * BOTH for p in (at(_BLADE), *edges, disc(*arm, 0.046, 0.052), disc(*arm, 0.038, 0.044), *bone)
+    ]
+    values = [0.34, 0.62, 0.50, 0.5, 0.7, 0.52, 0.7, 0.45]
     slipped = {s: (at, gap) for s, i, at, gap in a.fractures if i < 0}
     for s in (-1, 1):
         for p in broken(a.clavicles[s], *slipped[s]) if s in slipped else [a.clavicles[s]]:
-            width = np.interp(np.abs(p[:, 0]), [.04, .09, .2, .43], [.034, .027, .023, .029])
-            polygons += list(band(p, np.stack([width, width - .011]))); values += [1., .66]
-    layer = f.fill(polygons, np.array(values)); layer *= .12*(1 - .15*a.old + .1*a.z['bone'])
+            width = np.interp(np.abs(p[:, 0]), [0.04, 0.09, 0.2, 0.43], [0.034, 0.027, 0.023, 0.029])
+            polygons += list(band(p, np.stack([width, width - 0.011])))
+            values += [1.0, 0.66]
+    layer = f.fill(polygons, np.array(values))
+    layer *= 0.12 * (1 - 0.15 * a.old + 0.1 * a.z['bone'])
     return layer
 
 # %% ../../nbs/chapters/03_simulation/03_anatomy.ipynb #8101b1ee
-def draw_air(f:Frame, a:Anatomy) -> np.ndarray:
+def draw_air(f: Frame, a: Anatomy) -> np.ndarray:
     "Trachea and main bronchi (age and the aortic arch push the trachea to the patient's right), the gastric bubble under the left dome (with a fluid level if the patient stands), bowel gas; 0..1"
-    z, y, t = a.z, a.y, .4*a.turn; x = t + .004*z['trachea'] - .007*a.old
-    trachea = curve([(.3*t, -.1), (.4*t, y(.02)), (x-.003, y(.22)), (x-.004, y(.385))], 20); c = trachea[-1]
-    right, left = curve([c - (0, .01), c + (-.030, .035), c + (-.066, .078)], 10), curve([c - (0, .01), c + (.034, .026), c + (.092, .060)], 10)
-    polygons, values = [band(right, taper(.030, .019, 10)), band(left, taper(.026, .016, 10)), band(trachea, .040 + .003*(a.sex == 'Male'))], [.36, .36, .62]
-    x, h = .13 + .07*z['u_gas_x'], .032 + .010*z['gas']; base = a.base[1][::-1]; top = float(np.interp(x, base[:, 0], base[:, 1])) + .016
-    gas = disc(x, top + h, .050 + .006*z['gas'], h, 28)
-    if not a.portable: gas[:, 1] = np.minimum(gas[:, 1], top + 1.15*h)
-    polygons.append(gas); values.append(min(.95, max(.35, .7 + .2*z['gas'])))
-    if z['u_bowel'] > .45:
-        for i in range(2 + int(6*(z['u_bowel'] - .45))):      # some loops of bowel
-            turn = 2.4*i + 9*z['u_gas_x']; polygons.append(disc(x + .05 + .075*math.cos(turn), top + .12 + .035*math.sin(1.7*turn), .022 + .008*math.sin(turn), .018 + .006*math.cos(3*turn), 16)); values.append(.36 - .04*i)
+    z, y, t = a.z, a.y, 0.4 * a.turn
+    x = t + 0.004 * z['trachea'] - 0.007 * a.old
+    trachea = curve([(0.3 * t, -0.1), (0.4 * t, y(0.02)), (x - 0.003, y(0.22)), (x - 0.004, y(0.385))], 20)
+    c = trachea[-1]
+    right, left = (
+        curve([c - (0, 0.01), c + (-0.030, 0.035), c + (-0.066, 0.078)], 10),
+        curve([c - (0, 0.01), c + (0.034, 0.026), c + (0.092, 0.060)], 10),
+    )
+    polygons, values = (
+        [
+            band(right, taper(0.030, 0.019, 10)),
+            band(left, taper(0.026, 0.016, 10)),
+            band(trachea, 0.040 + 0.003 * (a.sex == 'Male')),
+        ],
+        [0.36, 0.36, 0.62],
+    )
+    x, h = 0.13 + 0.07 * z['u_gas_x'], 0.032 + 0.010 * z['gas']
+    base = a.base[1][::-1]
+    top = float(np.interp(x, base[:, 0], base[:, 1])) + 0.016
+    gas = disc(x, top + h, 0.050 + 0.006 * z['gas'], h, 28)
+    if not a.portable:
+        gas[:, 1] = np.minimum(gas[:, 1], top + 1.15 * h)
+    polygons.append(gas)
+    values.append(min(0.95, max(0.35, 0.7 + 0.2 * z['gas'])))
+    if z['u_bowel'] > 0.45:
+        for i in range(2 + int(6 * (z['u_bowel'] - 0.45))):  # some loops of bowel
+            turn = 2.4 * i + 9 * z['u_gas_x']
+            polygons.append(
+                disc(
+                    x + 0.05 + 0.075 * math.cos(turn),
+                    top + 0.12 + 0.035 * math.sin(1.7 * turn),
+                    0.022 + 0.008 * math.sin(turn),
+                    0.018 + 0.006 * math.cos(3 * turn),
+                    16,
+                )
+            )
+            values.append(0.36 - 0.04 * i)
     return f.fill(polygons, np.array(values))
 
-def _rays(start, theta, reach): # (..., 2), (..., k), (...) -> (..., k, 2)
+
+def _rays(start, theta, reach):  # (..., 2), (..., k), (...) -> (..., k, 2)
     "Paths of a given length whose direction is given at each of their k points"
-    steps = np.empty(theta.shape + (2,)); steps[..., 0], steps[..., 1] = np.cos(theta), np.sin(theta)
-    steps *= (reach/(theta.shape[-1] - 1))[..., None, None]; steps[..., 0, :] = start
+    steps = np.empty(theta.shape + (2,))
+    steps[..., 0], steps[..., 1] = np.cos(theta), np.sin(theta)
+    steps *= (reach / (theta.shape[-1] - 1))[..., None, None]
+    steps[..., 0, :] = start
     return steps.cumsum(-2)
 
-#: where the arteries of one lung go: 0 is the side, up to 1.4 the base; most run up or down, few straight out
-_WAYS = np.array([-1.42, -1.1, -.68, -.15, .38, .74, 1.04, 1.34])
-_AT, _FORK, _SHARE = np.array([2, 4, 6, 8]), np.array([1, -1, 1, -1])[:, None], np.array([.56, .50, .40, .30])
 
-def vessel_tree(a:Anatomy, rng:np.random.Generator): # arteries (16, 24, 2) and branches (64, 14, 2) as polygons, twigs (64, 5, 2) as paths
+#: where the arteries of one lung go: 0 is the side, up to 1.4 the base; most run up or down, few straight out
+_WAYS = np.array([-1.42, -1.1, -0.68, -0.15, 0.38, 0.74, 1.04, 1.34])
+_AT, _FORK, _SHARE = (
+    np.array([2, 4, 6, 8]),
+    np.array([1, -1, 1, -1])[:, None],
+    np.array([0.56, 0.50, 0.40, 0.30]),
+)
+
+
+def vessel_tree(
+    a: Anatomy, rng: np.random.Generator
+):  # arteries (16, 24, 2) and branches (64, 14, 2) as polygons, twigs (64, 5, 2) as paths
     "Arteries that fan out from both hila with four branches each, and a twig on every branch"
-    n = len(_WAYS); up = _WAYS + .13*rng.standard_normal((2, n)); bend, spread = .38*rng.standard_normal((2, n)) - .22*np.sign(_WAYS), np.sin(up)
-    length = a.width*(.58 + .13*spread)*(1 + .14*rng.standard_normal((2, n))); fork, twist = (.44 + .13*rng.standard_normal((2, n, 4)))*_FORK[:, 0], .4*rng.standard_normal((2, n, 4))
-    origin = np.empty((2, n, 2)); origin[..., 0] = .010 + .006*rng.standard_normal((2, n)); origin[..., 1] = .042*up + .01
-    origin += np.stack([a.hila[s]*_SIDE[s] for s in (-1, 1)])[:, None]
-    theta = up[..., None] + bend[..., None]*taper(0, 1, 12); main = _rays(origin, theta, length)
-    angle = (theta[..., _AT] + fork)[..., None] + (twist - .35*_FORK[:, 0])[..., None]*taper(0, 1, 7); reach = length[..., None]*_SHARE
+    n = len(_WAYS)
+    up = _WAYS + 0.13 * rng.standard_normal((2, n))
+    bend, spread = 0.38 * rng.standard_normal((2, n)) - 0.22 * np.sign(_WAYS), np.sin(up)
+    length = a.width * (0.58 + 0.13 * spread) * (1 + 0.14 * rng.standard_normal((2, n)))
+    fork, twist = (
+        (0.44 + 0.13 * rng.standard_normal((2, n, 4))) * _FORK[:, 0],
+        0.4 * rng.standard_normal((2, n, 4)),
+    )
+    origin = np.empty((2, n, 2))
+    origin[..., 0] = 0.010 + 0.006 * rng.standard_normal((2, n))
+    origin[..., 1] = 0.042 * up + 0.01
+    origin += np.stack([a.hila[s] * _SIDE[s] for s in (-1, 1)])[:, None]
+    theta = up[..., None] + bend[..., None] * taper(0, 1, 12)
+    main = _rays(origin, theta, length)
+    angle = (theta[..., _AT] + fork)[..., None] + (twist - 0.35 * _FORK[:, 0])[..., None] * taper(0, 1, 7)
+    reach = length[..., None] * _SHARE
     branch = _rays(main[..., _AT, :], angle, reach)
-    twig = _rays(branch[..., 3, :], (angle[..., 3] - .55*_FORK[:, 0])[..., None] + (.5*twist)[..., None]*taper(0, 1, 5), .45*reach)
-    width = (.0078 + .0020*spread)[..., None]*taper(1, .22, 12); sides = np.array([-1., 1.])
-    for paths in (main, branch, twig): paths[..., 0] *= sides.reshape((2,) + (1,)*(paths.ndim - 2))
-    return band(main, width).reshape(2*n, 24, 2), band(branch, width[..., _AT, None]*taper(.62, .24, 7)).reshape(8*n, 14, 2), twig.reshape(8*n, 5, 2)
+    twig = _rays(
+        branch[..., 3, :],
+        (angle[..., 3] - 0.55 * _FORK[:, 0])[..., None] + (0.5 * twist)[..., None] * taper(0, 1, 5),
+        0.45 * reach,
+    )
+    width = (0.0078 + 0.0020 * spread)[..., None] * taper(1, 0.22, 12)
+    sides = np.array([-1.0, 1.0])
+    for paths in (main, branch, twig):
+        paths[..., 0] *= sides.reshape((2,) + (1,) * (paths.ndim - 2))
+    return (
+        band(main, width).reshape(2 * n, 24, 2),
+        band(branch, width[..., _AT, None] * taper(0.62, 0.24, 7)).reshape(8 * n, 14, 2),
+        twig.reshape(8 * n, 5, 2),
+    )
+
 
 #: the artery to the upper and the one to the lower lobe, from the hilum of the viewer's right
-_HILUM = [band(curve([(.004, .01), (.008, -.04), (.022, -.085)], 10), np.linspace(.017, .007, 10)), band(curve([(-.012, -.030), (.004, .005), (.016, .055), (.030, .115)], 14), np.linspace(.030, .010, 14))]
+_HILUM = [
+    band(curve([(0.004, 0.01), (0.008, -0.04), (0.022, -0.085)], 10), np.linspace(0.017, 0.007, 10)),
+    band(
+        curve([(-0.012, -0.030), (0.004, 0.005), (0.016, 0.055), (0.030, 0.115)], 14),
+        np.linspace(0.030, 0.010, 14),
+    ),
+]
 
-def draw_vessels(f:Frame, a:Anatomy, rng:np.random.Generator) -> np.ndarray:
+
+def draw_vessels(f: Frame, a: Anatomy, rng: np.random.Generator) -> np.ndarray:
     "The branching vessels, fading to the periphery, and the hila, 0..1"
-    canvas, wide = f.canvas(), .0022*2*f.size; thick = max(1, round(wide)); main, branch, twig = vessel_tree(a, rng)
-    cv2.polylines(canvas, list(f.place(twig)), False, 140*min(1., wide/thick), thick, cv2.LINE_8, 4)
-    hila = [p*_SIDE[s] + a.hila[s] for s in (-1, 1) for p in _HILUM]
-    f.paint(canvas, [*branch.reshape(-1, 4, 14, 2).swapaxes(0, 1), *main, *hila], [190]*4 + [235]*len(main) + [235, 255]*2)      # the same fork of neighbouring arteries: these hardly cross
-    layer = f.layer(canvas); fade = f.blob(*a.hila[-1], .12, .16); fade += f.blob(*a.hila[1], .12, .16)
-    layer *= f.enlarge(np.minimum(fade*1.15 + .10, 1)*(1 + .12*a.z['markings']))
+    canvas, wide = f.canvas(), 0.0022 * 2 * f.size
+    thick = max(1, round(wide))
+    main, branch, twig = vessel_tree(a, rng)
+    cv2.polylines(canvas, list(f.place(twig)), False, 140 * min(1.0, wide / thick), thick, cv2.LINE_8, 4)
+    hila = [p * _SIDE[s] + a.hila[s] for s in (-1, 1) for p in _HILUM]
+    f.paint(
+        canvas,
+        [*branch.reshape(-1, 4, 14, 2).swapaxes(0, 1), *main, *hila],
+        [190] * 4 + [235] * len(main) + [235, 255] * 2,
+    )  # the same fork of neighbouring arteries: these hardly cross
+    layer = f.layer(canvas)
+    fade = f.blob(*a.hila[-1], 0.12, 0.16)
+    fade += f.blob(*a.hila[1], 0.12, 0.16)
+    layer *= f.enlarge(np.minimum(fade * 1.15 + 0.10, 1) * (1 + 0.12 * a.z['markings']))
     return layer

@@ -12,108 +12,170 @@ __all__ = ['EVIDENCE', 'BEST', 'label_inputs', 'enumerate_posterior', 'node_fact
 import numpy as np, pandas as pd
 from scipy import special, stats
 from ..foundations.core import IMPLIES, OBSERVATIONS, mark_simulated, short_name
-from .patients import MEASURES, NETWORK, SIGNS, VISIBLE_FROM, Network, draw_facts, draw_findings, fact_probability, node_probability, strength_log_ratio
-from ..metrics.ranking import CONDITIONS, interval, rank_condition, resample_patients
+from cxr_lib.simulation.patients import (
+    MEASURES,
+    NETWORK,
+    SIGNS,
+    VISIBLE_FROM,
+    Network,
+    draw_facts,
+    draw_findings,
+    fact_probability,
+    node_probability,
+    strength_log_ratio,
+)
+from ..metrics.predictions import CONDITIONS
+from ..metrics.ranking import interval, rank_condition, resample_patients
 
 EVIDENCE = ('demographics', 'note', 'image', 'film')
 
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #734d52a4
 def label_inputs(
-    network:Network=NETWORK # all parameters
-) -> dict: # observation -> the variables whose presence makes it positive (No Finding: negative); findings that stand for themselves are left out
+    network: Network = NETWORK,  # all parameters
+) -> dict:  # observation -> the variables whose presence makes it positive (No Finding: negative); findings that stand for themselves are left out
     "The hierarchy as logical ORs, each over as few inputs as possible"
     inputs, parents = {}, {p for implied in IMPLIES.values() for p in implied}
-    for parent in sorted(parents, key=lambda p: (p not in IMPLIES, SIGNS.index(p))):          # Consolidation, itself a child, before Lung Opacity
+    for parent in sorted(
+        parents, key=lambda p: (p not in IMPLIES, SIGNS.index(p))
+    ):  # Consolidation, itself a child, before Lung Opacity
         children = [c for c in SIGNS if parent in IMPLIES.get(c, ()) and (c in network.signs or c in inputs)]
         through_another = [c for c in children if any(q in children and q in inputs for q in IMPLIES[c])]
-        if children: inputs[parent] = tuple([parent]*(parent in network.signs) + [f'label/{c}' if c in inputs else c for c in children if c not in through_another])
-    top = [s for s in SIGNS if s not in IMPLIES and s != 'Support Devices' and (s in inputs or s in network.signs)]
+        if children:
+            inputs[parent] = tuple(
+                [parent] * (parent in network.signs)
+                + [f'label/{c}' if c in inputs else c for c in children if c not in through_another]
+            )
+    top = [
+        s
+        for s in SIGNS
+        if s not in IMPLIES and s != 'Support Devices' and (s in inputs or s in network.signs)
+    ]
     return inputs | {'No Finding': tuple(f'label/{s}' if s in inputs else s for s in top)}
 
+
 def enumerate_posterior(
-    patient, # one row of `draw_patients`, or a mapping with its columns
-    given:tuple=('note', 'image'), # some of `EVIDENCE`
-    network:Network=NETWORK # all parameters
-) -> pd.Series: # probability of each observation
+    patient,  # one row of `draw_patients`, or a mapping with its columns
+    given: tuple = ('note', 'image'),  # some of `EVIDENCE`
+    network: Network = NETWORK,  # all parameters
+) -> pd.Series:  # probability of each observation
     "The reference: Bayes' rule over every state a patient can be in. Slow; see `posterior` for the same numbers"
     from cxr_lib.simulation.patients import labels_from_findings
+
     nodes, settings = network.order(), list(network.settings)
-    state = np.unravel_index(np.arange(len(settings)*2**len(nodes)), (len(settings), *[2]*len(nodes)))
-    v = {'age': float(patient['age']), 'male': float(patient['sex'] == 'Male'), **{s: state[0] == i for i, s in enumerate(settings)}, **{n.name: x == 1 for n, x in zip(nodes, state[1:])}}
+    state = np.unravel_index(np.arange(len(settings) * 2 ** len(nodes)), (len(settings), *[2] * len(nodes)))
+    v = {
+        'age': float(patient['age']),
+        'male': float(patient['sex'] == 'Male'),
+        **{s: state[0] == i for i, s in enumerate(settings)},
+        **{n.name: x == 1 for n, x in zip(nodes, state[1:])},
+    }
     p = np.array(list(network.settings.values()))[state[0]]
-    for node in nodes: 
+    for node in nodes:
         present = node_probability(node, v)
-        p = p*np.where(v[node.name], present, 1 - present)
+        p = p * np.where(v[node.name], present, 1 - present)
     if 'note' in given:
         for fact in network.facts:
             said, true = patient[f'reported/{fact.name}'], fact_probability(fact, v)
-            p = p*(network.reported*true if said == 1 else fact.denied*(1 - true) if said == 0 else (1 - network.reported)*true + (1 - fact.denied)*(1 - true))
+            p = p * (
+                network.reported * true
+                if said == 1
+                else fact.denied * (1 - true)
+                if said == 0
+                else (1 - network.reported) * true + (1 - fact.denied) * (1 - true)
+            )
     if 'image' in given:
         pa = np.array([network.pa_share[s] for s in settings])[state[0]]
-        p = p*(pa if patient['projection'] == 'PA' else 1 - pa)
+        p = p * (pa if patient['projection'] == 'PA' else 1 - pa)
         for s in network.signs:
-            x = patient[f'strength/{s}']; shown, absent = stats.norm.pdf(x - network.separation[s]), stats.norm.pdf(x)
-            p = p*np.where(v[s], (1 - network.occult)*shown + network.occult*absent, absent)
+            x = patient[f'strength/{s}']
+            shown, absent = stats.norm.pdf(x - network.separation[s]), stats.norm.pdf(x)
+            p = p * np.where(v[s], (1 - network.occult) * shown + network.occult * absent, absent)
     labels = labels_from_findings({s: v[s] for s in network.signs})
-    return pd.Series({o: float((p*labels[o]).sum()/p.sum()) for o in OBSERVATIONS})
+    return pd.Series({o: float((p * labels[o]).sum() / p.sum()) for o in OBSERVATIONS})
 
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #ddef53ae
-def _variable(name, network): return 'setting' if name in network.settings else name
+def _variable(name, network):
+    return 'setting' if name in network.settings else name
+
 
 def _values(scope, network):
     "Name -> its 0/1 values along the axis of its variable, with a last axis for patients"
     found = {}
     for axis, v in enumerate(scope):
-        along = lambda x: np.asarray(x, float).reshape([-1 if i == axis else 1 for i in range(len(scope))] + [1])
-        if v == 'setting': found |= {s: along(np.arange(len(network.settings)) == i) for i, s in enumerate(network.settings)}
-        else: found[v] = along([0, 1])
+        along = lambda x: np.asarray(x, float).reshape(
+            [-1 if i == axis else 1 for i in range(len(scope))] + [1]
+        )
+        if v == 'setting':
+            found |= {s: along(np.arange(len(network.settings)) == i) for i, s in enumerate(network.settings)}
+        else:
+            found[v] = along([0, 1])
     return found
 
-def _log(p):
-    with np.errstate(divide='ignore'): return np.log(p)
 
-def node_factor(node, age, male, network) -> tuple: # scope, log table (2, parents..., n or 1)
+def _log(p):
+    with np.errstate(divide='ignore'):
+        return np.log(p)
+
+
+def node_factor(node, age, male, network) -> tuple:  # scope, log table (2, parents..., n or 1)
     "P(node | parents), with age and sex filled in"
     parents = tuple(dict.fromkeys(_variable(p, network) for p in node.weights if p not in ('age', 'male')))
-    p = node_probability(node, _values(parents, network) | {'age': age, 'male': male}) + np.zeros([1]*(len(parents) + 1))
+    p = node_probability(node, _values(parents, network) | {'age': age, 'male': male}) + np.zeros(
+        [1] * (len(parents) + 1)
+    )
     return (node.name, *parents), np.stack([np.log1p(-p), np.log(p)])
 
-def fact_factor(fact, reported, has_note, network) -> tuple: # scope, log table (causes..., n)
+
+def fact_factor(fact, reported, has_note, network) -> tuple:  # scope, log table (causes..., n)
     "P(what is reported | causes); a patient without a note tells nothing"
     scope = tuple(fact.causes)
-    p = fact_probability(fact, _values(scope, network)) + np.zeros([1]*(len(scope) + 1))
-    table = np.concatenate([network.reported*p, fact.denied*(1 - p), (1 - network.reported)*p + (1 - fact.denied)*(1 - p), np.ones_like(p)], axis=-1)
+    p = fact_probability(fact, _values(scope, network)) + np.zeros([1] * (len(scope) + 1))
+    table = np.concatenate(
+        [
+            network.reported * p,
+            fact.denied * (1 - p),
+            (1 - network.reported) * p + (1 - fact.denied) * (1 - p),
+            np.ones_like(p),
+        ],
+        axis=-1,
+    )
     which = np.where(~has_note, 3, np.where(reported == 1, 0, np.where(reported == 0, 1, 2)))
     return scope, _log(table)[..., which]
 
-def strength_factor(sign, strength, network, drawn_only=False) -> tuple: # scope, log table (2, n)
+
+def strength_factor(sign, strength, network, drawn_only=False) -> tuple:  # scope, log table (2, n)
     "How much likelier this strength is with the sign than without"
     hides = drawn_only and not MEASURES[sign].always
-    ratio = strength_log_ratio(strength, network.separation[sign], network.occult, VISIBLE_FROM if hides else -np.inf)
+    ratio = strength_log_ratio(
+        strength, network.separation[sign], network.occult, VISIBLE_FROM if hides else -np.inf
+    )
     return (sign,), np.stack([np.zeros_like(ratio), ratio])
 
-def label_factor(observation, inputs, network) -> tuple: # scope, log table (2, inputs..., 1)
+
+def label_factor(observation, inputs, network) -> tuple:  # scope, log table (2, inputs..., 1)
     "The hierarchy as a factor: 1 where the label is what its inputs say, 0 elsewhere"
-    any_present = np.arange(2**len(inputs)).reshape([2]*len(inputs) + [1]) > 0
+    any_present = np.arange(2 ** len(inputs)).reshape([2] * len(inputs) + [1]) > 0
     positive = ~any_present if observation == 'No Finding' else any_present
     return (f'label/{observation}', *inputs), _log(np.stack([~positive, positive]).astype(float))
 
-def naming_factor(variable, named, rate) -> tuple: # scope, log table (2, n)
+
+def naming_factor(variable, named, rate) -> tuple:  # scope, log table (2, n)
     "A note that names each positive observation with probability `rate`, and never a negative one"
-    return (variable,), _log(np.stack([np.where(named, 0., 1.), np.where(named, rate, 1 - rate)]))
+    return (variable,), _log(np.stack([np.where(named, 0.0, 1.0), np.where(named, rate, 1 - rate)]))
 
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #9a7683f0
 def elimination_order(
-    scopes, # of the factors: tuples of variables
-    cards:dict # variable -> number of its values; 2 if not listed
-) -> list: # (variable, scope of the table met when it is summed out)
+    scopes,  # of the factors: tuples of variables
+    cards: dict,  # variable -> number of its values; 2 if not listed
+) -> list:  # (variable, scope of the table met when it is summed out)
     "Greedy order: next comes the variable with the smallest table"
     size = lambda scope: int(np.prod([cards.get(v, 2) for v in scope]))
     scopes, left, found = [frozenset(s) for s in scopes], sorted(set().union(*scopes)), []
     while left:
         met = {v: frozenset().union(*[s for s in scopes if v in s]) for v in left}
         v = min(left, key=lambda v: (size(met[v]), v))
-        found.append((v, met[v])); left.remove(v)
+        found.append((v, met[v]))
+        left.remove(v)
         scopes = [s for s in scopes if v not in s] + [met[v] - {v}]
     return found
 
@@ -124,54 +186,82 @@ def _aligned(scope, table, target):
     size = dict(zip(scope, table.shape))
     return table.transpose(*axes, len(scope)).reshape([size.get(v, 1) for v in target] + [table.shape[-1]])
 
+
 def _log_sum(table, axes):
     "Logarithm of the sum over axes; -inf where all is impossible"
-    top = table.max(axis=axes, keepdims=True); top = np.where(np.isfinite(top), top, 0.)
+    top = table.max(axis=axes, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0.0)
     return _log(np.exp(table - top).sum(axis=axes)) + top.squeeze(axis=axes)
 
+
 def marginals(
-    factors:list, # of (scope, log table); the last axis of each table runs over patients
-    order:list # from `elimination_order`
-) -> tuple: # variable -> probability of each of its values (card, n), and the log probability of the evidence (n,)
+    factors: list,  # of (scope, log table); the last axis of each table runs over patients
+    order: list,  # from `elimination_order`
+) -> (
+    tuple
+):  # variable -> probability of each of its values (card, n), and the log probability of the evidence (n,)
     "Exact marginals of every variable, by elimination and one pass back"
     place = {v: i for i, (v, _) in enumerate(order)}
-    scopes = [tuple(sorted(met, key=place.get)) for _, met in order]           # the variable itself is axis 0
-    received, senders, sent = [[] for _ in order], [[] for _ in order], [None]*len(order)
-    tables, log_evidence = [None]*len(order), 0.
+    scopes = [tuple(sorted(met, key=place.get)) for _, met in order]  # the variable itself is axis 0
+    received, senders, sent = [[] for _ in order], [[] for _ in order], [None] * len(order)
+    tables, log_evidence = [None] * len(order), 0.0
     for scope, table in factors:
-        if scope: received[min(place[v] for v in scope)].append((scope, table))
-        else: log_evidence = log_evidence + table                               # a fact without causes
+        if scope:
+            received[min(place[v] for v in scope)].append((scope, table))
+        else:
+            log_evidence = log_evidence + table  # a fact without causes
     for i, scope in enumerate(scopes):
         tables[i] = sum(_aligned(s, t, scope) for s, t in received[i])
         sent[i] = _log_sum(tables[i], 0)
-        if len(scope) == 1: log_evidence = log_evidence + sent[i]; continue
+        if len(scope) == 1:
+            log_evidence = log_evidence + sent[i]
+            continue
         parent = place[scope[1]]
-        received[parent].append((scope[1:], sent[i])); senders[parent].append(i)
+        received[parent].append((scope[1:], sent[i]))
+        senders[parent].append(i)
     found = {}
     for j in reversed(range(len(order))):
         scope, table = scopes[j], tables[j]
         top = table.max(axis=tuple(range(len(scope))))
-        weight = np.exp(table - np.where(np.isfinite(top), top, 0.))
+        weight = np.exp(table - np.where(np.isfinite(top), top, 0.0))
         p = weight.sum(axis=tuple(range(1, len(scope))))
-        with np.errstate(invalid='ignore'): found[scope[0]] = p/p.sum(axis=0)
-        for i in senders[j]:                                                  # what the rest knows = everything less what i said itself
+        with np.errstate(invalid='ignore'):
+            found[scope[0]] = p / p.sum(axis=0)
+        for i in senders[j]:  # what the rest knows = everything less what i said itself
             kept = scopes[i][1:]
             summed = weight.sum(axis=tuple(a for a, v in enumerate(scope) if v not in kept))
-            with np.errstate(invalid='ignore'): news = np.where(np.isneginf(sent[i]), -np.inf, _log(summed) - sent[i])
+            with np.errstate(invalid='ignore'):
+                news = np.where(np.isneginf(sent[i]), -np.inf, _log(summed) - sent[i])
             tables[i] = tables[i] + news[None]
     return found, log_evidence
 
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #a1a9b430
 def _check_evidence(table, given, network):
     "Raise `ValueError` that names what the table lacks"
-    if unknown := set(given) - set(EVIDENCE): raise ValueError(f'unknown evidence {min(unknown)!r}; known are {", ".join(EVIDENCE)}')
-    needed = ['age', 'sex'] + ['projection'] * bool({'image', 'film'} & set(given)) + [f'strength/{s}' for s in network.signs if {'image', 'film'} & set(given)]
-    if lacking := [c for c in needed + [f'reported/{f.name}' for f in network.facts if 'note' in given] if c not in table]:
-        raise ValueError(f'the table lacks {lacking[0]} ({len(lacking)} such columns); the best possible answer is known for simulated patients only, as from draw_patients')
-    for column, good in {'sex': table['sex'].isin(('Female', 'Male')), 'age': np.isfinite(table['age'].astype(float)),
-                         **({'projection': table['projection'].isin(('AP', 'PA'))} if 'projection' in needed else {}),
-                         **{c: np.isfinite(table[c].astype(float)) for c in needed if c.startswith('strength/')}}.items():
-        if not good.all(): raise ValueError(f'row {table.index[~good][0]}: {column} is {table.loc[~good, column].tolist()[0]!r}; the exact posterior needs it, leave the row out')
+    if unknown := set(given) - set(EVIDENCE):
+        raise ValueError(f'unknown evidence {min(unknown)!r}; known are {", ".join(EVIDENCE)}')
+    needed = (
+        ['age', 'sex']
+        + ['projection'] * bool({'image', 'film'} & set(given))
+        + [f'strength/{s}' for s in network.signs if {'image', 'film'} & set(given)]
+    )
+    if lacking := [
+        c for c in needed + [f'reported/{f.name}' for f in network.facts if 'note' in given] if c not in table
+    ]:
+        raise ValueError(
+            f'the table lacks {lacking[0]} ({len(lacking)} such columns); the best possible answer is known for simulated patients only, as from draw_patients'
+        )
+    for column, good in {
+        'sex': table['sex'].isin(('Female', 'Male')),
+        'age': np.isfinite(table['age'].astype(float)),
+        **({'projection': table['projection'].isin(('AP', 'PA'))} if 'projection' in needed else {}),
+        **{c: np.isfinite(table[c].astype(float)) for c in needed if c.startswith('strength/')},
+    }.items():
+        if not good.all():
+            raise ValueError(
+                f'row {table.index[~good][0]}: {column} is {table.loc[~good, column].tolist()[0]!r}; the exact posterior needs it, leave the row out'
+            )
+
 
 def _factors(part, given, has_note, network, naming):
     "All factors of some patients"
@@ -180,15 +270,28 @@ def _factors(part, given, has_note, network, naming):
     factors = [(('setting',), _log(share))] + [node_factor(n, age, male, network) for n in network.order()]
     inputs = label_inputs(network)
     factors += [label_factor(o, inputs[o], network) for o in inputs if inputs[o]]
-    if 'note' in given: factors += [fact_factor(f, part[f'reported/{f.name}'].to_numpy(float), has_note, network) for f in network.facts]
+    if 'note' in given:
+        factors += [
+            fact_factor(f, part[f'reported/{f.name}'].to_numpy(float), has_note, network)
+            for f in network.facts
+        ]
     if {'image', 'film'} & set(given):
         pa = np.array([network.pa_share[s] for s in network.settings])[:, None]
         factors.append((('setting',), _log(np.where((part['projection'] == 'PA').to_numpy(), pa, 1 - pa))))
-        factors += [strength_factor(s, part[f'strength/{s}'].to_numpy(float), network, 'image' not in given) for s in network.signs]
+        factors += [
+            strength_factor(s, part[f'strength/{s}'].to_numpy(float), network, 'image' not in given)
+            for s in network.signs
+        ]
     if naming is not None and 'note' in given:
-        variables = {o: f'label/{o}' if o in inputs else o for o in OBSERVATIONS if inputs.get(o) or o in network.signs}
-        for o, v in variables.items(): factors.append(naming_factor(v, (part[f'named/{o}'] == 1).to_numpy(), np.where(has_note, naming, 0.)))
+        variables = {
+            o: f'label/{o}' if o in inputs else o for o in OBSERVATIONS if inputs.get(o) or o in network.signs
+        }
+        for o, v in variables.items():
+            factors.append(
+                naming_factor(v, (part[f'named/{o}'] == 1).to_numpy(), np.where(has_note, naming, 0.0))
+            )
     return factors
+
 
 def _infer(table, given, has_note, network, naming=None, chunk=1000):
     "Posterior (n, 14) and log evidence (n,), in chunks of patients"
@@ -196,187 +299,305 @@ def _infer(table, given, has_note, network, naming=None, chunk=1000):
     cards, inputs, order = {'setting': len(network.settings)}, label_inputs(network), None
     p, log_evidence = np.zeros((len(table), len(OBSERVATIONS))), np.zeros(len(table))
     for at in range(0, len(table), chunk):
-        part, rows = table.iloc[at:at+chunk], slice(at, at + chunk)
+        part, rows = table.iloc[at : at + chunk], slice(at, at + chunk)
         factors = _factors(part, given, has_note[rows], network, naming)
         order = order or elimination_order([scope for scope, _ in factors], cards)
         found, log_evidence[rows] = marginals(factors, order)
         if not np.isfinite(log_evidence[rows]).all():
-            raise ValueError(f'row {part.index[~np.isfinite(log_evidence[rows])][0]}: no state of the network gives this evidence; were the patients drawn from another one?')
+            raise ValueError(
+                f'row {part.index[~np.isfinite(log_evidence[rows])][0]}: no state of the network gives this evidence; were the patients drawn from another one?'
+            )
         for k, o in enumerate(OBSERVATIONS):
             v = f'label/{o}' if o in inputs else o
-            if v in found: p[rows, k] = found[v][1]
-            elif o == 'No Finding': p[rows, k] = 1.                           # a network of devices only
+            if v in found:
+                p[rows, k] = found[v][1]
+            elif o == 'No Finding':
+                p[rows, k] = 1.0  # a network of devices only
     return p, log_evidence
 
-def _notes_of(table, has_note): return np.ones(len(table), bool) if has_note is None else np.asarray(has_note, bool)
+
+def _notes_of(table, has_note):
+    return np.ones(len(table), bool) if has_note is None else np.asarray(has_note, bool)
+
 
 def prior(
-    network:Network=NETWORK # all parameters
-) -> pd.Series: # probability of each observation
+    network: Network = NETWORK,  # all parameters
+) -> pd.Series:  # probability of each observation
     "What is known of a patient of whom nothing is known: exact prevalence, over the distribution of age and sex"
     mean, sd, low, high = network.age
     ages = np.arange(low, high + 1)
-    edges = np.r_[-np.inf, ages[:-1] + .5, np.inf]
+    edges = np.r_[-np.inf, ages[:-1] + 0.5, np.inf]
     share = np.diff(stats.norm.cdf(edges, mean, sd))
-    grid = pd.DataFrame([dict(age=a, sex=s, weight=w*(network.male_share if s == 'Male' else 1 - network.male_share)) for a, w in zip(ages, share) for s in ('Female', 'Male')])
+    grid = pd.DataFrame(
+        [
+            dict(age=a, sex=s, weight=w * (network.male_share if s == 'Male' else 1 - network.male_share))
+            for a, w in zip(ages, share)
+            for s in ('Female', 'Male')
+        ]
+    )
     p, _ = _infer(grid, ('demographics',), np.ones(len(grid), bool), network)
     return pd.Series(grid.weight.to_numpy() @ p, index=list(OBSERVATIONS))
 
+
 def posterior(
-    table:pd.DataFrame, # as from `draw_patients`; see `EVIDENCE` for the columns that are read. Labels are not
-    given:tuple=('note', 'image'), # some of `EVIDENCE`; empty: nothing is known
-    has_note=None, # (n,) False where a request came without a note; True for all if None
-    network:Network=NETWORK # the network that the patients were drawn from
-) -> pd.DataFrame: # (n, 14) probability of each observation, same index
+    table: pd.DataFrame,  # as from `draw_patients`; see `EVIDENCE` for the columns that are read. Labels are not
+    given: tuple = ('note', 'image'),  # some of `EVIDENCE`; empty: nothing is known
+    has_note=None,  # (n,) False where a request came without a note; True for all if None
+    network: Network = NETWORK,  # the network that the patients were drawn from
+) -> pd.DataFrame:  # (n, 14) probability of each observation, same index
     "Exact posterior of every observation for every patient"
     given = (given,) if isinstance(given, str) else tuple(given)
     has_note = _notes_of(table, has_note)
     p = _infer(table, given, has_note, network)[0] if given else np.zeros((len(table), len(OBSERVATIONS)))
     nothing = np.full(len(table), not given) if set(given) != {'note'} else ~has_note
-    if nothing.any(): p[nothing] = prior(network).to_numpy()
+    if nothing.any():
+        p[nothing] = prior(network).to_numpy()
     return pd.DataFrame(p, index=table.index, columns=list(OBSERVATIONS))
 
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #620a1ee5
 BEST = {'best_note': ('note',), 'best_image': ('image',), 'best_fused': ('note', 'image')}
 
+
 def best_possible(
-    table:pd.DataFrame, # simulated patients, as from `draw_patients`
-    has_note=None, # (n,) False where a request came without a note; True for all if None
-    network:Network=NETWORK, # the network that they were drawn from
-    drawn_only:bool=False # take `film` instead of `image`: strengths only as far as they are drawn
-) -> pd.DataFrame: # columns `best_note/<observation>`, `best_image/…`, `best_fused/…`; same index
+    table: pd.DataFrame,  # simulated patients, as from `draw_patients`
+    has_note=None,  # (n,) False where a request came without a note; True for all if None
+    network: Network = NETWORK,  # the network that they were drawn from
+    drawn_only: bool = False,  # take `film` instead of `image`: strengths only as far as they are drawn
+) -> pd.DataFrame:  # columns `best_note/<observation>`, `best_image/…`, `best_fused/…`; same index
     "Exact posteriors as predictions, for each condition"
     film = lambda given: tuple('film' if g == 'image' and drawn_only else g for g in given)
-    return pd.concat([posterior(table, film(given), has_note, network).add_prefix(f'{condition}/') for condition, given in BEST.items()], axis=1)
+    return pd.concat(
+        [
+            posterior(table, film(given), has_note, network).add_prefix(f'{condition}/')
+            for condition, given in BEST.items()
+        ],
+        axis=1,
+    )
+
 
 def auroc_by_condition(
-    labels:pd.DataFrame, # columns `patient_id` and the 14 observations
-    predictions:pd.DataFrame, # columns `<condition>/<observation>`, same index
-    n_bootstrap:int=200, # resamples of patients
-    seed:int=0, # of the resampling
-    min_cases:int=10 # positives and negatives that an observation needs to enter the mean
-) -> pd.DataFrame: # rows: observations and 'Mean'; columns: (condition, 'auroc' | 'low' | 'high')
+    labels: pd.DataFrame,  # columns `patient_id` and the 14 observations
+    predictions: pd.DataFrame,  # columns `<condition>/<observation>`, same index
+    n_bootstrap: int = 200,  # resamples of patients
+    seed: int = 0,  # of the resampling
+    min_cases: int = 10,  # positives and negatives that an observation needs to enter the mean
+) -> pd.DataFrame:  # rows: observations and 'Mean'; columns: (condition, 'auroc' | 'low' | 'high')
     "AUROC with 95% interval of every condition and observation"
     table = pd.concat([labels[list(OBSERVATIONS)].add_prefix('label/'), predictions], axis=1)
     clusters, weights = resample_patients(labels['patient_id'], n_bootstrap, seed)
     conditions = list(dict.fromkeys(c.rsplit('/', 1)[0] for c in predictions))
-    enough = [k for k, o in enumerate(OBSERVATIONS) if min((labels[o] == 1).sum(), (labels[o] == 0).sum()) >= min_cases]
+    enough = [
+        k
+        for k, o in enumerate(OBSERVATIONS)
+        if min((labels[o] == 1).sum(), (labels[o] == 0).sum()) >= min_cases
+    ]
     found = {}
     for c in conditions:
         ranks = rank_condition(table, c, clusters, weights)[0]
         means = ranks[enough].mean(axis=0) if enough else np.full(ranks.shape[1], np.nan)
         for o, values in zip([*OBSERVATIONS, 'Mean'], [*ranks, means]):
             i = interval(values)
-            for name, key in (('auroc', 'value'), ('low', 'low'), ('high', 'high')): found.setdefault((c, name), {})[o] = i[key]
+            for name, key in (('auroc', 'value'), ('low', 'low'), ('high', 'high')):
+                found.setdefault((c, name), {})[o] = i[key]
     return pd.DataFrame(found)
 
+
 def plot_best(
-    found:pd.DataFrame, # as from `auroc_by_condition`
-    title:str='The best possible AUROC (95% interval)'
-): # matplotlib figure
+    found: pd.DataFrame,  # as from `auroc_by_condition`
+    title: str = 'The best possible AUROC (95% interval)',
+):  # matplotlib figure
     "AUROC by observation: what note, film and both can tell at best"
     import matplotlib.pyplot as plt
+
     colors = {'best_note': '#de8f05', 'best_image': '#56b4e9', 'best_fused': '#0173b2'}
-    order = [*found.drop('Mean').index[np.argsort(-found.drop('Mean')[list(found.columns.levels[0])[0], 'auroc'].fillna(0))], 'Mean']
+    order = [
+        *found.drop('Mean').index[
+            np.argsort(-found.drop('Mean')[list(found.columns.levels[0])[0], 'auroc'].fillna(0))
+        ],
+        'Mean',
+    ]
     fig, ax = plt.subplots(figsize=(8.5, 5.2))
-    for shift, c in zip((-.18, .18, 0), dict.fromkeys(found.columns.get_level_values(0))):
+    for shift, c in zip((-0.18, 0.18, 0), dict.fromkeys(found.columns.get_level_values(0))):
         f, y = found.loc[order, c], np.arange(len(order)) + shift
-        ax.errorbar(f.auroc, y, xerr=[f.auroc - f.low, f.high - f.auroc], fmt='o', ms=4.5, lw=1.4, color=colors.get(c, '#555555'), label=CONDITIONS.get(c, c))
-    ax.axhline(len(order) - 1.5, color='#888888', lw=.8); ax.axvline(.5, color='#666666', lw=1)
-    ax.set(yticks=range(len(order)), yticklabels=[short_name(o) for o in order], ylim=(len(order) - .5, -.5), xlabel='AUROC', title=title)
+        ax.errorbar(
+            f.auroc,
+            y,
+            xerr=[f.auroc - f.low, f.high - f.auroc],
+            fmt='o',
+            ms=4.5,
+            lw=1.4,
+            color=colors.get(c, '#555555'),
+            label=CONDITIONS.get(c, c),
+        )
+    ax.axhline(len(order) - 1.5, color='#888888', lw=0.8)
+    ax.axvline(0.5, color='#666666', lw=1)
+    ax.set(
+        yticks=range(len(order)),
+        yticklabels=[short_name(o) for o in order],
+        ylim=(len(order) - 0.5, -0.5),
+        xlabel='AUROC',
+        title=title,
+    )
     ax.legend(loc='lower left')
     return mark_simulated(fig, True)
 
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #8fa40c19
 def evidence_columns(
-    table:pd.DataFrame, # simulated patients
-    given:tuple, # some of `EVIDENCE`
-    network:Network=NETWORK # the network that they were drawn from
-) -> np.ndarray: # (n, k) float; NaN where a fact is not mentioned
+    table: pd.DataFrame,  # simulated patients
+    given: tuple,  # some of `EVIDENCE`
+    network: Network = NETWORK,  # the network that they were drawn from
+) -> np.ndarray:  # (n, k) float; NaN where a fact is not mentioned
     "The evidence as numbers for any learner"
     columns = [table['age'], table['sex'] == 'Male']
-    if 'note' in given: columns += [table[f'reported/{f.name}'] for f in network.facts]
-    if {'image', 'film'} & set(given): columns.append(table['projection'] == 'PA')
+    if 'note' in given:
+        columns += [table[f'reported/{f.name}'] for f in network.facts]
+    if {'image', 'film'} & set(given):
+        columns.append(table['projection'] == 'PA')
     for s in network.signs:
-        if 'image' in given: columns.append(table[f'strength/{s}'])
-        elif 'film' in given: columns.append(table[f'strength/{s}'] if MEASURES[s].always else table[f'strength/{s}'].clip(lower=VISIBLE_FROM))
+        if 'image' in given:
+            columns.append(table[f'strength/{s}'])
+        elif 'film' in given:
+            columns.append(
+                table[f'strength/{s}']
+                if MEASURES[s].always
+                else table[f'strength/{s}'].clip(lower=VISIBLE_FROM)
+            )
     return np.stack([np.asarray(c, float) for c in columns], axis=1)
 
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #44f84e47
 def turn_dial(
-    table:pd.DataFrame, # columns `age`, `sex`, `reported/*` and the 14 observations; not only simulated patients
-    dial:float, # 0 to 1
-    seed:int=0, # the same seed at two positions: what a lower one gives away, a higher one does too
-    network:Network=NETWORK # all parameters
-) -> pd.DataFrame: # `reported/*` and `named/<observation>` (1 or NaN), same index
+    table: pd.DataFrame,  # columns `age`, `sex`, `reported/*` and the 14 observations; not only simulated patients
+    dial: float,  # 0 to 1
+    seed: int = 0,  # the same seed at two positions: what a lower one gives away, a higher one does too
+    network: Network = NETWORK,  # all parameters
+) -> pd.DataFrame:  # `reported/*` and `named/<observation>` (1 or NaN), same index
     "What the note knows at a position of the dial"
-    if not 0 <= dial <= 1: raise ValueError(f'dial is {dial}; expected a number from 0 (knows nothing) to 1 (names the labels)')
+    if not 0 <= dial <= 1:
+        raise ValueError(f'dial is {dial}; expected a number from 0 (knows nothing) to 1 (names the labels)')
     rng, n = np.random.default_rng([seed, 5]), len(table)
-    own, u = rng.random(n) < 2*dial, rng.random((n, len(OBSERVATIONS)))
-    age, male = table['age'].astype(float).to_numpy(), np.where(table['sex'] == 'Male', 1., np.where(table['sex'] == 'Female', 0., .5))
-    stranger = draw_facts(draw_findings(np.where(np.isnan(age), 60., age), male, rng, network)[0], rng, network)
-    reported = {c: np.where(own, table[c].to_numpy(float), stranger[c]) for c in (f'reported/{f.name}' for f in network.facts)}
-    named = (table[list(OBSERVATIONS)] == 1).to_numpy() & (u < 2*dial - 1)
-    return pd.DataFrame(reported | {f'named/{o}': np.where(named[:, k], 1., np.nan) for k, o in enumerate(OBSERVATIONS)}, index=table.index)
+    own, u = rng.random(n) < 2 * dial, rng.random((n, len(OBSERVATIONS)))
+    age, male = (
+        table['age'].astype(float).to_numpy(),
+        np.where(table['sex'] == 'Male', 1.0, np.where(table['sex'] == 'Female', 0.0, 0.5)),
+    )
+    stranger = draw_facts(
+        draw_findings(np.where(np.isnan(age), 60.0, age), male, rng, network)[0], rng, network
+    )
+    reported = {
+        c: np.where(own, table[c].to_numpy(float), stranger[c])
+        for c in (f'reported/{f.name}' for f in network.facts)
+    }
+    named = (table[list(OBSERVATIONS)] == 1).to_numpy() & (u < 2 * dial - 1)
+    return pd.DataFrame(
+        reported | {f'named/{o}': np.where(named[:, k], 1.0, np.nan) for k, o in enumerate(OBSERVATIONS)},
+        index=table.index,
+    )
 
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #aa0a8280
 def dial_posterior(
-    table:pd.DataFrame, # simulated patients, with `reported/*` and `named/*` as `turn_dial` left them
-    dial:float, # the position they were left at
-    given:tuple=('note',), # some of `EVIDENCE`
-    has_note=None, # (n,) False where a request came without a note; True for all if None
-    network:Network=NETWORK # the network that the patients were drawn from
-) -> pd.DataFrame: # (n, 14) probability of each observation, same index
+    table: pd.DataFrame,  # simulated patients, with `reported/*` and `named/*` as `turn_dial` left them
+    dial: float,  # the position they were left at
+    given: tuple = ('note',),  # some of `EVIDENCE`
+    has_note=None,  # (n,) False where a request came without a note; True for all if None
+    network: Network = NETWORK,  # the network that the patients were drawn from
+) -> pd.DataFrame:  # (n, 14) probability of each observation, same index
     "Exact posterior for a reader who knows the position of the dial"
-    if not 0 <= dial <= 1: raise ValueError(f'dial is {dial}; expected a number from 0 (knows nothing) to 1 (names the labels)')
+    if not 0 <= dial <= 1:
+        raise ValueError(f'dial is {dial}; expected a number from 0 (knows nothing) to 1 (names the labels)')
     given = (given,) if isinstance(given, str) else tuple(given)
-    if 'note' not in given: return posterior(table, given, has_note, network)
-    has_note, own = _notes_of(table, has_note), min(1., 2*dial)
+    if 'note' not in given:
+        return posterior(table, given, has_note, network)
+    has_note, own = _notes_of(table, has_note), min(1.0, 2 * dial)
     rest = tuple(g for g in given if g != 'note') or ('demographics',)
     infer = lambda given, naming=None: _infer(table, given, has_note, network, naming)
-    if own == 1: p = infer(given, 2*dial - 1 if dial > .5 else None)[0]
-    elif own == 0: p = infer(rest)[0]
+    if own == 1:
+        p = infer(given, 2 * dial - 1 if dial > 0.5 else None)[0]
+    elif own == 0:
+        p = infer(rest)[0]
     else:
         (p, evidence), (without, evidence_without) = infer(given), infer(rest)
-        agreement = evidence - evidence_without                                  # log P(facts | all else that is known) - log P(facts | age, sex)
-        agreement = 0.*agreement if rest == ('demographics',) else agreement - infer(('note',))[1] + infer(('demographics',))[1]
-        weight = special.expit(agreement + special.logit(own))[:, None]          # P(the facts are the patient's own | all that is known)
-        p = weight*p + (1 - weight)*without
-    if set(given) == {'note'}: p[~has_note] = prior(network).to_numpy()
+        agreement = (
+            evidence - evidence_without
+        )  # log P(facts | all else that is known) - log P(facts | age, sex)
+        agreement = (
+            0.0 * agreement
+            if rest == ('demographics',)
+            else agreement - infer(('note',))[1] + infer(('demographics',))[1]
+        )
+        weight = special.expit(agreement + special.logit(own))[
+            :, None
+        ]  # P(the facts are the patient's own | all that is known)
+        p = weight * p + (1 - weight) * without
+    if set(given) == {'note'}:
+        p[~has_note] = prior(network).to_numpy()
     return pd.DataFrame(p, index=table.index, columns=list(OBSERVATIONS))
 
+
 def dial_bounds(
-    table:pd.DataFrame, # simulated patients, as from `draw_patients`
-    dials:tuple=(0., .25, .5, .75, 1.), # positions, 0 to 1
-    seed:int=0, # of what the notes give away
-    n_bootstrap:int=100, # resamples of patients
-    network:Network=NETWORK # the network that the patients were drawn from
-) -> pd.DataFrame: # one row a position and observation ('Mean' too): bits, entropy, and best_note, best_image, best_fused with _low and _high
+    table: pd.DataFrame,  # simulated patients, as from `draw_patients`
+    dials: tuple = (0.0, 0.25, 0.5, 0.75, 1.0),  # positions, 0 to 1
+    seed: int = 0,  # of what the notes give away
+    n_bootstrap: int = 100,  # resamples of patients
+    network: Network = NETWORK,  # the network that the patients were drawn from
+) -> pd.DataFrame:  # one row a position and observation ('Mean' too): bits, entropy, and best_note, best_image, best_fused with _low and _high
     "What the note says at each position: mutual information in bits, and the best possible AUROC of note, image and both"
     base = posterior(table, 'demographics', network=network).to_numpy()
-    entropy = pd.Series((special.entr(base) + special.entr(1 - base)).mean(axis=0)/np.log(2), index=list(OBSERVATIONS))
+    entropy = pd.Series(
+        (special.entr(base) + special.entr(1 - base)).mean(axis=0) / np.log(2), index=list(OBSERVATIONS)
+    )
     image, rows = posterior(table, 'image', network=network), []
     for dial in dials:
-        turned = table.drop(columns=[c for c in table if c.startswith(('reported/', 'named/'))]).join(turn_dial(table, dial, seed, network))
-        p = {'best_note': dial_posterior(turned, dial, ('note',), network=network), 'best_image': image, 'best_fused': dial_posterior(turned, dial, ('note', 'image'), network=network)}
+        turned = table.drop(columns=[c for c in table if c.startswith(('reported/', 'named/'))]).join(
+            turn_dial(table, dial, seed, network)
+        )
+        p = {
+            'best_note': dial_posterior(turned, dial, ('note',), network=network),
+            'best_image': image,
+            'best_fused': dial_posterior(turned, dial, ('note', 'image'), network=network),
+        }
         q = p['best_note'].to_numpy()
-        bits = pd.Series((special.rel_entr(q, base) + special.rel_entr(1 - q, 1 - base)).mean(axis=0)/np.log(2), index=list(OBSERVATIONS))
-        area = auroc_by_condition(table, pd.concat([x.add_prefix(f'{c}/') for c, x in p.items()], axis=1), n_bootstrap, seed)
+        bits = pd.Series(
+            (special.rel_entr(q, base) + special.rel_entr(1 - q, 1 - base)).mean(axis=0) / np.log(2),
+            index=list(OBSERVATIONS),
+        )
+        area = auroc_by_condition(
+            table, pd.concat([x.add_prefix(f'{c}/') for c, x in p.items()], axis=1), n_bootstrap, seed
+        )
         for o in area.index:
-            row = dict(dial=dial, observation=o, bits=bits.mean() if o == 'Mean' else bits[o], entropy=entropy.mean() if o == 'Mean' else entropy[o])
-            rows.append(row | {c + suffix: area.loc[o, (c, name)] for c in p for suffix, name in (('', 'auroc'), ('_low', 'low'), ('_high', 'high'))})
+            row = dict(
+                dial=dial,
+                observation=o,
+                bits=bits.mean() if o == 'Mean' else bits[o],
+                entropy=entropy.mean() if o == 'Mean' else entropy[o],
+            )
+            rows.append(
+                row
+                | {
+                    c + suffix: area.loc[o, (c, name)]
+                    for c in p
+                    for suffix, name in (('', 'auroc'), ('_low', 'low'), ('_high', 'high'))
+                }
+            )
     return pd.DataFrame(rows)
 
+
 def plot_dial(
-    found:pd.DataFrame # as from `dial_bounds`
-): # matplotlib figure
+    found: pd.DataFrame,  # as from `dial_bounds`
+):  # matplotlib figure
     "Mean AUROC and mutual information against the dial"
     import matplotlib.pyplot as plt
+
     mean = found[found.observation == 'Mean']
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     for c, color in (('best_note', '#de8f05'), ('best_image', '#56b4e9'), ('best_fused', '#0173b2')):
-        left.plot(mean.dial, mean[c], 'o-', color=color, label=CONDITIONS[c]); left.fill_between(mean.dial, mean[c + '_low'], mean[c + '_high'], color=color, alpha=.2)
-    right.plot(mean.dial, mean.bits, 'o-', color='#de8f05', label='told by the note'); right.axhline(mean.entropy.iloc[0], color='#666666', ls='--', lw=1, label='all there is to tell')
-    for ax in (left, right): ax.axvline(.5, color='#888888', lw=1, ls=':'); ax.legend(loc='best'); ax.set_xlabel('dial')
-    left.set(ylabel='best possible mean AUROC', title='What reading can reach'); right.set(ylabel='bits per observation, given age and sex', title='Mutual information of label and note')
+        left.plot(mean.dial, mean[c], 'o-', color=color, label=CONDITIONS[c])
+        left.fill_between(mean.dial, mean[c + '_low'], mean[c + '_high'], color=color, alpha=0.2)
+    right.plot(mean.dial, mean.bits, 'o-', color='#de8f05', label='told by the note')
+    right.axhline(mean.entropy.iloc[0], color='#666666', ls='--', lw=1, label='all there is to tell')
+    for ax in (left, right):
+        ax.axvline(0.5, color='#888888', lw=1, ls=':')
+        ax.legend(loc='best')
+        ax.set_xlabel('dial')
+    left.set(ylabel='best possible mean AUROC', title='What reading can reach')
+    right.set(ylabel='bits per observation, given age and sex', title='Mutual information of label and note')
     return mark_simulated(fig, True)

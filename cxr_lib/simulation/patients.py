@@ -23,12 +23,16 @@ SIGNS = tuple(o for o in OBSERVATIONS if o != 'No Finding')
 @dataclass(frozen=True)
 class Node:
     "A yes/no variable with a logistic dependence on its parents"
-    name:str # unique in its network
-    bias:float # log-odds with no parent present, at age 60
-    weights:Mapping[str, float] = field(default_factory=dict) # parent -> log odds ratio; 'age' per decade from 60, 'male'
+
+    name: str  # unique in its network
+    bias: float  # log-odds with no parent present, at age 60
+    weights: Mapping[str, float] = field(
+        default_factory=dict
+    )  # parent -> log odds ratio; 'age' per decade from 60, 'male'
+
 
 #: Age in years: mean and standard deviation of a normal distribution, cut off at the lowest and the highest.
-AGE = (61., 17., 18., 90.)
+AGE = (61.0, 17.0, 18.0, 90.0)
 MALE_SHARE = 0.57
 #: Where the examination was asked for, with its share. It decides the projection: ill patients are filmed lying, AP.
 SETTINGS = {'outpatient': 0.30, 'emergency': 0.35, 'inpatient': 0.35}
@@ -41,7 +45,8 @@ COMORBIDITIES = (
     Node('malignancy', -2.4, {'age': 0.25, 'inpatient': 0.5}),
     Node('recent trauma', -3.0, {'emergency': 1.6, 'inpatient': 0.4, 'age': -0.05}),
     Node('recent surgery', -4.0, {'inpatient': 2.6}),
-    Node('immunosuppression', -3.0, {'malignancy': 1.2, 'inpatient': 0.5}))
+    Node('immunosuppression', -3.0, {'malignancy': 1.2, 'inpatient': 0.5}),
+)
 
 #: Causes of the visible signs. 'Enlarged Cardiomediastinum', 'Lung Opacity' and 'Consolidation' stand for these signs
 #: *on their own account* (wide mediastinum, haze, lobar consolidation); the labels add what other findings imply.
@@ -52,327 +57,660 @@ FINDINGS = (
     Node('Pneumonia', -3.0, {'immunosuppression': 0.9, 'COPD': 0.5, 'emergency': 0.6, 'inpatient': 0.4}),
     Node('Consolidation', -3.2, {'immunosuppression': 0.5, 'inpatient': 0.6, 'malignancy': 0.4}),
     Node('Lung Lesion', -3.3, {'malignancy': 2.0, 'age': 0.1, 'COPD': 0.4}),
-    Node('Pleural Effusion', -2.6, {'Edema': 1.5, 'Pneumonia': 0.8, 'malignancy': 0.9, 'recent surgery': 0.8, 'inpatient': 0.4}),
+    Node(
+        'Pleural Effusion',
+        -2.6,
+        {'Edema': 1.5, 'Pneumonia': 0.8, 'malignancy': 0.9, 'recent surgery': 0.8, 'inpatient': 0.4},
+    ),
     Node('Atelectasis', -2.6, {'Pleural Effusion': 0.9, 'recent surgery': 1.4, 'inpatient': 0.5}),
     Node('Pneumothorax', -3.3, {'recent trauma': 1.4, 'recent surgery': 0.9, 'COPD': 0.6}),
     Node('Pleural Other', -3.3, {'age': 0.2, 'male': 0.4}),
     Node('Fracture', -3.5, {'recent trauma': 2.4, 'age': 0.2}),
     Node('Lung Opacity', -2.6, {'COPD': 0.3, 'immunosuppression': 0.6, 'inpatient': 0.3}),
-    Node('Support Devices', -1.8, {'inpatient': 1.8, 'recent surgery': 1.2, 'heart failure': 0.6}))
+    Node('Support Devices', -1.8, {'inpatient': 1.8, 'recent surgery': 1.2, 'heart failure': 0.6}),
+)
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #d5a0e471
 def network_order(
-    nodes:tuple, # of `Node`
-    given:tuple=('age', 'male', *SETTINGS) # names known before the network starts
-) -> list: # the nodes, parents first
+    nodes: tuple,  # of `Node`
+    given: tuple = ('age', 'male', *SETTINGS),  # names known before the network starts
+) -> list:  # the nodes, parents first
     "Sort nodes so that parents come first; refuse unknown parents, duplicates, cycles and numbers that are not finite"
     names = [n.name for n in nodes]
     for n in nodes:
-        if names.count(n.name) > 1: raise ValueError(f'the network has two nodes named {n.name!r}; names are unique')
+        if names.count(n.name) > 1:
+            raise ValueError(f'the network has two nodes named {n.name!r}; names are unique')
         for p, w in {'(bias)': n.bias, **n.weights}.items():
-            if not np.isfinite(w): raise ValueError(f'{n.name}: the weight of {p} is {w}; expected a finite log odds ratio')
-            if p not in names and p not in given and p != '(bias)': raise ValueError(f'{n.name} has the parent {p!r}, which is neither a node nor one of {given}')
+            if not np.isfinite(w):
+                raise ValueError(f'{n.name}: the weight of {p} is {w}; expected a finite log odds ratio')
+            if p not in names and p not in given and p != '(bias)':
+                raise ValueError(f'{n.name} has the parent {p!r}, which is neither a node nor one of {given}')
     ordered, left = [], list(nodes)
     while left:
         ready = [n for n in left if not any(p in {m.name for m in left} for p in n.weights)]
-        if not ready: raise ValueError(f'the network has a cycle through {", ".join(n.name for n in left)}; remove one of these arrows')
-        ordered += ready; left = [n for n in left if n not in ready]
+        if not ready:
+            raise ValueError(
+                f'the network has a cycle through {", ".join(n.name for n in left)}; remove one of these arrows'
+            )
+        ordered += ready
+        left = [n for n in left if n not in ready]
     return ordered
 
+
 def node_probability(
-    node:Node, # the node
-    values:Mapping[str, np.ndarray] # name -> array; parents of `node`, 'age' in years
-) -> np.ndarray: # P(node is present | parents), same shape as the parents broadcast
+    node: Node,  # the node
+    values: Mapping[str, np.ndarray],  # name -> array; parents of `node`, 'age' in years
+) -> np.ndarray:  # P(node is present | parents), same shape as the parents broadcast
     "Logistic probability of a node"
     logit = node.bias
-    for p, w in node.weights.items(): logit = logit + w * ((values['age'] - 60)/10 if p == 'age' else values[p])
-    return 1/(1 + np.exp(-logit))
+    for p, w in node.weights.items():
+        logit = logit + w * ((values['age'] - 60) / 10 if p == 'age' else values[p])
+    return 1 / (1 + np.exp(-logit))
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #db4825de
 def draw_network(
-    ax=None # matplotlib axes; new ones if None
-): # the axes
+    ax=None,  # matplotlib axes; new ones if None
+):  # the axes
     "Picture of the network: comorbidities above, findings below; blue arrows raise the odds, orange ones lower them"
     import matplotlib.pyplot as plt
+
     ax = ax or plt.subplots(figsize=(13, 5.2))[1]
-    rows = [['age', 'male', *SETTINGS], [n.name for n in COMORBIDITIES],
-            ['Cardiomegaly', 'Enlarged Cardiomediastinum', 'Pneumonia', 'Consolidation', 'Lung Lesion', 'Lung Opacity', 'Pneumothorax', 'Fracture', 'Pleural Other'],
-            ['Edema', 'Support Devices'], ['Pleural Effusion'], ['Atelectasis']]
-    at = {name: ((i + .5)/len(row), -y) for y, row in enumerate(rows) for i, name in enumerate(row)}
+    rows = [
+        ['age', 'male', *SETTINGS],
+        [n.name for n in COMORBIDITIES],
+        [
+            'Cardiomegaly',
+            'Enlarged Cardiomediastinum',
+            'Pneumonia',
+            'Consolidation',
+            'Lung Lesion',
+            'Lung Opacity',
+            'Pneumothorax',
+            'Fracture',
+            'Pleural Other',
+        ],
+        ['Edema', 'Support Devices'],
+        ['Pleural Effusion'],
+        ['Atelectasis'],
+    ]
+    at = {name: ((i + 0.5) / len(row), -y) for y, row in enumerate(rows) for i, name in enumerate(row)}
     for n in COMORBIDITIES + FINDINGS:
         for p, w in n.weights.items():
-            ax.annotate('', at[n.name], at[p], arrowprops=dict(arrowstyle='-|>', lw=.4 + abs(w), alpha=.45, shrinkA=9, shrinkB=11,
-                                                            color='#0173b2' if w > 0 else '#de8f05'))
+            ax.annotate(
+                '',
+                at[n.name],
+                at[p],
+                arrowprops=dict(
+                    arrowstyle='-|>',
+                    lw=0.4 + abs(w),
+                    alpha=0.45,
+                    shrinkA=9,
+                    shrinkB=11,
+                    color='#0173b2' if w > 0 else '#de8f05',
+                ),
+            )
     for name, (x, y) in at.items():
-        ax.text(x, y, name.replace(' ', '\n', 1), ha='center', va='center', fontsize=8,
-                bbox=dict(boxstyle='round,pad=.3', fc='white', ec='#888888'))
-    ax.set(xlim=(0, 1), ylim=(-5.5, .5), title='What raises the odds of what (line width: log odds ratio)'); ax.axis('off')
+        ax.text(
+            x,
+            y,
+            name.replace(' ', '\n', 1),
+            ha='center',
+            va='center',
+            fontsize=8,
+            bbox=dict(boxstyle='round,pad=.3', fc='white', ec='#888888'),
+        )
+    ax.set(xlim=(0, 1), ylim=(-5.5, 0.5), title='What raises the odds of what (line width: log odds ratio)')
+    ax.axis('off')
     return ax
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #cd069b93
 #: Sources of likelihood ratios.
-SOURCES = {'Wang 2005': 'Wang CS et al. Does this dyspneic patient in the emergency department have congestive heart failure? JAMA 2005;294:1944-56, table 3',
-           'Metlay 1997': 'Metlay JP, Kapoor WN, Fine MJ. Does this patient have community-acquired pneumonia? JAMA 1997;278:1440-5 (range over studies; a middle value)',
-           'Wong 2009': 'Wong CL, Holroyd-Leduc J, Straus SE. Does this patient have a pleural effusion? JAMA 2009;301:309-17',
-           'Hamilton 2005': 'Hamilton W et al. What are the clinical features of lung cancer before the diagnosis is made? Thorax 2005;60:1059-65',
-           'assumed': 'no published value known to us; a guess of the right order of magnitude'}
+SOURCES = {
+    'Wang 2005': 'Wang CS et al. Does this dyspneic patient in the emergency department have congestive heart failure? JAMA 2005;294:1944-56, table 3',
+    'Metlay 1997': 'Metlay JP, Kapoor WN, Fine MJ. Does this patient have community-acquired pneumonia? JAMA 1997;278:1440-5 (range over studies; a middle value)',
+    'Wong 2009': 'Wong CL, Holroyd-Leduc J, Straus SE. Does this patient have a pleural effusion? JAMA 2009;301:309-17',
+    'Hamilton 2005': 'Hamilton W et al. What are the clinical features of lung cancer before the diagnosis is made? Thorax 2005;60:1059-65',
+    'assumed': 'no published value known to us; a guess of the right order of magnitude',
+}
 
 FACT_KINDS = ('symptom', 'sign', 'history')
+
 
 @dataclass(frozen=True)
 class Fact:
     "Something that the referring doctor may know"
-    name:str # unique
-    false_positive_rate:float # P(present | none of its causes), 0 to 1
-    causes:Mapping[str, tuple] # finding or comorbidity -> (LR+, key of `SOURCES`)
-    kind:str = 'symptom' # one of `FACT_KINDS`; a sign is one at the bedside
-    denied:float = 0.12 # P(the note says that it is absent | it is absent)
+
+    name: str  # unique
+    false_positive_rate: float  # P(present | none of its causes), 0 to 1
+    causes: Mapping[str, tuple]  # finding or comorbidity -> (LR+, key of `SOURCES`)
+    kind: str = 'symptom'  # one of `FACT_KINDS`; a sign is one at the bedside
+    denied: float = 0.12  # P(the note says that it is absent | it is absent)
+
     def __post_init__(self):
-        if not 0 < self.false_positive_rate < 1: raise ValueError(f'{self.name}: false_positive_rate is {self.false_positive_rate}; expected a probability between 0 and 1')
-        if not 0 <= self.denied <= 1: raise ValueError(f'{self.name}: denied is {self.denied}; expected a probability from 0 to 1')
-        if self.kind not in FACT_KINDS: raise ValueError(f'{self.name}: unknown kind {self.kind!r}; known are {", ".join(FACT_KINDS)}')
+        if not 0 < self.false_positive_rate < 1:
+            raise ValueError(
+                f'{self.name}: false_positive_rate is {self.false_positive_rate}; expected a probability between 0 and 1'
+            )
+        if not 0 <= self.denied <= 1:
+            raise ValueError(f'{self.name}: denied is {self.denied}; expected a probability from 0 to 1')
+        if self.kind not in FACT_KINDS:
+            raise ValueError(f'{self.name}: unknown kind {self.kind!r}; known are {", ".join(FACT_KINDS)}')
         for cause, (lr, source) in self.causes.items():
-            if not 0 <= lr*self.false_positive_rate <= 1: raise ValueError(f'{self.name}: LR+ {lr} of {cause} times the false-positive rate {self.false_positive_rate} is {lr*self.false_positive_rate:g}; expected a probability of at most 1')
-            if source not in SOURCES: raise ValueError(f'{self.name}: unknown source {source!r}; known are {", ".join(SOURCES)}')
+            if not 0 <= lr * self.false_positive_rate <= 1:
+                raise ValueError(
+                    f'{self.name}: LR+ {lr} of {cause} times the false-positive rate {self.false_positive_rate} is {lr * self.false_positive_rate:g}; expected a probability of at most 1'
+                )
+            if source not in SOURCES:
+                raise ValueError(f'{self.name}: unknown source {source!r}; known are {", ".join(SOURCES)}')
         f, against = self.false_positive_rate, [lr for lr, _ in self.causes.values() if lr < 1]
-        if (least := 1 - (1 - f)*np.prod([(1 - lr*f)/(1 - f) for lr in against])) < -1e-12: raise ValueError(f'{self.name}: the causes with LR+ below 1 ({", ".join(map(str, against))}) together make the probability {least:g}; expected at least 0')
+        if (least := 1 - (1 - f) * np.prod([(1 - lr * f) / (1 - f) for lr in against])) < -1e-12:
+            raise ValueError(
+                f'{self.name}: the causes with LR+ below 1 ({", ".join(map(str, against))}) together make the probability {least:g}; expected at least 0'
+            )
+
 
 FACTS = (
-    Fact('dyspnea', 0.30, {'Edema': (2.6, 'assumed'), 'Pleural Effusion': (2.2, 'assumed'), 'Pneumothorax': (2.3, 'assumed'), 'Pneumonia': (1.8, 'assumed'), 'COPD': (2.0, 'assumed')}, denied=.2),
+    Fact(
+        'dyspnea',
+        0.30,
+        {
+            'Edema': (2.6, 'assumed'),
+            'Pleural Effusion': (2.2, 'assumed'),
+            'Pneumothorax': (2.3, 'assumed'),
+            'Pneumonia': (1.8, 'assumed'),
+            'COPD': (2.0, 'assumed'),
+        },
+        denied=0.2,
+    ),
     Fact('orthopnea', 0.12, {'Edema': (2.2, 'Wang 2005'), 'heart failure': (2.2, 'Wang 2005')}),
-    Fact('paroxysmal nocturnal dyspnea', 0.06, {'Edema': (2.6, 'Wang 2005')}, denied=.08),
+    Fact('paroxysmal nocturnal dyspnea', 0.06, {'Edema': (2.6, 'Wang 2005')}, denied=0.08),
     Fact('leg swelling', 0.14, {'heart failure': (2.3, 'Wang 2005'), 'Edema': (2.3, 'Wang 2005')}),
-    Fact('jugular venous distension', 0.05, {'Edema': (5.1, 'Wang 2005'), 'heart failure': (3.0, 'assumed')}, 'sign'),
-    Fact('crackles', 0.14, {'Edema': (2.8, 'Wang 2005'), 'Pneumonia': (2.0, 'Metlay 1997'), 'Atelectasis': (1.6, 'assumed')}, 'sign'),
-    Fact('cough', 0.30, {'Pneumonia': (2.2, 'assumed'), 'COPD': (1.8, 'assumed'), 'Lung Lesion': (2.0, 'assumed'), 'Consolidation': (1.6, 'assumed'), 'Lung Opacity': (1.4, 'assumed')}, denied=.2),
+    Fact(
+        'jugular venous distension',
+        0.05,
+        {'Edema': (5.1, 'Wang 2005'), 'heart failure': (3.0, 'assumed')},
+        'sign',
+    ),
+    Fact(
+        'crackles',
+        0.14,
+        {'Edema': (2.8, 'Wang 2005'), 'Pneumonia': (2.0, 'Metlay 1997'), 'Atelectasis': (1.6, 'assumed')},
+        'sign',
+    ),
+    Fact(
+        'cough',
+        0.30,
+        {
+            'Pneumonia': (2.2, 'assumed'),
+            'COPD': (1.8, 'assumed'),
+            'Lung Lesion': (2.0, 'assumed'),
+            'Consolidation': (1.6, 'assumed'),
+            'Lung Opacity': (1.4, 'assumed'),
+        },
+        denied=0.2,
+    ),
     Fact('sputum', 0.15, {'Pneumonia': (1.3, 'Metlay 1997'), 'COPD': (2.0, 'assumed')}),
-    Fact('fever', 0.12, {'Pneumonia': (3.0, 'Metlay 1997'), 'Consolidation': (2.5, 'assumed'), 'Lung Opacity': (2.0, 'assumed')}, denied=.3),
-    Fact('egophony', 0.03, {'Pneumonia': (5.3, 'Metlay 1997'), 'Consolidation': (8.0, 'assumed')}, 'sign', .05),
-    Fact('pleuritic chest pain', 0.08, {'Pneumothorax': (5.0, 'assumed'), 'Pneumonia': (1.8, 'assumed'), 'Fracture': (4.0, 'assumed'), 'Pleural Other': (1.5, 'assumed')}, denied=.2),
-    Fact('sudden onset', 0.07, {'Pneumothorax': (6.0, 'assumed')}, denied=.05),
-    Fact('reduced breath sounds', 0.08, {'Pleural Effusion': (4.3, 'Wong 2009'), 'Pneumothorax': (6.0, 'assumed'), 'Atelectasis': (2.5, 'assumed')}, 'sign'),
-    Fact('dullness to percussion', 0.05, {'Pleural Effusion': (8.7, 'Wong 2009'), 'Consolidation': (3.0, 'assumed')}, 'sign', .08),
+    Fact(
+        'fever',
+        0.12,
+        {
+            'Pneumonia': (3.0, 'Metlay 1997'),
+            'Consolidation': (2.5, 'assumed'),
+            'Lung Opacity': (2.0, 'assumed'),
+        },
+        denied=0.3,
+    ),
+    Fact(
+        'egophony', 0.03, {'Pneumonia': (5.3, 'Metlay 1997'), 'Consolidation': (8.0, 'assumed')}, 'sign', 0.05
+    ),
+    Fact(
+        'pleuritic chest pain',
+        0.08,
+        {
+            'Pneumothorax': (5.0, 'assumed'),
+            'Pneumonia': (1.8, 'assumed'),
+            'Fracture': (4.0, 'assumed'),
+            'Pleural Other': (1.5, 'assumed'),
+        },
+        denied=0.2,
+    ),
+    Fact('sudden onset', 0.07, {'Pneumothorax': (6.0, 'assumed')}, denied=0.05),
+    Fact(
+        'reduced breath sounds',
+        0.08,
+        {
+            'Pleural Effusion': (4.3, 'Wong 2009'),
+            'Pneumothorax': (6.0, 'assumed'),
+            'Atelectasis': (2.5, 'assumed'),
+        },
+        'sign',
+    ),
+    Fact(
+        'dullness to percussion',
+        0.05,
+        {'Pleural Effusion': (8.7, 'Wong 2009'), 'Consolidation': (3.0, 'assumed')},
+        'sign',
+        0.08,
+    ),
     Fact('weight loss', 0.05, {'Lung Lesion': (6.2, 'Hamilton 2005'), 'malignancy': (4.0, 'assumed')}),
-    Fact('hemoptysis', 0.02, {'Lung Lesion': (13., 'Hamilton 2005')}, denied=.1),
-    Fact('chest wall tenderness', 0.04, {'Fracture': (14., 'assumed'), 'recent trauma': (5.0, 'assumed')}, 'sign'),
-    Fact('asbestos exposure', 0.04, {'Pleural Other': (9.0, 'assumed')}, 'history', .03),
-    Fact('previous pleurisy', 0.04, {'Pleural Other': (7.0, 'assumed')}, 'history', .02),
-    Fact('hypertension', 0.35, {'Cardiomegaly': (1.8, 'assumed'), 'Enlarged Cardiomediastinum': (1.8, 'assumed')}, 'history', .05),
-    Fact('displaced apex beat', 0.04, {'Cardiomegaly': (7.0, 'assumed')}, 'sign', .03),
-    Fact('aortic aneurysm', 0.02, {'Enlarged Cardiomediastinum': (14., 'assumed')}, 'history', .01),
-    Fact('shallow breathing', 0.08, {'Atelectasis': (3.5, 'assumed'), 'recent surgery': (3.0, 'assumed'), 'Fracture': (3.0, 'assumed')}, 'sign', .05),
-    Fact('critical care', 0.06, {'Support Devices': (5.0, 'assumed'), 'recent surgery': (4.0, 'assumed')}, 'history', .02),
-    Fact('long-term central access', 0.02, {'Support Devices': (7.0, 'assumed'), 'malignancy': (5.0, 'assumed')}, 'history', .01),
-    Fact('rhythm disorder', 0.08, {'Support Devices': (2.5, 'assumed'), 'heart failure': (2.5, 'assumed')}, 'history', .03),
-) + tuple(Fact(n.name, 0.01, {n.name: (90., 'assumed')}, 'history', .10) for n in COMORBIDITIES)
+    Fact('hemoptysis', 0.02, {'Lung Lesion': (13.0, 'Hamilton 2005')}, denied=0.1),
+    Fact(
+        'chest wall tenderness',
+        0.04,
+        {'Fracture': (14.0, 'assumed'), 'recent trauma': (5.0, 'assumed')},
+        'sign',
+    ),
+    Fact('asbestos exposure', 0.04, {'Pleural Other': (9.0, 'assumed')}, 'history', 0.03),
+    Fact('previous pleurisy', 0.04, {'Pleural Other': (7.0, 'assumed')}, 'history', 0.02),
+    Fact(
+        'hypertension',
+        0.35,
+        {'Cardiomegaly': (1.8, 'assumed'), 'Enlarged Cardiomediastinum': (1.8, 'assumed')},
+        'history',
+        0.05,
+    ),
+    Fact('displaced apex beat', 0.04, {'Cardiomegaly': (7.0, 'assumed')}, 'sign', 0.03),
+    Fact('aortic aneurysm', 0.02, {'Enlarged Cardiomediastinum': (14.0, 'assumed')}, 'history', 0.01),
+    Fact(
+        'shallow breathing',
+        0.08,
+        {'Atelectasis': (3.5, 'assumed'), 'recent surgery': (3.0, 'assumed'), 'Fracture': (3.0, 'assumed')},
+        'sign',
+        0.05,
+    ),
+    Fact(
+        'critical care',
+        0.06,
+        {'Support Devices': (5.0, 'assumed'), 'recent surgery': (4.0, 'assumed')},
+        'history',
+        0.02,
+    ),
+    Fact(
+        'long-term central access',
+        0.02,
+        {'Support Devices': (7.0, 'assumed'), 'malignancy': (5.0, 'assumed')},
+        'history',
+        0.01,
+    ),
+    Fact(
+        'rhythm disorder',
+        0.08,
+        {'Support Devices': (2.5, 'assumed'), 'heart failure': (2.5, 'assumed')},
+        'history',
+        0.03,
+    ),
+) + tuple(Fact(n.name, 0.01, {n.name: (90.0, 'assumed')}, 'history', 0.10) for n in COMORBIDITIES)
 #: P(a fact that is present gets into the note): doctors forget, patients do not tell, requests are short.
 REPORTED = 0.85
 
+
 def fact_probability(
-    fact:Fact, # the fact
-    values:Mapping[str, np.ndarray] # cause -> array of 0/1
-) -> np.ndarray: # P(fact present | causes), by noisy-or
+    fact: Fact,  # the fact
+    values: Mapping[str, np.ndarray],  # cause -> array of 0/1
+) -> np.ndarray:  # P(fact present | causes), by noisy-or
     "Probability of a fact given its causes"
-    f, absent = fact.false_positive_rate, 1.
+    f, absent = fact.false_positive_rate, 1.0
     for cause, (lr, _) in fact.causes.items():
-        absent = absent*np.where(np.asarray(values[cause]) == 1, (1 - lr*f)/(1 - f), 1.)
-    return 1 - (1 - f)*absent
+        absent = absent * np.where(np.asarray(values[cause]) == 1, (1 - lr * f) / (1 - f), 1.0)
+    return 1 - (1 - f) * absent
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #7b86fc60
-def likelihood_ratio_table() -> pd.DataFrame: # one row a fact and cause
+def likelihood_ratio_table() -> pd.DataFrame:  # one row a fact and cause
     "Every likelihood ratio of the simulation with its source"
-    return pd.DataFrame([dict(fact=f.name, kind=f.kind, cause=c, LR_positive=lr, false_positive_rate=f.false_positive_rate,
-                              sensitivity=round(lr*f.false_positive_rate, 3), source=s) for f in FACTS for c, (lr, s) in f.causes.items()])
+    return pd.DataFrame(
+        [
+            dict(
+                fact=f.name,
+                kind=f.kind,
+                cause=c,
+                LR_positive=lr,
+                false_positive_rate=f.false_positive_rate,
+                sensitivity=round(lr * f.false_positive_rate, 3),
+                source=s,
+            )
+            for f in FACTS
+            for c, (lr, s) in f.causes.items()
+        ]
+    )
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #94222bab
 def labels_from_findings(
-    findings:Mapping[str, np.ndarray] # some or all of `SIGNS` -> array of 0/1; what is left out is absent
-) -> dict: # each of `OBSERVATIONS` -> float array of 0/1, consistent with `IMPLIES`
+    findings: Mapping[str, np.ndarray],  # some or all of `SIGNS` -> array of 0/1; what is left out is absent
+) -> dict:  # each of `OBSERVATIONS` -> float array of 0/1, consistent with `IMPLIES`
     "Apply CheXpert's hierarchy and derive No Finding"
     known = {s: np.asarray(findings[s]).astype(float) for s in SIGNS if s in findings}
-    if not known: raise ValueError('no finding is given; expected at least one of ' + ', '.join(SIGNS))
+    if not known:
+        raise ValueError('no finding is given; expected at least one of ' + ', '.join(SIGNS))
     labels = {s: known[s].copy() if s in known else np.zeros_like(next(iter(known.values()))) for s in SIGNS}
     for child, parents in IMPLIES.items():
-        for parent in parents: labels[parent] = np.maximum(labels[parent], known.get(child, 0.))
-    labels['No Finding'] = 1. - np.max([labels[s] for s in SIGNS if s != 'Support Devices'], axis=0)
+        for parent in parents:
+            labels[parent] = np.maximum(labels[parent], known.get(child, 0.0))
+    labels['No Finding'] = 1.0 - np.max([labels[s] for s in SIGNS if s != 'Support Devices'], axis=0)
     return {o: labels[o] for o in OBSERVATIONS}
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #91981aab
 #: Distance between the mean strengths with and without each sign where it is not occult, in standard deviations.
-SEPARATION = {'Enlarged Cardiomediastinum': 3.8, 'Cardiomegaly': 4.0, 'Lung Opacity': 3.8, 'Lung Lesion': 4.1, 'Edema': 3.8, 'Consolidation': 4.1,
-              'Pneumonia': 3.8, 'Atelectasis': 3.8, 'Pneumothorax': 4.3, 'Pleural Effusion': 3.8, 'Pleural Other': 4.0, 'Fracture': 4.3, 'Support Devices': 4.6}
+SEPARATION = {
+    'Enlarged Cardiomediastinum': 3.8,
+    'Cardiomegaly': 4.0,
+    'Lung Opacity': 3.8,
+    'Lung Lesion': 4.1,
+    'Edema': 3.8,
+    'Consolidation': 4.1,
+    'Pneumonia': 3.8,
+    'Atelectasis': 3.8,
+    'Pneumothorax': 4.3,
+    'Pleural Effusion': 3.8,
+    'Pleural Other': 4.0,
+    'Fracture': 4.3,
+    'Support Devices': 4.6,
+}
 #: P(the film of a patient with a finding looks as if it were not there). The order of magnitude: Bradley SH et al. Br J Gen Pract 2019;69:e827-35 (lung cancer);
 #: Alrajhi K et al. Chest 2012;141:703-8 (pneumothorax, supine).
 OCCULT = 0.15
 
+
 def strength_log_ratio(
-    strength:np.ndarray, # strengths as they are seen
-    separation:float, # distance of the means, standard deviations
-    occult:float=OCCULT, # share of those with the finding whose film does not show it
-    visible_from:float=-np.inf # strengths up to here all look the same
-) -> np.ndarray: # log of P(strength | finding)/P(strength | no finding)
+    strength: np.ndarray,  # strengths as they are seen
+    separation: float,  # distance of the means, standard deviations
+    occult: float = OCCULT,  # share of those with the finding whose film does not show it
+    visible_from: float = -np.inf,  # strengths up to here all look the same
+) -> np.ndarray:  # log of P(strength | finding)/P(strength | no finding)
     "How much likelier a strength is with the finding than without"
     from scipy.special import log_ndtr
+
     strength, d = np.asarray(strength, float), separation
-    with np.errstate(divide='ignore'): shown, hidden = np.log1p(-occult), np.log(occult)
-    unseen = log_ndtr(visible_from - d) - log_ndtr(visible_from) if np.isfinite(visible_from) else 0.
-    return np.logaddexp(shown + np.where(strength > visible_from, d*strength - d*d/2, unseen), hidden)
+    with np.errstate(divide='ignore'):
+        shown, hidden = np.log1p(-occult), np.log(occult)
+    unseen = log_ndtr(visible_from - d) - log_ndtr(visible_from) if np.isfinite(visible_from) else 0.0
+    return np.logaddexp(shown + np.where(strength > visible_from, d * strength - d * d / 2, unseen), hidden)
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #aea7a519
-FILM_CM = 40. # width of the film in centimetres, in the plane of the body
-VISIBLE_FROM = 0.5 # strength from which a sign that can be absent is drawn
+FILM_CM = 40.0  # width of the film in centimetres, in the plane of the body
+VISIBLE_FROM = 0.5  # strength from which a sign that can be absent is drawn
+
 
 @dataclass(frozen=True)
 class Measure:
     "What a sign's strength drives on the film"
-    quantity:str # what one would measure
-    unit:str # 'cm', '' for a ratio, 'share of the air', 'devices'
-    base:float # at strength 0 if the sign is always there, else at the threshold `VISIBLE_FROM`
-    slope:float # per standard deviation of strength
-    always:bool = False # in everybody, as a heart is; else nothing is drawn up to the threshold
-    most:float = float('inf') # the drawing stops growing there
-    also:str = '' # what else grows with it
+
+    quantity: str  # what one would measure
+    unit: str  # 'cm', '' for a ratio, 'share of the air', 'devices'
+    base: float  # at strength 0 if the sign is always there, else at the threshold `VISIBLE_FROM`
+    slope: float  # per standard deviation of strength
+    always: bool = False  # in everybody, as a heart is; else nothing is drawn up to the threshold
+    most: float = float('inf')  # the drawing stops growing there
+    also: str = ''  # what else grows with it
+
     def at(self, strength):
         "The quantity at a strength (a number or an array)"
         strength = np.asarray(strength, float)
-        if self.always: return self.base + self.slope*strength
-        return np.where(strength > VISIBLE_FROM, np.minimum(self.base + self.slope*(strength - VISIBLE_FROM), self.most), 0.)
+        if self.always:
+            return self.base + self.slope * strength
+        return np.where(
+            strength > VISIBLE_FROM,
+            np.minimum(self.base + self.slope * (strength - VISIBLE_FROM), self.most),
+            0.0,
+        )
+
 
 #: sign -> its measured quantity
 MEASURES = {
-    'Enlarged Cardiomediastinum': Measure('width of the vascular pedicle', 'cm', 4.6, .64, always=True, also='aortic knob'),
-    'Cardiomegaly': Measure('cardiothoracic ratio (PA)', '', .44, .035, always=True),
-    'Lung Opacity': Measure('density of the veil', 'share of the air', 0., .24, most=.68, also='its area, by 9% per standard deviation in each direction'),
-    'Lung Lesion': Measure('diameter of the largest nodule', 'cm', 1.95, .61, most=4.7, also='density'),
-    'Edema': Measure('density of the perihilar haze', 'share of the air', 0., .19, most=.74, also='its area, septal lines, calibre of the upper vessels'),
-    'Consolidation': Measure('reach from the fissure', 'cm', 2.2, 1.7, most=9.8, also='density, 0.30 to 0.92 of the air'),
-    'Pneumonia': Measure('density of the patches', 'share of the air', 0., .38, most=.95, also='their area'),
-    'Atelectasis': Measure('rise of the diaphragm', 'cm', 0., .8, most=3.6, also='number (1 to 3) and thickness of the plates'),
-    'Pneumothorax': Measure('depth of the air at its widest', 'cm', .8, .9, most=6.9, also='how black it is'),
-    'Pleural Effusion': Measure('height of the fluid at the wall above the costophrenic angle', 'cm', 1.2, 2.16, also='the meniscus climbs another 3 cm'),
-    'Pleural Other': Measure('thickness of the pleura', 'cm', .56, .34, most=2.1, also='density'),
-    'Fracture': Measure('displacement of the pieces', 'cm', .48, .23, most=1.5, also='number of ribs (1 to 3), callus'),
-    'Support Devices': Measure('number of devices (rounded up)', 'devices', 0., 1/.9, most=5., also='contrast of the first one')}
+    'Enlarged Cardiomediastinum': Measure(
+        'width of the vascular pedicle', 'cm', 4.6, 0.64, always=True, also='aortic knob'
+    ),
+    'Cardiomegaly': Measure('cardiothoracic ratio (PA)', '', 0.44, 0.035, always=True),
+    'Lung Opacity': Measure(
+        'density of the veil',
+        'share of the air',
+        0.0,
+        0.24,
+        most=0.68,
+        also='its area, by 9% per standard deviation in each direction',
+    ),
+    'Lung Lesion': Measure('diameter of the largest nodule', 'cm', 1.95, 0.61, most=4.7, also='density'),
+    'Edema': Measure(
+        'density of the perihilar haze',
+        'share of the air',
+        0.0,
+        0.19,
+        most=0.74,
+        also='its area, septal lines, calibre of the upper vessels',
+    ),
+    'Consolidation': Measure(
+        'reach from the fissure', 'cm', 2.2, 1.7, most=9.8, also='density, 0.30 to 0.92 of the air'
+    ),
+    'Pneumonia': Measure(
+        'density of the patches', 'share of the air', 0.0, 0.38, most=0.95, also='their area'
+    ),
+    'Atelectasis': Measure(
+        'rise of the diaphragm', 'cm', 0.0, 0.8, most=3.6, also='number (1 to 3) and thickness of the plates'
+    ),
+    'Pneumothorax': Measure(
+        'depth of the air at its widest', 'cm', 0.8, 0.9, most=6.9, also='how black it is'
+    ),
+    'Pleural Effusion': Measure(
+        'height of the fluid at the wall above the costophrenic angle',
+        'cm',
+        1.2,
+        2.16,
+        also='the meniscus climbs another 3 cm',
+    ),
+    'Pleural Other': Measure('thickness of the pleura', 'cm', 0.56, 0.34, most=2.1, also='density'),
+    'Fracture': Measure(
+        'displacement of the pieces', 'cm', 0.48, 0.23, most=1.5, also='number of ribs (1 to 3), callus'
+    ),
+    'Support Devices': Measure(
+        'number of devices (rounded up)', 'devices', 0.0, 1 / 0.9, most=5.0, also='contrast of the first one'
+    ),
+}
 
-def measure_table() -> pd.DataFrame: # one row a sign
+
+def measure_table() -> pd.DataFrame:  # one row a sign
     "What each strength drives, with its mean value in patients without the sign and in those who show it"
+
     def mean(m, d):
-        z = np.linspace(-5, 5, 2001); w = np.exp(-z*z/2)
-        return float((m.at(z + d)*w).sum()/w.sum())
-    return pd.DataFrame([dict(sign=s, quantity=m.quantity, unit=m.unit, always_there=m.always, mean_without=round(mean(m, 0.), 2), mean_with=round(mean(m, SEPARATION[s]), 2),
-                              per_sd=round(m.slope, 3), also_grows=m.also) for s, m in MEASURES.items()]).set_index('sign')
+        z = np.linspace(-5, 5, 2001)
+        w = np.exp(-z * z / 2)
+        return float((m.at(z + d) * w).sum() / w.sum())
+
+    return pd.DataFrame(
+        [
+            dict(
+                sign=s,
+                quantity=m.quantity,
+                unit=m.unit,
+                always_there=m.always,
+                mean_without=round(mean(m, 0.0), 2),
+                mean_with=round(mean(m, SEPARATION[s]), 2),
+                per_sd=round(m.slope, 3),
+                also_grows=m.also,
+            )
+            for s, m in MEASURES.items()
+        ]
+    ).set_index('sign')
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #4126f07f
 def _refuse_shares(name, shares, sum_to_one=False):
     "Raise unless each value of a mapping is a probability (and they sum to 1)"
     for key, p in shares.items():
-        if not 0 <= p <= 1: raise ValueError(f'{name}[{key!r}] is {p}; expected a probability from 0 to 1')
-    if sum_to_one and abs(sum(shares.values()) - 1) > 1e-9: raise ValueError(f'{name} sums to {sum(shares.values()):g}; shares must sum to 1')
+        if not 0 <= p <= 1:
+            raise ValueError(f'{name}[{key!r}] is {p}; expected a probability from 0 to 1')
+    if sum_to_one and abs(sum(shares.values()) - 1) > 1e-9:
+        raise ValueError(f'{name} sums to {sum(shares.values()):g}; shares must sum to 1')
+
 
 @dataclass(frozen=True)
 class Network:
     "Every parameter of the simulation; made only if they are consistent"
-    age:tuple = AGE # mean, standard deviation, lowest, highest (years)
-    male_share:float = MALE_SHARE
-    settings:Mapping[str, float] = field(default_factory=lambda: SETTINGS) # setting -> share
-    pa_share:Mapping[str, float] = field(default_factory=lambda: PA_SHARE) # setting -> P(PA)
-    comorbidities:tuple = COMORBIDITIES # of `Node`
-    findings:tuple = FINDINGS # of `Node`, named by some or all of `SIGNS`
-    facts:tuple = FACTS # of `Fact`
-    reported:float = REPORTED # P(a fact that is present gets into the note)
-    separation:Mapping[str, float] = field(default_factory=lambda: SEPARATION) # finding -> distance of the mean strengths
-    occult:float = OCCULT # P(the film does not show it | a finding)
+
+    age: tuple = AGE  # mean, standard deviation, lowest, highest (years)
+    male_share: float = MALE_SHARE
+    settings: Mapping[str, float] = field(default_factory=lambda: SETTINGS)  # setting -> share
+    pa_share: Mapping[str, float] = field(default_factory=lambda: PA_SHARE)  # setting -> P(PA)
+    comorbidities: tuple = COMORBIDITIES  # of `Node`
+    findings: tuple = FINDINGS  # of `Node`, named by some or all of `SIGNS`
+    facts: tuple = FACTS  # of `Fact`
+    reported: float = REPORTED  # P(a fact that is present gets into the note)
+    separation: Mapping[str, float] = field(
+        default_factory=lambda: SEPARATION
+    )  # finding -> distance of the mean strengths
+    occult: float = OCCULT  # P(the film does not show it | a finding)
+
     def __post_init__(self):
         mean, sd, low, high = self.age
-        if not (np.isfinite(mean) and 0 < sd < np.inf and 0 <= low < high <= 130): raise ValueError(f'age is {self.age}; expected mean, standard deviation above 0, lowest and highest age in years')
-        _refuse_shares('network', {'male_share': self.male_share, 'reported': self.reported, 'occult': self.occult})
-        _refuse_shares('settings', self.settings, sum_to_one=True); _refuse_shares('pa_share', self.pa_share)
-        if set(self.pa_share) != set(self.settings): raise ValueError(f'pa_share names {sorted(self.pa_share)}; expected a share for each setting {sorted(self.settings)}')
+        if not (np.isfinite(mean) and 0 < sd < np.inf and 0 <= low < high <= 130):
+            raise ValueError(
+                f'age is {self.age}; expected mean, standard deviation above 0, lowest and highest age in years'
+            )
+        _refuse_shares(
+            'network', {'male_share': self.male_share, 'reported': self.reported, 'occult': self.occult}
+        )
+        _refuse_shares('settings', self.settings, sum_to_one=True)
+        _refuse_shares('pa_share', self.pa_share)
+        if set(self.pa_share) != set(self.settings):
+            raise ValueError(
+                f'pa_share names {sorted(self.pa_share)}; expected a share for each setting {sorted(self.settings)}'
+            )
         self.order()
         names, known = [n.name for n in self.comorbidities + self.findings], {n.name for n in self.findings}
-        if taken := set(names) & {'age', 'male', *self.settings}: raise ValueError(f'{min(taken)} is the name of a setting, of age or of sex; call the node otherwise')
-        if not known or known - set(SIGNS): raise ValueError(f'findings are {sorted(known)}; expected some of {", ".join(SIGNS)}')
-        if lacking := known - set(self.separation): raise ValueError(f'separation lacks {min(lacking)}; give the distance of its mean strengths')
+        if taken := set(names) & {'age', 'male', *self.settings}:
+            raise ValueError(
+                f'{min(taken)} is the name of a setting, of age or of sex; call the node otherwise'
+            )
+        if not known or known - set(SIGNS):
+            raise ValueError(f'findings are {sorted(known)}; expected some of {", ".join(SIGNS)}')
+        if lacking := known - set(self.separation):
+            raise ValueError(f'separation lacks {min(lacking)}; give the distance of its mean strengths')
         for finding, d in self.separation.items():
-            if not 0 <= d < np.inf: raise ValueError(f'separation[{finding!r}] is {d}; expected a distance of 0 or more standard deviations')
+            if not 0 <= d < np.inf:
+                raise ValueError(
+                    f'separation[{finding!r}] is {d}; expected a distance of 0 or more standard deviations'
+                )
         for fact in self.facts:
-            if [f.name for f in self.facts].count(fact.name) > 1: raise ValueError(f'two facts are named {fact.name!r}; names are unique')
-            if unknown := set(fact.causes) - set(names): raise ValueError(f'{fact.name} has the cause {min(unknown)!r}, which is no node of the network')
+            if [f.name for f in self.facts].count(fact.name) > 1:
+                raise ValueError(f'two facts are named {fact.name!r}; names are unique')
+            if unknown := set(fact.causes) - set(names):
+                raise ValueError(
+                    f'{fact.name} has the cause {min(unknown)!r}, which is no node of the network'
+                )
+
     def order(self) -> list:
         "Comorbidities and findings, parents first"
         return network_order(self.comorbidities + self.findings, ('age', 'male', *self.settings))
+
     @property
     def signs(self) -> tuple:
         "The findings' names in the order of `SIGNS`"
         return tuple(s for s in SIGNS if s in {n.name for n in self.findings})
 
+
 NETWORK = Network()
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #cce22083
-def _bernoulli(rng, p): return (rng.random(np.shape(p)) < p).astype(np.int8)
+def _bernoulli(rng, p):
+    return (rng.random(np.shape(p)) < p).astype(np.int8)
+
 
 def draw_patients(
-    n:int, # number of patients, at least 1
-    seed:int=0, # same seed, same patients
-    network:Network=NETWORK # all parameters
-) -> pd.DataFrame: # one row a patient: `patient_id`, `sex`, `age`, `setting`, `projection`, comorbidities, `sign/*`, `strength/*`, `fact/*`, `reported/*`, and the 14 labels
+    n: int,  # number of patients, at least 1
+    seed: int = 0,  # same seed, same patients
+    network: Network = NETWORK,  # all parameters
+) -> pd.DataFrame:  # one row a patient: `patient_id`, `sex`, `age`, `setting`, `projection`, comorbidities, `sign/*`, `strength/*`, `fact/*`, `reported/*`, and the 14 labels
     "Draw simulated patients from the network"
-    if n < 1: raise ValueError(f'n is {n}; expected at least 1 patient')
+    if n < 1:
+        raise ValueError(f'n is {n}; expected at least 1 patient')
     rng = np.random.default_rng([seed, 1])
     mean, sd, low, high = network.age
-    age, male = np.clip(rng.normal(mean, sd, n), low, high).round(), _bernoulli(rng, np.full(n, network.male_share))
+    age, male = (
+        np.clip(rng.normal(mean, sd, n), low, high).round(),
+        _bernoulli(rng, np.full(n, network.male_share)),
+    )
     v, setting, pa = draw_findings(age, male, rng, network)
-    table = {'patient_id': [f'SIM{seed:03d}{i:06d}' for i in range(n)], 'sex': np.where(male == 1, 'Male', 'Female'), 'age': age,
-             'setting': setting, 'projection': np.where(pa == 1, 'PA', 'AP'), **{c.name: v[c.name] for c in network.comorbidities}}
+    table = {
+        'patient_id': [f'SIM{seed:03d}{i:06d}' for i in range(n)],
+        'sex': np.where(male == 1, 'Male', 'Female'),
+        'age': age,
+        'setting': setting,
+        'projection': np.where(pa == 1, 'PA', 'AP'),
+        **{c.name: v[c.name] for c in network.comorbidities},
+    }
     table |= {f'sign/{s}': v[s] for s in network.signs}
     hidden = np.random.default_rng([seed, 2]).random((n, len(network.signs))) < network.occult
-    table |= {f'strength/{s}': (rng.standard_normal(n) + network.separation[s]*v[s]*~hidden[:, k]).round(4) for k, s in enumerate(network.signs)}
+    table |= {
+        f'strength/{s}': (rng.standard_normal(n) + network.separation[s] * v[s] * ~hidden[:, k]).round(4)
+        for k, s in enumerate(network.signs)
+    }
     table |= draw_facts(v, rng, network)
     return pd.DataFrame({**table, **labels_from_findings(v)})
 
+
 def draw_findings(
-    age:np.ndarray, # (n,) years
-    male:np.ndarray, # (n,) 1 or 0
-    rng:np.random.Generator, # source of randomness
-    network:Network=NETWORK # all parameters
-) -> tuple: # name -> array (age, male, settings, comorbidities and findings), the setting's name, and 1 where the film is PA
+    age: np.ndarray,  # (n,) years
+    male: np.ndarray,  # (n,) 1 or 0
+    rng: np.random.Generator,  # source of randomness
+    network: Network = NETWORK,  # all parameters
+) -> tuple:  # name -> array (age, male, settings, comorbidities and findings), the setting's name, and 1 where the film is PA
     "Who has what, given age and sex"
     v = {'age': age, 'male': male}
     setting = rng.choice(list(network.settings), len(age), p=list(network.settings.values()))
-    for s in network.settings: v[s] = (setting == s).astype(np.int8)
+    for s in network.settings:
+        v[s] = (setting == s).astype(np.int8)
     pa = _bernoulli(rng, np.array([network.pa_share[s] for s in setting]))
-    for node in network.order(): v[node.name] = _bernoulli(rng, np.broadcast_to(node_probability(node, v), len(age)))
+    for node in network.order():
+        v[node.name] = _bernoulli(rng, np.broadcast_to(node_probability(node, v), len(age)))
     return v, setting, pa
 
+
 def draw_facts(
-    values:Mapping[str, np.ndarray], # comorbidities and findings -> arrays of 0/1
-    rng:np.random.Generator, # source of randomness
-    network:Network=NETWORK # its facts, and how many of them get reported
-) -> dict: # `fact/<name>` -> 0/1 and `reported/<name>` -> 1, 0 or NaN (not mentioned)
+    values: Mapping[str, np.ndarray],  # comorbidities and findings -> arrays of 0/1
+    rng: np.random.Generator,  # source of randomness
+    network: Network = NETWORK,  # its facts, and how many of them get reported
+) -> dict:  # `fact/<name>` -> 0/1 and `reported/<name>` -> 1, 0 or NaN (not mentioned)
     "Draw what is true at the bedside, and what of it the doctor reports"
     out, n = {}, len(next(iter(values.values())))
     for fact in network.facts:
         true = _bernoulli(rng, np.broadcast_to(fact_probability(fact, values), n))
         u = rng.random(len(true))
         out[f'fact/{fact.name}'] = true
-        out[f'reported/{fact.name}'] = np.where(true == 1, np.where(u < network.reported, 1., np.nan), np.where(u < fact.denied, 0., np.nan))
+        out[f'reported/{fact.name}'] = np.where(
+            true == 1, np.where(u < network.reported, 1.0, np.nan), np.where(u < fact.denied, 0.0, np.nan)
+        )
     return out
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #43eae109
 #: CheXpert's training studies by label: positive, uncertain, negative or not mentioned (Irvin J et al. CheXpert: a large chest
 #: radiograph dataset with uncertainty labels and expert comparison. AAAI 2019;33:590-7, table 1).
-CHEXPERT_COUNTS = {'No Finding': (16627, 0, 171014), 'Enlarged Cardiomediastinum': (9020, 10148, 168473), 'Cardiomegaly': (23002, 6597, 158042), 'Lung Opacity': (92669, 4341, 90631),
-                   'Lung Lesion': (6856, 1071, 179714), 'Edema': (48905, 11571, 127165), 'Consolidation': (12730, 23976, 150935), 'Pneumonia': (4576, 15658, 167407),
-                   'Atelectasis': (29333, 29377, 128931), 'Pneumothorax': (17313, 2663, 167665), 'Pleural Effusion': (75696, 9419, 102526), 'Pleural Other': (2441, 1771, 183429),
-                   'Fracture': (7270, 484, 179887), 'Support Devices': (105831, 898, 80912)}
+CHEXPERT_COUNTS = {
+    'No Finding': (16627, 0, 171014),
+    'Enlarged Cardiomediastinum': (9020, 10148, 168473),
+    'Cardiomegaly': (23002, 6597, 158042),
+    'Lung Opacity': (92669, 4341, 90631),
+    'Lung Lesion': (6856, 1071, 179714),
+    'Edema': (48905, 11571, 127165),
+    'Consolidation': (12730, 23976, 150935),
+    'Pneumonia': (4576, 15658, 167407),
+    'Atelectasis': (29333, 29377, 128931),
+    'Pneumothorax': (17313, 2663, 167665),
+    'Pleural Effusion': (75696, 9419, 102526),
+    'Pleural Other': (2441, 1771, 183429),
+    'Fracture': (7270, 484, 179887),
+    'Support Devices': (105831, 898, 80912),
+}
+
 
 def prevalence_table(
-    patients:pd.DataFrame # columns: the 14 observations
-) -> pd.DataFrame: # one row an observation; shares from 0 to 1
+    patients: pd.DataFrame,  # columns: the 14 observations
+) -> pd.DataFrame:  # one row an observation; shares from 0 to 1
     "How common each observation is here, and in CheXpert"
     counts = pd.DataFrame(CHEXPERT_COUNTS, index=['positive', 'uncertain', 'negative']).T
-    return pd.DataFrame({'simulated': patients[list(OBSERVATIONS)].eq(1).mean(), 'CheXpert positive': counts.positive/counts.sum(axis=1),
-                         'CheXpert uncertain': counts.uncertain/counts.sum(axis=1)}).loc[list(OBSERVATIONS)]
+    return pd.DataFrame(
+        {
+            'simulated': patients[list(OBSERVATIONS)].eq(1).mean(),
+            'CheXpert positive': counts.positive / counts.sum(axis=1),
+            'CheXpert uncertain': counts.uncertain / counts.sum(axis=1),
+        }
+    ).loc[list(OBSERVATIONS)]
 
 # %% ../../nbs/chapters/03_simulation/01_patients.ipynb #8be5313a
 def _contexts():
@@ -382,23 +720,28 @@ def _contexts():
     context = {name: (grid[:, 0] == i).astype(np.int8) for i, name in enumerate(SETTINGS)}
     return context | {c.name: grid[:, 1 + i].astype(np.int8) for i, c in enumerate(COMORBIDITIES)}
 
+
 def draw_context(
-    values:dict, # 'age' in years, 'male' 0/1 and each finding: 1, 0 or NaN (unknown); arrays of length n
-    rng:np.random.Generator # source of randomness
-) -> dict: # `values` with settings, comorbidities and unknown findings filled in
+    values: dict,  # 'age' in years, 'male' 0/1 and each finding: 1, 0 or NaN (unknown); arrays of length n
+    rng: np.random.Generator,  # source of randomness
+) -> dict:  # `values` with settings, comorbidities and unknown findings filled in
     "Sample setting and comorbidities from their posterior given the known findings, then the unknown findings"
     n, ctx = len(values['age']), _contexts()
-    v = {name: np.broadcast_to(a, (n, len(a))) for name, a in ctx.items()} | {'age': values['age'][:, None], 'male': values['male'][:, None]}
-    logp = sum(np.log(share)*v[s] for s, share in SETTINGS.items())
+    v = {name: np.broadcast_to(a, (n, len(a))) for name, a in ctx.items()} | {
+        'age': values['age'][:, None],
+        'male': values['male'][:, None],
+    }
+    logp = sum(np.log(share) * v[s] for s, share in SETTINGS.items())
     for node in network_order(COMORBIDITIES + FINDINGS):
-        if node.name in ctx: state = v[node.name]
+        if node.name in ctx:
+            state = v[node.name]
         else:
             state = values[node.name][:, None]
-            v[node.name] = np.nan_to_num(state)                         # an unknown parent counts as absent here
+            v[node.name] = np.nan_to_num(state)  # an unknown parent counts as absent here
         p = node_probability(node, v)
-        logp = logp + np.where(np.isnan(state), 0., np.where(state == 1, np.log(p), np.log1p(-p)))
+        logp = logp + np.where(np.isnan(state), 0.0, np.where(state == 1, np.log(p), np.log1p(-p)))
     gumbel = -np.log(-np.log(rng.random(logp.shape)))
-    pick = np.argmax(logp + gumbel, axis=1)                             # a draw from the posterior (Gumbel-max)
+    pick = np.argmax(logp + gumbel, axis=1)  # a draw from the posterior (Gumbel-max)
     out = dict(values) | {name: a[pick] for name, a in ctx.items()}
     for node in network_order(COMORBIDITIES + FINDINGS):
         if node.name not in ctx:
@@ -406,20 +749,24 @@ def draw_context(
             out[node.name] = np.where(np.isnan(out[node.name]), drawn, out[node.name]).astype(np.int8)
     return out
 
+
 def facts_from_labels(
-    table:pd.DataFrame, # columns `sex`, `age` and the 14 observations (1, 0, -1, NaN)
-    seed:int=0 # same seed, same facts
-) -> pd.DataFrame: # `fact/*` and `reported/*`, same index; see `draw_facts`
+    table: pd.DataFrame,  # columns `sex`, `age` and the 14 observations (1, 0, -1, NaN)
+    seed: int = 0,  # same seed, same facts
+) -> pd.DataFrame:  # `fact/*` and `reported/*`, same index; see `draw_facts`
     "Facts that a doctor might know of a patient with these labels: the labels act only through symptoms"
     rng = np.random.default_rng([seed, 2])
     lab = table[list(OBSERVATIONS)].astype(float).copy()
-    coin = rng.random(lab.shape) < .5
+    coin = rng.random(lab.shape) < 0.5
     lab = lab.mask(lab == -1, pd.DataFrame(coin.astype(float), lab.index, lab.columns))
     none = lab['No Finding'] == 1
-    find = {s: np.where(none & lab[s].isna() & (s != 'Support Devices'), 0., lab[s].to_numpy()) for s in SIGNS}
-    for child, parents in IMPLIES.items():                              # a parent that its child explains has no cause of its own
-        for p in parents: find[p] = np.where((find[p] == 1) & (lab[child].to_numpy() == 1), 0., find[p])
+    find = {
+        s: np.where(none & lab[s].isna() & (s != 'Support Devices'), 0.0, lab[s].to_numpy()) for s in SIGNS
+    }
+    for child, parents in IMPLIES.items():  # a parent that its child explains has no cause of its own
+        for p in parents:
+            find[p] = np.where((find[p] == 1) & (lab[child].to_numpy() == 1), 0.0, find[p])
     age = table['age'].astype(float).to_numpy()
-    male = np.where(table['sex'] == 'Male', 1., np.where(table['sex'] == 'Female', 0., .5))
-    values = {'age': np.where(np.isnan(age), 60., age), 'male': male, **find}
+    male = np.where(table['sex'] == 'Male', 1.0, np.where(table['sex'] == 'Female', 0.0, 0.5))
+    values = {'age': np.where(np.isnan(age), 60.0, age), 'male': male, **find}
     return pd.DataFrame(draw_facts(draw_context(values, rng), rng), index=table.index)

@@ -10,54 +10,84 @@ import numpy as np
 
 # %% ../../nbs/chapters/03_simulation/05_realism.ipynb #5c9f355b
 def gray_histogram(
-    images, # (k, n, n) uint8
-    bins:int=64 # of gray values 0 to 255
-) -> tuple[np.ndarray, np.ndarray]: # middles of the bins, density (k, bins)
+    images,  # (k, n, n) uint8
+    bins: int = 64,  # of gray values 0 to 255
+) -> tuple[np.ndarray, np.ndarray]:  # middles of the bins, density (k, bins)
     "How often each gray value occurs in each film"
-    images = np.asarray(images); edges = np.linspace(0, 256, bins + 1)
-    return (edges[:-1] + edges[1:])/2, np.stack([np.histogram(x, edges, density=True)[0] for x in images])
+    images = np.asarray(images)
+    edges = np.linspace(0, 256, bins + 1)
+    return (edges[:-1] + edges[1:]) / 2, np.stack([np.histogram(x, edges, density=True)[0] for x in images])
+
 
 def gradient_magnitude(
-    images # (k, n, n) uint8
-) -> np.ndarray: # gray values a pixel, float32 (k, n-1, n-1)
+    images,  # (k, n, n) uint8
+) -> np.ndarray:  # gray values a pixel, float32 (k, n-1, n-1)
     "Length of the gradient by differences of neighbouring pixels"
     x = np.asarray(images, np.float32)
     return np.hypot(x[:, :-1, 1:] - x[:, :-1, :-1], x[:, 1:, :-1] - x[:, :-1, :-1])
 
+
 def radial_spectrum(
-    images # (k, n, n) uint8
-) -> tuple[np.ndarray, np.ndarray]: # waves across the film 1..n/2, log10 of the mean power (k, n/2)
+    images,  # (k, n, n) uint8
+) -> tuple[np.ndarray, np.ndarray]:  # waves across the film 1..n/2, log10 of the mean power (k, n/2)
     "Power spectrum averaged over all directions; the films' borders are faded out first, or they would count as edges"
-    images = np.asarray(images); n = images.shape[-1]; window = np.hanning(n)[:, None]*np.hanning(n)
-    ring = np.rint(np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n))*n).astype(int).ravel(); inside = ring <= n//2; count = np.bincount(ring[inside])
+    images = np.asarray(images)
+    n = images.shape[-1]
+    window = np.hanning(n)[:, None] * np.hanning(n)
+    ring = np.rint(np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)) * n).astype(int).ravel()
+    inside = ring <= n // 2
+    count = np.bincount(ring[inside])
+
     def one(x):
-        power = np.abs(np.fft.rfft2((x - x.mean())*window)).ravel()**2
-        return np.log10(np.bincount(ring[inside], power[inside])[1:]/count[1:] + 1e-9)
-    return np.arange(1, n//2 + 1), np.stack([one(x.astype(np.float32)) for x in images])
+        power = np.abs(np.fft.rfft2((x - x.mean()) * window)).ravel() ** 2
+        return np.log10(np.bincount(ring[inside], power[inside])[1:] / count[1:] + 1e-9)
+
+    return np.arange(1, n // 2 + 1), np.stack([one(x.astype(np.float32)) for x in images])
+
 
 #: bands of the spectrum, in waves across the film, and what varies that fast
-BANDS = {'coarse (1-3 waves)': (1, 3), 'organs (3-6 waves)': (3, 6), 'borders (6-12 waves)': (6, 12), 'ribs (12-24 waves)': (12, 24), 'vessels (24-48 waves)': (24, 48), 'fine (48-80 waves)': (48, 80), 'finest (80-112 waves)': (80, 113)}
+BANDS = {
+    'coarse (1-3 waves)': (1, 3),
+    'organs (3-6 waves)': (3, 6),
+    'borders (6-12 waves)': (6, 12),
+    'ribs (12-24 waves)': (12, 24),
+    'vessels (24-48 waves)': (24, 48),
+    'fine (48-80 waves)': (48, 80),
+    'finest (80-112 waves)': (80, 113),
+}
+
 
 def film_statistics(
-    images # (k, 224, 224) uint8
-): # DataFrame, one row a film
+    images,  # (k, 224, 224) uint8
+):  # DataFrame, one row a film
     "Gray values, gradients and spectrum of each film in eighteen numbers; knows nothing of anatomy"
     import pandas as pd
-    images = np.asarray(images); gradient, (waves, power) = gradient_magnitude(images).reshape(len(images), -1), radial_spectrum(images); flat = images.reshape(len(images), -1)
-    percentiles, steps = np.percentile(flat, [1, 5, 25, 50, 75, 95, 99], axis=1), np.percentile(gradient, [50, 90, 99], axis=1)
-    table = {'spread of gray': flat.std(1)} | {f'gray, {q}th percentile': v for q, v in zip((1, 5, 25, 50, 75, 95, 99), percentiles)}
-    table |= {f'gradient, {q}th percentile': np.log10(v + .1) for q, v in zip((50, 90, 99), steps)}
-    return pd.DataFrame(table | {f'power, {name}': power[:, (waves >= a) & (waves < b)].mean(1) for name, (a, b) in BANDS.items()})
+
+    images = np.asarray(images)
+    gradient, (waves, power) = gradient_magnitude(images).reshape(len(images), -1), radial_spectrum(images)
+    flat = images.reshape(len(images), -1)
+    percentiles, steps = (
+        np.percentile(flat, [1, 5, 25, 50, 75, 95, 99], axis=1),
+        np.percentile(gradient, [50, 90, 99], axis=1),
+    )
+    table = {'spread of gray': flat.std(1)} | {
+        f'gray, {q}th percentile': v for q, v in zip((1, 5, 25, 50, 75, 95, 99), percentiles)
+    }
+    table |= {f'gradient, {q}th percentile': np.log10(v + 0.1) for q, v in zip((50, 90, 99), steps)}
+    return pd.DataFrame(
+        table
+        | {f'power, {name}': power[:, (waves >= a) & (waves < b)].mean(1) for name, (a, b) in BANDS.items()}
+    )
 
 # %% ../../nbs/chapters/03_simulation/05_realism.ipynb #7b443895
 def tell_apart(
-    real, # DataFrame, one row a film
-    drawn, # DataFrame with the same columns
-    top:int=5, # how many reasons
-    seed:int=0, # of the folds
-    C:float=.05, # inverse of the penalty: small, so that of many statistics that say the same each gets its share
-    names=('real', 'drawn') # what the sentences call the two
-) -> dict: # 'auroc', 'coefficients' (Series; positive: larger means real), 'reasons' (list of sentences)
+    real,  # DataFrame, one row a film
+    drawn,  # DataFrame with the same columns
+    top: int = 5,  # how many reasons
+    seed: int = 0,  # of the folds
+    C: float = 0.05,  # inverse of the penalty: small, so that of many statistics that say the same each gets its share
+    names=('real', 'drawn'),  # what the sentences call the two
+) -> dict:  # 'auroc', 'coefficients' (Series; positive: larger means real), 'reasons' (list of sentences)
     "Logistic regression of real against drawn films, five-fold cross-validated"
     import pandas as pd
     from sklearn.linear_model import LogisticRegression
@@ -65,12 +95,24 @@ def tell_apart(
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+
     x, y = pd.concat([real, drawn], ignore_index=True), np.r_[np.ones(len(real)), np.zeros(len(drawn))]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000))
-    score = cross_val_predict(model, x, y, cv=StratifiedKFold(5, shuffle=True, random_state=seed), method='decision_function')
+    score = cross_val_predict(
+        model, x, y, cv=StratifiedKFold(5, shuffle=True, random_state=seed), method='decision_function'
+    )
     coefficients = pd.Series(model.fit(x, y)[-1].coef_[0], x.columns)
+
     def reason(name):
-        a, b = real[name], drawn[name]; single = roc_auc_score(y, x[name])
-        return (f'{name}: {names[0]} films are {abs(a.mean() - b.mean())/x[name].std():.1f} standard deviations {"higher" if a.mean() > b.mean() else "lower"} ({a.mean():.2f}, {names[1]} ones {b.mean():.2f}) '
-                f'and vary {a.std()/b.std():.1f} times as much; alone it reaches an AUROC of {max(single, 1 - single):.2f} (coefficient {coefficients[name]:+.2f})')
-    return dict(auroc=float(roc_auc_score(y, score)), coefficients=coefficients, reasons=[reason(n) for n in coefficients.abs().sort_values(ascending=False).index[:top]])
+        a, b = real[name], drawn[name]
+        single = roc_auc_score(y, x[name])
+        return (
+            f'{name}: {names[0]} films are {abs(a.mean() - b.mean()) / x[name].std():.1f} standard deviations {"higher" if a.mean() > b.mean() else "lower"} ({a.mean():.2f}, {names[1]} ones {b.mean():.2f}) '
+            f'and vary {a.std() / b.std():.1f} times as much; alone it reaches an AUROC of {max(single, 1 - single):.2f} (coefficient {coefficients[name]:+.2f})'
+        )
+
+    return dict(
+        auroc=float(roc_auc_score(y, score)),
+        coefficients=coefficients,
+        reasons=[reason(n) for n in coefficients.abs().sort_values(ascending=False).index[:top]],
+    )

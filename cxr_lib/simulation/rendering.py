@@ -13,393 +13,818 @@ __all__ = ['DEVICES', 'DRAW', 'Finding', 'place_in_lung', 'lung_opacity', 'edema
 import functools, math
 from typing import Mapping, NamedTuple
 import cv2, numpy as np
-from .anatomy import (Anatomy, band, curve, disc, draw_air, draw_back, draw_body, draw_breasts, draw_front, draw_lungs, draw_shoulders, draw_vessels, Frame,
-                                       magnitude, MARK, mirror, patient_anatomy, PROJECTIONS, Radiograph, ramp, rib_gain, SEXES, sign_rng, SIGNS, _grid, _side)
+from cxr_lib.simulation.anatomy import (
+    Anatomy,
+    band,
+    curve,
+    disc,
+    draw_air,
+    draw_back,
+    draw_body,
+    draw_breasts,
+    draw_front,
+    draw_lungs,
+    draw_shoulders,
+    draw_vessels,
+    Frame,
+    magnitude,
+    MARK,
+    mirror,
+    patient_anatomy,
+    PROJECTIONS,
+    Radiograph,
+    ramp,
+    rib_gain,
+    SEXES,
+    sign_rng,
+    SIGNS,
+    _grid,
+    _side,
+)
 
 # %% ../../nbs/chapters/03_simulation/04_rendering.ipynb #4c0d25bf
 class Finding(NamedTuple):
-    haze:object=None # share of the lung's air that is replaced, 0..1, on the coarse sheet
-    opacity:object=None # the same with an edge: of the film's size
-    added:object=None # attenuation added (negative: taken away)
-    gas:object=None # where there is air but no lung
+    haze: object = None  # share of the lung's air that is replaced, 0..1, on the coarse sheet
+    opacity: object = None  # the same with an edge: of the film's size
+    added: object = None  # attenuation added (negative: taken away)
+    gas: object = None  # where there is air but no lung
 
-def place_in_lung(a:Anatomy, rng, side:int, v=(.2, .85), u=(.4, .8)) -> tuple[float, float]: # x, y
+
+def place_in_lung(a: Anatomy, rng, side: int, v=(0.2, 0.85), u=(0.4, 0.8)) -> tuple[float, float]:  # x, y
     "A point of the lung: `v` apex to dome, `u` midline to wall"
-    y = a.apex + rng.uniform(*v)*(a.rest[side] - a.apex)
-    return side*float(a.wall(y, side))*rng.uniform(*u), y
+    y = a.apex + rng.uniform(*v) * (a.rest[side] - a.apex)
+    return side * float(a.wall(y, side)) * rng.uniform(*u), y
 
 # %% ../../nbs/chapters/03_simulation/04_rendering.ipynb #eccaa74b
 def lung_opacity(f, a, g, rng):
     "Ground-glass veil, in 40% on both sides"
-    side, both, o = _side(rng), rng.random() < .4, 0; t = f.texture(rng, 10)
+    side, both, o = _side(rng), rng.random() < 0.4, 0
+    t = f.texture(rng, 10)
     for k, s in enumerate((side, -side)):
-        (x, y), r, tilt = place_in_lung(a, rng, s, (.3, .8), (.5, .75)), rng.uniform(.075, .11), rng.uniform(-.6, .6)
-        if k == 0 or both: o = np.maximum(o, f.blob(x, y, r*(.8 + .08*g), r*(.9 + .08*g), tilt, 1.3)*min(.76, .29*g)*(1 - .15*both))
-    return Finding(o*np.clip(1 + .12*t, .6, 1.3))
+        (x, y), r, tilt = (
+            place_in_lung(a, rng, s, (0.3, 0.8), (0.5, 0.75)),
+            rng.uniform(0.075, 0.11),
+            rng.uniform(-0.6, 0.6),
+        )
+        if k == 0 or both:
+            o = np.maximum(
+                o,
+                f.blob(x, y, r * (0.8 + 0.08 * g), r * (0.9 + 0.08 * g), tilt, 1.3)
+                * min(0.76, 0.29 * g)
+                * (1 - 0.15 * both),
+            )
+    return Finding(o * np.clip(1 + 0.12 * t, 0.6, 1.3))
+
 
 def edema(f, a, g, rng):
     "Perihilar haze and Kerley B lines, on both sides"
     o, lines, t = 0, [], f.texture(rng, 22)
     for s in (-1, 1):
         hx, hy = a.hila[s]
-        o = np.maximum(o, f.blob(hx + s*.055, hy + .02, .085 + .008*g, .125 + .01*g, -.25*s, 1.2)*min(.78, .20*g))
-        ys = a.angles[s] - .05 - .022*np.arange(7) + .003*rng.standard_normal(7); outer = a.wall(ys, s) - .006; inner = outer - rng.uniform(.03, .05, 7)
-        lines += list(band(np.stack([np.stack([s*outer, ys], -1), np.stack([s*inner, ys + .002], -1)], 1), .0058))
-    kerley = f.fill(lines); kerley *= min(.45, .15*g)      # the lines lie in the lung: fluid hides them too
-    return Finding(np.clip(o*(1 + .14*t), 0, .85), kerley)
+        o = np.maximum(
+            o,
+            f.blob(hx + s * 0.055, hy + 0.02, 0.085 + 0.008 * g, 0.125 + 0.01 * g, -0.25 * s, 1.2)
+            * min(0.78, 0.20 * g),
+        )
+        ys = a.angles[s] - 0.05 - 0.022 * np.arange(7) + 0.003 * rng.standard_normal(7)
+        outer = a.wall(ys, s) - 0.006
+        inner = outer - rng.uniform(0.03, 0.05, 7)
+        lines += list(
+            band(np.stack([np.stack([s * outer, ys], -1), np.stack([s * inner, ys + 0.002], -1)], 1), 0.0058)
+        )
+    kerley = f.fill(lines)
+    kerley *= min(0.45, 0.15 * g)  # the lines lie in the lung: fluid hides them too
+    return Finding(np.clip(o * (1 + 0.14 * t), 0, 0.85), kerley)
+
 
 def consolidation(f, a, g, rng):
     "One lobe, sharp at the fissure, spreading away from it"
-    s, kind = _side(rng), ('upper', 'middle', 'lower')[rng.integers(3)]; fissure, tilt = rng.uniform(.44, .52), rng.uniform(-.12, .12); t = .012*f.texture(rng, 8)
-    xs, height, reach = f.X*s, a.rest[s] - a.apex, .055 + .042*min(g, 4.5)
-    slope, offset = (tilt + .25, .17*height) if kind == 'lower' else (tilt, 0.)
-    line = lambda x: a.apex + fissure*height + offset + slope*(x - .2)      # the fissure
-    d = f.Y - line(xs); beyond = 1.2
-    if kind == 'upper': d, beyond = -d, -.2
-    soft = np.clip((reach*1.25 - d + t)*20, 0, 1)*ramp(xs - (.05 if kind == 'middle' else 0), .02)*np.clip((xs - (.25 - reach*1.3) + t)*20, 0, 1)
-    r, bow, axis = np.linspace(.04, .19, 8)[:, None], np.array([0, .01])*np.sin(np.linspace(0, 3, 8))[:, None], {'upper': -.75, 'middle': .55, 'lower': .95}[kind]
-    rays = np.stack([a.hila[s] + np.array([math.cos(th)*s, math.sin(th)])*r + bow for th in (axis - .48, axis - .16, axis + .16, axis + .48)])
-    region = [np.array([(0, beyond), (0, line(0)), (.5*s, line(.5)), (.5*s, beyond)]), *band(rays, np.linspace(.011, .006, 8))]
-    edge = f.blur(f.fill(region, [1.] + [.64]*4), .003); edge *= f.enlarge(soft*(min(.96, .42 + .28*g)*min(1, g/.4)))
+    s, kind = _side(rng), ('upper', 'middle', 'lower')[rng.integers(3)]
+    fissure, tilt = rng.uniform(0.44, 0.52), rng.uniform(-0.12, 0.12)
+    t = 0.012 * f.texture(rng, 8)
+    xs, height, reach = f.X * s, a.rest[s] - a.apex, 0.055 + 0.042 * min(g, 4.5)
+    slope, offset = (tilt + 0.25, 0.17 * height) if kind == 'lower' else (tilt, 0.0)
+    line = lambda x: a.apex + fissure * height + offset + slope * (x - 0.2)  # the fissure
+    d = f.Y - line(xs)
+    beyond = 1.2
+    if kind == 'upper':
+        d, beyond = -d, -0.2
+    soft = (
+        np.clip((reach * 1.25 - d + t) * 20, 0, 1)
+        * ramp(xs - (0.05 if kind == 'middle' else 0), 0.02)
+        * np.clip((xs - (0.25 - reach * 1.3) + t) * 20, 0, 1)
+    )
+    r, bow, axis = (
+        np.linspace(0.04, 0.19, 8)[:, None],
+        np.array([0, 0.01]) * np.sin(np.linspace(0, 3, 8))[:, None],
+        {'upper': -0.75, 'middle': 0.55, 'lower': 0.95}[kind],
+    )
+    rays = np.stack(
+        [
+            a.hila[s] + np.array([math.cos(th) * s, math.sin(th)]) * r + bow
+            for th in (axis - 0.48, axis - 0.16, axis + 0.16, axis + 0.48)
+        ]
+    )
+    region = [
+        np.array([(0, beyond), (0, line(0)), (0.5 * s, line(0.5)), (0.5 * s, beyond)]),
+        *band(rays, np.linspace(0.011, 0.006, 8)),
+    ]
+    edge = f.blur(f.fill(region, [1.0] + [0.64] * 4), 0.003)
+    edge *= f.enlarge(soft * (min(0.96, 0.42 + 0.28 * g) * min(1, g / 0.4)))
     return Finding(opacity=np.clip(edge, 0, 1))
+
 
 def pneumonia(f, a, g, rng):
     "Fluffy patches in one middle or lower zone"
-    s = _side(rng); (x, y), tilt, m = place_in_lung(a, rng, s, (.66, .90), (.48, .68)), rng.uniform(-.5, .5), min(g, 4.5)
-    fluff, core = f.texture(rng, 17) + .7*f.texture(rng, 32), f.texture(rng, 9)
-    zone = f.blob(x, y, .082 + .012*m, .087 + .013*m, tilt, 1.5)*np.clip(1 + .3*core, .3, 1.3)
-    return Finding(np.clip(zone*(.62 + .38*np.tanh(1.4*fluff + .3)), 0, 1)*min(.98, .56*g)*ramp(f.X*s, .02))
+    s = _side(rng)
+    (x, y), tilt, m = (
+        place_in_lung(a, rng, s, (0.66, 0.90), (0.48, 0.68)),
+        rng.uniform(-0.5, 0.5),
+        min(g, 4.5),
+    )
+    fluff, core = f.texture(rng, 17) + 0.7 * f.texture(rng, 32), f.texture(rng, 9)
+    zone = f.blob(x, y, 0.082 + 0.012 * m, 0.087 + 0.013 * m, tilt, 1.5) * np.clip(1 + 0.3 * core, 0.3, 1.3)
+    return Finding(
+        np.clip(zone * (0.62 + 0.38 * np.tanh(1.4 * fluff + 0.3)), 0, 1)
+        * min(0.98, 0.56 * g)
+        * ramp(f.X * s, 0.02)
+    )
+
 
 def atelectasis(f, a, g, rng):
     "One to three plates above a base; `lung_borders` has raised the dome on the same side"
-    s, polygons = _side(rng), []      # the side must be this stream's first number: `patient_anatomy` reads it too
+    s, polygons = (
+        _side(rng),
+        [],
+    )  # the side must be this stream's first number: `patient_anatomy` reads it too
     for k in range(3):
-        d, length, tilt, x = rng.uniform(.02, .05) + .038*k, rng.uniform(.13, .20), rng.uniform(-.30, .15), rng.uniform(.45, .62)*a.width
-        if k >= 1 + (g > 1.2) + (g > 2.6): continue
-        y = a.domes[s] - d; path = curve([(s*(x-length/2), y + tilt*length/2), (s*x, y+.004), (s*(x+length/2), y - tilt*length/2)], 16)
-        polygons.append(band(path, (.009 + .0028*min(g, 4.5))*np.sin(np.linspace(.5, 2.64, 16))))
-    plates = f.blur(f.fill(polygons), .0025); plates *= min(.24, .085*g)
-    return Finding(f.blob(s*.5*a.width, a.domes[s], .13, .05)*min(.3, .08*g)*ramp(f.X*s, .02), added=plates)
+        d, length, tilt, x = (
+            rng.uniform(0.02, 0.05) + 0.038 * k,
+            rng.uniform(0.13, 0.20),
+            rng.uniform(-0.30, 0.15),
+            rng.uniform(0.45, 0.62) * a.width,
+        )
+        if k >= 1 + (g > 1.2) + (g > 2.6):
+            continue
+        y = a.domes[s] - d
+        path = curve(
+            [
+                (s * (x - length / 2), y + tilt * length / 2),
+                (s * x, y + 0.004),
+                (s * (x + length / 2), y - tilt * length / 2),
+            ],
+            16,
+        )
+        polygons.append(band(path, (0.009 + 0.0028 * min(g, 4.5)) * np.sin(np.linspace(0.5, 2.64, 16))))
+    plates = f.blur(f.fill(polygons), 0.0025)
+    plates *= min(0.24, 0.085 * g)
+    return Finding(
+        f.blob(s * 0.5 * a.width, a.domes[s], 0.13, 0.05) * min(0.3, 0.08 * g) * ramp(f.X * s, 0.02),
+        added=plates,
+    )
+
 
 def lung_lesion(f, a, g, rng):
     "One to three round nodules; the first is the largest"
     count, polygons = (1, 1, 2, 3)[rng.integers(4)], []
     for k in range(3):
-        x, y = place_in_lung(a, rng, _side(rng), (.12, .82), (.5, .8)); r = rng.uniform(.8, 1.15)*(.75 if k else 1.)*(.025 + .0078*min(g, 4.5))
-        edge = curve(1 + .08*rng.standard_normal((7, 1)), 28, True)
-        if k < count: polygons.append(disc(0, 0, r, n=28)*edge + (x, y))
-    nodules = f.blur(f.fill(polygons), .004); nodules *= min(.40, .085 + .135*g)*min(1, g/.3)
+        x, y = place_in_lung(a, rng, _side(rng), (0.12, 0.82), (0.5, 0.8))
+        r = rng.uniform(0.8, 1.15) * (0.75 if k else 1.0) * (0.025 + 0.0078 * min(g, 4.5))
+        edge = curve(1 + 0.08 * rng.standard_normal((7, 1)), 28, True)
+        if k < count:
+            polygons.append(disc(0, 0, r, n=28) * edge + (x, y))
+    nodules = f.blur(f.fill(polygons), 0.004)
+    nodules *= min(0.40, 0.085 + 0.135 * g) * min(1, g / 0.3)
     return Finding(added=nodules)
 
 # %% ../../nbs/chapters/03_simulation/04_rendering.ipynb #8ccb8ee3
 def pneumothorax(f, a, g, rng):
     "Air between wall and lung, widest towards the apex; the pleural line borders it"
-    s, base = _side(rng), rng.uniform(.5, 1.); o = a.outline[s]
-    depth = min(.66, .08 + .085*g)*np.interp(np.linspace(0, 1, len(o)), [0, .11, .20, .36, .7, 1.], [0, 0, .65, 1, .75*base, .35*base])[:, None]
-    pleura = o + (a.hila[s] + (0, .03) - o)*depth
-    gas = f.fill([np.concatenate([o[5:], pleura[:4:-1]])], min(1., .45 + .45*g), cv2.LINE_AA); line = f.fill([band(pleura[5:], .0075)], 1., cv2.LINE_AA); line *= min(.10, .06 + .03*g)*min(1, g/.3)
-    return Finding(min(.14, .035*g)*ramp(f.X*s, .01)*(1 - f.shrink(gas)), added=line, gas=gas)
+    s, base = _side(rng), rng.uniform(0.5, 1.0)
+    o = a.outline[s]
+    depth = (
+        min(0.66, 0.08 + 0.085 * g)
+        * np.interp(
+            np.linspace(0, 1, len(o)),
+            [0, 0.11, 0.20, 0.36, 0.7, 1.0],
+            [0, 0, 0.65, 1, 0.75 * base, 0.35 * base],
+        )[:, None]
+    )
+    pleura = o + (a.hila[s] + (0, 0.03) - o) * depth
+    gas = f.fill([np.concatenate([o[5:], pleura[:4:-1]])], min(1.0, 0.45 + 0.45 * g), cv2.LINE_AA)
+    line = f.fill([band(pleura[5:], 0.0075)], 1.0, cv2.LINE_AA)
+    line *= min(0.10, 0.06 + 0.03 * g) * min(1, g / 0.3)
+    return Finding(min(0.14, 0.035 * g) * ramp(f.X * s, 0.01) * (1 - f.shrink(gas)), added=line, gas=gas)
+
 
 def pleural_effusion(f, a, g, rng):
     "Fluid with a meniscus, in 35% on both sides"
-    side, both, less, polygons = _side(rng), rng.random() < .35, rng.uniform(.5, .9), []; x = np.linspace(.01, a.width + .12, 40)
-    for s, m in ((side, g), (-side, g*less))[:1 + both]:
-        at_wall = a.angles[s] - .032*min(1, 2*m) - .058*m
-        surface = at_wall + .085*(1 - np.exp(-np.clip(a.width - x, 0, 1)/.09)) - .02*np.clip(.1 - x, 0, 1)
+    side, both, less, polygons = _side(rng), rng.random() < 0.35, rng.uniform(0.5, 0.9), []
+    x = np.linspace(0.01, a.width + 0.12, 40)
+    for s, m in ((side, g), (-side, g * less))[: 1 + both]:
+        at_wall = a.angles[s] - 0.032 * min(1, 2 * m) - 0.058 * m
+        surface = (
+            at_wall + 0.085 * (1 - np.exp(-np.clip(a.width - x, 0, 1) / 0.09)) - 0.02 * np.clip(0.1 - x, 0, 1)
+        )
         polygons.append(mirror(np.concatenate([np.stack([x, surface], -1), [(x[-1], 1.4), (x[0], 1.4)]]), s))
-    fluid = f.blur(f.fill(polygons, 1., cv2.LINE_AA), .008); fluid *= .97
+    fluid = f.blur(f.fill(polygons, 1.0, cv2.LINE_AA), 0.008)
+    fluid *= 0.97
     return Finding(opacity=fluid)
+
 
 def pleural_other(f, a, g, rng):
     "Two of: thickening of the lateral pleura, apical cap, calcified plaque"
-    s, kinds = _side(rng), rng.permutation(3)[:2].tolist(); wobble = curve(rng.uniform(.55, 1.25, (9, 1)), 48); first = int(rng.integers(20, 25))
-    (x, y), edge, chalk = place_in_lung(a, rng, s, (.4, .7), (.5, .75)), curve(rng.uniform(.6, 1.3, (9, 1)), 36, True), f.texture(rng, 40)
-    m, o, rinds, added = min(g, 4.5), a.outline[s], [], 0.
+    s, kinds = _side(rng), rng.permutation(3)[:2].tolist()
+    wobble = curve(rng.uniform(0.55, 1.25, (9, 1)), 48)
+    first = int(rng.integers(20, 25))
+    (x, y), edge, chalk = (
+        place_in_lung(a, rng, s, (0.4, 0.7), (0.5, 0.75)),
+        curve(rng.uniform(0.6, 1.3, (9, 1)), 36, True),
+        f.texture(rng, 40),
+    )
+    m, o, rinds, added = min(g, 4.5), a.outline[s], [], 0.0
+
     def rind(start, stop, thickness):
-        wall = o[start:stop]; inward = a.hila[s] - wall; inward = inward/np.hypot(*inward.T)[:, None]
-        depth = thickness*wobble[start:stop]*np.sin(np.linspace(.15, np.pi - .15, stop - start))[:, None]**.5
-        return np.concatenate([wall - .004*inward, (wall + depth*inward)[::-1]])
-    if 0 in kinds: rinds.append((rind(first, 44, .014 + .0085*m), min(.37, .07 + .11*g)))
-    if 1 in kinds: rinds.append((rind(7, 22, .016 + .009*m), min(.35, .07 + .105*g)))
-    if rinds: added = f.fill([p for p, _ in rinds], [v for _, v in rinds])
+        wall = o[start:stop]
+        inward = a.hila[s] - wall
+        inward = inward / np.hypot(*inward.T)[:, None]
+        depth = (
+            thickness
+            * wobble[start:stop]
+            * np.sin(np.linspace(0.15, np.pi - 0.15, stop - start))[:, None] ** 0.5
+        )
+        return np.concatenate([wall - 0.004 * inward, (wall + depth * inward)[::-1]])
+
+    if 0 in kinds:
+        rinds.append((rind(first, 44, 0.014 + 0.0085 * m), min(0.37, 0.07 + 0.11 * g)))
+    if 1 in kinds:
+        rinds.append((rind(7, 22, 0.016 + 0.009 * m), min(0.35, 0.07 + 0.105 * g)))
+    if rinds:
+        added = f.fill([p for p, _ in rinds], [v for _, v in rinds])
     if 2 in kinds:
-        plaque = disc(0, 0, .030 + .005*m, .020 + .004*m, 36)*edge; chalky = f.fill([plaque + (x, y), plaque*.6 + (x, y)], [1, .6])
-        chalky *= f.enlarge(np.clip(1 + .25*chalk, .4, 1.5)*min(.33, .06 + .10*g)); added = np.maximum(added, chalky)
-    added = f.blur(added, .002); added *= 1.15*min(1, g/.3)
+        plaque = disc(0, 0, 0.030 + 0.005 * m, 0.020 + 0.004 * m, 36) * edge
+        chalky = f.fill([plaque + (x, y), plaque * 0.6 + (x, y)], [1, 0.6])
+        chalky *= f.enlarge(np.clip(1 + 0.25 * chalk, 0.4, 1.5) * min(0.33, 0.06 + 0.10 * g))
+        added = np.maximum(added, chalky)
+    added = f.blur(added, 0.002)
+    added *= 1.15 * min(1, g / 0.3)
     return Finding(added=added)
+
 
 def fracture(f, a, g, rng):
     "Bright overlapping ends, callus and cleft where `patient_anatomy` broke a bone; `draw_ribs` has drawn the step"
     callus, ends, cleft, m = [], [], [], min(g, 4.5)
     for s, i, at, gap in a.fractures:
         path = a.clavicles[s] if i < 0 else a.ribs[s][0][i]
-        j = int(at*len(path)); c = path[j] + (0, gap/2); d = path[j+1] - path[j-1]; d = d/np.hypot(*d); n = np.array([-d[1], d[0]])
-        along = np.linspace(-1, 1, 12)[:, None]*(.030 + .003*m)*d
-        callus.append(band(c + along, (.022 + abs(gap)*.9)*np.sin(np.linspace(.3, 2.84, 12))))
-        ends += [band(path[j] + np.array([[-.030], [.012]])*d, .019), band(path[j] + (0, gap) + np.array([[-.012], [.030]])*d, .019)]
-        cleft += [band(path[j] + .014*d + np.array([[-.011], [.011]])*n, .0055), band(path[j] + (0, gap) - .014*d + np.array([[-.011], [.011]])*n, .0055)]
-    bone = f.blur(f.fill(callus + ends, [.5]*len(callus) + [1.]*len(ends)), .002)
-    bone *= min(.42, .105 + .13*g); bone -= f.fill(cleft)*min(.22, .09*g); bone *= min(1, g/.3)
+        j = int(at * len(path))
+        c = path[j] + (0, gap / 2)
+        d = path[j + 1] - path[j - 1]
+        d = d / np.hypot(*d)
+        n = np.array([-d[1], d[0]])
+        along = np.linspace(-1, 1, 12)[:, None] * (0.030 + 0.003 * m) * d
+        callus.append(band(c + along, (0.022 + abs(gap) * 0.9) * np.sin(np.linspace(0.3, 2.84, 12))))
+        ends += [
+            band(path[j] + np.array([[-0.030], [0.012]]) * d, 0.019),
+            band(path[j] + (0, gap) + np.array([[-0.012], [0.030]]) * d, 0.019),
+        ]
+        cleft += [
+            band(path[j] + 0.014 * d + np.array([[-0.011], [0.011]]) * n, 0.0055),
+            band(path[j] + (0, gap) - 0.014 * d + np.array([[-0.011], [0.011]]) * n, 0.0055),
+        ]
+    bone = f.blur(f.fill(callus + ends, [0.5] * len(callus) + [1.0] * len(ends)), 0.002)
+    bone *= min(0.42, 0.105 + 0.13 * g)
+    bone -= f.fill(cleft) * min(0.22, 0.09 * g)
+    bone *= min(1, g / 0.3)
     return Finding(added=bone)
 
 # %% ../../nbs/chapters/03_simulation/04_rendering.ipynb #986d4686
 def pacemaker(a, rng):
     "Generator below the left clavicle, leads to the right atrium and ventricle"
-    y = a.y; x0, y0 = .27 + .015*rng.standard_normal(), y(.24) + .01*rng.standard_normal(); right = a.organs['heart'][:, 0].min()
-    box = curve([(-.035, -.045), (.02, -.05), (.045, -.01), (.03, .045), (-.03, .04), (-.048, 0)], 40, True)
-    vein = [(x0-.02, y0-.045), (.20, y(.09)), (.10, y(.14)), (0, y(.2)), (-.035, y(.32))]
-    ventricle = curve(vein + [(-.045, y(.6)), (-.02, y(.92)), (.07, y(1.0)), (.115, y(1.01))], 60)
-    atrium = curve(vein + [(-.04, y(.6)), (right*.55, y(.78)), (right*.75, y(.7))], 50)
-    return [box + (x0, y0), box*.72 + (x0, y0), band(ventricle, .0075), band(atrium, .0065), band(ventricle[-6:], .012)], [1., .8, .75, .7, 1.]
+    y = a.y
+    x0, y0 = 0.27 + 0.015 * rng.standard_normal(), y(0.24) + 0.01 * rng.standard_normal()
+    right = a.organs['heart'][:, 0].min()
+    box = curve(
+        [(-0.035, -0.045), (0.02, -0.05), (0.045, -0.01), (0.03, 0.045), (-0.03, 0.04), (-0.048, 0)], 40, True
+    )
+    vein = [(x0 - 0.02, y0 - 0.045), (0.20, y(0.09)), (0.10, y(0.14)), (0, y(0.2)), (-0.035, y(0.32))]
+    ventricle = curve(vein + [(-0.045, y(0.6)), (-0.02, y(0.92)), (0.07, y(1.0)), (0.115, y(1.01))], 60)
+    atrium = curve(vein + [(-0.04, y(0.6)), (right * 0.55, y(0.78)), (right * 0.75, y(0.7))], 50)
+    return [
+        box + (x0, y0),
+        box * 0.72 + (x0, y0),
+        band(ventricle, 0.0075),
+        band(atrium, 0.0065),
+        band(ventricle[-6:], 0.012),
+    ], [1.0, 0.8, 0.75, 0.7, 1.0]
+
 
 def central_line(a, rng):
     "Jugular or peripherally inserted catheter, tip in the superior vena cava"
     y = a.y
-    jugular, arm = [(-.09, -.05), (-.075, y(0)), (-.05, y(.15)), (-.045, y(.35)), (-.045, y(.55))], [(-.45, y(.2)), (-.30, y(.13)), (-.18, y(.06)), (-.08, y(.10)), (-.05, y(.3)), (-.048, y(.6))]
-    return [band(curve(jugular if rng.random() < .5 else arm, 50), .0095)], [.62]
+    jugular, arm = (
+        [(-0.09, -0.05), (-0.075, y(0)), (-0.05, y(0.15)), (-0.045, y(0.35)), (-0.045, y(0.55))],
+        [
+            (-0.45, y(0.2)),
+            (-0.30, y(0.13)),
+            (-0.18, y(0.06)),
+            (-0.08, y(0.10)),
+            (-0.05, y(0.3)),
+            (-0.048, y(0.6)),
+        ],
+    )
+    return [band(curve(jugular if rng.random() < 0.5 else arm, 50), 0.0095)], [0.62]
+
 
 def endotracheal_tube(a, rng):
     "Tube in the trachea with its radio-opaque stripe, the tip a few centimetres above the carina"
-    t = .4*a.turn; path = curve([(.3*t + .004, -.1), (.5*t, a.y(0)), (t - .004, a.y(.27 + .04*rng.standard_normal()))], 24)
-    return [band(path, .024), band(path, .012), band(path + (.010, 0), .005)], [.55, .18, .95]
+    t = 0.4 * a.turn
+    path = curve(
+        [(0.3 * t + 0.004, -0.1), (0.5 * t, a.y(0)), (t - 0.004, a.y(0.27 + 0.04 * rng.standard_normal()))],
+        24,
+    )
+    return [band(path, 0.024), band(path, 0.012), band(path + (0.010, 0), 0.005)], [0.55, 0.18, 0.95]
+
 
 def nasogastric_tube(a, rng):
     "Tube behind the heart into the stomach"
-    y = a.y; path = curve([(.016, -.1), (.012, y(.1)), (.014, y(.5)), (.022, y(.95)), (.06, y(1.12)), (.13, y(1.2)), (.17, y(1.3))], 60)
-    return [band(path, .0105), band(path, .004)], [.7, .35]
+    y = a.y
+    path = curve(
+        [
+            (0.016, -0.1),
+            (0.012, y(0.1)),
+            (0.014, y(0.5)),
+            (0.022, y(0.95)),
+            (0.06, y(1.12)),
+            (0.13, y(1.2)),
+            (0.17, y(1.3)),
+        ],
+        60,
+    )
+    return [band(path, 0.0105), band(path, 0.004)], [0.7, 0.35]
+
 
 def sternal_wires(a, rng):
     "Six twisted wire loops that close a sternotomy; on the front of the chest, so they move when it turns"
     polygons = []
-    for v in np.linspace(.18, .85, 6):
-        x, y = a.turn + .004*rng.standard_normal(), a.y(v)
-        polygons += [band(curve(disc(x, y, .016, .011, 10), 30, True), .0055), band(np.array([(x-.004, y+.009), (x+.009, y+.02)]), .006)]
-    return polygons, [1.]*len(polygons)
+    for v in np.linspace(0.18, 0.85, 6):
+        x, y = a.turn + 0.004 * rng.standard_normal(), a.y(v)
+        polygons += [
+            band(curve(disc(x, y, 0.016, 0.011, 10), 30, True), 0.0055),
+            band(np.array([(x - 0.004, y + 0.009), (x + 0.009, y + 0.02)]), 0.006),
+        ]
+    return polygons, [1.0] * len(polygons)
+
 
 def chest_tube(a, rng):
     "Drain through the lateral wall to the apex or the base"
-    s, y = _side(rng), a.y; way = [(a.width*.93, y(.70)), (a.width*.72, y(.45)), (.13, y(.15))] if rng.random() < .6 else [(a.width*.9, y(.84)), (a.width*.6, y(.86)), (.11, y(.78))]
-    path = mirror(curve([(.50, y(1.0)), (.42, y(.88)), *way], 50), s)
-    return [band(path, .020), band(path, .011), band(path + (.006, 0), .0045)], [.55, .22, 1.]
+    s, y = _side(rng), a.y
+    way = (
+        [(a.width * 0.93, y(0.70)), (a.width * 0.72, y(0.45)), (0.13, y(0.15))]
+        if rng.random() < 0.6
+        else [(a.width * 0.9, y(0.84)), (a.width * 0.6, y(0.86)), (0.11, y(0.78))]
+    )
+    path = mirror(curve([(0.50, y(1.0)), (0.42, y(0.88)), *way], 50), s)
+    return [band(path, 0.020), band(path, 0.011), band(path + (0.006, 0), 0.0045)], [0.55, 0.22, 1.0]
+
 
 def ecg_leads(a, rng):
     "Four electrodes and their wires"
     polygons, values = [], []
-    for x, v in ((-.28, .12), (.29, .16), (.33, .95), (-.33, 1.0)):
-        side = 1 if x > 0 else -1; x, y = x + .02*rng.standard_normal(), a.y(v) + .015*rng.standard_normal()
-        wire = curve([(x, y), (x - .06*side, y + .06), (x*.6 + .03*rng.standard_normal(), y + .25), (.08*rng.standard_normal(), 1.15)], 40)
-        polygons += [band(wire, .0055), disc(x, y, .020), disc(x, y, .0125), disc(x, y, .007)]; values += [.45, .55, .25, 1.]
+    for x, v in ((-0.28, 0.12), (0.29, 0.16), (0.33, 0.95), (-0.33, 1.0)):
+        side = 1 if x > 0 else -1
+        x, y = x + 0.02 * rng.standard_normal(), a.y(v) + 0.015 * rng.standard_normal()
+        wire = curve(
+            [
+                (x, y),
+                (x - 0.06 * side, y + 0.06),
+                (x * 0.6 + 0.03 * rng.standard_normal(), y + 0.25),
+                (0.08 * rng.standard_normal(), 1.15),
+            ],
+            40,
+        )
+        polygons += [band(wire, 0.0055), disc(x, y, 0.020), disc(x, y, 0.0125), disc(x, y, 0.007)]
+        values += [0.45, 0.55, 0.25, 1.0]
     return polygons, values
+
 
 def port(a, rng):
     "Implanted port with its catheter"
-    s = -1 if rng.random() < .6 else 1; x, y = s*.24, a.y(.28)
-    line = curve([(x, y-.02), (s*.17, a.y(.04)), (s*.06, a.y(.08)), (-.04, a.y(.25)), (-.046, a.y(.55))], 40)
-    return [band(line, .0075), disc(x, y, .026), disc(x, y, .015)], [.6, 1., .5]
+    s = -1 if rng.random() < 0.6 else 1
+    x, y = s * 0.24, a.y(0.28)
+    line = curve(
+        [
+            (x, y - 0.02),
+            (s * 0.17, a.y(0.04)),
+            (s * 0.06, a.y(0.08)),
+            (-0.04, a.y(0.25)),
+            (-0.046, a.y(0.55)),
+        ],
+        40,
+    )
+    return [band(line, 0.0075), disc(x, y, 0.026), disc(x, y, 0.015)], [0.6, 1.0, 0.5]
+
 
 def surgical_clips(a, rng):
     "A group of metal clips after an operation on the lung, the breast or the mediastinum"
-    s = _side(rng); x, v = ((.13, .42), (.30, .62), (.05, .55))[rng.integers(3)]; polygons = []
-    for dx, dy, angle in zip(.028*rng.standard_normal(9), .030*rng.standard_normal(9), rng.uniform(0, np.pi, 9)):
-        half = .0085*np.array([math.cos(angle), math.sin(angle)]); c = np.array([s*x + dx, a.y(v) + dy]); polygons.append(band(np.stack([c - half, c + half]), .0075))
-    return polygons, [1.]*9
+    s = _side(rng)
+    x, v = ((0.13, 0.42), (0.30, 0.62), (0.05, 0.55))[rng.integers(3)]
+    polygons = []
+    for dx, dy, angle in zip(
+        0.028 * rng.standard_normal(9), 0.030 * rng.standard_normal(9), rng.uniform(0, np.pi, 9)
+    ):
+        half = 0.0085 * np.array([math.cos(angle), math.sin(angle)])
+        c = np.array([s * x + dx, a.y(v) + dy])
+        polygons.append(band(np.stack([c - half, c + half]), 0.0075))
+    return polygons, [1.0] * 9
+
 
 #: device -> how often it comes first
-DEVICES = {pacemaker: .21, central_line: .15, endotracheal_tube: .12, nasogastric_tube: .08, sternal_wires: .13, chest_tube: .08, ecg_leads: .11, port: .08, surgical_clips: .04}
+DEVICES = {
+    pacemaker: 0.21,
+    central_line: 0.15,
+    endotracheal_tube: 0.12,
+    nasogastric_tube: 0.08,
+    sternal_wires: 0.13,
+    chest_tube: 0.08,
+    ecg_leads: 0.11,
+    port: 0.08,
+    surgical_clips: 0.04,
+}
+
 
 def support_devices(f, a, g, rng):
     "One to five devices; each further one needs 0.9 more strength"
-    order = rng.choice(len(DEVICES), len(DEVICES), replace=False, p=list(DEVICES.values())); seeds, polygons, values = rng.integers(0, 2**31, len(DEVICES)).tolist(), [], []
+    order = rng.choice(len(DEVICES), len(DEVICES), replace=False, p=list(DEVICES.values()))
+    seeds, polygons, values = rng.integers(0, 2**31, len(DEVICES)).tolist(), [], []
     for k in range(5):
-        shown = min(1., .35*min(1, g/.3)*(k == 0) + .45*(g - .9*k))
-        if shown <= 0: break
+        shown = min(1.0, 0.35 * min(1, g / 0.3) * (k == 0) + 0.45 * (g - 0.9 * k))
+        if shown <= 0:
+            break
         p, v = list(DEVICES)[order[k]](a, np.random.default_rng(seeds[k]))
-        polygons, values = p + polygons, [x*shown for x in v] + values      # the first device is painted last, so no other hides it
-    layer = f.fill(polygons, np.array(values)); layer *= .56
+        polygons, values = (
+            p + polygons,
+            [x * shown for x in v] + values,
+        )  # the first device is painted last, so no other hides it
+    layer = f.fill(polygons, np.array(values))
+    layer *= 0.56
     return Finding(added=layer)
 
+
 #: sign -> its drawing; Cardiomegaly and Enlarged Cardiomediastinum are part of the anatomy
-DRAW = {'Lung Opacity': lung_opacity, 'Lung Lesion': lung_lesion, 'Edema': edema, 'Consolidation': consolidation, 'Pneumonia': pneumonia,
-        'Atelectasis': atelectasis, 'Pneumothorax': pneumothorax, 'Pleural Effusion': pleural_effusion, 'Pleural Other': pleural_other,
-        'Fracture': fracture, 'Support Devices': support_devices}
+DRAW = {
+    'Lung Opacity': lung_opacity,
+    'Lung Lesion': lung_lesion,
+    'Edema': edema,
+    'Consolidation': consolidation,
+    'Pneumonia': pneumonia,
+    'Atelectasis': atelectasis,
+    'Pneumothorax': pneumothorax,
+    'Pleural Effusion': pleural_effusion,
+    'Pleural Other': pleural_other,
+    'Fracture': fracture,
+    'Support Devices': support_devices,
+}
 
 # %% ../../nbs/chapters/03_simulation/04_rendering.ipynb #3b0899ce
 #: strokes of the lead letters in a unit box, corner to corner
-_LETTERS = {k: [np.array(stroke, float) for stroke in v] for k, v in {
-    'L': [[(0, 0), (0, 1), (.6, 1)]], 'R': [[(0, 1), (0, 0), (.5, 0), (.6, .25), (.5, .5), (0, .5)], [(.25, .5), (.6, 1)]],
-    'P': [[(0, 1), (0, 0), (.5, 0), (.6, .25), (.5, .5), (0, .5)]], 'A': [[(0, 1), (.3, 0), (.6, 1)], [(.1, .65), (.5, .65)]],
-    'O': [[(.15, 0), (.45, 0), (.6, .3), (.6, .7), (.45, 1), (.15, 1), (0, .7), (0, .3), (.15, 0)]], 'T': [[(0, 0), (.6, 0)], [(.3, 0), (.3, 1)]],
-    'B': [[(0, 0), (0, 1), (.45, 1), (.6, .75), (.45, .5), (0, .5)], [(.45, .5), (.55, .25), (.45, 0), (0, 0)]], 'E': [[(.6, 0), (0, 0), (0, 1), (.6, 1)], [(0, .5), (.5, .5)]]}.items()}
+_LETTERS = {
+    k: [np.array(stroke, float) for stroke in v]
+    for k, v in {
+        'L': [[(0, 0), (0, 1), (0.6, 1)]],
+        'R': [[(0, 1), (0, 0), (0.5, 0), (0.6, 0.25), (0.5, 0.5), (0, 0.5)], [(0.25, 0.5), (0.6, 1)]],
+        'P': [[(0, 1), (0, 0), (0.5, 0), (0.6, 0.25), (0.5, 0.5), (0, 0.5)]],
+        'A': [[(0, 1), (0.3, 0), (0.6, 1)], [(0.1, 0.65), (0.5, 0.65)]],
+        'O': [
+            [
+                (0.15, 0),
+                (0.45, 0),
+                (0.6, 0.3),
+                (0.6, 0.7),
+                (0.45, 1),
+                (0.15, 1),
+                (0, 0.7),
+                (0, 0.3),
+                (0.15, 0),
+            ]
+        ],
+        'T': [[(0, 0), (0.6, 0)], [(0.3, 0), (0.3, 1)]],
+        'B': [
+            [(0, 0), (0, 1), (0.45, 1), (0.6, 0.75), (0.45, 0.5), (0, 0.5)],
+            [(0.45, 0.5), (0.55, 0.25), (0.45, 0), (0, 0)],
+        ],
+        'E': [[(0.6, 0), (0, 0), (0, 1), (0.6, 1)], [(0, 0.5), (0.5, 0.5)]],
+    }.items()
+}
+
 
 @functools.lru_cache(maxsize=16)
-def _letter(letter:str) -> list[np.ndarray]: return [band(stroke - (.3, .5), .17) for stroke in _LETTERS[letter]]
+def _letter(letter: str) -> list[np.ndarray]:
+    return [band(stroke - (0.3, 0.5), 0.17) for stroke in _LETTERS[letter]]
 
-def lead_letters(text:str, x:float, y:float, height:float, lean:float=0.) -> list[np.ndarray]: # polygons; (x, y) is the upper left corner, in picture widths
+
+def lead_letters(
+    text: str, x: float, y: float, height: float, lean: float = 0.0
+) -> list[np.ndarray]:  # polygons; (x, y) is the upper left corner, in picture widths
     "The strokes of a marker, turned by `lean` radians"
-    c, s = math.cos(lean), math.sin(lean); turned = np.array([[c, s], [-s, c]])*height
-    return [stroke @ turned + (x - .5 + (.85*i + .3)*height, y + .5*height) for i, letter in enumerate(text) for stroke in _letter(letter)]
+    c, s = math.cos(lean), math.sin(lean)
+    turned = np.array([[c, s], [-s, c]]) * height
+    return [
+        stroke @ turned + (x - 0.5 + (0.85 * i + 0.3) * height, y + 0.5 * height)
+        for i, letter in enumerate(text)
+        for stroke in _letter(letter)
+    ]
+
 
 @functools.lru_cache(maxsize=8)
-def _film_frame(size:int) -> Frame: return Frame(size)     # markers lie on the film, not on the patient
+def _film_frame(size: int) -> Frame:
+    return Frame(size)  # markers lie on the film, not on the patient
 
-def markers(f:Frame, a:Anatomy) -> np.ndarray:
+
+def markers(f: Frame, a: Anatomy) -> np.ndarray:
     "Side marker, and on bedside films often AP or PORTABLE"
-    z = a.z; left = z['u_marker'] < .75; y = .035 + .10*z['u_marker_y']; lean = 0. if z['u_lean'] < .6 else 1.6*(z['u_lean'] - .8)
-    strokes = lead_letters('L' if left else 'R', .92 if left else .045, y, .042, lean)
-    if a.portable and z['u_word'] < .7:
-        word = 'PORTABLE' if z['u_word'] < .35 else 'AP'
-        strokes += lead_letters(word, .955 - .85*.026*len(word) if left else .045, y + .065, .026)
+    z = a.z
+    left = z['u_marker'] < 0.75
+    y = 0.035 + 0.10 * z['u_marker_y']
+    lean = 0.0 if z['u_lean'] < 0.6 else 1.6 * (z['u_lean'] - 0.8)
+    strokes = lead_letters('L' if left else 'R', 0.92 if left else 0.045, y, 0.042, lean)
+    if a.portable and z['u_word'] < 0.7:
+        word = 'PORTABLE' if z['u_word'] < 0.35 else 'AP'
+        strokes += lead_letters(word, 0.955 - 0.85 * 0.026 * len(word) if left else 0.045, y + 0.065, 0.026)
     return _film_frame(f.size).fill(strokes)
 
+
 @functools.lru_cache(maxsize=1)
-def _normal_quantiles() -> np.ndarray: # float32, (256,)
+def _normal_quantiles() -> np.ndarray:  # float32, (256,)
     "The middle of each 256th of the normal distribution: bytes become noise five times faster than with a normal generator"
     from statistics import NormalDist
-    q = np.array([NormalDist().inv_cdf((i + .5)/256) for i in range(256)])
-    return (q/q.std()).astype(np.float32)
 
-def grain(f:Frame, rng:np.random.Generator) -> np.ndarray:
+    q = np.array([NormalDist().inv_cdf((i + 0.5) / 256) for i in range(256)])
+    return (q / q.std()).astype(np.float32)
+
+
+def grain(f: Frame, rng: np.random.Generator) -> np.ndarray:
     "White noise of unit variance, of the film's size"
     return cv2.LUT(np.frombuffer(rng.bytes(f.size**2), np.uint8).reshape(f.size, f.size), _normal_quantiles())
 
-def film(f:Frame, a:Anatomy, attenuation:np.ndarray, rng:np.random.Generator) -> np.ndarray: # gray values, about 0..1
+
+def film(
+    f: Frame, a: Anatomy, attenuation: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:  # gray values, about 0..1
     "Response, scatter, blur, grain and collimation"
-    z = a.z; noisy = 1 + .35*a.portable + .12*z['habitus'] + .22*z['noise']
-    scatter = f.texture(rng, 4); scatter *= .014
-    x = f.blur(attenuation, .0021 + .0007*abs(z['blur']) + .0006*a.portable); x += f.enlarge(scatter)
-    contrast = 1.48 + .14*z['contrast'] - .10*a.portable - .04*z['habitus']
-    x *= -2.35*contrast; x += 2.35*(.45*contrast - .002 - .095*z['exposure'] - .025*z['habitus'])
-    gray = cv2.exp(x); gray += 1; np.divide(1, gray, out=gray); gray -= .15; gray *= 1/.83
-    noise = grain(f, rng); noise *= .0048*max(.4, noisy); gray += noise
-    if z['u_edge'] < .35:
-        gx, e = _grid(f.size)[0][:1], .012 + .03*z['u_edge_width']
-        gray *= ramp(gx - e*(z['u_edge_side'] < .6), .012)*ramp(1 - gx - e*(z['u_edge_side'] > .3), .012)
+    z = a.z
+    noisy = 1 + 0.35 * a.portable + 0.12 * z['habitus'] + 0.22 * z['noise']
+    scatter = f.texture(rng, 4)
+    scatter *= 0.014
+    x = f.blur(attenuation, 0.0021 + 0.0007 * abs(z['blur']) + 0.0006 * a.portable)
+    x += f.enlarge(scatter)
+    contrast = 1.48 + 0.14 * z['contrast'] - 0.10 * a.portable - 0.04 * z['habitus']
+    x *= -2.35 * contrast
+    x += 2.35 * (0.45 * contrast - 0.002 - 0.095 * z['exposure'] - 0.025 * z['habitus'])
+    gray = cv2.exp(x)
+    gray += 1
+    np.divide(1, gray, out=gray)
+    gray -= 0.15
+    gray *= 1 / 0.83
+    noise = grain(f, rng)
+    noise *= 0.0048 * max(0.4, noisy)
+    gray += noise
+    if z['u_edge'] < 0.35:
+        gx, e = _grid(f.size)[0][:1], 0.012 + 0.03 * z['u_edge_width']
+        gray *= ramp(gx - e * (z['u_edge_side'] < 0.6), 0.012) * ramp(
+            1 - gx - e * (z['u_edge_side'] > 0.3), 0.012
+        )
     return gray
 
 # %% ../../nbs/chapters/03_simulation/04_rendering.ipynb #ca52dfe4
-def compose(f:Frame, a:Anatomy, found:dict[str, Finding], congestion:float, rng:np.random.Generator) -> tuple[np.ndarray, np.ndarray]: # attenuation, lung mask
+def compose(
+    f: Frame, a: Anatomy, found: dict[str, Finding], congestion: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:  # attenuation, lung mask
     "Add up the shadows of patient and findings"
-    body, total = draw_body(f, a); lung, air = draw_lungs(f, a, rng); vessels = draw_vessels(f, a, rng)
-    soft = f.blur(f.fill([a.organs['heart'], a.organs['mediastinum'], a.organs['aorta'], disc(*a.organs['knob'])], [.86, .90, .91, .91], cv2.LINE_AA), .0032)
-    soft *= f.enlarge(f.blur(f.shrink(soft), .03)*.38 + .68)          # heart and vessels are round: thinner at their borders
-    if congestion > 0:      # vessels of the upper zones swell, all of them lose their edge
-        vessels *= f.enlarge(1 + .35*congestion*np.clip((a.y(.6) - f.Y)*5, 0, 1)); vessels = f.blur(vessels, .0012*congestion)
+    body, total = draw_body(f, a)
+    lung, air = draw_lungs(f, a, rng)
+    vessels = draw_vessels(f, a, rng)
+    soft = f.blur(
+        f.fill(
+            [a.organs['heart'], a.organs['mediastinum'], a.organs['aorta'], disc(*a.organs['knob'])],
+            [0.86, 0.90, 0.91, 0.91],
+            cv2.LINE_AA,
+        ),
+        0.0032,
+    )
+    soft *= f.enlarge(
+        f.blur(f.shrink(soft), 0.03) * 0.38 + 0.68
+    )  # heart and vessels are round: thinner at their borders
+    if congestion > 0:  # vessels of the upper zones swell, all of them lose their edge
+        vessels *= f.enlarge(1 + 0.35 * congestion * np.clip((a.y(0.6) - f.Y) * 5, 0, 1))
+        vessels = f.blur(vessels, 0.0012 * congestion)
     for finding in found.values():
-        if finding.haze is not None: air = air*(1 - finding.haze)
-    aerated = lung*(1 - soft); air *= .54; air = f.enlarge(air)
+        if finding.haze is not None:
+            air = air * (1 - finding.haze)
+    aerated = lung * (1 - soft)
+    air *= 0.54
+    air = f.enlarge(air)
     for finding in found.values():
-        if finding.opacity is not None: aerated *= 1 - finding.opacity
-        if finding.gas is not None: vessels *= 1 - finding.gas; air *= 1 + .30*finding.gas
-    vessels *= .115; vessels -= air; vessels *= aerated; total += vessels          # vessels are bright and air is dark where there is lung to see
-    gain = rib_gain(f, a, lung); gain *= 1 - .65*f.shrink(soft)
-    bones = draw_back(f, a, gain); bones += draw_front(f, a, gain); bones += draw_shoulders(f, a); bones += draw_breasts(f, a); bones *= body; total += bones
-    dark = draw_air(f, a); dark *= .16; total -= dark
+        if finding.opacity is not None:
+            aerated *= 1 - finding.opacity
+        if finding.gas is not None:
+            vessels *= 1 - finding.gas
+            air *= 1 + 0.30 * finding.gas
+    vessels *= 0.115
+    vessels -= air
+    vessels *= aerated
+    total += vessels  # vessels are bright and air is dark where there is lung to see
+    gain = rib_gain(f, a, lung)
+    gain *= 1 - 0.65 * f.shrink(soft)
+    bones = draw_back(f, a, gain)
+    bones += draw_front(f, a, gain)
+    bones += draw_shoulders(f, a)
+    bones += draw_breasts(f, a)
+    bones *= body
+    total += bones
+    dark = draw_air(f, a)
+    dark *= 0.16
+    total -= dark
     for finding in found.values():
-        if finding.added is not None: total += finding.added
+        if finding.added is not None:
+            total += finding.added
     return total, lung
 
-def find_masks(f:Frame, a:Anatomy, found:dict[str, Finding], lung:np.ndarray, strengths:Mapping[str, float]) -> dict[str, np.ndarray]:
+
+def find_masks(
+    f: Frame, a: Anatomy, found: dict[str, Finding], lung: np.ndarray, strengths: Mapping[str, float]
+) -> dict[str, np.ndarray]:
     "Pixels of every visible sign; a sign that changes fewer than four pixels is not visible"
     masks = {}
     for sign, v in found.items():
-        if v.gas is not None: masks[sign] = v.gas*lung > .3; continue
-        mask = np.zeros(lung.shape, bool) if v.added is None else np.abs(v.added) > .02
-        if v.haze is not None or v.opacity is not None:                       # a veil's faint outskirts are not counted
-            veil = lung*(1 - (1 - (0 if v.haze is None else f.enlarge(v.haze)))*(1 - (0 if v.opacity is None else v.opacity)))
-            mask |= veil > max(.06, .35*veil.max())
+        if v.gas is not None:
+            masks[sign] = v.gas * lung > 0.3
+            continue
+        mask = np.zeros(lung.shape, bool) if v.added is None else np.abs(v.added) > 0.02
+        if v.haze is not None or v.opacity is not None:  # a veil's faint outskirts are not counted
+            veil = lung * (
+                1
+                - (1 - (0 if v.haze is None else f.enlarge(v.haze)))
+                * (1 - (0 if v.opacity is None else v.opacity))
+            )
+            mask |= veil > max(0.06, 0.35 * veil.max())
         masks[sign] = mask
-    if strengths['Cardiomegaly'] > .5: masks['Cardiomegaly'] = f.fill([a.organs['heart']], 1., cv2.LINE_AA) > .5
-    if strengths['Enlarged Cardiomediastinum'] > .5:
-        upper = f.fill([a.organs['mediastinum'], disc(*a.organs['knob'])]) > .5; y = f.enlarge(f.Y)
-        masks['Enlarged Cardiomediastinum'] = upper & (y < a.y(.5)) & (y > a.y(-.02))
+    if strengths['Cardiomegaly'] > 0.5:
+        masks['Cardiomegaly'] = f.fill([a.organs['heart']], 1.0, cv2.LINE_AA) > 0.5
+    if strengths['Enlarged Cardiomediastinum'] > 0.5:
+        upper = f.fill([a.organs['mediastinum'], disc(*a.organs['knob'])]) > 0.5
+        y = f.enlarge(f.Y)
+        masks['Enlarged Cardiomediastinum'] = upper & (y < a.y(0.5)) & (y > a.y(-0.02))
     return {k: masks[k] for k in SIGNS if k in masks and masks[k].sum() >= 4}
 
 # %% ../../nbs/chapters/03_simulation/04_rendering.ipynb #dd890649
 def _check(strengths, sex, age, projection, size, seed):
     for k, v in strengths.items():
-        if k not in SIGNS: raise ValueError(f'unknown sign {k!r}; signs are {", ".join(SIGNS)}')
-        if not isinstance(v, (int, float, np.number)) or not math.isfinite(v): raise ValueError(f'strength of {k} is {v!r}; expected a finite number, about -3 to 6')
-    if sex not in SEXES: raise ValueError(f'sex is {sex!r}; expected one of {", ".join(SEXES)}')
-    if projection not in PROJECTIONS: raise ValueError(f'projection is {projection!r}; expected one of {", ".join(PROJECTIONS)}')
-    if not isinstance(age, (int, float, np.number)) or not 18 <= age <= 95: raise ValueError(f'age is {age!r}; expected 18 to 95 years')
-    if not isinstance(size, (int, np.integer)) or size < 64: raise ValueError(f'size is {size!r}; expected a whole number of pixels, 64 or more')
-    if not isinstance(seed, (int, np.integer)) or seed < 0: raise ValueError(f'seed is {seed!r}; expected a whole number, 0 or more')
+        if k not in SIGNS:
+            raise ValueError(f'unknown sign {k!r}; signs are {", ".join(SIGNS)}')
+        if not isinstance(v, (int, float, np.number)) or not math.isfinite(v):
+            raise ValueError(f'strength of {k} is {v!r}; expected a finite number, about -3 to 6')
+    if sex not in SEXES:
+        raise ValueError(f'sex is {sex!r}; expected one of {", ".join(SEXES)}')
+    if projection not in PROJECTIONS:
+        raise ValueError(f'projection is {projection!r}; expected one of {", ".join(PROJECTIONS)}')
+    if not isinstance(age, (int, float, np.number)) or not 18 <= age <= 95:
+        raise ValueError(f'age is {age!r}; expected 18 to 95 years')
+    if not isinstance(size, (int, np.integer)) or size < 64:
+        raise ValueError(f'size is {size!r}; expected a whole number of pixels, 64 or more')
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f'seed is {seed!r}; expected a whole number, 0 or more')
 
-def patient_frame(a:Anatomy, size:int) -> Frame:
+
+def patient_frame(a: Anatomy, size: int) -> Frame:
     "The film with the patient before it: a little askew (more so at the bedside), near or far, off centre"
     z = a.z
-    return Frame(size, math.radians(z['tilt']*(2.2 if a.portable else 1.4)), 1.02 + .05*z['scale'], (.012*z['dx'], .013*z['dy'] - .008))
+    return Frame(
+        size,
+        math.radians(z['tilt'] * (2.2 if a.portable else 1.4)),
+        1.02 + 0.05 * z['scale'],
+        (0.012 * z['dx'], 0.013 * z['dy'] - 0.008),
+    )
+
 
 def draw_patient(
-    a:Anatomy, # as from `patient_anatomy` with the same strengths and seed
-    strengths:Mapping[str, float], # all of `SIGNS`
-    size:int=128, # pixels a side
-    seed:int=0, # shapes of findings, vessels, grain
-    masks:bool=True # also keep the pixels of each sign?
+    a: Anatomy,  # as from `patient_anatomy` with the same strengths and seed
+    strengths: Mapping[str, float],  # all of `SIGNS`
+    size: int = 128,  # pixels a side
+    seed: int = 0,  # shapes of findings, vessels, grain
+    masks: bool = True,  # also keep the pixels of each sign?
 ) -> Radiograph:
     "Expose one film of an anatomy"
-    f = patient_frame(a, size); g = {k: magnitude(strengths[k]) for k in DRAW}
+    f = patient_frame(a, size)
+    g = {k: magnitude(strengths[k]) for k in DRAW}
     found = {k: draw(f, a, g[k], sign_rng(seed, k)) for k, draw in DRAW.items() if g[k] > 0}
-    total, lung = compose(f, a, found, min(4., g['Edema']), np.random.default_rng([seed, 20]))
-    gray = film(f, a, total, np.random.default_rng([seed, 21])); lead = markers(f, a); lead *= .93; np.maximum(gray, lead, out=gray)
-    gray *= 255; np.clip(gray, 0, 255, out=gray)
+    total, lung = compose(f, a, found, min(4.0, g['Edema']), np.random.default_rng([seed, 20]))
+    gray = film(f, a, total, np.random.default_rng([seed, 21]))
+    lead = markers(f, a)
+    lead *= 0.93
+    np.maximum(gray, lead, out=gray)
+    gray *= 255
+    np.clip(gray, 0, 255, out=gray)
     return Radiograph(gray.astype(np.uint8), find_masks(f, a, found, lung, strengths) if masks else {})
 
+
 def render_radiograph(
-    strengths:Mapping[str, float], # sign -> latent strength; signs left out are 0, an average healthy patient; drawn from -4 to 8
-    *, sex:str='Female', # one of `SEXES`
-    age:float=60., # 18 to 95 years
-    projection:str='PA', # one of `PROJECTIONS`
-    size:int=128, # pixels a side, 64 or more
-    seed:int=0, # the patient: anatomy, exposure, sides and shapes of findings
-    masks:bool=True # also keep the pixels of each sign?
+    strengths: Mapping[
+        str, float
+    ],  # sign -> latent strength; signs left out are 0, an average healthy patient; drawn from -4 to 8
+    *,
+    sex: str = 'Female',  # one of `SEXES`
+    age: float = 60.0,  # 18 to 95 years
+    projection: str = 'PA',  # one of `PROJECTIONS`
+    size: int = 128,  # pixels a side, 64 or more
+    seed: int = 0,  # the patient: anatomy, exposure, sides and shapes of findings
+    masks: bool = True,  # also keep the pixels of each sign?
 ) -> Radiograph:
     "Draw a SIMULATED frontal chest radiograph"
     _check(strengths, sex, age, projection, size, seed)
-    strengths, size, seed = {k: min(8., max(-4., float(strengths.get(k, 0.)))) for k in SIGNS}, int(size), int(seed)
+    strengths, size, seed = (
+        {k: min(8.0, max(-4.0, float(strengths.get(k, 0.0)))) for k in SIGNS},
+        int(size),
+        int(seed),
+    )
     return draw_patient(patient_anatomy(strengths, sex, age, projection, seed), strengths, size, seed, masks)
 
 # %% ../../nbs/chapters/03_simulation/04_rendering.ipynb #c66aeecb
 def contact_sheet(
-    radiographs, # `Radiograph`s, or gray images (n, n)
-    titles=None, # one for each, or None
-    ncols:int=6, # pictures in a row
-    inches:float=1.7, # side of one picture
-    title:str='', # above all of them
-    mark:str=MARK, # written on every picture
-    rows=None # names at the left of each row, or None
-): # a matplotlib figure
+    radiographs,  # `Radiograph`s, or gray images (n, n)
+    titles=None,  # one for each, or None
+    ncols: int = 6,  # pictures in a row
+    inches: float = 1.7,  # side of one picture
+    title: str = '',  # above all of them
+    mark: str = MARK,  # written on every picture
+    rows=None,  # names at the left of each row, or None
+):  # a matplotlib figure
     "Radiographs side by side, each marked as simulated"
     import matplotlib.pyplot as plt
-    images = [getattr(r, 'image', r) for r in radiographs]; nrows = -(-len(images)//ncols)
-    step, left, top = 1.02 + .13*bool(titles), .15*bool(rows), .22*bool(title)      # one unit is the side of a picture
-    width, height = 1.02*ncols + left, step*nrows + top
-    fig = plt.figure(figsize=(inches*width, inches*height), layout='none'); ax = fig.add_axes([0, 0, 1, 1])      # one axes for all: fifty would take seconds
+
+    images = [getattr(r, 'image', r) for r in radiographs]
+    nrows = -(-len(images) // ncols)
+    step, left, top = (
+        1.02 + 0.13 * bool(titles),
+        0.15 * bool(rows),
+        0.22 * bool(title),
+    )  # one unit is the side of a picture
+    width, height = 1.02 * ncols + left, step * nrows + top
+    fig = plt.figure(figsize=(inches * width, inches * height), layout='none')
+    ax = fig.add_axes([0, 0, 1, 1])  # one axes for all: fifty would take seconds
     for k, image in enumerate(images):
-        x, y = 1.02*(k % ncols) + left, step*(k//ncols + 1) + top
-        ax.imshow(image, cmap='gray', vmin=0, vmax=255, extent=(x, x+1, y, y-1))
-        ax.text(x+.5, y-.02, mark, color='#ffd23f', fontsize=3.2*inches, ha='center', va='bottom', weight='bold', bbox=dict(facecolor='black', alpha=.6, pad=.8, lw=0))
-        if titles: ax.text(x+.5, y-1.02, titles[k], fontsize=7.5, ha='center', va='bottom', weight='bold')
-        if rows and k % ncols == 0: ax.text(x-.04, y-.5, rows[k//ncols], rotation=90, fontsize=7.5, ha='right', va='center')
-    if title: ax.text(width/2, .02, title, fontsize=11, ha='center', va='top', weight='bold')
-    ax.set(xlim=(0, width), ylim=(height, 0)); ax.axis('off')
+        x, y = 1.02 * (k % ncols) + left, step * (k // ncols + 1) + top
+        ax.imshow(image, cmap='gray', vmin=0, vmax=255, extent=(x, x + 1, y, y - 1))
+        ax.text(
+            x + 0.5,
+            y - 0.02,
+            mark,
+            color='#ffd23f',
+            fontsize=3.2 * inches,
+            ha='center',
+            va='bottom',
+            weight='bold',
+            bbox=dict(facecolor='black', alpha=0.6, pad=0.8, lw=0),
+        )
+        if titles:
+            ax.text(x + 0.5, y - 1.02, titles[k], fontsize=7.5, ha='center', va='bottom', weight='bold')
+        if rows and k % ncols == 0:
+            ax.text(x - 0.04, y - 0.5, rows[k // ncols], rotation=90, fontsize=7.5, ha='right', va='center')
+    if title:
+        ax.text(width / 2, 0.02, title, fontsize=11, ha='center', va='top', weight='bold')
+    ax.set(xlim=(0, width), ylim=(height, 0))
+    ax.axis('off')
     return fig
 
+
 def overlay_mask(
-    radiograph:Radiograph, # with masks
-    sign:str, # one of `SIGNS`
-    ax=None, # matplotlib axes; new ones if None
-    color:str='#de8f05' # of the mask
-): # the axes
+    radiograph: Radiograph,  # with masks
+    sign: str,  # one of `SIGNS`
+    ax=None,  # matplotlib axes; new ones if None
+    color: str = '#de8f05',  # of the mask
+):  # the axes
     "A radiograph with the pixels of one sign tinted and outlined"
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
+
     ax = ax or plt.subplots(figsize=(3, 3))[1]
-    ax.imshow(radiograph.image, cmap='gray', vmin=0, vmax=255); ax.axis('off')
+    ax.imshow(radiograph.image, cmap='gray', vmin=0, vmax=255)
+    ax.axis('off')
     mask = radiograph.masks.get(sign)
     if mask is not None:
-        ax.imshow(np.ma.masked_where(~mask, mask), cmap=ListedColormap([color]), alpha=.30, interpolation='nearest')
-        ax.contour(mask, levels=[.5], colors=[color], linewidths=.9)
+        ax.imshow(
+            np.ma.masked_where(~mask, mask), cmap=ListedColormap([color]), alpha=0.30, interpolation='nearest'
+        )
+        ax.contour(mask, levels=[0.5], colors=[color], linewidths=0.9)
     ax.set_title(sign if mask is not None else f'{sign}: not visible', fontsize=7, pad=2)
-    ax.text(.5, .02, MARK, transform=ax.transAxes, color='#ffd23f', fontsize=6, ha='center', weight='bold', bbox=dict(facecolor='black', alpha=.6, pad=.8, lw=0))
+    ax.text(
+        0.5,
+        0.02,
+        MARK,
+        transform=ax.transAxes,
+        color='#ffd23f',
+        fontsize=6,
+        ha='center',
+        weight='bold',
+        bbox=dict(facecolor='black', alpha=0.6, pad=0.8, lw=0),
+    )
     return ax

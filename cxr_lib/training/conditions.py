@@ -17,68 +17,92 @@ from ..foundations.core import OBSERVATIONS, atomic_path, stop_on_machine_error
 from .dataset import StudyData, encode_notes
 from ..model.fusion import MultimodalClassifier
 
+
 def derangement(
-    patients:int|Sequence, # who each row belongs to; a number stands for as many patients with one row each
-    seed:int|Sequence=0 # which one
-) -> np.ndarray: # (n,) row numbers: row i gets the note of row out[i], which is another patient's
+    patients: int
+    | Sequence,  # who each row belongs to; a number stands for as many patients with one row each
+    seed: int | Sequence = 0,  # which one
+) -> np.ndarray:  # (n,) row numbers: row i gets the note of row out[i], which is another patient's
     "Shuffle so that no patient keeps a note: a random circle of the patients"
     who = np.arange(patients) if isinstance(patients, (int, np.integer)) else np.asarray(patients)
     names, code = np.unique(who, return_inverse=True)
-    if len(names) < 2: raise ValueError('cannot shuffle notes: fewer than two patients')
+    if len(names) < 2:
+        raise ValueError('cannot shuffle notes: fewer than two patients')
     order, giver = np.random.default_rng(seed).permutation(len(names)), np.empty(len(names), int)
     giver[order] = np.roll(order, 1)
-    rows = np.argsort(code, kind='stable')                                       # by patient; those of patient p are rows[start[p]:start[p + 1]]
+    rows = np.argsort(code, kind='stable')  # by patient; those of patient p are rows[start[p]:start[p + 1]]
     start, place = np.searchsorted(code[rows], np.arange(len(names) + 1)), np.empty(len(who), int)
-    place[rows] = np.arange(len(who)) - start[code[rows]]                        # a patient's first row gets the giver's first, the second his second
+    place[rows] = (
+        np.arange(len(who)) - start[code[rows]]
+    )  # a patient's first row gets the giver's first, the second his second
     return rows[start[giver[code]] + place % np.diff(start)[giver[code]]]
 
 # %% ../../nbs/chapters/07_training/03_conditions.ipynb #3f7529f8
 def opposite_donors(
-    labels:np.ndarray, # (n,) of one observation: 1, 0, -1 or NaN
-    patients:Sequence, # (n,) who each row belongs to
-    has_note:np.ndarray, # (n,) bool; a row without a note gives none
-    seed:int|Sequence=0 # which ones
-) -> np.ndarray: # (n,) row numbers; -1 where the label is not known or nobody else has the opposite one
+    labels: np.ndarray,  # (n,) of one observation: 1, 0, -1 or NaN
+    patients: Sequence,  # (n,) who each row belongs to
+    has_note: np.ndarray,  # (n,) bool; a row without a note gives none
+    seed: int | Sequence = 0,  # which ones
+) -> np.ndarray:  # (n,) row numbers; -1 where the label is not known or nobody else has the opposite one
     "For every positive the row of a random negative, for every negative that of a random positive, always of another patient"
     labels, has_note = np.asarray(labels, float), np.asarray(has_note, bool)
     if not len(labels) == len(patients) == len(has_note):
-        raise ValueError(f'{len(labels)} labels, {len(patients)} patients and {len(has_note)} values of has_note; give one each for every row')
+        raise ValueError(
+            f'{len(labels)} labels, {len(patients)} patients and {len(has_note)} values of has_note; give one each for every row'
+        )
     code, out = np.unique(np.asarray(patients), return_inverse=True)[1], np.full(len(labels), -1)
     draw = np.random.default_rng(seed).random(len(labels))
     for label in (1, 0):
         takers, givers = np.flatnonzero(labels == label), np.flatnonzero((labels == 1 - label) & has_note)
         givers = givers[np.argsort(code[givers], kind='stable')]
-        low, high = (np.searchsorted(code[givers], code[takers], side) for side in ('left', 'right'))     # the taker's own rows among the givers
+        low, high = (
+            np.searchsorted(code[givers], code[takers], side) for side in ('left', 'right')
+        )  # the taker's own rows among the givers
         free = len(givers) - (high - low)
-        k = (draw[takers]*free).astype(int)
-        k += np.where(k >= low, high - low, 0)                                   # step over his own
+        k = (draw[takers] * free).astype(int)
+        k += np.where(k >= low, high - low, 0)  # step over his own
         out[takers[free > 0]] = givers[k[free > 0]]
     return out
 
+
 def note_donors(
-    table:pd.DataFrame, # study table of one split: image, patient_id, observations
-    has_note:np.ndarray, # (n,) bool
-    seed:int=0, # which ones
-    n_permutations:int=20 # shuffles
-) -> tuple: # (n_permutations, n) and (14, n) row numbers: whose note each row gets when shuffled and when contradicted; reasons {column: text}
+    table: pd.DataFrame,  # study table of one split: image, patient_id, observations
+    has_note: np.ndarray,  # (n,) bool
+    seed: int = 0,  # which ones
+    n_permutations: int = 20,  # shuffles
+) -> tuple:  # (n_permutations, n) and (14, n) row numbers: whose note each row gets when shuffled and when contradicted; reasons {column: text}
     "Whose notes everybody gets. The draw depends on patients and images, not on the order of the rows"
-    if n_permutations < 1: raise ValueError(f'n_permutations is {n_permutations}; expected at least 1')
+    if n_permutations < 1:
+        raise ValueError(f'n_permutations is {n_permutations}; expected at least 1')
     patients, n, reasons = table.patient_id.astype(str).to_numpy(), len(table), {}
-    order = np.lexsort((table.image.astype(str).to_numpy(), patients)); back = np.argsort(order)      # the draw is made in this order
-    def drawn(donors): return np.where(donors < 0, -1, order[donors])[back]                          # and carried back to the table's
+    order = np.lexsort((table.image.astype(str).to_numpy(), patients))
+    back = np.argsort(order)  # the draw is made in this order
+
+    def drawn(donors):
+        return np.where(donors < 0, -1, order[donors])[back]  # and carried back to the table's
+
     if len(set(patients)) > 1:
-        shuffled = np.stack([drawn(derangement(patients[order], [seed, k] if k else seed)) for k in range(n_permutations)])
+        shuffled = np.stack(
+            [drawn(derangement(patients[order], [seed, k] if k else seed)) for k in range(n_permutations)]
+        )
     else:
         shuffled = np.tile(np.arange(n), (n_permutations, 1))
-        reasons |= {f'shuffled_note/{o}': 'there is only one patient, who keeps the note' for o in OBSERVATIONS}
+        reasons |= {
+            f'shuffled_note/{o}': 'there is only one patient, who keeps the note' for o in OBSERVATIONS
+        }
     contradicting = []
     for k, o in enumerate(OBSERVATIONS):
         labels = table[o].to_numpy(float)
-        donors = drawn(opposite_donors(labels[order], patients[order], np.asarray(has_note)[order], [seed, 0, k + 1]))
+        donors = drawn(
+            opposite_donors(labels[order], patients[order], np.asarray(has_note)[order], [seed, 0, k + 1])
+        )
         known = np.isin(labels, (0, 1))
-        if not known.any(): reasons[f'contradicting_note/{o}'] = 'no label is known; all rows got a shuffled note'
+        if not known.any():
+            reasons[f'contradicting_note/{o}'] = 'no label is known; all rows got a shuffled note'
         elif short := int((known & (donors < 0)).sum()):
-            reasons[f'contradicting_note/{o}'] = f'{short:,} of {known.sum():,} labelled rows got a shuffled note; nobody has the opposite label and a note'
+            reasons[f'contradicting_note/{o}'] = (
+                f'{short:,} of {known.sum():,} labelled rows got a shuffled note; nobody has the opposite label and a note'
+            )
         contradicting.append(np.where(donors < 0, shuffled[0], donors))
     return shuffled, np.stack(contradicting), reasons
 
@@ -86,106 +110,199 @@ def note_donors(
 #: Note tokens of a split that need more than this go into a temporary file.
 NOTE_BYTES = 1_000_000_000
 
+
 @dataclass
 class Conditions:
     "The same rows under every condition"
-    probabilities:dict # condition -> (n, 14)
-    permutations:np.ndarray # (n_permutations, n, 14) float32: fused, with shuffled notes; the first is `shuffled_note` of `probabilities`
-    reasons:dict # column of the prediction table -> why it isn't, or not everywhere, what its name says
+
+    probabilities: dict  # condition -> (n, 14)
+    permutations: np.ndarray  # (n_permutations, n, 14) float32: fused, with shuffled notes; the first is `shuffled_note` of `probabilities`
+    reasons: dict  # column of the prediction table -> why it isn't, or not everywhere, what its name says
+
 
 def predict_conditions(
-    model:MultimodalClassifier, # trained
-    data:StudyData, # its data
-    rows:np.ndarray, # row numbers, of one split
-    device:str='cpu', # where to compute
-    seed:int=0, # whose note everybody gets
-    n_permutations:int=20, # shuffles of the notes
-    batch_size:int=128 # rows at a time; as many films are in memory
-) -> Conditions: # of the rows, in their order
+    model: MultimodalClassifier,  # trained
+    data: StudyData,  # its data
+    rows: np.ndarray,  # row numbers, of one split
+    device: str = 'cpu',  # where to compute
+    seed: int = 0,  # whose note everybody gets
+    n_permutations: int = 20,  # shuffles of the notes
+    batch_size: int = 128,  # rows at a time; as many films are in memory
+) -> Conditions:  # of the rows, in their order
     "Probabilities with both modalities, each alone, other patients' notes, contradicting notes, and no note"
     from scipy.special import expit
     from cxr_lib.foundations.progress import progress_bar as tqdm
+
     rows = np.asarray(rows)
-    if not len(rows): raise ValueError('there are no rows to predict: the split is empty')
+    if not len(rows):
+        raise ValueError('there are no rows to predict: the split is empty')
     has, mask = data.notes['has_note'][rows], data.notes['attention_mask'][rows]
     shuffled, contradicting, reasons = note_donors(data.table.iloc[rows], has.numpy(), seed, n_permutations)
-    fused, alone, missing, opposed = (np.empty((len(rows), len(OBSERVATIONS))) for _ in range(4)); note_only = np.empty_like(alone)
+    fused, alone, missing, opposed = (np.empty((len(rows), len(OBSERVATIONS))) for _ in range(4))
+    note_only = np.empty_like(alone)
     permutations = np.empty((n_permutations, len(rows), len(OBSERVATIONS)), np.float32)
-    def probability(logits): return expit(logits.double().cpu().numpy())
-    was_training = model.training; model.to(device).eval()
+
+    def probability(logits):
+        return expit(logits.double().cpu().numpy())
+
+    was_training = model.training
+    model.to(device).eval()
     with contextlib.ExitStack() as stack, torch.no_grad():
         stack.callback(model.train, was_training)
         if data.note_tokens is None:
-            large = int(mask.sum())*4*model.text_encoder.config.hidden_size > NOTE_BYTES
-            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)) if large else None
+            large = int(mask.sum()) * 4 * model.text_encoder.config.hidden_size > NOTE_BYTES
+            folder = (
+                stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+                if large
+                else None
+            )
             own = encode_notes(model, data, device, batch_size, folder, 'float32', rows)
-        for i in tqdm(np.split(np.arange(len(rows)), range(batch_size, len(rows), batch_size)), desc='conditions', mininterval=1, delay=2):
+        for i in tqdm(
+            np.split(np.arange(len(rows)), range(batch_size, len(rows), batch_size)),
+            desc='conditions',
+            mininterval=1,
+            delay=2,
+        ):
             some = torch.from_numpy(rows[i])
-            image = model.encode_image(data._pixels(some, device)) if data.image_tokens is None else data.image_tokens[some].to(device).float()
+            image = (
+                model.encode_image(data._pixels(some, device))
+                if data.image_tokens is None
+                else data.image_tokens[some].to(device).float()
+            )
+
             def fuse(donors, with_note=True):
                 t = max(1, int(mask[donors].sum(1).max()))
                 note = own[donors] if data.note_tokens is None else data.note_tokens[rows[donors]]
-                return model.fuse(image, note.to(device).float(), mask[donors, :t].to(device), (has[donors] & with_note).to(device))
+                return model.fuse(
+                    image,
+                    note.to(device).float(),
+                    mask[donors, :t].to(device),
+                    (has[donors] & with_note).to(device),
+                )
+
             out = fuse(i)
-            fused[i], alone[i], note_only[i] = (probability(out[branch]) for branch in ('fused', 'image', 'note'))
+            fused[i], alone[i], note_only[i] = (
+                probability(out[branch]) for branch in ('fused', 'image', 'note')
+            )
             missing[i] = probability(fuse(i, False)['fused'])
-            for k, donors in enumerate(shuffled): permutations[k, i] = probability(fuse(donors[i])['fused'])
-            for k, donors in enumerate(contradicting): opposed[i, k] = probability(fuse(donors[i])['fused'])[:, k]
-    return Conditions({'fused': fused, 'image_only': alone, 'note_only': note_only, 'shuffled_note': permutations[0].astype(float), 'missing_note': missing,
-                       'contradicting_note': opposed}, permutations, reasons)
+            for k, donors in enumerate(shuffled):
+                permutations[k, i] = probability(fuse(donors[i])['fused'])
+            for k, donors in enumerate(contradicting):
+                opposed[i, k] = probability(fuse(donors[i])['fused'])[:, k]
+    return Conditions(
+        {
+            'fused': fused,
+            'image_only': alone,
+            'note_only': note_only,
+            'shuffled_note': permutations[0].astype(float),
+            'missing_note': missing,
+            'contradicting_note': opposed,
+        },
+        permutations,
+        reasons,
+    )
 
 # %% ../../nbs/chapters/07_training/03_conditions.ipynb #6021ca88
 def prediction_table(
-    table:pd.DataFrame, # study table, the predicted rows in order
-    probabilities:Mapping, # condition -> (n, 14)
-    split:str, # 'tuning' or 'test'
-    fold:int=-1 # cross-validation fold, -1 if there is none
-) -> pd.DataFrame: # the contract of chapter 05: `label/<observation>` and `<condition>/<observation>`
+    table: pd.DataFrame,  # study table, the predicted rows in order
+    probabilities: Mapping,  # condition -> (n, 14)
+    split: str,  # 'tuning' or 'test'
+    fold: int = -1,  # cross-validation fold, -1 if there is none
+) -> pd.DataFrame:  # the contract of chapter 05: `label/<observation>` and `<condition>/<observation>`
     "Labels and probabilities side by side"
     for condition, p in probabilities.items():
         if np.shape(p) != (len(table), len(OBSERVATIONS)):
-            raise ValueError(f'{condition} has the shape {np.shape(p)}; expected {(len(table), len(OBSERVATIONS))}, one row an image')
-    meta = table[['image', 'patient_id', 'sex', 'age', 'projection', 'view', 'note']].reset_index(drop=True).assign(split=split, fold=fold)
+            raise ValueError(
+                f'{condition} has the shape {np.shape(p)}; expected {(len(table), len(OBSERVATIONS))}, one row an image'
+            )
+    meta = (
+        table[['image', 'patient_id', 'sex', 'age', 'projection', 'view', 'note']]
+        .reset_index(drop=True)
+        .assign(split=split, fold=fold)
+    )
     labels = table[list(OBSERVATIONS)].reset_index(drop=True).add_prefix('label/')
-    return pd.concat([meta, labels, *(pd.DataFrame(p, columns=[f'{c}/{o}' for o in OBSERVATIONS]) for c, p in probabilities.items())], axis=1)
+    return pd.concat(
+        [
+            meta,
+            labels,
+            *(pd.DataFrame(p, columns=[f'{c}/{o}' for o in OBSERVATIONS]) for c, p in probabilities.items()),
+        ],
+        axis=1,
+    )
 
 # %% ../../nbs/chapters/07_training/03_conditions.ipynb #3794d23f
 PERMUTATIONS_FORMAT = 'cxr_lib.permutations/1'
 
+
 def _check_permutations(permutations, images, name):
     expected = (len(images), len(OBSERVATIONS))
     if permutations.ndim != 3 or not len(permutations) or permutations.shape[1:] != expected:
-        raise ValueError(f'{name}: the shape is {permutations.shape}; expected (permutations, {expected[0]:,} images, {expected[1]} observations)')
-    if permutations.dtype.kind != 'f': raise ValueError(f'{name}: the values are of type {permutations.dtype}; expected probabilities')
+        raise ValueError(
+            f'{name}: the shape is {permutations.shape}; expected (permutations, {expected[0]:,} images, {expected[1]} observations)'
+        )
+    if permutations.dtype.kind != 'f':
+        raise ValueError(f'{name}: the values are of type {permutations.dtype}; expected probabilities')
     if not ((permutations >= 0) & (permutations <= 1)).all():
-        raise ValueError(f'{name}: there are values that are no probabilities from 0 to 1; predict them again')
+        raise ValueError(
+            f'{name}: there are values that are no probabilities from 0 to 1; predict them again'
+        )
+
 
 def write_permutations(
-    path:str|Path, # a .npz file, written whole or not at all
-    permutations:np.ndarray, # (n_permutations, n, 14) probabilities, as in `Conditions`
-    images:Sequence[str] # (n,) the image of each row, as in the prediction table
-) -> Path: # `path`
+    path: str | Path,  # a .npz file, written whole or not at all
+    permutations: np.ndarray,  # (n_permutations, n, 14) probabilities, as in `Conditions`
+    images: Sequence[str],  # (n,) the image of each row, as in the prediction table
+) -> Path:  # `path`
     "Write the fused probabilities under shuffled notes"
-    path, permutations, images = Path(path), np.asarray(permutations), np.array([str(i) for i in images], dtype=str)
-    if path.suffix != '.npz': raise ValueError(f'{path}: the name must end in .npz')
+    path, permutations, images = (
+        Path(path),
+        np.asarray(permutations),
+        np.array([str(i) for i in images], dtype=str),
+    )
+    if path.suffix != '.npz':
+        raise ValueError(f'{path}: the name must end in .npz')
     _check_permutations(permutations, images, path)
     with atomic_path(path) as tmp:
-        np.savez_compressed(tmp, format=PERMUTATIONS_FORMAT, observations=np.array(OBSERVATIONS), images=images, permutations=permutations.astype(np.float32))
+        np.savez_compressed(
+            tmp,
+            format=PERMUTATIONS_FORMAT,
+            observations=np.array(OBSERVATIONS),
+            images=images,
+            permutations=permutations.astype(np.float32),
+        )
     return path
 
+
 def read_permutations(
-    path:str|Path # as written by `write_permutations`
-) -> tuple: # (n_permutations, n, 14) float32 and (n,) images
+    path: str | Path,  # as written by `write_permutations`
+) -> tuple:  # (n_permutations, n, 14) float32 and (n,) images
     "Read the fused probabilities under shuffled notes; whatever is wrong with the file is a `ValueError` that says so"
     path = Path(path)
-    if not path.is_file(): raise ValueError(f'{path}: no such file; the training stage writes it')
+    if not path.is_file():
+        raise ValueError(f'{path}: no such file; the training stage writes it')
     try:
-        with np.load(path, allow_pickle=False) as file: found = {k: file[k] for k in ('format', 'observations', 'images', 'permutations')}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as e:
+        with np.load(path, allow_pickle=False) as file:
+            found = {k: file[k] for k in ('format', 'observations', 'images', 'permutations')}
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as e:
         stop_on_machine_error(e, path)
-        raise ValueError(f'{path}: not a file of permutations, or damaged ({e}); run the training stage again') from None
-    if str(found['format']) != PERMUTATIONS_FORMAT: raise ValueError(f'{path}: the format is {found["format"]}; expected {PERMUTATIONS_FORMAT}')
-    if found['observations'].tolist() != list(OBSERVATIONS): raise ValueError(f'{path}: the observations are not the 14 of this library in their order')
-    if found['images'].ndim != 1: raise ValueError(f'{path}: the images are not a list')
+        raise ValueError(
+            f'{path}: not a file of permutations, or damaged ({e}); run the training stage again'
+        ) from None
+    if str(found['format']) != PERMUTATIONS_FORMAT:
+        raise ValueError(f'{path}: the format is {found["format"]}; expected {PERMUTATIONS_FORMAT}')
+    if found['observations'].tolist() != list(OBSERVATIONS):
+        raise ValueError(f'{path}: the observations are not the 14 of this library in their order')
+    if found['images'].ndim != 1:
+        raise ValueError(f'{path}: the images are not a list')
     _check_permutations(found['permutations'], found['images'], path)
     return found['permutations'].astype(np.float32), found['images']

@@ -15,21 +15,34 @@ import torch, torch.nn as nn
 from ..foundations.core import content_key, project_root, read_json, stop_on_machine_error, write_json
 from ..data.images import augment, pixel_cache
 from .losses import training_targets
-from ..model.fusion import ModelConfig, MultimodalClassifier, tokenize
+from ..model.fusion import ModelConfig, MultimodalClassifier
+from ..model.encoders import tokenize
+
 
 class Tokens:
     "What an encoder says of n films or notes: real tokens only, equal items once"
-    def __init__(self, values:np.ndarray, first:np.ndarray, item:np.ndarray):
-        self.values = values                                                         # (all tokens, width), may be memory-mapped
-        self.first, self.item = first, item                                          # (items + 1,) where each item begins; (n,) the item of each row
+
+    def __init__(self, values: np.ndarray, first: np.ndarray, item: np.ndarray):
+        self.values = values  # (all tokens, width), may be memory-mapped
+        self.first, self.item = first, item  # (items + 1,) where each item begins; (n,) the item of each row
         lengths = np.unique(np.diff(first))
-        self.even = int(lengths[0]) if len(lengths) == 1 and lengths[0] else 0       # tokens of every item, if all have as many
-    def __len__(self): return len(self.item)
+        self.even = (
+            int(lengths[0]) if len(lengths) == 1 and lengths[0] else 0
+        )  # tokens of every item, if all have as many
+
+    def __len__(self):
+        return len(self.item)
+
     @property
-    def width(self): return self.values.shape[1]
-    def __getitem__(self, rows) -> torch.Tensor: # (rows, tokens of the longest, width); zeros after the end of a shorter one
+    def width(self):
+        return self.values.shape[1]
+
+    def __getitem__(
+        self, rows
+    ) -> torch.Tensor:  # (rows, tokens of the longest, width); zeros after the end of a shorter one
         items = self.item[np.asarray(rows)]
-        if self.even: return torch.from_numpy(self.values.reshape(-1, self.even, self.width)[items])
+        if self.even:
+            return torch.from_numpy(self.values.reshape(-1, self.even, self.width)[items])
         start, length = self.first[items], self.first[items + 1] - self.first[items]
         place = np.arange(max(1, length.max(initial=0)))
         there = place < length[:, None]
@@ -41,128 +54,212 @@ class Tokens:
 #: Version of the token file: raised by one whenever its layout changes.
 TOKEN_FORMAT = 1
 
+
 def encoder_key(
-    encoder:nn.Module, # an image or text encoder
-    *facts # what else decides its output
-) -> str: # 16 hexadecimal digits
+    encoder: nn.Module,  # an image or text encoder
+    *facts,  # what else decides its output
+) -> str:  # 16 hexadecimal digits
     "A hash of all that decides what an encoder says: layers, weights, buffers, the libraries that run them"
-    seen = hashlib.sha256(re.sub(r'0x[0-9a-f]+', '', repr(encoder)).encode())                # without addresses in memory
+    seen = hashlib.sha256(re.sub(r'0x[0-9a-f]+', '', repr(encoder)).encode())  # without addresses in memory
     for name, t in sorted([*encoder.named_parameters(), *encoder.named_buffers()], key=lambda pair: pair[0]):
         seen.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
         seen.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     versions = {name: importlib.metadata.version(name) for name in ('timm', 'transformers')}
     return content_key(TOKEN_FORMAT, seen.hexdigest(), versions, *facts)
 
-def _hash64(data): return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little')
+
+def _hash64(data):
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little')
+
 
 def film_fingerprints(
-    pixels:np.ndarray # (n, size, size) uint8, as from `pixel_cache` or any other array
-) -> np.ndarray: # (n,) uint64; equal for equal films
+    pixels: np.ndarray,  # (n, size, size) uint8, as from `pixel_cache` or any other array
+) -> np.ndarray:  # (n,) uint64; equal for equal films
     "The pixel cache's fingerprints of its films; of another array, hashes of the pixels"
     file = getattr(pixels, 'filename', None)
-    if file and pixels.flags.c_contiguous and pixels.offset + pixels.nbytes == os.path.getsize(file):           # the whole cache, not a part of it
+    if (
+        file and pixels.flags.c_contiguous and pixels.offset + pixels.nbytes == os.path.getsize(file)
+    ):  # the whole cache, not a part of it
         prints = Path(file).with_name('fingerprints.npy')
-        if prints.is_file() and len(found := np.load(prints)) == len(pixels): return found
+        if prints.is_file() and len(found := np.load(prints)) == len(pixels):
+            return found
     return np.array([_hash64(np.ascontiguousarray(p)) for p in pixels], np.uint64)
 
+
 def note_fingerprints(
-    notes:dict # as from `tokenize`
-) -> np.ndarray: # (n,) uint64; equal for notes that are equal to the encoder
+    notes: dict,  # as from `tokenize`
+) -> np.ndarray:  # (n,) uint64; equal for notes that are equal to the encoder
     "Hashes of the word pieces that the encoder will see; all missing notes are equal"
     ids, mask = notes['input_ids'].numpy(), notes['attention_mask'].numpy().astype(bool)
     return np.array([_hash64(i[m].tobytes()) for i, m in zip(ids, mask)], np.uint64)
 
 # %% ../../nbs/chapters/07_training/02_dataset.ipynb #621b7100
 TOKEN_TYPES = {'float16': np.float16, 'float32': np.float32}
-CHUNK_BYTES = 16_000_000   # about as much is encoded, written and checksummed together
+CHUNK_BYTES = 16_000_000  # about as much is encoded, written and checksummed together
+
 
 class _TokenFile:
     "The tokens of a set of items in one folder; built chunk by chunk"
+
     def __init__(self, folder, first, width, dtype, about):
         self.folder, self.first, self.about = Path(folder), first, about
         self.shape, self.dtype = (int(first[-1]), int(width)), np.dtype(dtype)
-        self.tokens, self.building, self.record, self.meta = (self.folder/name for name in ('tokens.npy', 'building.npy', 'progress.jsonl', 'meta.json'))
+        self.tokens, self.building, self.record, self.meta = (
+            self.folder / name for name in ('tokens.npy', 'building.npy', 'progress.jsonl', 'meta.json')
+        )
         header = dict(descr=np.lib.format.dtype_to_descr(self.dtype), fortran_order=False, shape=self.shape)
-        with io.BytesIO() as f: np.lib.format.write_array_header_1_0(f, header); self.header = f.getvalue()
-        self.row = self.shape[1]*self.dtype.itemsize                                 # bytes of a token
-        per_chunk = max(1, int(CHUNK_BYTES//max(1, np.diff(first).max(initial=1)*self.row)))
-        self.chunks = [(a, min(a + per_chunk, len(first) - 1)) for a in range(0, len(first) - 1, per_chunk)]      # first and last item
-        self.length = len(self.header) + self.shape[0]*self.row
-    def span(self, chunk): # where its bytes begin, and how many
+        with io.BytesIO() as f:
+            np.lib.format.write_array_header_1_0(f, header)
+            self.header = f.getvalue()
+        self.row = self.shape[1] * self.dtype.itemsize  # bytes of a token
+        per_chunk = max(1, int(CHUNK_BYTES // max(1, np.diff(first).max(initial=1) * self.row)))
+        self.chunks = [
+            (a, min(a + per_chunk, len(first) - 1)) for a in range(0, len(first) - 1, per_chunk)
+        ]  # first and last item
+        self.length = len(self.header) + self.shape[0] * self.row
+
+    def span(self, chunk):  # where its bytes begin, and how many
         a, b = (int(self.first[i]) for i in self.chunks[chunk])
-        return len(self.header) + a*self.row, (b - a)*self.row
-    def checksum(self, file, chunk): # None if it ends too early
+        return len(self.header) + a * self.row, (b - a) * self.row
+
+    def checksum(self, file, chunk):  # None if it ends too early
         start, size = self.span(chunk)
-        file.seek(start); data = file.read(size)
+        file.seek(start)
+        data = file.read(size)
         return zlib.crc32(data) if len(data) == size else None
-    def read(self, item): # (tokens, width); None if it isn't there
-        a, b = (int(i) for i in self.first[item:item + 2])
-        with self.tokens.open('rb') as f: f.seek(len(self.header) + a*self.row); data = f.read((b - a)*self.row)
-        return np.frombuffer(data, self.dtype).reshape(-1, self.shape[1]) if len(data) == (b - a)*self.row else None
-    def fault(self, probe): # why it can't be used; '' if it can; 'unfinished' if it never was whole
+
+    def read(self, item):  # (tokens, width); None if it isn't there
+        a, b = (int(i) for i in self.first[item : item + 2])
+        with self.tokens.open('rb') as f:
+            f.seek(len(self.header) + a * self.row)
+            data = f.read((b - a) * self.row)
+        return (
+            np.frombuffer(data, self.dtype).reshape(-1, self.shape[1])
+            if len(data) == (b - a) * self.row
+            else None
+        )
+
+    def fault(self, probe):  # why it can't be used; '' if it can; 'unfinished' if it never was whole
         "probe: item -> its tokens, encoded just now"
-        if not (self.meta.is_file() and self.tokens.is_file()): return 'unfinished'
+        if not (self.meta.is_file() and self.tokens.is_file()):
+            return 'unfinished'
         try:
             meta, stat = read_json(self.meta), self.tokens.stat()
-            if meta['format'] != TOKEN_FORMAT or len(meta['checksums']) != len(self.chunks): return 'meta.json describes another file'
+            if meta['format'] != TOKEN_FORMAT or len(meta['checksums']) != len(self.chunks):
+                return 'meta.json describes another file'
             with self.tokens.open('rb') as f:
-                if stat.st_size != self.length: return f'tokens.npy has {stat.st_size:,} bytes instead of {self.length:,}'
-                if f.read(len(self.header)) != self.header: return 'the header of tokens.npy is not the one that was written'
+                if stat.st_size != self.length:
+                    return f'tokens.npy has {stat.st_size:,} bytes instead of {self.length:,}'
+                if f.read(len(self.header)) != self.header:
+                    return 'the header of tokens.npy is not the one that was written'
                 touched = stat.st_mtime_ns != meta['changed']
-                looked_at = range(len(self.chunks)) if touched else np.unique(np.linspace(0, len(self.chunks) - 1, 4).astype(int)).tolist()
+                looked_at = (
+                    range(len(self.chunks))
+                    if touched
+                    else np.unique(np.linspace(0, len(self.chunks) - 1, 4).astype(int)).tolist()
+                )
                 bad = [c for c in looked_at if self.checksum(f, c) != meta['checksums'][c]]
-                if bad: return f'{len(bad)} of {len(looked_at)} checked chunks do not have their checksum'
+                if bad:
+                    return f'{len(bad)} of {len(looked_at)} checked chunks do not have their checksum'
         except (OSError, ValueError, KeyError, TypeError) as e:
             stop_on_machine_error(e, self.tokens)
             return f'{type(e).__name__}: {e}'
         for item, said in probe.items():
-            kept = self.read(item)                                                   # half precision changes 3 parts in 10,000, a GPU's TF32 about 1 in 1,000
-            if kept is None or np.linalg.norm(kept - said) > .005*np.linalg.norm(said): return 'the encoder no longer says what was kept'
-        if touched:                                                              # a copy that is whole: the next opening is quick
-            with contextlib.suppress(OSError): write_json(self.meta, dict(meta, changed=stat.st_mtime_ns))
-        with contextlib.suppress(OSError): os.utime(self.meta)                       # used just now; on a read-only disk nobody prunes
+            kept = self.read(item)  # half precision changes 3 parts in 10,000, a GPU's TF32 about 1 in 1,000
+            if kept is None or np.linalg.norm(kept - said) > 0.005 * np.linalg.norm(said):
+                return 'the encoder no longer says what was kept'
+        if touched:  # a copy that is whole: the next opening is quick
+            with contextlib.suppress(OSError):
+                write_json(self.meta, dict(meta, changed=stat.st_mtime_ns))
+        with contextlib.suppress(OSError):
+            os.utime(self.meta)  # used just now; on a read-only disk nobody prunes
         return ''
-    def _resume(self): # checksums of the chunks that are there already
+
+    def _resume(self):  # checksums of the chunks that are there already
         done = []
-        if not (self.building.is_file() and self.record.is_file()): return done
+        if not (self.building.is_file() and self.record.is_file()):
+            return done
         with self.building.open('rb') as f:
-            if f.read(len(self.header)) != self.header: return done
+            if f.read(len(self.header)) != self.header:
+                return done
             for line in self.record.read_text(encoding='utf-8', errors='replace').splitlines():
-                try: chunk, checksum = json.loads(line)
-                except (ValueError, TypeError): break                                # a line that a kill cut short
-                if chunk != len(done) or chunk >= len(self.chunks) or self.checksum(f, chunk) != checksum: break
+                try:
+                    chunk, checksum = json.loads(line)
+                except (ValueError, TypeError):
+                    break  # a line that a kill cut short
+                if chunk != len(done) or chunk >= len(self.chunks) or self.checksum(f, chunk) != checksum:
+                    break
                 done.append(checksum)
         return done
+
     def build(self, encode, what):
         "Encode what is missing; encode: (first item, last item) -> their tokens"
         from cxr_lib.foundations.progress import progress_bar as tqdm
-        self.folder.mkdir(parents=True, exist_ok=True); self.meta.unlink(missing_ok=True)
-        with contextlib.suppress(OSError): self.tokens.unlink(missing_ok=True)       # in use (Windows): it will be replaced
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.meta.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.tokens.unlink(missing_ok=True)  # in use (Windows): it will be replaced
         done = self._resume()
         start = self.span(len(done) - 1) if done else (0, len(self.header))
         need, free = self.length - (sum(start) if done else 0), shutil.disk_usage(self.folder).free
         if need > free:
-            raise OSError(errno.ENOSPC, f'the {what} token cache ({self.shape[0]:,} tokens of {self.shape[1]} x {self.dtype.name}) needs {need/1e9:.3f} GB '
-                          f'more; {free/1e9:.3f} GB are free. Free space (prune_token_caches removes older caches), choose another cache folder, '
-                          "or take token_dtype='float16'", str(self.folder))
+            raise OSError(
+                errno.ENOSPC,
+                f'the {what} token cache ({self.shape[0]:,} tokens of {self.shape[1]} x {self.dtype.name}) needs {need / 1e9:.3f} GB '
+                f'more; {free / 1e9:.3f} GB are free. Free space (prune_token_caches removes older caches), choose another cache folder, '
+                "or take token_dtype='float16'",
+                str(self.folder),
+            )
         try:
-            with self.building.open('r+b' if done else 'w+b') as f, self.record.open('w', encoding='utf-8') as record:
-                if not done: f.write(self.header)
-                f.seek(sum(start)); f.truncate()
-                for chunk, checksum in enumerate(done): record.write(json.dumps([chunk, checksum]) + '\n')
+            with (
+                self.building.open('r+b' if done else 'w+b') as f,
+                self.record.open('w', encoding='utf-8') as record,
+            ):
+                if not done:
+                    f.write(self.header)
+                f.seek(sum(start))
+                f.truncate()
+                for chunk, checksum in enumerate(done):
+                    record.write(json.dumps([chunk, checksum]) + '\n')
                 ready = self.chunks[len(done) - 1][1] if done else 0
-                with tqdm(total=len(self.first) - 1, initial=ready, desc=f'encoding each {what} once', unit=what, mininterval=.5) as bar:
-                    for chunk, (a, b) in list(enumerate(self.chunks))[len(done):]:
+                with tqdm(
+                    total=len(self.first) - 1,
+                    initial=ready,
+                    desc=f'encoding each {what} once',
+                    unit=what,
+                    mininterval=0.5,
+                ) as bar:
+                    for chunk, (a, b) in list(enumerate(self.chunks))[len(done) :]:
                         data = encode(a, b).tobytes()
-                        f.write(data); f.flush(); done.append(zlib.crc32(data))
-                        record.write(json.dumps([chunk, done[-1]]) + '\n'); record.flush()       # only now: what is recorded was written
+                        f.write(data)
+                        f.flush()
+                        done.append(zlib.crc32(data))
+                        record.write(json.dumps([chunk, done[-1]]) + '\n')
+                        record.flush()  # only now: what is recorded was written
                         bar.update(b - a)
                 os.fsync(f.fileno())
         except OSError as e:
-            raise OSError(e.errno, f'{e.strerror or e}. What is encoded is kept: free space, or check the disk, and run again', str(self.building)) from None
-        shape = dict(items=len(self.first) - 1, tokens=self.shape[0], width=self.shape[1], dtype=self.dtype.name)
-        write_json(self.meta, dict(self.about, format=TOKEN_FORMAT, **shape, changed=self.building.stat().st_mtime_ns, checksums=done))
-        os.replace(self.building, self.tokens); self.record.unlink(missing_ok=True)
+            raise OSError(
+                e.errno,
+                f'{e.strerror or e}. What is encoded is kept: free space, or check the disk, and run again',
+                str(self.building),
+            ) from None
+        shape = dict(
+            items=len(self.first) - 1, tokens=self.shape[0], width=self.shape[1], dtype=self.dtype.name
+        )
+        write_json(
+            self.meta,
+            dict(
+                self.about,
+                format=TOKEN_FORMAT,
+                **shape,
+                changed=self.building.stat().st_mtime_ns,
+                checksums=done,
+            ),
+        )
+        os.replace(self.building, self.tokens)
+        self.record.unlink(missing_ok=True)
 
 # %% ../../nbs/chapters/07_training/02_dataset.ipynb #cb4aff49
 @contextlib.contextmanager
@@ -171,211 +268,360 @@ def _evaluating(model, device):
     was_training = model.training
     model.to(device).eval()
     try:
-        with torch.no_grad(): yield
-    finally: model.train(was_training)
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
 
 def _encode_distinct(encode, prints, lengths, key, what, encoder, batch_size, cache, token_dtype):
     "encode: rows -> (their real tokens end to end, width); lengths: tokens of each row, or None if all rows have as many"
     from filelock import FileLock
-    if token_dtype not in TOKEN_TYPES: raise ValueError(f'token_dtype is {token_dtype!r}; expected {" or ".join(TOKEN_TYPES)}')
-    if batch_size < 1: raise ValueError(f'batch_size is {batch_size}; expected at least 1')
-    if not len(prints): raise ValueError(f'there is no {what} to encode: the study table has no rows')
-    _, row, item = np.unique(prints, return_index=True, return_inverse=True)             # a row that shows each distinct item; the item of each row
-    if lengths is None: lengths = np.full(len(row), len(encode(row[:1])))
+
+    if token_dtype not in TOKEN_TYPES:
+        raise ValueError(f'token_dtype is {token_dtype!r}; expected {" or ".join(TOKEN_TYPES)}')
+    if batch_size < 1:
+        raise ValueError(f'batch_size is {batch_size}; expected at least 1')
+    if not len(prints):
+        raise ValueError(f'there is no {what} to encode: the study table has no rows')
+    _, row, item = np.unique(
+        prints, return_index=True, return_inverse=True
+    )  # a row that shows each distinct item; the item of each row
+    if lengths is None:
+        lengths = np.full(len(row), len(encode(row[:1])))
     else:
         order = np.argsort(lengths[row], kind='stable')
         row, item, lengths = row[order], np.argsort(order)[item], lengths[row[order]]
     first, kind = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), TOKEN_TYPES[token_dtype]
+
     def kept(a, b):
-        tokens = np.concatenate([encode(row[i:min(i + batch_size, b)]) for i in range(a, b, batch_size)])
-        with np.errstate(over='ignore'): out = tokens.astype(kind)
-        if np.isfinite(out).all(): return out
-        why = "do not fit into float16; take token_dtype='float32'" if np.isfinite(tokens).all() else 'are not finite; its weights are damaged, or its input is'
+        tokens = np.concatenate([encode(row[i : min(i + batch_size, b)]) for i in range(a, b, batch_size)])
+        with np.errstate(over='ignore'):
+            out = tokens.astype(kind)
+        if np.isfinite(out).all():
+            return out
+        why = (
+            "do not fit into float16; take token_dtype='float32'"
+            if np.isfinite(tokens).all()
+            else 'are not finite; its weights are damaged, or its input is'
+        )
         raise ValueError(f'the {what} encoder {encoder} gives values that {why}')
+
     if cache is None or not first[-1]:
         values = np.empty((int(first[-1]), encode(row[:1]).shape[1]), kind)
         for a in range(0, len(row), batch_size):
-            b = min(a + batch_size, len(row)); values[first[a]:first[b]] = kept(a, b)
+            b = min(a + batch_size, len(row))
+            values[first[a] : first[b]] = kept(a, b)
         return Tokens(values, first, item)
-    probe = {i: encode(row[i:i + 1]) for i in {int(np.argmax(lengths > 0)), len(row)//2, len(row) - 1}}
+    probe = {i: encode(row[i : i + 1]) for i in {int(np.argmax(lengths > 0)), len(row) // 2, len(row) - 1}}
     name = f'{what}-{content_key(key, np.sort(prints[row]).tobytes().hex(), token_dtype)}'
-    file = _TokenFile(Path(cache)/name, first, next(iter(probe.values())).shape[1], kind, dict(what=what, encoder=encoder))
+    file = _TokenFile(
+        Path(cache) / name, first, next(iter(probe.values())).shape[1], kind, dict(what=what, encoder=encoder)
+    )
     if file.fault(probe):
         Path(cache).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(Path(cache)/f'.{name}.lock')                                         # beside it, so that the folder can be deleted under the lock
-        try: lock.acquire(timeout=0)
+        lock = FileLock(
+            Path(cache) / f'.{name}.lock'
+        )  # beside it, so that the folder can be deleted under the lock
+        try:
+            lock.acquire(timeout=0)
         except TimeoutError:
             print(f'Another process is building this {what} token cache: waiting for it.', flush=True)
             lock.acquire()
         try:
-            fault = file.fault(probe)                                                        # another process may have been faster
-            if fault and fault != 'unfinished': warnings.warn(f'{file.folder}: {fault}. It is built again.', stacklevel=4)
-            if fault: file.build(kept, what)
-        finally: lock.release()
+            fault = file.fault(probe)  # another process may have been faster
+            if fault and fault != 'unfinished':
+                warnings.warn(f'{file.folder}: {fault}. It is built again.', stacklevel=4)
+            if fault:
+                file.build(kept, what)
+        finally:
+            lock.release()
     return Tokens(np.load(file.tokens, mmap_mode='r'), first, item)
 
+
 def encode_images(
-    model:MultimodalClassifier, # its image encoder is asked
-    data:'StudyData', # the films
-    device:str='cpu', # where to compute
-    batch_size:int=64, # films at a time
-    cache:str|Path|None=None, # folder of token caches; None: keep them in memory
-    token_dtype:str='float16' # one of `TOKEN_TYPES`
-) -> Tokens: # of every row
+    model: MultimodalClassifier,  # its image encoder is asked
+    data: 'StudyData',  # the films
+    device: str = 'cpu',  # where to compute
+    batch_size: int = 64,  # films at a time
+    cache: str | Path | None = None,  # folder of token caches; None: keep them in memory
+    token_dtype: str = 'float16',  # one of `TOKEN_TYPES`
+) -> Tokens:  # of every row
     "Image tokens of every row, equal films once"
+
     def encode(rows):
         tokens = model.encode_image(data._pixels(torch.as_tensor(rows), device)).float().cpu()
         return tokens.flatten(0, 1).numpy()
+
     with _evaluating(model, device):
-        key = cache and encoder_key(model.image_encoder, data.config.image_encoder, data.config.image_size, data.config.in_chans)
-        return _encode_distinct(encode, film_fingerprints(data.pixels), None, key, 'image', data.config.image_encoder, batch_size, cache, token_dtype)
+        key = cache and encoder_key(
+            model.image_encoder, data.config.image_encoder, data.config.image_size, data.config.in_chans
+        )
+        return _encode_distinct(
+            encode,
+            film_fingerprints(data.pixels),
+            None,
+            key,
+            'image',
+            data.config.image_encoder,
+            batch_size,
+            cache,
+            token_dtype,
+        )
+
 
 def encode_notes(
-    model:MultimodalClassifier, # its text encoder is asked
-    data:'StudyData', # the notes
-    device:str='cpu', # where to compute
-    batch_size:int=64, # notes at a time
-    cache:str|Path|None=None, # folder of token caches; None: keep them in memory
-    token_dtype:str='float16', # one of `TOKEN_TYPES`
-    rows:np.ndarray|None=None # of these rows only; None: of all
-) -> Tokens: # of the rows
+    model: MultimodalClassifier,  # its text encoder is asked
+    data: 'StudyData',  # the notes
+    device: str = 'cpu',  # where to compute
+    batch_size: int = 64,  # notes at a time
+    cache: str | Path | None = None,  # folder of token caches; None: keep them in memory
+    token_dtype: str = 'float16',  # one of `TOKEN_TYPES`
+    rows: np.ndarray | None = None,  # of these rows only; None: of all
+) -> Tokens:  # of the rows
     "Note tokens of the rows, equal notes once; a missing note has none"
     notes = data.notes if rows is None else {k: v[np.asarray(rows)] for k, v in data.notes.items()}
+
     def encode(some):
         ids, mask = notes['input_ids'][some], notes['attention_mask'][some]
         t = max(1, int(mask.sum(1).max()))
         tokens = model.encode_note(ids[:, :t].to(device), mask[:, :t].to(device)).float().cpu()
         return tokens[mask[:, :t].bool()].numpy()
+
     with _evaluating(model, device):
         name, lengths = data.config.text_encoder or 'small BERT', notes['attention_mask'].sum(1).numpy()
         key = cache and encoder_key(model.text_encoder, name)
-        return _encode_distinct(encode, note_fingerprints(notes), lengths, key, 'note', name, batch_size, cache, token_dtype)
+        return _encode_distinct(
+            encode, note_fingerprints(notes), lengths, key, 'note', name, batch_size, cache, token_dtype
+        )
 
 # %% ../../nbs/chapters/07_training/02_dataset.ipynb #bf593ad1
 def is_frozen(
-    model:MultimodalClassifier, # a model
-    encoder:str # 'image' or 'text'
-) -> bool: # does the encoder say the same of the same input for as long as the model is trained?
+    model: MultimodalClassifier,  # a model
+    encoder: str,  # 'image' or 'text'
+) -> bool:  # does the encoder say the same of the same input for as long as the model is trained?
     "Is an encoder's output constant?"
-    if encoder not in ('image', 'text'): raise ValueError(f"encoder is {encoder!r}; expected 'image' or 'text'")
+    if encoder not in ('image', 'text'):
+        raise ValueError(f"encoder is {encoder!r}; expected 'image' or 'text'")
     return getattr(model, f'{encoder}_is_frozen')
+
 
 class StudyData:
     "Pixels, note tokens and targets of a study table; batches by row number"
-    def __init__(self, table:pd.DataFrame, root:str|Path, config:ModelConfig, tokenizer, label_policy:str='ignore', pixels=None):
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        root: str | Path,
+        config: ModelConfig,
+        tokenizer,
+        label_policy: str = 'ignore',
+        pixels=None,
+    ):
         self.table, self.config = table.reset_index(drop=True), config
-        if pixels is None: pixels = pixel_cache(root, self.table.image, config.image_size, project_root()/'data'/'cache')
-        if len(pixels) != len(table): raise ValueError(f'{len(pixels):,} films for {len(table):,} rows of the study table; give one each, in its order')
+        if pixels is None:
+            pixels = pixel_cache(root, self.table.image, config.image_size, project_root() / 'data' / 'cache')
+        if len(pixels) != len(table):
+            raise ValueError(
+                f'{len(pixels):,} films for {len(table):,} rows of the study table; give one each, in its order'
+            )
         self.pixels = pixels
         self.notes = tokenize(tokenizer, self.table.note.tolist(), config.max_tokens)
-        self.targets, self.image_tokens, self.note_tokens = training_targets(self.table, label_policy), None, None
-    def __len__(self): return len(self.table)
-    def rows(self, split): return np.flatnonzero(self.table.split == split)
-    def precompute(self, model:MultimodalClassifier, device:str='cpu', batch_size:int=0, images:bool=True,
-                   cache:str|Path|None=None, token_dtype:str='float16'):
+        self.targets, self.image_tokens, self.note_tokens = (
+            training_targets(self.table, label_policy),
+            None,
+            None,
+        )
+
+    def __len__(self):
+        return len(self.table)
+
+    def rows(self, split):
+        return np.flatnonzero(self.table.split == split)
+
+    def precompute(
+        self,
+        model: MultimodalClassifier,
+        device: str = 'cpu',
+        batch_size: int = 0,
+        images: bool = True,
+        cache: str | Path | None = None,
+        token_dtype: str = 'float16',
+    ):
         "Encode everything (or only the notes) once with whichever encoder is frozen; in memory, or memory-mapped below the folder `cache`"
-        batch_size = batch_size or (16 if device == 'cpu' else 64)               # the activations of more films do not fit into a processor's cache
-        self.image_tokens = encode_images(model, self, device, batch_size, cache, token_dtype) if images and is_frozen(model, 'image') else None
-        self.note_tokens = encode_notes(model, self, device, batch_size, cache, token_dtype) if is_frozen(model, 'text') else None
+        batch_size = batch_size or (
+            16 if device == 'cpu' else 64
+        )  # the activations of more films do not fit into a processor's cache
+        self.image_tokens = (
+            encode_images(model, self, device, batch_size, cache, token_dtype)
+            if images and is_frozen(model, 'image')
+            else None
+        )
+        self.note_tokens = (
+            encode_notes(model, self, device, batch_size, cache, token_dtype)
+            if is_frozen(model, 'text')
+            else None
+        )
         return self
-    def _pixels(self, i, device): return torch.from_numpy(np.ascontiguousarray(self.pixels[i.numpy()])).to(device)
-    def batch(self, i:torch.Tensor, device:str='cpu', *, note_of:torch.Tensor|None=None, has_note:torch.Tensor|None=None,
-              image:bool=True, augmented:bool=False) -> dict:
+
+    def _pixels(self, i, device):
+        return torch.from_numpy(np.ascontiguousarray(self.pixels[i.numpy()])).to(device)
+
+    def batch(
+        self,
+        i: torch.Tensor,
+        device: str = 'cpu',
+        *,
+        note_of: torch.Tensor | None = None,
+        has_note: torch.Tensor | None = None,
+        image: bool = True,
+        augmented: bool = False,
+    ) -> dict:
         "Model inputs of the rows `i`; with the notes of the rows `note_of` if given (shuffled notes), and only where `has_note`"
         j = i if note_of is None else note_of
         mask = self.notes['attention_mask'][j]
-        t = max(1, int(mask.sum(1).max()))                          # padding beyond the longest note of the batch changes nothing and costs time
+        t = max(
+            1, int(mask.sum(1).max())
+        )  # padding beyond the longest note of the batch changes nothing and costs time
         there = self.notes['has_note'][j] if has_note is None else self.notes['has_note'][j] & has_note
         out = {'attention_mask': mask[:, :t].to(device), 'has_note': there.to(device)}
-        if self.note_tokens is None: out['input_ids'] = self.notes['input_ids'][j, :t].to(device)
-        else: out['note_tokens'] = self.note_tokens[j][:, :t].to(device).float()
-        if image and self.image_tokens is not None and not augmented: out['image_tokens'] = self.image_tokens[i].to(device).float()
+        if self.note_tokens is None:
+            out['input_ids'] = self.notes['input_ids'][j, :t].to(device)
+        else:
+            out['note_tokens'] = self.note_tokens[j][:, :t].to(device).float()
+        if image and self.image_tokens is not None and not augmented:
+            out['image_tokens'] = self.image_tokens[i].to(device).float()
         elif image:
             out['pixels'] = self._pixels(i, device)
-            if augmented: out['pixels'] = augment(out['pixels'][:, None].float()/255)*255
+            if augmented:
+                out['pixels'] = augment(out['pixels'][:, None].float() / 255) * 255
         return out
 
 # %% ../../nbs/chapters/07_training/02_dataset.ipynb #3e28ef48
 @torch.no_grad()
 def predict_logits(
-    model:MultimodalClassifier, # a model
-    data:StudyData, # its data
-    rows:np.ndarray, # row numbers
-    device:str='cpu', # where to compute
-    batch_size:int=128, # rows at a time
-    image:bool=True, # False: from the note alone
-    note_of:np.ndarray|None=None, # take the notes of these rows instead
-    drop_notes:bool=False # act as if every note were missing
-) -> dict: # branch -> (n, 14) float array of logits
+    model: MultimodalClassifier,  # a model
+    data: StudyData,  # its data
+    rows: np.ndarray,  # row numbers
+    device: str = 'cpu',  # where to compute
+    batch_size: int = 128,  # rows at a time
+    image: bool = True,  # False: from the note alone
+    note_of: np.ndarray | None = None,  # take the notes of these rows instead
+    drop_notes: bool = False,  # act as if every note were missing
+) -> dict:  # branch -> (n, 14) float array of logits
     "Logits of the given rows, in order"
-    rows = torch.as_tensor(np.asarray(rows)); other = rows if note_of is None else torch.as_tensor(np.asarray(note_of))
-    if not len(rows): raise ValueError('there are no rows to predict: the split is empty')
-    if len(other) != len(rows): raise ValueError(f'note_of has {len(other)} rows for {len(rows)}; give one each')
-    was_training = model.training; model.eval(); parts = []
+    rows = torch.as_tensor(np.asarray(rows))
+    other = rows if note_of is None else torch.as_tensor(np.asarray(note_of))
+    if not len(rows):
+        raise ValueError('there are no rows to predict: the split is empty')
+    if len(other) != len(rows):
+        raise ValueError(f'note_of has {len(other)} rows for {len(rows)}; give one each')
+    was_training = model.training
+    model.eval()
+    parts = []
     for i, j in zip(rows.split(batch_size), other.split(batch_size)):
-        out = model(**data.batch(i, device, note_of=j, has_note=torch.zeros(len(i), dtype=torch.bool) if drop_notes else None, image=image))
+        out = model(
+            **data.batch(
+                i,
+                device,
+                note_of=j,
+                has_note=torch.zeros(len(i), dtype=torch.bool) if drop_notes else None,
+                image=image,
+            )
+        )
         parts.append({k: v.float().cpu() for k, v in out.items()})
     model.train(was_training)
     return {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
 
 # %% ../../nbs/chapters/07_training/02_dataset.ipynb #7fa32607
 def token_caches(
-    folder:str|Path # as given to `StudyData.precompute` as `cache`
-) -> pd.DataFrame: # path, what (image, note), encoder, items, dtype, bytes, finished, used (time of last use, UTC); least recently used first
+    folder: str | Path,  # as given to `StudyData.precompute` as `cache`
+) -> pd.DataFrame:  # path, what (image, note), encoder, items, dtype, bytes, finished, used (time of last use, UTC); least recently used first
     "The token caches below a folder"
     rows, columns = [], ['path', 'what', 'encoder', 'items', 'dtype', 'bytes', 'finished', 'used']
-    for path in sorted(p for what in ('image', 'note') for p in Path(folder).glob(f'{what}-' + '[0-9a-f]'*16)):
+    for path in sorted(
+        p for what in ('image', 'note') for p in Path(folder).glob(f'{what}-' + '[0-9a-f]' * 16)
+    ):
         files = {f.name: f.stat() for f in path.iterdir() if f.is_file()}
-        try: meta = read_json(path/'meta.json')
+        try:
+            meta = read_json(path / 'meta.json')
         except (OSError, ValueError) as e:
-            stop_on_machine_error(e, path)                                       # or a cache that is whole would count as unfinished
+            stop_on_machine_error(e, path)  # or a cache that is whole would count as unfinished
             meta = {}
         finished = 'checksums' in meta and 'tokens.npy' in files
-        used = files['meta.json'].st_mtime if finished else max((f.st_mtime for f in files.values()), default=path.stat().st_mtime)
+        used = (
+            files['meta.json'].st_mtime
+            if finished
+            else max((f.st_mtime for f in files.values()), default=path.stat().st_mtime)
+        )
         size = sum(f.st_size for f in files.values())
-        rows.append([path, path.name.split('-')[0], *(meta.get(k) for k in ('encoder', 'items', 'dtype')), size, finished, used])
+        rows.append(
+            [
+                path,
+                path.name.split('-')[0],
+                *(meta.get(k) for k in ('encoder', 'items', 'dtype')),
+                size,
+                finished,
+                used,
+            ]
+        )
     found = pd.DataFrame(rows, columns=columns).sort_values('used', kind='stable', ignore_index=True)
     return found.assign(used=pd.to_datetime(found.used.astype(float), unit='s'))
 
+
 def prune_token_caches(
-    folder:str|Path, # of token caches
-    keep_bytes:float # as much may stay; 0: remove all
-) -> pd.DataFrame: # those that were removed, as in `token_caches`
+    folder: str | Path,  # of token caches
+    keep_bytes: float,  # as much may stay; 0: remove all
+) -> pd.DataFrame:  # those that were removed, as in `token_caches`
     "Remove the least recently used token caches until the rest takes no more than `keep_bytes`"
     from filelock import FileLock
-    if not keep_bytes >= 0: raise ValueError(f'keep_bytes is {keep_bytes}; expected 0 or more')
-    found = token_caches(folder); left, removed = found.bytes.sum(), []
+
+    if not keep_bytes >= 0:
+        raise ValueError(f'keep_bytes is {keep_bytes}; expected 0 or more')
+    found = token_caches(folder)
+    left, removed = found.bytes.sum(), []
     for k, path in enumerate(found.path):
-        if left <= keep_bytes: break
+        if left <= keep_bytes:
+            break
         try:
-            with FileLock(Path(folder)/f'.{path.name}.lock').acquire(timeout=0):
-                (path/'tokens.npy').unlink(missing_ok=True)                          # first: without it there is no cache; refused while in use on Windows
+            with FileLock(Path(folder) / f'.{path.name}.lock').acquire(timeout=0):
+                (path / 'tokens.npy').unlink(
+                    missing_ok=True
+                )  # first: without it there is no cache; refused while in use on Windows
                 shutil.rmtree(path, ignore_errors=True)
-        except (TimeoutError, PermissionError): continue
-        left -= found.bytes[k]; removed.append(k)
+        except (TimeoutError, PermissionError):
+            continue
+        left -= found.bytes[k]
+        removed.append(k)
     return found.loc[removed].reset_index(drop=True)
 
 # %% ../../nbs/chapters/07_training/02_dataset.ipynb #2a79f021
 def mean_auroc(
-    targets:np.ndarray, # (n, 14) of 1, 0, NaN
-    scores:np.ndarray, # (n, 14)
-    min_cases:int=3 # positives and negatives that an observation needs
-) -> float: # NaN if no observation can be evaluated
+    targets: np.ndarray,  # (n, 14) of 1, 0, NaN
+    scores: np.ndarray,  # (n, 14)
+    min_cases: int = 3,  # positives and negatives that an observation needs
+) -> float:  # NaN if no observation can be evaluated
     "Mean AUROC over the observations that have enough cases; for model selection"
     from scipy.stats import rankdata
+
     found = []
     for y, s in zip(targets.T, scores.T):
         positive, there = y == 1, ~np.isnan(y)
         m, n = int(positive.sum()), int((there & ~positive).sum())
-        if min(m, n) >= min_cases: found.append((rankdata(s[there])[positive[there]].sum() - m*(m + 1)/2)/(m*n))      # Mann and Whitney's count of pairs in order
+        if min(m, n) >= min_cases:
+            found.append(
+                (rankdata(s[there])[positive[there]].sum() - m * (m + 1) / 2) / (m * n)
+            )  # Mann and Whitney's count of pairs in order
     return float(np.mean(found)) if found else float('nan')
 
+
 def hide_words(
-    attention_mask:torch.Tensor, # (n, tokens), 1 where there is a token
-    share:float # share of the tokens to hide, 0 to 1
-) -> torch.Tensor: # the mask with some tokens hidden; never the first
+    attention_mask: torch.Tensor,  # (n, tokens), 1 where there is a token
+    share: float,  # share of the tokens to hide, 0 to 1
+) -> torch.Tensor:  # the mask with some tokens hidden; never the first
     "Word dropout (Iyyer et al. 2015, section 4.2): hide tokens at random, so that no single phrase can be learned by heart"
-    if not share: return attention_mask
+    if not share:
+        return attention_mask
     kept = (torch.rand(attention_mask.shape) >= share).to(attention_mask)
     kept[:, 0] = 1
-    return attention_mask*kept
+    return attention_mask * kept

@@ -16,12 +16,34 @@ from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
-from ..foundations.core import OBSERVATIONS, RunFolder, atomic_path, choose_device, choose_precision, content_key, number_text, project_root, read_json, remove_unfinished, seed_everything, stop_on_machine_error, write_json
+from cxr_lib.foundations.core import (
+    OBSERVATIONS,
+    RunFolder,
+    atomic_path,
+    choose_device,
+    choose_precision,
+    content_key,
+    number_text,
+    project_root,
+    read_json,
+    remove_unfinished,
+    seed_everything,
+    stop_on_machine_error,
+    write_json,
+)
 from ..foundations.progress import report_progress
 from ..foundations.run import check_ranges
-from ..data.catalogue import DATASETS, check_patient_splits, data_root
+from ..data.catalogue import DATASETS, data_root
+from ..data.studies import check_patient_splits
 from ..model.encoders import layer_groups, make_tokenizer
-from ..model.fusion import TRAINING_DEFAULTS, MultimodalClassifier, build_model, ensure_architecture, make_config, split_overrides
+from cxr_lib.model.fusion import (
+    TRAINING_DEFAULTS,
+    MultimodalClassifier,
+    build_model,
+    ensure_architecture,
+    make_config,
+    split_overrides,
+)
 from .losses import LOSSES, make_loss, masked_bce, three_class_loss
 from .dataset import StudyData, hide_words, mean_auroc, predict_logits
 from .conditions import predict_conditions, prediction_table, write_permutations
@@ -29,500 +51,909 @@ from ..metrics.calibration import calibrated_thresholds, fit_calibrations
 from ..model.saved import save_calibration, save_model
 from .memory import check_disk, checkpoint_bytes, describe_memory, memory_estimate
 
+
 def training_values(
-    training:Mapping # what a preset or a caller says
-) -> dict: # all of it
+    training: Mapping,  # what a preset or a caller says
+) -> dict:  # all of it
     "Training values with defaults filled in; a value that cannot be is an error"
     t = TRAINING_DEFAULTS | dict(training)
     check_ranges(epochs=t['epochs'], batch_size=t['batch_size'])
-    if t['loss'] not in LOSSES: raise ValueError(f'loss is {t["loss"]!r}; known are {", ".join(LOSSES)}')
-    if t['loss'] == 'auc' and t['accumulate'] > 1: raise ValueError('loss auc compares the patients of a batch; it cannot be accumulated over parts (accumulate=1)')
-    if t['precision'] not in ('auto', 'no', 'bf16', 'fp16'): raise ValueError(f'precision is {t["precision"]!r}; expected auto, no, bf16 or fp16')
-    if t['precision'] == 'fp16' and choose_device() == 'cpu': raise ValueError('precision fp16 needs a GPU; on a processor take bf16 or no')
-    for name, low, high in (('accumulate', 1, t['batch_size']), ('layer_decay', 1e-3, 1), ('ema', 0, .99999), ('clip', 0, math.inf), ('note_dropout', 0, 1), ('word_dropout', 0, 1), ('warmup', 0, 1), ('checkpoint_minutes', 0, math.inf), ('lr', 0, math.inf), ('note_lr', 0, math.inf), ('weight_decay', 0, math.inf), ('patience', 0, math.inf)):
-        if not low <= t[name] <= high: raise ValueError(f'{name} is {t[name]}; expected {low} to {high}')
+    if t['loss'] not in LOSSES:
+        raise ValueError(f'loss is {t["loss"]!r}; known are {", ".join(LOSSES)}')
+    if t['loss'] == 'auc' and t['accumulate'] > 1:
+        raise ValueError(
+            'loss auc compares the patients of a batch; it cannot be accumulated over parts (accumulate=1)'
+        )
+    if t['precision'] not in ('auto', 'no', 'bf16', 'fp16'):
+        raise ValueError(f'precision is {t["precision"]!r}; expected auto, no, bf16 or fp16')
+    if t['precision'] == 'fp16' and choose_device() == 'cpu':
+        raise ValueError('precision fp16 needs a GPU; on a processor take bf16 or no')
+    for name, low, high in (
+        ('accumulate', 1, t['batch_size']),
+        ('layer_decay', 1e-3, 1),
+        ('ema', 0, 0.99999),
+        ('clip', 0, math.inf),
+        ('note_dropout', 0, 1),
+        ('word_dropout', 0, 1),
+        ('warmup', 0, 1),
+        ('checkpoint_minutes', 0, math.inf),
+        ('lr', 0, math.inf),
+        ('note_lr', 0, math.inf),
+        ('weight_decay', 0, math.inf),
+        ('patience', 0, math.inf),
+    ):
+        if not low <= t[name] <= high:
+            raise ValueError(f'{name} is {t[name]}; expected {low} to {high}')
     return t
 
 # %% ../../nbs/04_training.ipynb #d4103298
 def parameter_groups(
-    model:MultimodalClassifier, # parameters that do not learn are left out
-    training:Mapping # lr, note_lr, weight_decay, layer_decay
-) -> list: # of dicts for an optimizer: params, lr, weight_decay
+    model: MultimodalClassifier,  # parameters that do not learn are left out
+    training: Mapping,  # lr, note_lr, weight_decay, layer_decay
+) -> list:  # of dicts for an optimizer: params, lr, weight_decay
     "Parameters by learning rate and weight decay"
     scale, groups = {}, {}
     if training['layer_decay'] < 1:
         for side in ('image_encoder', 'text_encoder'):
             blocks = layer_groups(getattr(model, side))
-            scale |= {f'{side}.{name}': training['layer_decay']**(len(blocks) - k) for k, names in enumerate(blocks) for name in names}
+            scale |= {
+                f'{side}.{name}': training['layer_decay'] ** (len(blocks) - k)
+                for k, names in enumerate(blocks)
+                for name in names
+            }
     for name, p in model.named_parameters():
-        if not p.requires_grad: continue
-        rate = (training['lr'] if name.startswith('image_') else training['note_lr'])*scale.get(name, 1.)
-        groups.setdefault((rate, training['weight_decay'] if p.ndim > 1 else 0.), []).append(p)
+        if not p.requires_grad:
+            continue
+        rate = (training['lr'] if name.startswith('image_') else training['note_lr']) * scale.get(name, 1.0)
+        groups.setdefault((rate, training['weight_decay'] if p.ndim > 1 else 0.0), []).append(p)
     return [dict(params=p, lr=rate, weight_decay=decay) for (rate, decay), p in groups.items()]
 
+
 def learning_rate_at(
-    step:int, # steps taken
-    steps:int, # in all
-    warmup:float # share of them
-) -> float: # what the learning rates are multiplied by
+    step: int,  # steps taken
+    steps: int,  # in all
+    warmup: float,  # share of them
+) -> float:  # what the learning rates are multiplied by
     "Linear warm-up, then half a cosine down to 0 (Loshchilov & Hutter 2017)"
-    warm = max(1, int(warmup*steps))
-    return min((step + 1)/warm, .5*(1 + math.cos(math.pi*min(1, max(0, step - warm)/max(1, steps - warm)))))
+    warm = max(1, int(warmup * steps))
+    return min(
+        (step + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1, max(0, step - warm) / max(1, steps - warm))))
+    )
 
 # %% ../../nbs/04_training.ipynb #step0001
 class _Shell(nn.Module):
     "What Accelerate wraps: the model, and for three classes one logit more for each branch and observation"
+
     def __init__(self, model, branches, three):
         super().__init__()
-        self.model, widths = model, dict(fused=model.projection.out_features, image=model.image_head[0].normalized_shape[0], note=model.note_head[0].normalized_shape[0])
-        self.uncertain = nn.ModuleDict({b: nn.Linear(widths[b], len(OBSERVATIONS)) for b in branches} if three else {})
-        for p in self.uncertain.parameters(): nn.init.zeros_(p)
+        self.model, widths = (
+            model,
+            dict(
+                fused=model.projection.out_features,
+                image=model.image_head[0].normalized_shape[0],
+                note=model.note_head[0].normalized_shape[0],
+            ),
+        )
+        self.uncertain = nn.ModuleDict(
+            {b: nn.Linear(widths[b], len(OBSERVATIONS)) for b in branches} if three else {}
+        )
+        for p in self.uncertain.parameters():
+            nn.init.zeros_(p)
+
     def forward(self, **inputs):
         seen, heads = {}, dict(fused=self.model.head, image=self.model.image_head, note=self.model.note_head)
-        hooks = [heads[b].register_forward_pre_hook(lambda _, given, b=b: seen.update({b: given[0]})) for b in self.uncertain]
-        try: out = self.model(**inputs)
+        hooks = [
+            heads[b].register_forward_pre_hook(lambda _, given, b=b: seen.update({b: given[0]}))
+            for b in self.uncertain
+        ]
+        try:
+            out = self.model(**inputs)
         finally:
-            for hook in hooks: hook.remove()
+            for hook in hooks:
+                hook.remove()
         return out | {f'{b}_uncertain': head(seen[b]) for b, head in self.uncertain.items()}
 
+
 def branch_loss(
-    out:Mapping, # logits of the branches, and of `<branch>_uncertain` where there are three classes
-    branch:str, # fused, image or note
-    targets:torch.Tensor, # (n, 14) from 0 to 1, -1 (uncertain, where `three`), or NaN
-    count:torch.Tensor|float, # what the sum is divided by
-    loss_of:Callable, # of the observations with two classes, as from `make_loss`
-    three:torch.Tensor # (14,) bool: which observations have three classes
-) -> torch.Tensor: # scalar
+    out: Mapping,  # logits of the branches, and of `<branch>_uncertain` where there are three classes
+    branch: str,  # fused, image or note
+    targets: torch.Tensor,  # (n, 14) from 0 to 1, -1 (uncertain, where `three`), or NaN
+    count: torch.Tensor | float,  # what the sum is divided by
+    loss_of: Callable,  # of the observations with two classes, as from `make_loss`
+    three: torch.Tensor,  # (14,) bool: which observations have three classes
+) -> torch.Tensor:  # scalar
     "What the answers of one branch cost"
-    if f'{branch}_uncertain' not in out: return loss_of(out[branch], targets, count)
-    return loss_of(out[branch][:, ~three], targets[:, ~three], count) + three_class_loss(out[branch][:, three], out[f'{branch}_uncertain'][:, three], targets[:, three], count)
+    if f'{branch}_uncertain' not in out:
+        return loss_of(out[branch], targets, count)
+    return loss_of(out[branch][:, ~three], targets[:, ~three], count) + three_class_loss(
+        out[branch][:, three], out[f'{branch}_uncertain'][:, three], targets[:, three], count
+    )
+
 
 def step_seed(
-    seed:int, # of the run, 0 to 2**32 - 1
-    epoch:int, # from 0
-    step:int, # from 0
-    part:int=-1 # of the batch; -1: what all parts draw together
-) -> int: # 0 to 2**63 - 1
+    seed: int,  # of the run, 0 to 2**32 - 1
+    epoch: int,  # from 0
+    step: int,  # from 0
+    part: int = -1,  # of the batch; -1: what all parts draw together
+) -> int:  # 0 to 2**63 - 1
     "What a step draws from"
     return int(np.random.SeedSequence([seed, epoch, step, part + 1]).generate_state(1, np.uint64)[0]) % 2**63
 
+
 def batch_rows(
-    rows:np.ndarray, # training rows
-    batch_size:int, # patients a step; a small data set gets smaller batches: at least eight steps an epoch
-    seed:int, # of the run
-    epoch:int # from 0
-) -> list: # of arrays: the rows of each step; a last batch that is not full is left out
+    rows: np.ndarray,  # training rows
+    batch_size: int,  # patients a step; a small data set gets smaller batches: at least eight steps an epoch
+    seed: int,  # of the run
+    epoch: int,  # from 0
+) -> list:  # of arrays: the rows of each step; a last batch that is not full is left out
     "The order of an epoch"
-    size = min(batch_size, len(rows), max(8, len(rows)//8))
+    size = min(batch_size, len(rows), max(8, len(rows) // 8))
     order = np.random.default_rng([seed, epoch]).permutation(np.asarray(rows))
-    return np.split(order[:len(order)//size*size], len(order)//size)
+    return np.split(order[: len(order) // size * size], len(order) // size)
+
 
 def batch_parts(
-    n:int, # patients of a batch
-    accumulate:int, # parts that one process computes, one after the other
-    processes:int, # that share the batch
-    process:int # which one, from 0
-) -> list: # of arrays of places in the batch, equally many for every process; none is empty while there are enough patients
+    n: int,  # patients of a batch
+    accumulate: int,  # parts that one process computes, one after the other
+    processes: int,  # that share the batch
+    process: int,  # which one, from 0
+) -> list:  # of arrays of places in the batch, equally many for every process; none is empty while there are enough patients
     "The parts of a batch that a process computes"
-    parts = max(1, min(accumulate, n//processes))
-    return np.array_split(np.arange(n), parts*processes)[process::processes]
+    parts = max(1, min(accumulate, n // processes))
+    return np.array_split(np.arange(n), parts * processes)[process::processes]
 
 # %% ../../nbs/04_training.ipynb #chkp0002
 class _Progress:
     "What a checkpoint holds besides weights and optimizer: where the training is, and what was best"
-    def __init__(self): self.epoch, self.step, self.total, self.log, self.best, self.best_score = 0, 0, 0., [], None, -math.inf
-    def state(self): return dict(vars(self), log=json.dumps(self.log))
-    def load(self, state): vars(self).update({k: state[k] for k in vars(self)}); self.log = json.loads(self.log)
-    def stale(self): return self.epoch - max((e['epoch'] for e in self.log if e['best']), default=self.epoch)       # epochs since the best
 
-def previous_checkpoint(path:str|Path) -> Path: # where the checkpoint before the last one is
+    def __init__(self):
+        self.epoch, self.step, self.total, self.log, self.best, self.best_score = (
+            0,
+            0,
+            0.0,
+            [],
+            None,
+            -math.inf,
+        )
+
+    def state(self):
+        return dict(vars(self), log=json.dumps(self.log))
+
+    def load(self, state):
+        vars(self).update({k: state[k] for k in vars(self)})
+        self.log = json.loads(self.log)
+
+    def stale(self):
+        return self.epoch - max(
+            (e['epoch'] for e in self.log if e['best']), default=self.epoch
+        )  # epochs since the best
+
+
+def previous_checkpoint(path: str | Path) -> Path:  # where the checkpoint before the last one is
     return Path(path).with_name(f'{Path(path).stem}.previous{Path(path).suffix}')
 
+
 def write_checkpoint(
-    path:str|Path, # where to
-    content:Mapping # tensors, numbers, text
+    path: str | Path,  # where to
+    content: Mapping,  # tensors, numbers, text
 ):
     "Write a checkpoint and keep the one before it; at no time are there more than two"
-    path = Path(path); before = previous_checkpoint(path)
-    if path.exists(): before.unlink(missing_ok=True)
+    path = Path(path)
+    before = previous_checkpoint(path)
+    if path.exists():
+        before.unlink(missing_ok=True)
     with atomic_path(path) as tmp:
-        try: torch.save(dict(content), tmp)
-        except (OSError, RuntimeError) as e:                                  # torch's writer says RuntimeError when a disk is full
-            raise OSError(getattr(e, 'errno', None) or 0, f'the checkpoint cannot be written ({e}). The one before it is whole: free space or check the disk, and run again', str(path)) from e
-        if path.exists(): os.replace(path, before)
+        try:
+            torch.save(dict(content), tmp)
+        except (OSError, RuntimeError) as e:  # torch's writer says RuntimeError when a disk is full
+            raise OSError(
+                getattr(e, 'errno', None) or 0,
+                f'the checkpoint cannot be written ({e}). The one before it is whole: free space or check the disk, and run again',
+                str(path),
+            ) from e
+        if path.exists():
+            os.replace(path, before)
+
 
 def read_checkpoint(
-    path:str|Path # as given to `write_checkpoint`
-) -> dict|None: # the newest that is whole; None if there is none
+    path: str | Path,  # as given to `write_checkpoint`
+) -> dict | None:  # the newest that is whole; None if there is none
     "Read the last checkpoint; one that is damaged is set aside with a warning, and the one before it is taken"
     for file in (Path(path), previous_checkpoint(path)):
-        if not file.exists(): continue
+        if not file.exists():
+            continue
         try:
-            with zipfile.ZipFile(file) as z: damaged = z.testzip()            # torch.load does not look at the checksums
-            if damaged: raise ValueError(f'{damaged} in it does not have its checksum')
+            with zipfile.ZipFile(file) as z:
+                damaged = z.testzip()  # torch.load does not look at the checksums
+            if damaged:
+                raise ValueError(f'{damaged} in it does not have its checksum')
             found = torch.load(file, map_location='cpu', weights_only=True)
-            _Progress().load(found['progress']); found['model'], found['optimizer']
+            _Progress().load(found['progress'])
+            found['model'], found['optimizer']
             return found
-        except MemoryError: raise
-        except Exception as e:                                                # zipfile, pickle and torch have a dozen kinds of errors for damaged files
+        except MemoryError:
+            raise
+        except Exception as e:  # zipfile, pickle and torch have a dozen kinds of errors for damaged files
             stop_on_machine_error(e, file)
-            aside = file.with_name(f'{file.name}.damaged'); os.replace(file, aside)
-            warnings.warn(f'{file} is damaged ({type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else "no reason given"}). It is kept as {aside.name}; the training goes on from the '
-                          'checkpoint before it, or begins anew if there is none', stacklevel=3)
+            aside = file.with_name(f'{file.name}.damaged')
+            os.replace(file, aside)
+            warnings.warn(
+                f'{file} is damaged ({type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else "no reason given"}). It is kept as {aside.name}; the training goes on from the '
+                'checkpoint before it, or begins anew if there is none',
+                stacklevel=3,
+            )
     return None
+
 
 def _refuse_other_model(own, saved, path):
     "A checkpoint that is whole, but not of this model"
     other = [k for k in {**own, **saved} if k not in own or k not in saved or own[k].shape != saved[k].shape]
-    if other: raise ValueError(f'{path} is the checkpoint of another model: {len(other)} weights differ in name or shape, first {other[0]}. Give another name, or delete the file')
+    if other:
+        raise ValueError(
+            f'{path} is the checkpoint of another model: {len(other)} weights differ in name or shape, first {other[0]}. Give another name, or delete the file'
+        )
 
 # %% ../../nbs/04_training.ipynb #f04b050f
-def _score(log_row): return log_row['tuning_auroc'] if not math.isnan(log_row['tuning_auroc']) else -log_row['tuning_loss']
+def _score(log_row):
+    return log_row['tuning_auroc'] if not math.isnan(log_row['tuning_auroc']) else -log_row['tuning_loss']
 
-def _certain(targets): return targets.where(targets >= 0, math.nan)              # without the class "uncertain"
+
+def _certain(targets):
+    return targets.where(targets >= 0, math.nan)  # without the class "uncertain"
+
 
 def _known_labels(data, rows):
     "The table's labels that are 0 or 1, whatever a label policy made of the others"
     labels = data.table[list(OBSERVATIONS)].to_numpy(float)[rows]
     return np.where(np.isin(labels, (0, 1)), labels, np.nan)
 
+
 def _predict_together(accelerator, model, data, rows, image):
     "Logits of the rows, each process a part of them"
     own = np.array_split(rows, accelerator.num_processes)[accelerator.process_index]
     if accelerator.num_processes > 1:
-        for b in model.buffers(): torch.distributed.broadcast(b, 0)               # each process's batch norm has counted its own patients
-    with accelerator.autocast(): found = [predict_logits(model, data, own, accelerator.device, image=image)] if len(own) else []
+        for b in model.buffers():
+            torch.distributed.broadcast(b, 0)  # each process's batch norm has counted its own patients
+    with accelerator.autocast():
+        found = [predict_logits(model, data, own, accelerator.device, image=image)] if len(own) else []
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
+
         found = gather_object(found)
     return {k: np.concatenate([f[k] for f in found]) for k in found[0]}
+
 
 def _in_main(accelerator, call, *args):
     "Call in the main process, while the others wait; what it raises ends the training in all of them, where otherwise they would wait for ever"
     error = None
     if accelerator.is_main_process:
-        try: call(*args)
-        except BaseException as e: error = e
+        try:
+            call(*args)
+        except BaseException as e:
+            error = e
     if accelerator.num_processes > 1:
         from accelerate.utils import broadcast_object_list
+
         said = broadcast_object_list([error and f'{type(error).__name__}: {error}'])[0]
-        if said and not error: error = RuntimeError(f'the main process has ended the training ({said})')
-    if error: raise error
+        if said and not error:
+            error = RuntimeError(f'the main process has ended the training ({said})')
+    if error:
+        raise error
+
 
 def _has_unused(shell, inputs, branches):
     "Are there weights that no branch's loss depends on, such as a published BERT's pooler? Processes would wait for their gradients for ever"
-    shell.eval(); out = shell(**inputs)
-    gradients = torch.autograd.grad(sum(v.sum() for k, v in out.items() if k.split('_')[0] in branches), [p for p in shell.parameters() if p.requires_grad], allow_unused=True)
+    shell.eval()
+    out = shell(**inputs)
+    gradients = torch.autograd.grad(
+        sum(v.sum() for k, v in out.items() if k.split('_')[0] in branches),
+        [p for p in shell.parameters() if p.requires_grad],
+        allow_unused=True,
+    )
     return any(g is None for g in gradients)
+
 
 def _announce_memory(model, data, rows, patients, precision, device, image, ema):
     "Print the estimate of the peak"
-    said = describe_memory(memory_estimate(model, data.batch(torch.as_tensor(rows[:4]), device, image=image), patients, precision, ema), patients)
+    said = describe_memory(
+        memory_estimate(
+            model, data.batch(torch.as_tensor(rows[:4]), device, image=image), patients, precision, ema
+        ),
+        patients,
+    )
     print(said, flush=True)
     report_progress(said, keep=True)
 
+
 class _Reports:
     "Where a training is and how long it will take, in words, for whoever waits (chapter foundations.progress)"
+
     def __init__(self, name, fold, folds, epochs, steps):
-        self.prefix = ', '.join([name]*(name != 'multimodal') + [f'fold {fold + 1} of {folds}']*(fold >= 0 and folds > 0))
+        self.prefix = ', '.join(
+            [name] * (name != 'multimodal') + [f'fold {fold + 1} of {folds}'] * (fold >= 0 and folds > 0)
+        )
         self.epochs, self.steps, self.later = epochs, steps, max(0, folds - 1 - fold) if fold >= 0 else 0
-        self.since, self.done, self.said = time.monotonic(), 0, 0.
-    def where(self, epoch): return ', '.join(filter(None, [self.prefix, f'epoch {epoch} of {self.epochs}']))
+        self.since, self.done, self.said = time.monotonic(), 0, 0.0
+
+    def where(self, epoch):
+        return ', '.join(filter(None, [self.prefix, f'epoch {epoch} of {self.epochs}']))
+
     def left(self, epoch, step):
         "Seconds, with the folds that follow; what was done before a resumption says nothing about them"
-        if not self.done: return None
-        todo = (self.epochs*(1 + self.later) - epoch)*self.steps - step
-        return (time.monotonic() - self.since)/self.done*todo
+        if not self.done:
+            return None
+        todo = (self.epochs * (1 + self.later) - epoch) * self.steps - step
+        return (time.monotonic() - self.since) / self.done * todo
+
     def step(self, at, loss):
         self.done += 1
-        if time.monotonic() - self.said < 1: return
+        if time.monotonic() - self.said < 1:
+            return
         self.said = time.monotonic()
-        report_progress(self.where(at.epoch + 1), f'step {at.step} of {self.steps}', f'loss {loss:.3f}', seconds_left=self.left(at.epoch, at.step))
+        report_progress(
+            self.where(at.epoch + 1),
+            f'step {at.step} of {self.steps}',
+            f'loss {loss:.3f}',
+            seconds_left=self.left(at.epoch, at.step),
+        )
+
     def epoch(self, row):
-        report_progress(self.where(row['epoch']), f'loss {row["train_loss"]:.3f}', f'tuning AUROC {number_text(row["tuning_auroc"])}',
-                        seconds_left=self.left(row['epoch'], 0), keep=True)
+        report_progress(
+            self.where(row['epoch']),
+            f'loss {row["train_loss"]:.3f}',
+            f'tuning AUROC {number_text(row["tuning_auroc"])}',
+            seconds_left=self.left(row['epoch'], 0),
+            keep=True,
+        )
+
     def resumed(self, at):
-        said = f'resuming after epoch {at.epoch}' + (f' and step {at.step} of {self.steps}' if at.step else '') + f' of {self.epochs} epochs'
+        said = (
+            f'resuming after epoch {at.epoch}'
+            + (f' and step {at.step} of {self.steps}' if at.step else '')
+            + f' of {self.epochs} epochs'
+        )
         print(', '.join(filter(None, [self.prefix, said])), flush=True)
         report_progress(*filter(None, [self.prefix, said]), keep=True)
 
+
 def check_finite(
-    loss:float, # of a step, or of the tuning split
-    norm:float, # of the gradient
-    scaled:bool, # does fp16's scaler leave out steps whose gradient overflows?
-    where:str, # epoch and step
-    rate:float # largest learning rate
+    loss: float,  # of a step, or of the tuning split
+    norm: float,  # of the gradient
+    scaled: bool,  # does fp16's scaler leave out steps whose gradient overflows?
+    where: str,  # epoch and step
+    rate: float,  # largest learning rate
 ):
     "Raise `FloatingPointError` with the remedy if the training has diverged"
-    if math.isfinite(loss) and (scaled or math.isfinite(norm)): return
+    if math.isfinite(loss) and (scaled or math.isfinite(norm)):
+        return
     what = f'the loss is {loss}' if not math.isfinite(loss) else f'the norm of the gradient is {norm}'
-    raise FloatingPointError(f'{what} in {where}, at a learning rate of {rate:.2g}: the training has diverged. Lower lr and note_lr (a third of what they are), raise warmup, keep clip=1, '
-                             'and if precision is fp16 take bf16 or no')
+    raise FloatingPointError(
+        f'{what} in {where}, at a learning rate of {rate:.2g}: the training has diverged. Lower lr and note_lr (a third of what they are), raise warmup, keep clip=1, '
+        'and if precision is fp16 take bf16 or no'
+    )
+
 
 def fit(
-    model:MultimodalClassifier, # trained in place; ends with the weights of its best epoch
-    data:StudyData, # pixels, notes, targets
-    train:np.ndarray, # row numbers to learn from
-    tuning:np.ndarray, # row numbers to select on
-    training:Mapping, # a preset's training values, see `training_values`
+    model: MultimodalClassifier,  # trained in place; ends with the weights of its best epoch
+    data: StudyData,  # pixels, notes, targets
+    train: np.ndarray,  # row numbers to learn from
+    tuning: np.ndarray,  # row numbers to select on
+    training: Mapping,  # a preset's training values, see `training_values`
     *,
-    seed:int=0, # batches, dropout; 0 to 2**32 - 1
-    checkpoint:str|Path|None=None, # file to resume from and to write after every epoch
-    branches:Sequence=('fused', 'image', 'note'), # what is trained; ('note',) never looks at an image
-    name:str='multimodal', # in the log and the progress bar
-    fold:int=-1, # in the log
-    folds:int=0, # of how many; 0: one split
-    on_epoch:Callable|None=None, # called with the whole log after every epoch, in the main process; what it raises ends the training
-    tensorboard:str|Path|None=None # folder of TensorBoard logs
-) -> list: # one dict an epoch
+    seed: int = 0,  # batches, dropout; 0 to 2**32 - 1
+    checkpoint: str | Path | None = None,  # file to resume from and to write after every epoch
+    branches: Sequence = ('fused', 'image', 'note'),  # what is trained; ('note',) never looks at an image
+    name: str = 'multimodal',  # in the log and the progress bar
+    fold: int = -1,  # in the log
+    folds: int = 0,  # of how many; 0: one split
+    on_epoch: Callable
+    | None = None,  # called with the whole log after every epoch, in the main process; what it raises ends the training
+    tensorboard: str | Path | None = None,  # folder of TensorBoard logs
+) -> list:  # one dict an epoch
     "Train, select on the tuning rows, resume if killed"
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     from tqdm.auto import tqdm
+
     t, image, first = training_values(training), 'image' in branches, branches[0]
-    if not len(train) or not len(tuning): raise ValueError(f'{len(train)} rows to learn from and {len(tuning)} to select on; both need one at least')
+    if not len(train) or not len(tuning):
+        raise ValueError(
+            f'{len(train)} rows to learn from and {len(tuning)} to select on; both need one at least'
+        )
     targets, certain = data.targets, _certain(data.targets)
-    three = (targets[train] == -1).any(0)                                 # observations with a class "uncertain"
-    if three.any() and t['loss'] != 'bce': raise ValueError(f'loss is {t["loss"]!r}; the label policies multiclass and best are for loss bce')
+    three = (targets[train] == -1).any(0)  # observations with a class "uncertain"
+    if three.any() and t['loss'] != 'bce':
+        raise ValueError(f'loss is {t["loss"]!r}; the label policies multiclass and best are for loss bce')
     precision = choose_precision() if t['precision'] == 'auto' else t['precision']
-    AcceleratorState._reset_state()                                       # else a second training in one process keeps the first one's precision
+    AcceleratorState._reset_state()  # else a second training in one process keeps the first one's precision
     sharing = DistributedDataParallelKwargs()
-    accelerator = Accelerator(mixed_precision=precision, cpu=choose_device() == 'cpu', kwargs_handlers=[sharing])
+    accelerator = Accelerator(
+        mixed_precision=precision, cpu=choose_device() == 'cpu', kwargs_handlers=[sharing]
+    )
     device, main, processes = accelerator.device, accelerator.is_main_process, accelerator.num_processes
-    model.to(device); shell = _Shell(model, branches, bool(three.any())).to(device)
-    loss_of, plan, at, ema = make_loss(t['loss'], targets[train]), batch_rows(train, t['batch_size'], seed, 0), _Progress(), _moving_average(model, t['ema'])
-    groups = parameter_groups(model, t) + [dict(params=list(shell.uncertain.parameters()), lr=t['note_lr'], weight_decay=0.)]*bool(three.any())
-    optimizer, steps, saved = torch.optim.AdamW(groups, betas=(.9, t['beta2'])), len(plan)*t['epochs'], None
+    model.to(device)
+    shell = _Shell(model, branches, bool(three.any())).to(device)
+    loss_of, plan, at, ema = (
+        make_loss(t['loss'], targets[train]),
+        batch_rows(train, t['batch_size'], seed, 0),
+        _Progress(),
+        _moving_average(model, t['ema']),
+    )
+    groups = parameter_groups(model, t) + [
+        dict(params=list(shell.uncertain.parameters()), lr=t['note_lr'], weight_decay=0.0)
+    ] * bool(three.any())
+    optimizer, steps, saved = (
+        torch.optim.AdamW(groups, betas=(0.9, t['beta2'])),
+        len(plan) * t['epochs'],
+        None,
+    )
     rates = [g['lr'] for g in optimizer.param_groups]
     if checkpoint:
-        there = sum(p.stat().st_size for p in (Path(checkpoint), previous_checkpoint(checkpoint)) if p.is_file())
-        _in_main(accelerator, lambda: (remove_unfinished(checkpoint), check_disk(Path(checkpoint).parent, checkpoint_bytes(model, t['ema'] > 0), there)))
-        with accelerator.main_process_first(): saved = read_checkpoint(checkpoint)
-    if saved: _refuse_other_model(shell.state_dict(), saved['model'], checkpoint); shell.load_state_dict(saved['model'])
-    if processes > 1: sharing.find_unused_parameters = _has_unused(shell, data.batch(torch.as_tensor(train[:2]), device, image=image, augmented=t['augment'] and image), branches)
-    if t['gradient_checkpointing']: model.set_gradient_checkpointing(True)
+        there = sum(
+            p.stat().st_size for p in (Path(checkpoint), previous_checkpoint(checkpoint)) if p.is_file()
+        )
+        _in_main(
+            accelerator,
+            lambda: (
+                remove_unfinished(checkpoint),
+                check_disk(Path(checkpoint).parent, checkpoint_bytes(model, t['ema'] > 0), there),
+            ),
+        )
+        with accelerator.main_process_first():
+            saved = read_checkpoint(checkpoint)
+    if saved:
+        _refuse_other_model(shell.state_dict(), saved['model'], checkpoint)
+        shell.load_state_dict(saved['model'])
+    if processes > 1:
+        sharing.find_unused_parameters = _has_unused(
+            shell,
+            data.batch(torch.as_tensor(train[:2]), device, image=image, augmented=t['augment'] and image),
+            branches,
+        )
+    if t['gradient_checkpointing']:
+        model.set_gradient_checkpointing(True)
     if main and fold <= 0 and len(branches) > 1 and len(train) > 3:
-        _announce_memory(model, data, train, max(map(len, batch_parts(len(plan[0]), t['accumulate'], processes, 0))), precision, device, image, t['ema'] > 0)
+        _announce_memory(
+            model,
+            data,
+            train,
+            max(map(len, batch_parts(len(plan[0]), t['accumulate'], processes, 0))),
+            precision,
+            device,
+            image,
+            t['ema'] > 0,
+        )
     learner, optimizer = accelerator.prepare(shell, optimizer)
     if saved:
-        optimizer.load_state_dict(saved['optimizer']); at.load(saved['progress'])
-        if ema: ema.module.load_state_dict(saved['ema'])
-        if accelerator.scaler: accelerator.scaler.load_state_dict(saved['scaler'])
+        optimizer.load_state_dict(saved['optimizer'])
+        at.load(saved['progress'])
+        if ema:
+            ema.module.load_state_dict(saved['ema'])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(saved['scaler'])
     reports = _Reports(name, fold, folds, t['epochs'], len(plan))
-    if saved and main: reports.resumed(at)
+    if saved and main:
+        reports.resumed(at)
+
     def save():
-        if not (checkpoint and main): return
-        write_checkpoint(checkpoint, dict(model=shell.state_dict(), optimizer=optimizer.state_dict(), progress=at.state(), epoch=at.epoch, ema=ema.module.state_dict() if ema else None,
-                                          scaler=accelerator.scaler.state_dict() if accelerator.scaler else None))
+        if not (checkpoint and main):
+            return
+        write_checkpoint(
+            checkpoint,
+            dict(
+                model=shell.state_dict(),
+                optimizer=optimizer.state_dict(),
+                progress=at.state(),
+                epoch=at.epoch,
+                ema=ema.module.state_dict() if ema else None,
+                scaler=accelerator.scaler.state_dict() if accelerator.scaler else None,
+            ),
+        )
+
     def step(rows):
         "One step of the optimizer -> its loss, over all processes; time for a checkpoint?"
         torch.manual_seed(step_seed(seed, at.epoch, at.step))
-        keep, words = torch.rand(len(rows)) >= t['note_dropout'], hide_words(torch.ones(len(rows), model.config.max_tokens, dtype=torch.long), t['word_dropout'])
-        labels, known = ((~y[rows].isnan()).sum().clamp_min(1) for y in (targets, certain))           # of the whole batch, whoever computes it
-        own, lost = batch_parts(len(rows), t['accumulate'], processes, accelerator.process_index), torch.zeros((), device=device)
+        keep, words = (
+            torch.rand(len(rows)) >= t['note_dropout'],
+            hide_words(torch.ones(len(rows), model.config.max_tokens, dtype=torch.long), t['word_dropout']),
+        )
+        labels, known = (
+            (~y[rows].isnan()).sum().clamp_min(1) for y in (targets, certain)
+        )  # of the whole batch, whoever computes it
+        own, lost = (
+            batch_parts(len(rows), t['accumulate'], processes, accelerator.process_index),
+            torch.zeros((), device=device),
+        )
         for k, part in enumerate(own):
-            torch.manual_seed(step_seed(seed, at.epoch, at.step, k*processes + accelerator.process_index))
-            idle = not len(part)                                                                      # fewer patients than processes: one without labels, so that all go the same way back
+            torch.manual_seed(step_seed(seed, at.epoch, at.step, k * processes + accelerator.process_index))
+            idle = not len(
+                part
+            )  # fewer patients than processes: one without labels, so that all go the same way back
             part = np.zeros(1, int) if idle else part
             i = torch.as_tensor(rows[part])
             inputs = data.batch(i, device, has_note=keep[part], image=image, augmented=t['augment'] and image)
-            inputs['attention_mask'] = inputs['attention_mask']*words[part, :inputs['attention_mask'].shape[1]].to(device)
+            inputs['attention_mask'] = inputs['attention_mask'] * words[
+                part, : inputs['attention_mask'].shape[1]
+            ].to(device)
             y = (torch.full_like(targets[i], math.nan) if idle else targets[i]).to(device)
             with contextlib.nullcontext() if k == len(own) - 1 else accelerator.no_sync(learner):
                 out = learner(**inputs)
-                accelerator.backward(sum(branch_loss(out, b, y, labels/processes, loss_of, three) for b in branches))      # gradients are averaged over processes
+                accelerator.backward(
+                    sum(branch_loss(out, b, y, labels / processes, loss_of, three) for b in branches)
+                )  # gradients are averaged over processes
             lost += masked_bce(out[first].detach(), _certain(y), known)
-        due = main and bool(checkpoint) and time.monotonic() - written > 60*t['checkpoint_minutes']
+        due = main and bool(checkpoint) and time.monotonic() - written > 60 * t['checkpoint_minutes']
         lost, due = accelerator.reduce(torch.stack([lost, torch.tensor(float(due), device=device)])).tolist()
-        norm = float(accelerator.clip_grad_norm_(learner.parameters(), t['clip'])) if t['clip'] else 0.
-        check_finite(lost, norm, accelerator.scaler is not None, f'epoch {at.epoch + 1}, step {at.step + 1} of {len(plan)}', max(g['lr'] for g in optimizer.param_groups))
-        optimizer.step(); optimizer.zero_grad()
+        norm = float(accelerator.clip_grad_norm_(learner.parameters(), t['clip'])) if t['clip'] else 0.0
+        check_finite(
+            lost,
+            norm,
+            accelerator.scaler is not None,
+            f'epoch {at.epoch + 1}, step {at.step + 1} of {len(plan)}',
+            max(g['lr'] for g in optimizer.param_groups),
+        )
+        optimizer.step()
+        optimizer.zero_grad()
         return lost, due > 0
+
     frozen = {k for k, p in model.named_parameters() if not p.requires_grad}
+
     def look():
         "The log's row of an epoch"
         chosen = ema.module if ema else model
-        logits, labels, rate = _predict_together(accelerator, chosen, data, np.asarray(tuning), image), _known_labels(data, tuning), max(g['lr'] for g in optimizer.param_groups)
+        logits, labels, rate = (
+            _predict_together(accelerator, chosen, data, np.asarray(tuning), image),
+            _known_labels(data, tuning),
+            max(g['lr'] for g in optimizer.param_groups),
+        )
         loss = float(masked_bce(torch.from_numpy(logits[first]), certain[tuning]))
-        check_finite(loss if all(np.isfinite(logits[b]).all() for b in branches) else math.nan, 0., False, f'epoch {at.epoch + 1}, on the tuning split', rate)
-        row = dict(model=name, fold=fold, epoch=at.epoch + 1, lr=rate, train_loss=at.total/len(plan), tuning_loss=loss, tuning_auroc=mean_auroc(labels, logits[first]))
+        check_finite(
+            loss if all(np.isfinite(logits[b]).all() for b in branches) else math.nan,
+            0.0,
+            False,
+            f'epoch {at.epoch + 1}, on the tuning split',
+            rate,
+        )
+        row = dict(
+            model=name,
+            fold=fold,
+            epoch=at.epoch + 1,
+            lr=rate,
+            train_loss=at.total / len(plan),
+            tuning_loss=loss,
+            tuning_auroc=mean_auroc(labels, logits[first]),
+        )
         row |= {f'tuning_auroc_{b}': mean_auroc(labels, logits[b]) for b in branches[1:]} | dict(best=False)
-        row['best'] = _score(row) > at.best_score; at.log.append(row)
-        if row['best']: at.best, at.best_score = {k: v.detach().cpu().clone() for k, v in chosen.state_dict().items() if k not in frozen}, _score(row)
+        row['best'] = _score(row) > at.best_score
+        at.log.append(row)
+        if row['best']:
+            at.best, at.best_score = (
+                {k: v.detach().cpu().clone() for k, v in chosen.state_dict().items() if k not in frozen},
+                _score(row),
+            )
         return row
-    writer, written = _tensorboard(tensorboard, name, fold) if main and tensorboard else None, time.monotonic()
-    bar = tqdm(total=steps, initial=at.epoch*len(plan) + at.step, desc=name if fold < 0 else f'{name}, fold {fold + 1}', mininterval=1, disable=not accelerator.is_local_main_process)
+
+    writer, written = (
+        _tensorboard(tensorboard, name, fold) if main and tensorboard else None,
+        time.monotonic(),
+    )
+    bar = tqdm(
+        total=steps,
+        initial=at.epoch * len(plan) + at.step,
+        desc=name if fold < 0 else f'{name}, fold {fold + 1}',
+        mininterval=1,
+        disable=not accelerator.is_local_main_process,
+    )
     try:
         while at.epoch < t['epochs'] and not (t['patience'] and at.stale() > t['patience']):
             learner.train()
-            for rows in batch_rows(train, t['batch_size'], seed, at.epoch)[at.step:]:
-                for g, rate in zip(optimizer.param_groups, rates): g['lr'] = rate*learning_rate_at(at.epoch*len(plan) + at.step, steps, t['warmup'])
+            for rows in batch_rows(train, t['batch_size'], seed, at.epoch)[at.step :]:
+                for g, rate in zip(optimizer.param_groups, rates):
+                    g['lr'] = rate * learning_rate_at(at.epoch * len(plan) + at.step, steps, t['warmup'])
                 lost, due = step(rows)
-                at.total += lost; at.step += 1; bar.update()
-                if main: reports.step(at, lost)
-                if ema: ema.update(model, at.epoch*len(plan) + at.step)
-                if due and at.step < len(plan): save(); written = time.monotonic()
+                at.total += lost
+                at.step += 1
+                bar.update()
+                if main:
+                    reports.step(at, lost)
+                if ema:
+                    ema.update(model, at.epoch * len(plan) + at.step)
+                if due and at.step < len(plan):
+                    save()
+                    written = time.monotonic()
             row = look()
-            at.epoch, at.step, at.total = at.epoch + 1, 0, 0.
+            at.epoch, at.step, at.total = at.epoch + 1, 0, 0.0
             bar.set_postfix(loss=f'{row["train_loss"]:.3f}', tuning_auroc=f'{row["tuning_auroc"]:.3f}')
-            if main: reports.epoch(row)
-            save(); written = time.monotonic()
-            if writer: _write_scalars(writer, row)
-            if on_epoch: _in_main(accelerator, on_epoch, at.log)
-    finally:                                                              # also where on_epoch or Ctrl-C ends it
+            if main:
+                reports.epoch(row)
+            save()
+            written = time.monotonic()
+            if writer:
+                _write_scalars(writer, row)
+            if on_epoch:
+                _in_main(accelerator, on_epoch, at.log)
+    finally:  # also where on_epoch or Ctrl-C ends it
         bar.close()
-        if writer: writer.close()
-        if t['gradient_checkpointing']: model.set_gradient_checkpointing(False)
-        optimizer.zero_grad(); model.eval()
-    if at.best is not None: model.load_state_dict(at.best, strict=False)              # what is frozen is as it was
+        if writer:
+            writer.close()
+        if t['gradient_checkpointing']:
+            model.set_gradient_checkpointing(False)
+        optimizer.zero_grad()
+        model.eval()
+    if at.best is not None:
+        model.load_state_dict(at.best, strict=False)  # what is frozen is as it was
     return at.log
+
 
 def _moving_average(model, decay):
     "timm's moving average of the weights, or None"
-    if not decay: return None
+    if not decay:
+        return None
     from timm.utils import ModelEmaV3
-    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=.75)
+
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=0.75)
+
 
 def _tensorboard(folder, name, fold):
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError: raise ImportError('TensorBoard is not installed; run: pip install "cxr_lib[train]"') from None
-    return SummaryWriter(str(Path(folder)/(name if fold < 0 else f'{name}-fold{fold + 1}').replace(' ', '-')))
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError('TensorBoard is not installed; run: pip install "cxr_lib[train]"') from None
+    return SummaryWriter(
+        str(Path(folder) / (name if fold < 0 else f'{name}-fold{fold + 1}').replace(' ', '-'))
+    )
+
 
 def _write_scalars(writer, row):
     for k, v in row.items():
-        if isinstance(v, float) and not math.isnan(v): writer.add_scalar(k, v, row['epoch'])
+        if isinstance(v, float) and not math.isnan(v):
+            writer.add_scalar(k, v, row['epoch'])
     writer.flush()
 
 # %% ../../nbs/04_training.ipynb #fd50620f
 def fold_splits(
-    table:pd.DataFrame, # study table with splits
-    folds:int, # 0: the table's own split
-    tuning_fraction:float=.15, # share of the other patients used for selection
-    seed:int=0 # assignment
-) -> list: # of arrays ('train', 'tuning', 'test' a row), one a fold
+    table: pd.DataFrame,  # study table with splits
+    folds: int,  # 0: the table's own split
+    tuning_fraction: float = 0.15,  # share of the other patients used for selection
+    seed: int = 0,  # assignment
+) -> list:  # of arrays ('train', 'tuning', 'test' a row), one a fold
     "The split of every row, for each fold; no patient is in two parts"
-    if folds == 0: return [table.split.to_numpy()]
-    if folds == 1 or folds < 0: raise ValueError(f'folds is {folds}; expected 0 (one split) or at least 2')
-    if table.patient_id.nunique() < 2*folds: raise ValueError(f'{folds} folds need at least {2*folds} patients; there are {table.patient_id.nunique()}')
-    number = {p: k % folds for k, p in enumerate(sorted(table.patient_id.unique(), key=lambda p: content_key('fold', seed, p)))}
+    if folds == 0:
+        return [table.split.to_numpy()]
+    if folds == 1 or folds < 0:
+        raise ValueError(f'folds is {folds}; expected 0 (one split) or at least 2')
+    if table.patient_id.nunique() < 2 * folds:
+        raise ValueError(
+            f'{folds} folds need at least {2 * folds} patients; there are {table.patient_id.nunique()}'
+        )
+    number = {
+        p: k % folds
+        for k, p in enumerate(sorted(table.patient_id.unique(), key=lambda p: content_key('fold', seed, p)))
+    }
     fold = table.patient_id.map(number).to_numpy()
-    chosen = table.patient_id.map({p: int(content_key('tuning', seed, p)[:8], 16)/16**8 for p in number}).to_numpy() < tuning_fraction
+    chosen = (
+        table.patient_id.map(
+            {p: int(content_key('tuning', seed, p)[:8], 16) / 16**8 for p in number}
+        ).to_numpy()
+        < tuning_fraction
+    )
     out = [np.where(fold == k, 'test', np.where(chosen, 'tuning', 'train')) for k in range(folds)]
-    for split in out: check_patient_splits(table.assign(split=split), 'cross-validation')
+    for split in out:
+        check_patient_splits(table.assign(split=split), 'cross-validation')
     return out
 
-def is_simulated(run:RunFolder) -> bool: # are the patients of this run simulated?
-    return bool(read_json(run/'source.json')['simulated'])
 
-def training_sources() -> dict: # module -> its source
+def is_simulated(run: RunFolder) -> bool:  # are the patients of this run simulated?
+    return bool(read_json(run / 'source.json')['simulated'])
+
+
+def training_sources() -> dict:  # module -> its source
     "The code that decides, besides data and parameters, where a checkpoint may go on: this module and all that it imports"
     from cxr_lib.foundations.core import module_sources
+
     return module_sources('cxr_lib.training.loop')
+
 
 def token_folder() -> Path:
     "Where the tokens of frozen encoders are kept, for every fold and every run"
-    return project_root()/'data'/'cache'/'tokens'
+    return project_root() / 'data' / 'cache' / 'tokens'
+
 
 def _processes():
     "The processes of this training: one, or as many as `accelerate launch` has started. The main one may encode a large data set, while the others wait: for a day at most"
     from accelerate import PartialState
-    return PartialState(cpu=choose_device() == 'cpu', timeout=timedelta(days=1)) if int(os.environ.get('WORLD_SIZE', 1)) > 1 else PartialState(cpu=choose_device() == 'cpu')
+
+    return (
+        PartialState(cpu=choose_device() == 'cpu', timeout=timedelta(days=1))
+        if int(os.environ.get('WORLD_SIZE', 1)) > 1
+        else PartialState(cpu=choose_device() == 'cpu')
+    )
+
 
 #: What the stage writes into the run folder, besides its stamp.
-_FILES = ('training_log.csv', 'predictions.parquet', 'calibration.json', 'shuffled_notes.npz', 'conditions.json', 'model')
+_FILES = (
+    'training_log.csv',
+    'predictions.parquet',
+    'calibration.json',
+    'shuffled_notes.npz',
+    'conditions.json',
+    'model',
+)
 
 #: Rules whose thresholds are stored with the model.
 STORED_RULES = ('youden', 'sensitivity=0.9', 'specificity=0.9')
 
+
 def keep_calibration(
-    run:RunFolder, # where `calibration.json` goes; the model in it gets its part
-    predictions:pd.DataFrame # its prediction table
-) -> dict: # fold -> branch -> map
+    run: RunFolder,  # where `calibration.json` goes; the model in it gets its part
+    predictions: pd.DataFrame,  # its prediction table
+) -> dict:  # fold -> branch -> map
     "Fit the calibration on the tuning rows, once. The saved model gets that of its fold, and thresholds for its calibrated probabilities"
     from cxr_lib.metrics.ranking import choose_thresholds
+
     tuning = predictions[predictions['split'] == 'tuning']
     calibrations = fit_calibrations(tuning)
-    write_json(run/'calibration.json', calibrations)
-    if not (run/'model'/'config.json').is_file(): return calibrations
-    fold = read_json(run/'model'/'config.json').get('fold', -1)
+    write_json(run / 'calibration.json', calibrations)
+    if not (run / 'model' / 'config.json').is_file():
+        return calibrations
+    fold = read_json(run / 'model' / 'config.json').get('fold', -1)
     own, thresholds = tuning[tuning['fold'] == fold], {}
     for rule in STORED_RULES if len(own) else ():
         cuts = calibrated_thresholds(choose_thresholds(own, 'fused', rule), 'fused', calibrations).iloc[0]
         thresholds[rule] = {o: None if np.isnan(t) else float(t) for o, t in cuts.items()}
-    save_calibration(run/'model', calibrations.get(str(fold)), thresholds)
+    save_calibration(run / 'model', calibrations.get(str(fold)), thresholds)
     return calibrations
 
+
 def training_stage(
-    run:RunFolder, # a run whose model is chosen
+    run: RunFolder,  # a run whose model is chosen
     *,
-    epochs:int=0, # 0: the preset's
-    folds:int=-1, # 0: one split; -1: the source's default
-    label_policy:str='ignore', # see `LABEL_POLICIES`
-    loss:str='', # see `LOSSES`; empty: the preset's
-    precision:str='', # 'no', 'bf16', 'fp16' or 'auto'; empty: the preset's
-    negative_example:bool=True, # also a note-only model on notes that leak the label
-    tensorboard:bool=False, # also write TensorBoard logs into `<run>/tensorboard`
-    live:bool=False, # redraw the learning curves after every epoch
-    n_permutations:int=20, # times that the notes are shuffled
-    seed:int=0 # weights, batches, shuffling; 0 to 2**32 - 1
-) -> pd.DataFrame: # the prediction table, as in `<run>/predictions.parquet`; the same in every process
+    epochs: int = 0,  # 0: the preset's
+    folds: int = -1,  # 0: one split; -1: the source's default
+    label_policy: str = 'ignore',  # see `LABEL_POLICIES`
+    loss: str = '',  # see `LOSSES`; empty: the preset's
+    precision: str = '',  # 'no', 'bf16', 'fp16' or 'auto'; empty: the preset's
+    negative_example: bool = True,  # also a note-only model on notes that leak the label
+    tensorboard: bool = False,  # also write TensorBoard logs into `<run>/tensorboard`
+    live: bool = False,  # redraw the learning curves after every epoch
+    n_permutations: int = 20,  # times that the notes are shuffled
+    seed: int = 0,  # weights, batches, shuffling; 0 to 2**32 - 1
+) -> pd.DataFrame:  # the prediction table, as in `<run>/predictions.parquet`; the same in every process
     "Train, select, predict under every condition; the main process writes the model, the log and the predictions into the run folder"
     from cxr_lib.notes.wording import ensure_notes, label_leak_notes
+
     check_ranges(epochs=epochs, folds=folds, n_permutations=n_permutations, seed=seed)
-    state = _processes(); main = state.is_main_process
-    with state.main_process_first(): table, chosen, source = ensure_notes(run), ensure_architecture(run), read_json(run/'source.json')
-    config, training = make_config(chosen['preset'], chosen['overrides']), split_overrides(chosen['preset'], chosen['overrides'])[1]
+    state = _processes()
+    main = state.is_main_process
+    with state.main_process_first():
+        table, chosen, source = ensure_notes(run), ensure_architecture(run), read_json(run / 'source.json')
+    config, training = (
+        make_config(chosen['preset'], chosen['overrides']),
+        split_overrides(chosen['preset'], chosen['overrides'])[1],
+    )
     training |= {k: v for k, v in dict(epochs=epochs, loss=loss, precision=precision).items() if v}
-    training_values(training)                                                             # an error before anything is touched
+    training_values(training)  # an error before anything is touched
     folds = DATASETS[source['dataset']].folds if folds < 0 else folds
-    params = dict(epochs=epochs, folds=folds, label_policy=label_policy, loss=loss, precision=precision, negative_example=negative_example, n_permutations=n_permutations, seed=seed)
+    params = dict(
+        epochs=epochs,
+        folds=folds,
+        label_policy=label_policy,
+        loss=loss,
+        precision=precision,
+        negative_example=negative_example,
+        n_permutations=n_permutations,
+        seed=seed,
+    )
     key, device = run.key('training', params), choose_device()
-    checkpoints = run/'.checkpoints'/content_key(key, table.to_csv(index=False), asdict(config), training, training_sources())   # resume only what had the same data, settings and code
+    checkpoints = (
+        run
+        / '.checkpoints'
+        / content_key(key, table.to_csv(index=False), asdict(config), training, training_sources())
+    )  # resume only what had the same data, settings and code
     pixels, logs, parts, permutations, reasons = None, [], [], [], {}
     show = LiveCurves(source['simulated']) if live and main else None
+
     def write_log(log):
-        with atomic_path(run/'training_log.csv') as tmp: pd.DataFrame(log).to_csv(tmp, index=False)
+        with atomic_path(run / 'training_log.csv') as tmp:
+            pd.DataFrame(log).to_csv(tmp, index=False)
+
     splits = fold_splits(table, folds, seed=seed)
     for split in splits:
         for name in ('train', 'tuning', 'test'):
-            if not (split == name).any(): raise ValueError(f'the {name} split is empty: there are too few patients ({table.patient_id.nunique()}), its share in the exploration is too small, or the column `split` of the source names nobody. '
-                                                           'Change one of these in the exploration, or train with folds (at least 2), which split anew')
+            if not (split == name).any():
+                raise ValueError(
+                    f'the {name} split is empty: there are too few patients ({table.patient_id.nunique()}), its share in the exploration is too small, or the column `split` of the source names nobody. '
+                    'Change one of these in the exploration, or train with folds (at least 2), which split anew'
+                )
     if main:
         run.begin('training')
-        for name in _FILES: remove_unfinished(run/name)
+        for name in _FILES:
+            remove_unfinished(run / name)
     for k, split in enumerate(splits):
         part, fold = table.assign(split=split), k if folds else -1
         seed_everything(seed)
         tokenizer = make_tokenizer(config, part.note[part.split == 'train'])
         model = build_model(config, tokenizer)
-        with state.main_process_first():                                                      # the others find its caches
-            data = StudyData(part, data_root(run), config, tokenizer, label_policy, pixels); pixels = data.pixels
-            data.precompute(model, device, cache=token_folder())                             # of frozen encoders; the same for every fold, and found again
+        with state.main_process_first():  # the others find its caches
+            data = StudyData(part, data_root(run), config, tokenizer, label_policy, pixels)
+            pixels = data.pixels
+            data.precompute(
+                model, device, cache=token_folder()
+            )  # of frozen encoders; the same for every fold, and found again
+
         def note_down(log):
             write_log(logs + log)
-            if show: show(logs + log)
-        logs += fit(model, data, data.rows('train'), data.rows('tuning'), training, seed=seed, checkpoint=checkpoints/f'multimodal-{k}.pt', fold=fold, folds=folds,
-                    on_epoch=note_down, tensorboard=run/'tensorboard' if tensorboard else None)
-        if k == 0 and main: save_model(model, tokenizer, run/'model', dict(preset=chosen['preset'], dataset=source['dataset'], simulated=source['simulated'], fold=fold))
-        leak = _negative_example(part, config, training, label_leak_notes(part, seed=seed), data, checkpoints/f'label-leak-{k}.pt', seed, fold, folds, state) if negative_example else None
-        if leak: logs += leak[0]
+            if show:
+                show(logs + log)
+
+        logs += fit(
+            model,
+            data,
+            data.rows('train'),
+            data.rows('tuning'),
+            training,
+            seed=seed,
+            checkpoint=checkpoints / f'multimodal-{k}.pt',
+            fold=fold,
+            folds=folds,
+            on_epoch=note_down,
+            tensorboard=run / 'tensorboard' if tensorboard else None,
+        )
+        if k == 0 and main:
+            save_model(
+                model,
+                tokenizer,
+                run / 'model',
+                dict(
+                    preset=chosen['preset'],
+                    dataset=source['dataset'],
+                    simulated=source['simulated'],
+                    fold=fold,
+                ),
+            )
+        leak = (
+            _negative_example(
+                part,
+                config,
+                training,
+                label_leak_notes(part, seed=seed),
+                data,
+                checkpoints / f'label-leak-{k}.pt',
+                seed,
+                fold,
+                folds,
+                state,
+            )
+            if negative_example
+            else None
+        )
+        if leak:
+            logs += leak[0]
         for name in ('tuning', 'test') if main else ():
             rows = data.rows(name)
             found = predict_conditions(model.to(device), data, rows, device, seed, n_permutations)
             probabilities = found.probabilities | ({'label_leak_note_only': leak[1][name]} if leak else {})
             parts.append(prediction_table(part.iloc[rows], probabilities, name, fold))
-            if name == 'test': permutations.append((found.permutations, part.image.iloc[rows])); reasons |= found.reasons
+            if name == 'test':
+                permutations.append((found.permutations, part.image.iloc[rows]))
+                reasons |= found.reasons
     if main:
         write_log(logs)
         predictions = pd.concat(parts, ignore_index=True)
-        with atomic_path(run/'predictions.parquet') as tmp: predictions.to_parquet(tmp)
+        with atomic_path(run / 'predictions.parquet') as tmp:
+            predictions.to_parquet(tmp)
         keep_calibration(run, predictions)
-        write_permutations(run/'shuffled_notes.npz', np.concatenate([p for p, _ in permutations], 1), pd.concat([i for _, i in permutations]))
-        write_json(run/'conditions.json', dict(n_permutations=n_permutations, reasons=reasons))
+        write_permutations(
+            run / 'shuffled_notes.npz',
+            np.concatenate([p for p, _ in permutations], 1),
+            pd.concat([i for _, i in permutations]),
+        )
+        write_json(run / 'conditions.json', dict(n_permutations=n_permutations, reasons=reasons))
         run.finish('training', params)
-        shutil.rmtree(run/'.checkpoints', ignore_errors=True)
+        shutil.rmtree(run / '.checkpoints', ignore_errors=True)
     state.wait_for_everyone()
-    return pd.read_parquet(run/'predictions.parquet')
+    return pd.read_parquet(run / 'predictions.parquet')
+
 
 def _negative_example(part, config, training, notes, data, checkpoint, seed, fold, folds, state):
     "A note-only model trained and tested on notes that leak the label -> (log, split -> probabilities, in the main process)"
@@ -532,57 +963,125 @@ def _negative_example(part, config, training, notes, data, checkpoint, seed, fol
     model, device = build_model(config, tokenizer), choose_device()
     words = StudyData(leaky, '', config, tokenizer, pixels=data.pixels)
     words.targets = data.targets
-    with state.main_process_first(): words.precompute(model, device, images=False, cache=token_folder())
-    log = fit(model, words, words.rows('train'), words.rows('tuning'), dict(training, epochs=min(8, training['epochs']), note_dropout=0., word_dropout=0., patience=0, ema=0., gradient_checkpointing=False, layer_decay=1.), seed=seed, checkpoint=checkpoint, branches=('note',), name='label leak', fold=fold, folds=folds)
+    with state.main_process_first():
+        words.precompute(model, device, images=False, cache=token_folder())
+    log = fit(
+        model,
+        words,
+        words.rows('train'),
+        words.rows('tuning'),
+        dict(
+            training,
+            epochs=min(8, training['epochs']),
+            note_dropout=0.0,
+            word_dropout=0.0,
+            patience=0,
+            ema=0.0,
+            gradient_checkpointing=False,
+            layer_decay=1.0,
+        ),
+        seed=seed,
+        checkpoint=checkpoint,
+        branches=('note',),
+        name='label leak',
+        fold=fold,
+        folds=folds,
+    )
     from scipy.special import expit
-    return log, {name: expit(predict_logits(model.to(device), words, words.rows(name), device, image=False)['note'].astype(np.float64)) for name in ('tuning', 'test') if state.is_main_process}
+
+    return log, {
+        name: expit(
+            predict_logits(model.to(device), words, words.rows(name), device, image=False)['note'].astype(
+                np.float64
+            )
+        )
+        for name in ('tuning', 'test')
+        if state.is_main_process
+    }
 
 
 def ensure_training(
-    run:RunFolder # a run
-) -> pd.DataFrame: # its prediction table
+    run: RunFolder,  # a run
+) -> pd.DataFrame:  # its prediction table
     "The predictions of a run; stages that have not run are run with their defaults"
-    if not run.ready('training'): return training_stage(run)
-    return pd.read_parquet(run/'predictions.parquet')
+    if not run.ready('training'):
+        return training_stage(run)
+    return pd.read_parquet(run / 'predictions.parquet')
+
 
 class LiveCurves:
     "Draws the learning curves into one output that is redrawn"
-    def __init__(self, simulated:bool=False): self.simulated, self.shown = simulated, None
-    def __call__(self, log:Sequence):
+
+    def __init__(self, simulated: bool = False):
+        self.simulated, self.shown = simulated, None
+
+    def __call__(self, log: Sequence):
         import matplotlib.pyplot as plt
         from IPython.display import display
-        fig = plot_training(pd.DataFrame(log), self.simulated); plt.close(fig)
-        if self.shown: self.shown.update(fig)
-        else: self.shown = display(fig, display_id=True)
+
+        fig = plot_training(pd.DataFrame(log), self.simulated)
+        plt.close(fig)
+        if self.shown:
+            self.shown.update(fig)
+        else:
+            self.shown = display(fig, display_id=True)
+
 
 def describe_training(
-    log:pd.DataFrame # as in `training_log.csv`
-) -> str: # Markdown; '' if there is nothing to say
+    log: pd.DataFrame,  # as in `training_log.csv`
+) -> str:  # Markdown; '' if there is nothing to say
     "Say what the curves can't show"
     main = log[log.model == 'multimodal']
-    if not len(main): return 'No epoch was trained.'
-    if (main.train_loss == 0).all(): return '**Nothing was learned**: no training image has a label that is 1 or 0, so the weights are as they began.'
-    if main.tuning_auroc.isna().all(): return 'The mean AUROC on the tuning split is undefined: no observation has both a positive and a negative there. The epoch with the lowest tuning loss was kept.'
+    if not len(main):
+        return 'No epoch was trained.'
+    if (main.train_loss == 0).all():
+        return '**Nothing was learned**: no training image has a label that is 1 or 0, so the weights are as they began.'
+    if main.tuning_auroc.isna().all():
+        return 'The mean AUROC on the tuning split is undefined: no observation has both a positive and a negative there. The epoch with the lowest tuning loss was kept.'
     return ''
 
+
 def plot_training(
-    log:pd.DataFrame, # as in `training_log.csv`
-    simulated:bool=False # mark the picture as simulated
-): # matplotlib figure
+    log: pd.DataFrame,  # as in `training_log.csv`
+    simulated: bool = False,  # mark the picture as simulated
+):  # matplotlib figure
     "Loss and tuning AUROC by epoch; thin lines are folds"
     import matplotlib.pyplot as plt
     from cxr_lib.foundations.core import CONDITION_COLORS, figure_of_words, mark_simulated, words_instead
-    main = log[log.model == 'multimodal']; folds = list(main.groupby('fold'))
-    if not len(main): return mark_simulated(figure_of_words('no epoch was trained'), simulated)
+
+    main = log[log.model == 'multimodal']
+    folds = list(main.groupby('fold'))
+    if not len(main):
+        return mark_simulated(figure_of_words('no epoch was trained'), simulated)
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
-    lines = (('train_loss', '#949494', 'training, fused', left), ('tuning_loss', CONDITION_COLORS['fused'], 'tuning, fused', left), ('tuning_auroc', CONDITION_COLORS['fused'], 'fused', right),
-             ('tuning_auroc_image', CONDITION_COLORS['image_only'], 'image only', right), ('tuning_auroc_note', CONDITION_COLORS['note_only'], 'note only', right))
+    lines = (
+        ('train_loss', '#949494', 'training, fused', left),
+        ('tuning_loss', CONDITION_COLORS['fused'], 'tuning, fused', left),
+        ('tuning_auroc', CONDITION_COLORS['fused'], 'fused', right),
+        ('tuning_auroc_image', CONDITION_COLORS['image_only'], 'image only', right),
+        ('tuning_auroc_note', CONDITION_COLORS['note_only'], 'note only', right),
+    )
     for column, color, label, ax in lines:
-        for n, (_, t) in enumerate(folds): ax.plot(t.epoch, t[column], color=color, lw=2 if len(folds) == 1 else 1, alpha=1 if len(folds) == 1 else .6, label=label if n == 0 else None)
+        for n, (_, t) in enumerate(folds):
+            ax.plot(
+                t.epoch,
+                t[column],
+                color=color,
+                lw=2 if len(folds) == 1 else 1,
+                alpha=1 if len(folds) == 1 else 0.6,
+                label=label if n == 0 else None,
+            )
     for _, t in folds:
-        if t.tuning_auroc.notna().any(): kept = t.loc[t.tuning_auroc.idxmax()]; right.plot(kept.epoch, kept.tuning_auroc, 'o', mfc='none', color=CONDITION_COLORS['fused'], ms=9)
+        if t.tuning_auroc.notna().any():
+            kept = t.loc[t.tuning_auroc.idxmax()]
+            right.plot(kept.epoch, kept.tuning_auroc, 'o', mfc='none', color=CONDITION_COLORS['fused'], ms=9)
     if not main[[c for c, _, _, ax in lines if ax is right]].notna().any(axis=None):
-        words_instead(right, 'undefined: no observation has both\na positive and a negative in the tuning split')
-    left.set(title='Loss', xlabel='epoch', ylabel='binary cross-entropy', ylim=(0, None)); right.set(title='Mean AUROC on the tuning split', xlabel='epoch', ylabel='AUROC')
-    right.axhline(.5, color='#888888', lw=1, ls=':'); left.legend(); right.legend()
+        words_instead(
+            right, 'undefined: no observation has both\na positive and a negative in the tuning split'
+        )
+    left.set(title='Loss', xlabel='epoch', ylabel='binary cross-entropy', ylim=(0, None))
+    right.set(title='Mean AUROC on the tuning split', xlabel='epoch', ylabel='AUROC')
+    right.axhline(0.5, color='#888888', lw=1, ls=':')
+    left.legend()
+    right.legend()
     return mark_simulated(fig, simulated)

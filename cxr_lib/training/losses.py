@@ -13,103 +13,145 @@ import torch, torch.nn.functional as F
 from ..foundations.core import OBSERVATIONS, content_key
 
 #: Policy -> what an uncertain label counts as: (lowest, highest), NaN: not at all. `best` differs by observation.
-LABEL_POLICIES = {'ignore': (np.nan, np.nan), 'ones': (1., 1.), 'zeros': (0., 0.), 'smooth_ones': (.55, .85), 'smooth_zeros': (0., .3), 'multiclass': (-1., -1.), 'best': None}
+LABEL_POLICIES = {
+    'ignore': (np.nan, np.nan),
+    'ones': (1.0, 1.0),
+    'zeros': (0.0, 0.0),
+    'smooth_ones': (0.55, 0.85),
+    'smooth_zeros': (0.0, 0.3),
+    'multiclass': (-1.0, -1.0),
+    'best': None,
+}
 #: Irvin 2019, table 3, as far as one training can follow it: all others are ignored.
-BEST_POLICY = {'Atelectasis': 'ones', 'Cardiomegaly': 'multiclass', 'Edema': 'ones', 'Pleural Effusion': 'multiclass'}
+BEST_POLICY = {
+    'Atelectasis': 'ones',
+    'Cardiomegaly': 'multiclass',
+    'Edema': 'ones',
+    'Pleural Effusion': 'multiclass',
+}
+
 
 def training_targets(
-    table:pd.DataFrame, # study table
-    label_policy:str='ignore', # one of `LABEL_POLICIES`
-    seed:int=0 # of the smooth policies; each study's draw depends on its image and observation, not on its place in the table
-) -> torch.Tensor: # (n, 14) float from 0 to 1, NaN (not in the loss), or -1 (uncertain, a class of its own)
+    table: pd.DataFrame,  # study table
+    label_policy: str = 'ignore',  # one of `LABEL_POLICIES`
+    seed: int = 0,  # of the smooth policies; each study's draw depends on its image and observation, not on its place in the table
+) -> torch.Tensor:  # (n, 14) float from 0 to 1, NaN (not in the loss), or -1 (uncertain, a class of its own)
     "Labels as training targets"
-    if label_policy not in LABEL_POLICIES: raise ValueError(f'unknown label_policy {label_policy!r}; known are {", ".join(LABEL_POLICIES)}')
+    if label_policy not in LABEL_POLICIES:
+        raise ValueError(f'unknown label_policy {label_policy!r}; known are {", ".join(LABEL_POLICIES)}')
     y = table[list(OBSERVATIONS)].to_numpy(dtype=np.float32).copy()
     for k, o in enumerate(OBSERVATIONS):
         rows = np.flatnonzero(y[:, k] == -1)
         low, high = LABEL_POLICIES[BEST_POLICY.get(o, 'ignore') if label_policy == 'best' else label_policy]
-        y[rows, k] = low if low == high or np.isnan(low) else [low + (high - low)*_uniform(seed, o, i) for i in table['image'].iloc[rows]]
+        y[rows, k] = (
+            low
+            if low == high or np.isnan(low)
+            else [low + (high - low) * _uniform(seed, o, i) for i in table['image'].iloc[rows]]
+        )
     return torch.from_numpy(y)
 
-def _uniform(*parts): return int(content_key(*parts)[:12], 16)/16**12
+
+def _uniform(*parts):
+    return int(content_key(*parts)[:12], 16) / 16**12
 
 # %% ../../nbs/chapters/07_training/01_losses.ipynb #c5c1f56e
 def masked_bce(
-    logits:torch.Tensor, # (n, 14)
-    targets:torch.Tensor, # (n, 14) from 0 to 1, NaN where there is no label
-    count:torch.Tensor|float|None=None # divide by this instead of by the labels that are there
-) -> torch.Tensor: # mean over the labels that are there; 0 if there are none
+    logits: torch.Tensor,  # (n, 14)
+    targets: torch.Tensor,  # (n, 14) from 0 to 1, NaN where there is no label
+    count: torch.Tensor | float | None = None,  # divide by this instead of by the labels that are there
+) -> torch.Tensor:  # mean over the labels that are there; 0 if there are none
     "Binary cross-entropy over the labels that exist"
-    return _mean_there(F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction='none'), targets, count)
+    return _mean_there(
+        F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction='none'),
+        targets,
+        count,
+    )
+
 
 def _mean_there(losses, targets, count=None):
     there = ~targets.isnan()
-    total = torch.where(there, losses, 0.).sum()
-    return total/(there.sum().clamp_min(1) if count is None else count)
+    total = torch.where(there, losses, 0.0).sum()
+    return total / (there.sum().clamp_min(1) if count is None else count)
+
 
 def class_weights(
-    targets:torch.Tensor # (n, 14) training targets
-) -> tuple: # (14,) weight of a positive, (14,) of a negative; 1 where a class is absent
+    targets: torch.Tensor,  # (n, 14) training targets
+) -> tuple:  # (14,) weight of a positive, (14,) of a negative; 1 where a class is absent
     "Weights that give both classes of an observation the same total, and leave the total as it was"
     there = ~targets.isnan()
     positive, n = targets.nan_to_num().sum(0), there.sum(0)
     absent = (positive == 0) | (positive == n)
-    return tuple(torch.where(absent, 1., n/(2*c).clamp_min(1e-9)) for c in (positive, n - positive))
+    return tuple(torch.where(absent, 1.0, n / (2 * c).clamp_min(1e-9)) for c in (positive, n - positive))
+
 
 def asymmetric_loss(
-    logits:torch.Tensor, # (n, 14)
-    targets:torch.Tensor, # (n, 14) from 0 to 1, NaN where there is no label
-    count:torch.Tensor|float|None=None, # as in `masked_bce`
-    gamma_positive:float=1., # focus on hard positives
-    gamma_negative:float=4., # focus on hard negatives
-    margin:float=.05 # negatives below this probability cost nothing
+    logits: torch.Tensor,  # (n, 14)
+    targets: torch.Tensor,  # (n, 14) from 0 to 1, NaN where there is no label
+    count: torch.Tensor | float | None = None,  # as in `masked_bce`
+    gamma_positive: float = 1.0,  # focus on hard positives
+    gamma_negative: float = 4.0,  # focus on hard negatives
+    margin: float = 0.05,  # negatives below this probability cost nothing
 ) -> torch.Tensor:
     "Asymmetric loss (Ridnik et al. 2021, equations 5 to 7)"
     y, p = targets.nan_to_num(), logits.float().sigmoid()
-    below = (p - margin).clamp_min(0)                                                      # a negative's probability, shifted
-    positive = y*(1 - p)**gamma_positive*F.logsigmoid(logits.float())
-    negative = (1 - y)*below**gamma_negative*torch.log((1 - below).clamp_min(1e-8))
+    below = (p - margin).clamp_min(0)  # a negative's probability, shifted
+    positive = y * (1 - p) ** gamma_positive * F.logsigmoid(logits.float())
+    negative = (1 - y) * below**gamma_negative * torch.log((1 - below).clamp_min(1e-8))
     return _mean_there(-(positive + negative), targets, count)
 
+
 def pairwise_loss(
-    logits:torch.Tensor, # (n, 14)
-    targets:torch.Tensor # (n, 14), NaN where there is no label; from 0.5 on it counts as positive
-) -> torch.Tensor: # mean over observations that have a pair; 0 if none has
+    logits: torch.Tensor,  # (n, 14)
+    targets: torch.Tensor,  # (n, 14), NaN where there is no label; from 0.5 on it counts as positive
+) -> torch.Tensor:  # mean over observations that have a pair; 0 if none has
     "How badly pairs of a positive and a negative are ordered, smoothly: a surrogate of 1 - AUROC"
     s, there = logits.float(), ~targets.isnan()
-    positive, negative = there & (targets >= .5), there & (targets < .5)
-    pair = (positive[:, None] & negative[None]).to(s.dtype)                                   # (n, n, 14)
+    positive, negative = there & (targets >= 0.5), there & (targets < 0.5)
+    pair = (positive[:, None] & negative[None]).to(s.dtype)  # (n, n, 14)
     pairs = pair.sum((0, 1))
-    wrong = (F.softplus(s[None] - s[:, None])*pair).sum((0, 1))/pairs.clamp_min(1)
-    return wrong.sum()/(pairs > 0).sum().clamp_min(1)
+    wrong = (F.softplus(s[None] - s[:, None]) * pair).sum((0, 1)) / pairs.clamp_min(1)
+    return wrong.sum() / (pairs > 0).sum().clamp_min(1)
+
 
 def three_class_loss(
-    logits:torch.Tensor, # (n, k) positive against negative: their sigmoid is the probability without "uncertain"
-    uncertain:torch.Tensor, # (n, k) uncertain against negative
-    targets:torch.Tensor, # (n, k) of 1, 0, -1 (uncertain), NaN where there is no label
-    count:torch.Tensor|float|None=None # as in `masked_bce`
+    logits: torch.Tensor,  # (n, k) positive against negative: their sigmoid is the probability without "uncertain"
+    uncertain: torch.Tensor,  # (n, k) uncertain against negative
+    targets: torch.Tensor,  # (n, k) of 1, 0, -1 (uncertain), NaN where there is no label
+    count: torch.Tensor | float | None = None,  # as in `masked_bce`
 ) -> torch.Tensor:
     "Cross-entropy over positive, negative and uncertain (U-MultiClass of Irvin et al. 2019, section 3.1)"
     z, u = logits.float(), uncertain.float()
-    chosen = torch.where(targets == 1, z, torch.where(targets == -1, u, 0.))                   # the negative class's logit is 0
+    chosen = torch.where(
+        targets == 1, z, torch.where(targets == -1, u, 0.0)
+    )  # the negative class's logit is 0
     return _mean_there(torch.logsumexp(torch.stack([torch.zeros_like(z), z, u]), 0) - chosen, targets, count)
+
 
 LOSSES = ('bce', 'weighted_bce', 'asymmetric', 'auc')
 
+
 def make_loss(
-    name:str, # one of `LOSSES`
-    targets:torch.Tensor|None=None # (n, 14) training targets; the weights of weighted_bce come from them
-) -> Callable: # (logits, targets, count=None) -> scalar
+    name: str,  # one of `LOSSES`
+    targets: torch.Tensor
+    | None = None,  # (n, 14) training targets; the weights of weighted_bce come from them
+) -> Callable:  # (logits, targets, count=None) -> scalar
     "A loss by name"
-    if name not in LOSSES: raise ValueError(f'unknown loss {name!r}; known are {", ".join(LOSSES)}')
-    if name == 'bce': return masked_bce
-    if name == 'asymmetric': return asymmetric_loss
-    if name == 'auc': return lambda logits, y, count=None: masked_bce(logits, y, count) + pairwise_loss(logits, y)
-    if targets is None: raise ValueError('weighted_bce needs the training targets, for its weights')
+    if name not in LOSSES:
+        raise ValueError(f'unknown loss {name!r}; known are {", ".join(LOSSES)}')
+    if name == 'bce':
+        return masked_bce
+    if name == 'asymmetric':
+        return asymmetric_loss
+    if name == 'auc':
+        return lambda logits, y, count=None: masked_bce(logits, y, count) + pairwise_loss(logits, y)
+    if targets is None:
+        raise ValueError('weighted_bce needs the training targets, for its weights')
     weights = class_weights(targets)
+
     def weighted_bce(logits, y, count=None):
         positive, negative = (w.to(logits.device) for w in weights)
         known = y.nan_to_num()
         losses = F.binary_cross_entropy_with_logits(logits.float(), known, reduction='none')
-        return _mean_there(losses*(known*positive + (1 - known)*negative), y, count)
+        return _mean_there(losses * (known * positive + (1 - known) * negative), y, count)
+
     return weighted_bce

@@ -13,97 +13,148 @@ import torch, torch.nn as nn
 from ..foundations.core import atomic_path
 from ..model.fusion import ModelConfig, MultimodalClassifier
 
-def _bytes(tensors): return sum(t.numel()*t.element_size() for t in tensors)
 
-def _storage(tensor): return tensor.untyped_storage()._cdata        # its address; a tensor without memory, of which only the shape is known, has one too
+def _bytes(tensors):
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _storage(tensor):
+    return (
+        tensor.untyped_storage()._cdata
+    )  # its address; a tensor without memory, of which only the shape is known, has one too
+
 
 def activation_bytes(
-    model:nn.Module, # in training mode or not; left as it was
-    inputs:Mapping, # keyword arguments of a small batch
-    precision:str='no' # Accelerate's name: 'no', 'bf16' or 'fp16'
-) -> int: # bytes that autograd keeps for the way back
+    model: nn.Module,  # in training mode or not; left as it was
+    inputs: Mapping,  # keyword arguments of a small batch
+    precision: str = 'no',  # Accelerate's name: 'no', 'bf16' or 'fp16'
+) -> int:  # bytes that autograd keeps for the way back
     "Measure the activations of one forward pass"
     device, seen = next(model.parameters()).device, {}
     weights = {_storage(p) for p in model.parameters()}
+
     def keep(tensor):
         storage = _storage(tensor)
-        if storage not in weights: seen[storage] = max(seen.get(storage, 0), min(tensor.untyped_storage().nbytes(), _bytes([tensor])))
-        held.append(tensor)                                                  # else its memory is used again, and counted once for two
+        if storage not in weights:
+            seen[storage] = max(
+                seen.get(storage, 0), min(tensor.untyped_storage().nbytes(), _bytes([tensor]))
+            )
+        held.append(tensor)  # else its memory is used again, and counted once for two
         return tensor
+
     held, buffers, was_training = [], {k: b.clone() for k, b in model.named_buffers()}, model.training
     half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision)
-    with torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), \
-         torch.autocast(device.type, dtype=half, enabled=half is not None):
-        model.train(); model(**inputs)
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == 'cuda' else []),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        torch.autocast(device.type, dtype=half, enabled=half is not None),
+    ):
+        model.train()
+        model(**inputs)
     model.train(was_training)
     with torch.no_grad():
-        for k, b in model.named_buffers(): b.copy_(buffers[k])               # batch norm counted these patients
+        for k, b in model.named_buffers():
+            b.copy_(buffers[k])  # batch norm counted these patients
     return sum(seen.values())
 
+
 def memory_estimate(
-    model:nn.Module, # as it will be trained
-    inputs:Mapping, # keyword arguments of a small batch
-    batch_size:int, # patients that are computed together: of one process and one accumulated part
-    precision:str='no', # Accelerate's name
-    ema:bool=False # is a moving average of the weights kept?
-) -> dict: # part -> bytes, and their sum `total`
+    model: nn.Module,  # as it will be trained
+    inputs: Mapping,  # keyword arguments of a small batch
+    batch_size: int,  # patients that are computed together: of one process and one accumulated part
+    precision: str = 'no',  # Accelerate's name
+    ema: bool = False,  # is a moving average of the weights kept?
+) -> dict:  # part -> bytes, and their sum `total`
     "Peak memory of a training step with AdamW"
-    weights, trained = _bytes([*model.parameters(), *model.buffers()]), _bytes(p for p in model.parameters() if p.requires_grad)
+    weights, trained = (
+        _bytes([*model.parameters(), *model.buffers()]),
+        _bytes(p for p in model.parameters() if p.requires_grad),
+    )
     n = len(next(iter(inputs.values())))
-    if n < 3: raise ValueError(f'the batch has {n} patients; 3 at least, or what a patient costs cannot be told from what the weights cost')
-    few, all_of_them = (activation_bytes(model, {k: v[:m] for k, v in inputs.items()}, precision) for m in (2, n))
-    each = (all_of_them - few)/(n - 2)
-    parts = {'weights': weights, 'gradients': trained, 'optimizer': 2*trained, 'moving average': weights*ema,
-             'activations': round(each*batch_size), 'kept beside them': max(0, round(few - 2*each))}
+    if n < 3:
+        raise ValueError(
+            f'the batch has {n} patients; 3 at least, or what a patient costs cannot be told from what the weights cost'
+        )
+    few, all_of_them = (
+        activation_bytes(model, {k: v[:m] for k, v in inputs.items()}, precision) for m in (2, n)
+    )
+    each = (all_of_them - few) / (n - 2)
+    parts = {
+        'weights': weights,
+        'gradients': trained,
+        'optimizer': 2 * trained,
+        'moving average': weights * ema,
+        'activations': round(each * batch_size),
+        'kept beside them': max(0, round(few - 2 * each)),
+    }
     return parts | {'total': sum(parts.values())}
 
+
 def describe_memory(
-    estimate:Mapping, # as from `memory_estimate`
-    batch_size:int # as given to it
-) -> str: # one line
+    estimate: Mapping,  # as from `memory_estimate`
+    batch_size: int,  # as given to it
+) -> str:  # one line
     "Say it in words"
-    shown = ', '.join(f'{k} {v/1e9:.2f}' for k, v in estimate.items() if k != 'total' and v >= 5e6)
-    return f'About {estimate["total"]/1e9:.2f} GB of memory at the peak of a step, libraries not counted ({f"GB: {shown}; " if shown else ""}{batch_size} patients at a time)'
+    shown = ', '.join(f'{k} {v / 1e9:.2f}' for k, v in estimate.items() if k != 'total' and v >= 5e6)
+    return f'About {estimate["total"] / 1e9:.2f} GB of memory at the peak of a step, libraries not counted ({f"GB: {shown}; " if shown else ""}{batch_size} patients at a time)'
 
 # %% ../../nbs/chapters/07_training/04_memory.ipynb #plan0001
 def plan_memory(
-    config:ModelConfig, # an architecture; weights are not loaded, but an encoder named by a hub's name is looked up there
-    vocab_size:int, # word pieces of its tokenizer
-    batch_size:int, # as in `memory_estimate`
-    precision:str='no', # Accelerate's name
-    ema:bool=False # is a moving average of the weights kept?
-) -> dict: # as from `memory_estimate`
+    config: ModelConfig,  # an architecture; weights are not loaded, but an encoder named by a hub's name is looked up there
+    vocab_size: int,  # word pieces of its tokenizer
+    batch_size: int,  # as in `memory_estimate`
+    precision: str = 'no',  # Accelerate's name
+    ema: bool = False,  # is a moving average of the weights kept?
+) -> dict:  # as from `memory_estimate`
     "Peak memory of a training step of a network that is never built"
     from torch._subclasses.fake_tensor import FakeTensorMode
-    with torch.device('meta'): model = MultimodalClassifier(config, vocab_size)
+
+    with torch.device('meta'):
+        model = MultimodalClassifier(config, vocab_size)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device='cpu')
-        inputs = dict(pixels=torch.zeros((4, config.image_size, config.image_size), dtype=torch.uint8), input_ids=torch.zeros((4, config.max_tokens), dtype=torch.long),
-                      attention_mask=torch.ones((4, config.max_tokens), dtype=torch.long), has_note=torch.ones(4, dtype=torch.bool))
+        inputs = dict(
+            pixels=torch.zeros((4, config.image_size, config.image_size), dtype=torch.uint8),
+            input_ids=torch.zeros((4, config.max_tokens), dtype=torch.long),
+            attention_mask=torch.ones((4, config.max_tokens), dtype=torch.long),
+            has_note=torch.ones(4, dtype=torch.bool),
+        )
         return memory_estimate(model, inputs, batch_size, precision, ema)
 
 # %% ../../nbs/chapters/07_training/04_memory.ipynb #46cfcf25
 def checkpoint_bytes(
-    model:nn.Module, # as it will be trained
-    ema:bool=False # is a moving average of the weights kept?
-) -> int: # bytes, about
+    model: nn.Module,  # as it will be trained
+    ema: bool = False,  # is a moving average of the weights kept?
+) -> int:  # bytes, about
     "Size of a training checkpoint: the weights two or three times, and AdamW's moments"
-    return _bytes([*model.parameters(), *model.buffers()])*(2 + ema) + 2*_bytes(p for p in model.parameters() if p.requires_grad)
+    return _bytes([*model.parameters(), *model.buffers()]) * (2 + ema) + 2 * _bytes(
+        p for p in model.parameters() if p.requires_grad
+    )
+
 
 def check_disk(
-    folder:str|Path, # where files will be written; made if it isn't there
-    need:int=0, # bytes of the largest file; twice as much must be free, as the new one is written beside the old
-    there:int=0 # bytes of what is there already and will be replaced
+    folder: str | Path,  # where files will be written; made if it isn't there
+    need: int = 0,  # bytes of the largest file; twice as much must be free, as the new one is written beside the old
+    there: int = 0,  # bytes of what is there already and will be replaced
 ):
     "Raise `OSError` with the remedy if the folder can't be written to, or the disk is too full"
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder/'.write-test') as tmp: tmp.write_bytes(b'x'*4096)
-        (folder/'.write-test').unlink()
+        with atomic_path(folder / '.write-test') as tmp:
+            tmp.write_bytes(b'x' * 4096)
+        (folder / '.write-test').unlink()
     except OSError as e:
-        raise OSError(e.errno, f'the training cannot write its checkpoints ({e.strerror or e}). Make the folder writable, or choose another run folder', str(folder)) from None
+        raise OSError(
+            e.errno,
+            f'the training cannot write its checkpoints ({e.strerror or e}). Make the folder writable, or choose another run folder',
+            str(folder),
+        ) from None
     free = shutil.disk_usage(folder).free
-    if free + there < 2*need:
-        raise OSError(errno.ENOSPC, f'a checkpoint takes {need/1e9:.2f} GB and is written beside the one before it; only {free/1e9:.2f} GB are free. '
-                                    'Free space, or set CXR_HOME to a folder on another disk', str(folder))
+    if free + there < 2 * need:
+        raise OSError(
+            errno.ENOSPC,
+            f'a checkpoint takes {need / 1e9:.2f} GB and is written beside the one before it; only {free / 1e9:.2f} GB are free. '
+            'Free space, or set CXR_HOME to a folder on another disk',
+            str(folder),
+        )

@@ -14,568 +14,1018 @@ import contextlib, itertools, json, math, os, shlex, socket, time
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
-from ..foundations.core import RunFolder, atomic_path, choose_device, content_key, read_json, save_figure, seed_everything, sign_figure, write_json
+from cxr_lib.foundations.core import (
+    RunFolder,
+    atomic_path,
+    choose_device,
+    content_key,
+    read_json,
+    save_figure,
+    seed_everything,
+    sign_figure,
+    write_json,
+)
 from ..foundations.run import check_ranges
-from ..data.catalogue import DATASETS, check_patient_splits, data_root
+from ..data.catalogue import DATASETS, data_root
+from ..data.studies import check_patient_splits
 from ..model.encoders import make_tokenizer
 from ..model.fusion import PRESETS, build_model, make_config, parse_overrides, split_overrides
 from .dataset import StudyData, mean_auroc, predict_logits
 from ..metrics.ranking import ranking_metrics, resample_patients
 from .loop import batch_rows, fit, token_folder, training_values
 
+
 def _optuna():
     "The search library, quiet"
-    try: import optuna
-    except ImportError: raise ImportError('Optuna is not installed; run: pip install "cxr_lib[train]"') from None
+    try:
+        import optuna
+    except ImportError:
+        raise ImportError('Optuna is not installed; run: pip install "cxr_lib[train]"') from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #22449d1d
 #: The seed project's grid, for its model (the preset base).
-GRID = {'lr': (1e-5, 3e-5, 5e-5, 1e-4), 'batch_size': (16, 32, 64), 'dropout': (.1, .2, .3), 'fusion_heads': (4, 8, 12), 'frozen': ('both', 'image', 'text', 'none'), 'weight_decay': (.01, .05, .1)}
+GRID = {
+    'lr': (1e-5, 3e-5, 5e-5, 1e-4),
+    'batch_size': (16, 32, 64),
+    'dropout': (0.1, 0.2, 0.3),
+    'fusion_heads': (4, 8, 12),
+    'frozen': ('both', 'image', 'text', 'none'),
+    'weight_decay': (0.01, 0.05, 0.1),
+}
 #: What cannot differ between trials: it would change the data, or the length of a trial.
-FIXED = ('epochs', 'image_size', 'image_encoder', 'text_encoder', 'text_config', 'text_weights', 'vocab_size', 'vocab_file', 'max_tokens', 'observations')
+FIXED = (
+    'epochs',
+    'image_size',
+    'image_encoder',
+    'text_encoder',
+    'text_config',
+    'text_weights',
+    'vocab_size',
+    'vocab_file',
+    'max_tokens',
+    'observations',
+)
+
 
 def grid_for(
-    preset:str='tiny', # name of a preset
-    overrides:str|Mapping='', # changes to it
-    n_train:int|None=None # training images; batch sizes that come to the same on so few count once
-) -> dict: # name -> list of values
+    preset: str = 'tiny',  # name of a preset
+    overrides: str | Mapping = '',  # changes to it
+    n_train: int | None = None,  # training images; batch sizes that come to the same on so few count once
+) -> dict:  # name -> list of values
     "`GRID` scaled to a preset"
     model, training = split_overrides(preset, overrides)
-    dim, grid = make_config(preset, overrides).fusion_dim, {name: list(values) for name, values in GRID.items()}
-    grid['lr'] = [float(f'{training["lr"]*v/PRESETS["base"]["training"]["lr"]:.3g}') for v in GRID['lr']]
+    dim, grid = (
+        make_config(preset, overrides).fusion_dim,
+        {name: list(values) for name, values in GRID.items()},
+    )
+    grid['lr'] = [float(f'{training["lr"] * v / PRESETS["base"]["training"]["lr"]:.3g}') for v in GRID['lr']]
     grid['fusion_heads'] = [h for h in GRID['fusion_heads'] if dim % h == 0]
-    if n_train: grid['batch_size'] = list({len(batch_rows(np.arange(n_train), b, 0, 0)[0]): b for b in reversed(grid['batch_size'])}.values())[::-1]
+    if n_train:
+        grid['batch_size'] = list(
+            {
+                len(batch_rows(np.arange(n_train), b, 0, 0)[0]): b for b in reversed(grid['batch_size'])
+            }.values()
+        )[::-1]
     return grid
 
-def _is_scale(values): return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+
+def _is_scale(values):
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+
 
 def trial_overrides(
-    settings:Mapping, # name -> value of one trial
-    preset:str='tiny', # name of a preset
-    overrides:str|Mapping='' # what all trials share
-) -> dict: # as the model chapter's `overrides` takes them
+    settings: Mapping,  # name -> value of one trial
+    preset: str = 'tiny',  # name of a preset
+    overrides: str | Mapping = '',  # what all trials share
+) -> dict:  # as the model chapter's `overrides` takes them
     "A trial's settings as overrides of the preset"
     base, out = split_overrides(preset, overrides)[1], parse_overrides(overrides)
     for name, value in settings.items():
         if name == 'frozen':
-            if value not in GRID['frozen']: raise ValueError(f'frozen is {value!r}; expected {", ".join(GRID["frozen"])}')
+            if value not in GRID['frozen']:
+                raise ValueError(f'frozen is {value!r}; expected {", ".join(GRID["frozen"])}')
             out |= dict(freeze_image=value in ('both', 'image'), freeze_text=value in ('both', 'text'))
-        else: out[name] = value
-    if 'note_lr' not in settings and _is_scale([settings.get('lr')]): out['note_lr'] = float(f'{base["note_lr"]*settings["lr"]/base["lr"]:.6g}')
+        else:
+            out[name] = value
+    if 'note_lr' not in settings and _is_scale([settings.get('lr')]):
+        out['note_lr'] = float(f'{base["note_lr"] * settings["lr"] / base["lr"]:.6g}')
     return out
 
+
 def check_space(
-    space:str|Mapping, # name -> values, or JSON of it; '' the preset's grid
-    preset:str='tiny', # name of a preset
-    overrides:str|Mapping='', # what all trials share
-    n_train:int|None=None # training images, for `grid_for`
-) -> dict: # name -> list of values
+    space: str | Mapping,  # name -> values, or JSON of it; '' the preset's grid
+    preset: str = 'tiny',  # name of a preset
+    overrides: str | Mapping = '',  # what all trials share
+    n_train: int | None = None,  # training images, for `grid_for`
+) -> dict:  # name -> list of values
     "A search space in which every combination can be built; raises `ValueError` otherwise"
     if isinstance(space, str):
-        try: space = json.loads(space) if space.strip() else grid_for(preset, overrides, n_train)
-        except ValueError as e: raise ValueError(f'space is not valid JSON ({e}); expected such as {{"lr": [0.001, 0.004]}}') from None
-    if not isinstance(space, Mapping): raise ValueError(f'space is {space!r}; expected names with lists of values, such as {{"lr": [0.001, 0.004]}}')
+        try:
+            space = json.loads(space) if space.strip() else grid_for(preset, overrides, n_train)
+        except ValueError as e:
+            raise ValueError(
+                f'space is not valid JSON ({e}); expected such as {{"lr": [0.001, 0.004]}}'
+            ) from None
+    if not isinstance(space, Mapping):
+        raise ValueError(
+            f'space is {space!r}; expected names with lists of values, such as {{"lr": [0.001, 0.004]}}'
+        )
     space = _check_lists(space)
     for name in space:
-        if name in FIXED: raise ValueError(f'space: {name} cannot differ between trials, which share their data and their length; give it in overrides (epochs: as a parameter)')
-        if name.startswith('freeze_'): raise ValueError(f'space: {name} is set by frozen, which is one of {", ".join(GRID["frozen"])}')
+        if name in FIXED:
+            raise ValueError(
+                f'space: {name} cannot differ between trials, which share their data and their length; give it in overrides (epochs: as a parameter)'
+            )
+        if name.startswith('freeze_'):
+            raise ValueError(f'space: {name} is set by frozen, which is one of {", ".join(GRID["frozen"])}')
     training = split_overrides(preset, overrides)[1]
-    for part, build in (([n for n in space if n in training], lambda o: training_values(split_overrides(preset, o)[1])), ([n for n in space if n not in training], lambda o: make_config(preset, o))):
+    for part, build in (
+        ([n for n in space if n in training], lambda o: training_values(split_overrides(preset, o)[1])),
+        ([n for n in space if n not in training], lambda o: make_config(preset, o)),
+    ):
         for values in itertools.product(*(space[n] for n in part)):
             settings = dict(zip(part, values))
-            try: build(trial_overrides(settings, preset, overrides))
-            except (ValueError, TypeError) as e: raise ValueError(f'space: {", ".join(f"{k}={v}" for k, v in settings.items())} cannot be built: {e}') from None
+            try:
+                build(trial_overrides(settings, preset, overrides))
+            except (ValueError, TypeError) as e:
+                raise ValueError(
+                    f'space: {", ".join(f"{k}={v}" for k, v in settings.items())} cannot be built: {e}'
+                ) from None
     return space
+
 
 def _check_lists(space):
     "Names with lists of different plain values"
-    if not space: raise ValueError('the search space is empty; name at least one parameter with its values, such as {"lr": [0.001, 0.004]}')
+    if not space:
+        raise ValueError(
+            'the search space is empty; name at least one parameter with its values, such as {"lr": [0.001, 0.004]}'
+        )
     for name, values in space.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not len(values): raise ValueError(f'space: {name} is {values!r}; expected a list of at least one value')
-        if not all(isinstance(v, (bool, int, float, str)) for v in values): raise ValueError(f'space: {name} has {values!r}; expected numbers, true, false or text')
-        if len({repr(v) for v in values}) < len(values): raise ValueError(f'space: {name} has a value twice: {list(values)!r}')
+        if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
+            raise ValueError(f'space: {name} is {values!r}; expected a list of at least one value')
+        if not all(isinstance(v, (bool, int, float, str)) for v in values):
+            raise ValueError(f'space: {name} has {values!r}; expected numbers, true, false or text')
+        if len({repr(v) for v in values}) < len(values):
+            raise ValueError(f'space: {name} has a value twice: {list(values)!r}')
     return {name: list(values) for name, values in space.items()}
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #013d702f
 def _cut_torn_line(path):
     "Remove what stands after the last end of line; returns whether anything did"
-    if not path.exists() or not path.stat().st_size: return False
+    if not path.exists() or not path.stat().st_size:
+        return False
     with path.open('r+b') as f:
         f.seek(-1, os.SEEK_END)
-        if f.read(1) == b'\n': return False
-        f.seek(0); keep = f.read().rfind(b'\n') + 1
+        if f.read(1) == b'\n':
+            return False
+        f.seek(0)
+        keep = f.read().rfind(b'\n') + 1
         f.truncate(keep)
     return True
+
 
 def _journal(path):
     "Optuna's journal, with a lock that leaves whole lines only"
     _optuna()
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalFileSymlinkLock
+
     class Lock(JournalFileOpenLock if os.name == 'nt' else JournalFileSymlinkLock):
         def acquire(self):
-            super().acquire(); _cut_torn_line(path)
+            super().acquire()
+            _cut_torn_line(path)
             return True
+
     return JournalStorage(JournalFileBackend(str(path), lock_obj=Lock(str(path))))
+
 
 def _first_bad_line(path):
     "Number of the first line that is not one of a journal; 0 if all are"
     for k, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            if 'op_code' not in json.loads(line): return k
-        except (ValueError, TypeError): return k
+            if 'op_code' not in json.loads(line):
+                return k
+        except (ValueError, TypeError):
+            return k
     return 0
 
+
 def open_sweep(
-    folder:str|Path, # of the sweep; made if absent
-    settings:Mapping|None=None # what all its trials share; a journal that was begun with other settings is refused. None: read only
-): # Optuna study
+    folder: str | Path,  # of the sweep; made if absent
+    settings: Mapping
+    | None = None,  # what all its trials share; a journal that was begun with other settings is refused. None: read only
+):  # Optuna study
     "The study of a sweep's journal, begun if there is none"
-    path, optuna = Path(folder).resolve()/'journal.log', _optuna()
-    if settings is None and not path.exists(): raise ValueError(f'{folder} holds no sweep (no journal.log)')
+    path, optuna = Path(folder).resolve() / 'journal.log', _optuna()
+    if settings is None and not path.exists():
+        raise ValueError(f'{folder} holds no sweep (no journal.log)')
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _claiming(folder): study = optuna.create_study(storage=_journal(path), study_name='sweep', direction='maximize', load_if_exists=True)
+        with _claiming(folder):
+            study = optuna.create_study(
+                storage=_journal(path), study_name='sweep', direction='maximize', load_if_exists=True
+            )
         known = study.user_attrs.get('settings')
         study.get_trials(deepcopy=False)
-    except OSError: raise
+    except OSError:
+        raise
     except Exception as e:
         line = _first_bad_line(path)
-        raise ValueError(f'{path}{f", line {line}," if line else ""} is not a journal of a sweep ({type(e).__name__}: {e}). Restore the file, or move it away to begin again') from None
-    if settings is None: return study
+        raise ValueError(
+            f'{path}{f", line {line}," if line else ""} is not a journal of a sweep ({type(e).__name__}: {e}). Restore the file, or move it away to begin again'
+        ) from None
+    if settings is None:
+        return study
     settings = json.loads(json.dumps(settings))
-    if known is None: study.set_user_attr('settings', settings)
+    if known is None:
+        study.set_user_attr('settings', settings)
     elif known != settings:
         names = [n for n in {**known, **settings} if known.get(n) != settings.get(n)]
-        raise ValueError(f'{folder} was begun with other settings: ' + '; '.join(f'{n} was {known.get(n)!r}, is {settings.get(n)!r}' for n in names) + '. Give the former settings, or move the folder away')
+        raise ValueError(
+            f'{folder} was begun with other settings: '
+            + '; '.join(f'{n} was {known.get(n)!r}, is {settings.get(n)!r}' for n in names)
+            + '. Give the former settings, or move the folder away'
+        )
     return study
+
 
 @contextlib.contextmanager
 def _claiming(folder):
     "One process at a time; the operating system opens this lock when its holder dies"
     from filelock import FileLock
+
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with FileLock(Path(folder)/'.claim.lock'): yield
+    with FileLock(Path(folder) / '.claim.lock'):
+        yield
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #7d23ff9a
-FORGOTTEN_HOURS = 24   # after so long a trial of another machine is given up
+FORGOTTEN_HOURS = 24  # after so long a trial of another machine is given up
 
-def this_process() -> dict: # host, pid, born (seconds since 1970)
+
+def this_process() -> dict:  # host, pid, born (seconds since 1970)
     "Who works on a trial"
     import psutil
+
     return dict(host=socket.gethostname(), pid=os.getpid(), born=psutil.Process().create_time())
 
+
 def is_alive(
-    owner:Mapping|None, # as from `this_process`, with `began`: when its trial began
-) -> bool: # False if it is certain, or long enough ago, that the process is gone
+    owner: Mapping | None,  # as from `this_process`, with `began`: when its trial began
+) -> bool:  # False if it is certain, or long enough ago, that the process is gone
     "Is the process still there?"
     import psutil
-    if not owner: return False
-    if owner['host'] != socket.gethostname(): return time.time() - owner['began'] < 3600*FORGOTTEN_HOURS
+
+    if not owner:
+        return False
+    if owner['host'] != socket.gethostname():
+        return time.time() - owner['began'] < 3600 * FORGOTTEN_HOURS
     try:
         process = psutil.Process(owner['pid'])
         return abs(process.create_time() - owner['born']) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess: return False
-    except psutil.AccessDenied: return True
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
 
 def trial_state(
-    trial # of Optuna
-) -> str: # finished, pruned, failed (its settings do not work), killed (to be tried again), duplicate, running, waiting
+    trial,  # of Optuna
+) -> str:  # finished, pruned, failed (its settings do not work), killed (to be tried again), duplicate, running, waiting
     "What became of a trial"
     name = trial.state.name
-    if name == 'FAIL': return 'duplicate' if 'duplicate' in trial.user_attrs else 'failed' if 'reason' in trial.user_attrs else 'killed'
+    if name == 'FAIL':
+        return (
+            'duplicate'
+            if 'duplicate' in trial.user_attrs
+            else 'failed'
+            if 'reason' in trial.user_attrs
+            else 'killed'
+        )
     return {'COMPLETE': 'finished', 'PRUNED': 'pruned', 'RUNNING': 'running', 'WAITING': 'waiting'}[name]
 
-def _trials(study, *states): return [t for t in study.get_trials(deepcopy=False) if trial_state(t) in states]
+
+def _trials(study, *states):
+    return [t for t in study.get_trials(deepcopy=False) if trial_state(t) in states]
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #027283b1
 SAMPLERS, PRUNERS = ('tpe', 'random', 'grid', 'cmaes'), ('median', 'halving', 'none')
 
+
 def check_search(
-    sampler:str, # one of `SAMPLERS`
-    pruner:str, # one of `PRUNERS`
-    n_trials:int # at least 1
+    sampler: str,  # one of `SAMPLERS`
+    pruner: str,  # one of `PRUNERS`
+    n_trials: int,  # at least 1
 ):
     "Raise `ValueError` (or `ImportError`) if the search cannot be done"
-    if sampler not in SAMPLERS: raise ValueError(f'unknown sampler {sampler!r}; known are {", ".join(SAMPLERS)}')
-    if pruner not in PRUNERS: raise ValueError(f'unknown pruner {pruner!r}; known are {", ".join(PRUNERS)}')
-    if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1: raise ValueError(f'n_trials is {n_trials!r}; expected a whole number of at least 1')
+    if sampler not in SAMPLERS:
+        raise ValueError(f'unknown sampler {sampler!r}; known are {", ".join(SAMPLERS)}')
+    if pruner not in PRUNERS:
+        raise ValueError(f'unknown pruner {pruner!r}; known are {", ".join(PRUNERS)}')
+    if isinstance(n_trials, bool) or not isinstance(n_trials, int) or n_trials < 1:
+        raise ValueError(f'n_trials is {n_trials!r}; expected a whole number of at least 1')
     if sampler == 'cmaes':
-        try: import cmaes  # noqa: F401
-        except ImportError: raise ImportError('sampler cmaes needs the package cmaes; run: pip install cmaes, or take tpe') from None
+        try:
+            import cmaes  # noqa: F401
+        except ImportError:
+            raise ImportError(
+                'sampler cmaes needs the package cmaes; run: pip install cmaes, or take tpe'
+            ) from None
+
 
 def _sampler(name, seed, n_before):
     import warnings
+
     optuna, draw = _optuna(), int(content_key(seed, n_before)[:8], 16) % 2**31
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
-        if name == 'tpe': return optuna.samplers.TPESampler(seed=draw, n_startup_trials=8, multivariate=True, constant_liar=True)     # a running trial counts as a poor one
-        if name == 'cmaes': return optuna.samplers.CmaEsSampler(seed=draw, n_startup_trials=4, warn_independent_sampling=False)
+        if name == 'tpe':
+            return optuna.samplers.TPESampler(
+                seed=draw, n_startup_trials=8, multivariate=True, constant_liar=True
+            )  # a running trial counts as a poor one
+        if name == 'cmaes':
+            return optuna.samplers.CmaEsSampler(
+                seed=draw, n_startup_trials=4, warn_independent_sampling=False
+            )
     return optuna.samplers.RandomSampler(seed=draw)
+
 
 def _pruner(name):
     pruners = _optuna().pruners
-    if name == 'median': return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
-    return pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3) if name == 'halving' else pruners.NopPruner()
+    if name == 'median':
+        return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+    return (
+        pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
+        if name == 'halving'
+        else pruners.NopPruner()
+    )
+
 
 def _places(space):
     "Optuna distributions: the place in the list of values; ordered for numbers"
     d = _optuna().distributions
-    return {n: d.IntDistribution(0, len(v) - 1) if _is_scale(v) else d.CategoricalDistribution(tuple(range(len(v)))) for n, v in space.items()}
+    return {
+        n: d.IntDistribution(0, len(v) - 1)
+        if _is_scale(v)
+        else d.CategoricalDistribution(tuple(range(len(v))))
+        for n, v in space.items()
+    }
+
 
 def _untried(space, taken, seed, near=None):
     "A point that is not taken: the next in shuffled order, or the one with the fewest and smallest differences from `near`; None if all are"
     points = list(itertools.product(*(range(len(v)) for v in space.values())))
     order = np.random.default_rng([seed, len(points)]).permutation(len(points))
     left = [points[k] for k in order if points[k] not in taken]
-    if not left: return None
-    away = lambda p: sum(abs(a - b) if _is_scale(v) else a != b for a, b, v in zip(p, near, space.values()))          # noqa: E731
+    if not left:
+        return None
+    away = lambda p: sum(abs(a - b) if _is_scale(v) else a != b for a, b, v in zip(p, near, space.values()))  # noqa: E731
     return min(left, key=away) if near else left[0]
 
-def _point(trial, space): return tuple(trial.params[n] for n in space)
+
+def _point(trial, space):
+    return tuple(trial.params[n] for n in space)
+
 
 def _begin(study, space, point=None):
     "Begin a trial, at a point or where the sampler says"
-    if point is not None: study.enqueue_trial(dict(zip(space, point)))
+    if point is not None:
+        study.enqueue_trial(dict(zip(space, point)))
     trial = study.ask(_places(space))
     trial.set_user_attr('settings', {n: space[n][trial.params[n]] for n in space})
     trial.set_user_attr('owner', dict(this_process(), began=time.time()))
     return trial
 
+
 def claim_trial(
-    study, # as from `open_sweep`
-    folder:str|Path, # of the sweep
-    space:Mapping, # name -> values
-    n_trials:int, # in all
-    sampler:str='tpe', # one of `SAMPLERS`
-    seed:int=0 # of what is drawn
-): # an Optuna trial that now belongs to this process; 'wait' if other processes work on the last ones; None if all are done
+    study,  # as from `open_sweep`
+    folder: str | Path,  # of the sweep
+    space: Mapping,  # name -> values
+    n_trials: int,  # in all
+    sampler: str = 'tpe',  # one of `SAMPLERS`
+    seed: int = 0,  # of what is drawn
+):  # an Optuna trial that now belongs to this process; 'wait' if other processes work on the last ones; None if all are done
     "Take the next trial, those of dead processes first"
     optuna = _optuna()
     with _claiming(folder):
         me = this_process()
         for t in _trials(study, 'running'):
             owner = t.user_attrs.get('owner')
-            if not is_alive(owner) or {k: owner[k] for k in me} == me: study.tell(t.number, state=optuna.trial.TrialState.FAIL)
+            if not is_alive(owner) or {k: owner[k] for k in me} == me:
+                study.tell(t.number, state=optuna.trial.TrialState.FAIL)
         done, running = _trials(study, 'finished', 'pruned', 'failed'), _trials(study, 'running')
-        if len(done) + len(running) >= n_trials: return 'wait' if running else None
+        if len(done) + len(running) >= n_trials:
+            return 'wait' if running else None
         taken = {_point(t, space) for t in done + running}
-        if len(taken) == math.prod(map(len, space.values())): return 'wait' if running else None
-        killed = [p for t in _trials(study, 'killed') if len(t.params) == len(space) and (p := _point(t, space)) not in taken]
-        if killed: return _begin(study, space, killed[0])
-        if sampler == 'grid': return _begin(study, space, _untried(space, taken, seed))
+        if len(taken) == math.prod(map(len, space.values())):
+            return 'wait' if running else None
+        killed = [
+            p
+            for t in _trials(study, 'killed')
+            if len(t.params) == len(space) and (p := _point(t, space)) not in taken
+        ]
+        if killed:
+            return _begin(study, space, killed[0])
+        if sampler == 'grid':
+            return _begin(study, space, _untried(space, taken, seed))
         study.sampler = _sampler(sampler, seed, len(done) + len(running))
         trial = _begin(study, space)
-        if (point := _point(trial, space)) not in taken: return trial
-        trial.set_user_attr('duplicate', True); study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        if (point := _point(trial, space)) not in taken:
+            return trial
+        trial.set_user_attr('duplicate', True)
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return _begin(study, space, _untried(space, taken, seed, near=point))
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #1109b66b
 def _stop_if_hopeless(failed, done):
-    if len(failed) >= 3 and len(failed) == done: raise RuntimeError(f'the first {len(failed)} trials all failed, so the sweep is stopped. The last reason: {failed[-1].user_attrs["reason"]}')
+    if len(failed) >= 3 and len(failed) == done:
+        raise RuntimeError(
+            f'the first {len(failed)} trials all failed, so the sweep is stopped. The last reason: {failed[-1].user_attrs["reason"]}'
+        )
+
 
 def run_sweep(
-    folder:str|Path, # of the sweep: journal, tables
-    objective:Callable, # (settings, report) -> dict with score (higher is better), epochs, and what else is to be kept; report(epoch, score) after each epoch
-    space:Mapping, # name -> values, as from `check_space`
+    folder: str | Path,  # of the sweep: journal, tables
+    objective: Callable,  # (settings, report) -> dict with score (higher is better), epochs, and what else is to be kept; report(epoch, score) after each epoch
+    space: Mapping,  # name -> values, as from `check_space`
     *,
-    n_trials:int, # in all, by all processes that share the folder
-    sampler:str='tpe', # one of `SAMPLERS`
-    pruner:str='median', # one of `PRUNERS`
-    seed:int=0, # of what is drawn
-    settings:Mapping|None=None, # what else a resumption must agree with
-    patience:float=.5 # seconds between looks at what other processes are doing
-): # Optuna study
+    n_trials: int,  # in all, by all processes that share the folder
+    sampler: str = 'tpe',  # one of `SAMPLERS`
+    pruner: str = 'median',  # one of `PRUNERS`
+    seed: int = 0,  # of what is drawn
+    settings: Mapping | None = None,  # what else a resumption must agree with
+    patience: float = 0.5,  # seconds between looks at what other processes are doing
+):  # Optuna study
     "Do trials until `n_trials` are done, together with whoever shares the folder; resume what was begun"
     from cxr_lib.foundations.progress import progress_bar as tqdm
-    optuna = _optuna(); check_search(sampler, pruner, n_trials); space = _check_lists(space)
+
+    optuna = _optuna()
+    check_search(sampler, pruner, n_trials)
+    space = _check_lists(space)
     study = open_sweep(folder, dict(settings or {}, space=space, seed=seed))
     study.pruner, points = _pruner(pruner), math.prod(map(len, space.values()))
-    if points < n_trials: print(f'There are only {points} different settings: the sweep ends when all are tried.', flush=True)
+    if points < n_trials:
+        print(f'There are only {points} different settings: the sweep ends when all are tried.', flush=True)
     with tqdm(total=min(n_trials, points), desc='trials', mininterval=1) as bar:
         while True:
             trial = claim_trial(study, folder, space, n_trials, sampler, seed)
-            done = _trials(study, 'finished', 'pruned', 'failed'); bar.update(len(done) - bar.n)
-            if trial is None: break
-            if isinstance(trial, str): time.sleep(patience); continue
+            done = _trials(study, 'finished', 'pruned', 'failed')
+            bar.update(len(done) - bar.n)
+            if trial is None:
+                break
+            if isinstance(trial, str):
+                time.sleep(patience)
+                continue
             _do(study, trial, objective, optuna)
             write_trials(study, folder)
             _stop_if_hopeless(_trials(study, 'failed'), len(_trials(study, 'finished', 'pruned', 'failed')))
     write_trials(study, folder)
     return study
 
+
 def _do(study, trial, objective, optuna):
     "One trial, to its end, whatever that is"
     start, seen = time.monotonic(), [0]
+
     def report(epoch, score):
-        if not math.isfinite(score): raise ValueError(f'the score of epoch {epoch} is {score}')
-        seen[0] = epoch; trial.report(score, epoch)
-        if trial.should_prune(): raise optuna.TrialPruned()
+        if not math.isfinite(score):
+            raise ValueError(f'the score of epoch {epoch} is {score}')
+        seen[0] = epoch
+        trial.report(score, epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned()
+
     def end(state, value=None, **facts):
-        for name, fact in dict(facts, seconds=round(time.monotonic() - start, 3)).items(): trial.set_user_attr(name, fact)
+        for name, fact in dict(facts, seconds=round(time.monotonic() - start, 3)).items():
+            trial.set_user_attr(name, fact)
         study.tell(trial, value, state=state)
+
     states = optuna.trial.TrialState
     try:
-        found = dict(objective(dict(trial.user_attrs['settings']), report)); score = float(found.pop('score'))
-        if not math.isfinite(score): raise ValueError(f'the score is {score}')
-    except optuna.TrialPruned: end(states.PRUNED, epochs=seen[0])
-    except Exception as e: end(states.FAIL, epochs=seen[0], reason=f'{type(e).__name__}: {e}'[:500])
-    except BaseException: study.tell(trial, state=states.FAIL); raise                               # interrupted: to be tried again
-    else: end(states.COMPLETE, score, **dict(dict(epochs=seen[0]), **found))
+        found = dict(objective(dict(trial.user_attrs['settings']), report))
+        score = float(found.pop('score'))
+        if not math.isfinite(score):
+            raise ValueError(f'the score is {score}')
+    except optuna.TrialPruned:
+        end(states.PRUNED, epochs=seen[0])
+    except Exception as e:
+        end(states.FAIL, epochs=seen[0], reason=f'{type(e).__name__}: {e}'[:500])
+    except BaseException:
+        study.tell(trial, state=states.FAIL)
+        raise  # interrupted: to be tried again
+    else:
+        end(states.COMPLETE, score, **dict(dict(epochs=seen[0]), **found))
+
 
 def trials_table(
-    study # as from `run_sweep` or `open_sweep`
-) -> pd.DataFrame: # trial, state, score (pruned: the last one seen), epochs, seconds, reason, host, pid, and a column for each setting
+    study,  # as from `run_sweep` or `open_sweep`
+) -> pd.DataFrame:  # trial, state, score (pruned: the last one seen), epochs, seconds, reason, host, pid, and a column for each setting
     "All trials, in the order in which they began"
     rows, names = [], list((study.user_attrs.get('settings') or {}).get('space', {}))
     for t in _trials(study, 'finished', 'pruned', 'failed', 'killed', 'running'):
         a, owner = t.user_attrs, t.user_attrs.get('owner') or {}
-        rows.append(dict(trial=t.number, state=trial_state(t), score=t.value if t.value is not None else np.nan, epochs=a.get('epochs', max(t.intermediate_values, default=0)), seconds=a.get('seconds', np.nan),
-                         reason=a.get('reason', ''), host=owner.get('host', ''), pid=owner.get('pid', 0), **{n: a.get('settings', {}).get(n) for n in names}))
-    return pd.DataFrame(rows, columns=['trial', 'state', 'score', 'epochs', 'seconds', 'reason', 'host', 'pid', *names])
+        rows.append(
+            dict(
+                trial=t.number,
+                state=trial_state(t),
+                score=t.value if t.value is not None else np.nan,
+                epochs=a.get('epochs', max(t.intermediate_values, default=0)),
+                seconds=a.get('seconds', np.nan),
+                reason=a.get('reason', ''),
+                host=owner.get('host', ''),
+                pid=owner.get('pid', 0),
+                **{n: a.get('settings', {}).get(n) for n in names},
+            )
+        )
+    return pd.DataFrame(
+        rows, columns=['trial', 'state', 'score', 'epochs', 'seconds', 'reason', 'host', 'pid', *names]
+    )
+
 
 def write_trials(
-    study, # as from `run_sweep`
-    folder:str|Path # of the sweep
-) -> pd.DataFrame: # as from `trials_table`
+    study,  # as from `run_sweep`
+    folder: str | Path,  # of the sweep
+) -> pd.DataFrame:  # as from `trials_table`
     "Write `trials.csv`"
     with _claiming(folder):
         found = trials_table(study)
-        with atomic_path(Path(folder)/'trials.csv') as tmp: found.to_csv(tmp, index=False)
+        with atomic_path(Path(folder) / 'trials.csv') as tmp:
+            found.to_csv(tmp, index=False)
     return found
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #a66ea25e
 def close_test(
-    data:StudyData # of a study table with splits
-) -> StudyData: # the same; a batch with a row of the test split raises
+    data: StudyData,  # of a study table with splits
+) -> StudyData:  # the same; a batch with a row of the test split raises
     "Make the test split unreadable for a sweep"
     closed, batch = (data.table.split == 'test').to_numpy(), data.batch
+
     def guarded(i, *args, note_of=None, **more):
         for rows in (i, note_of):
-            if rows is not None and closed[np.asarray(rows)].any(): raise AssertionError('a sweep may not look at the test split')
+            if rows is not None and closed[np.asarray(rows)].any():
+                raise AssertionError('a sweep may not look at the test split')
         return batch(i, *args, note_of=note_of, **more)
+
     data.batch = guarded
     return data
 
+
 def resampled_scores(
-    targets:np.ndarray, # (n, 14) of 1, 0, NaN
-    scores:np.ndarray, # (n, 14)
-    patient_id, # (n,)
-    n_bootstrap:int=200, # resamples of patients; the same ones for every trial
-    min_cases:int=3 # as in `mean_auroc`
-) -> np.ndarray: # (1 + n_bootstrap,) mean AUROC: of the sample itself, then of the resamples
+    targets: np.ndarray,  # (n, 14) of 1, 0, NaN
+    scores: np.ndarray,  # (n, 14)
+    patient_id,  # (n,)
+    n_bootstrap: int = 200,  # resamples of patients; the same ones for every trial
+    min_cases: int = 3,  # as in `mean_auroc`
+) -> np.ndarray:  # (1 + n_bootstrap,) mean AUROC: of the sample itself, then of the resamples
     "How the tuning score would vary with other tuning patients"
     clusters, weights = resample_patients(patient_id, n_bootstrap)
     found = []
     for y, s in zip(targets.T, scores.T):
         there = ~np.isnan(y)
-        if min((y == 1).sum(), (y == 0).sum()) >= min_cases: found.append(ranking_metrics(y[there], s[there], weights, clusters[there])[0])
-    if not found: return np.full(1 + n_bootstrap, np.nan)
+        if min((y == 1).sum(), (y == 0).sum()) >= min_cases:
+            found.append(ranking_metrics(y[there], s[there], weights, clusters[there])[0])
+    if not found:
+        return np.full(1 + n_bootstrap, np.nan)
     known = ~np.isnan(found)
-    with np.errstate(invalid='ignore'): return np.nansum(found, 0)/known.sum(0)                    # a resample may lack a class of an observation
+    with np.errstate(invalid='ignore'):
+        return np.nansum(found, 0) / known.sum(0)  # a resample may lack a class of an observation
+
 
 class TrainTrial:
     "The objective: train with a trial's settings, score on the tuning split"
-    def __init__(self, table:pd.DataFrame, root:str|Path, preset:str='tiny', overrides:str|Mapping='', epochs:int=0, label_policy:str='ignore', seed:int=0, token_cache:str|Path|None=None):
-        if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise ValueError('a trial uses one process; start several ordinary processes on the same run instead, they share the trials')
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        root: str | Path,
+        preset: str = 'tiny',
+        overrides: str | Mapping = '',
+        epochs: int = 0,
+        label_policy: str = 'ignore',
+        seed: int = 0,
+        token_cache: str | Path | None = None,
+    ):
+        if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+            raise ValueError(
+                'a trial uses one process; start several ordinary processes on the same run instead, they share the trials'
+            )
         check_patient_splits(table, 'sweep')
         for name in ('train', 'tuning'):
-            if not (table.split == name).any(): raise ValueError(f'the {name} split is empty: a sweep cannot do without')
-        self.preset, self.overrides, self.epochs, self.seed, self.token_cache = preset, parse_overrides(overrides), epochs, seed, token_cache
+            if not (table.split == name).any():
+                raise ValueError(f'the {name} split is empty: a sweep cannot do without')
+        self.preset, self.overrides, self.epochs, self.seed, self.token_cache = (
+            preset,
+            parse_overrides(overrides),
+            epochs,
+            seed,
+            token_cache,
+        )
         config = make_config(preset, self.overrides)
         self.tokenizer = make_tokenizer(config, table.note[table.split == 'train'])
         self.data = close_test(StudyData(table, root, config, self.tokenizer, label_policy))
         self.train, self.tuning = self.data.rows('train'), self.data.rows('tuning')
         targets = self.data.targets[self.tuning].numpy()
         if math.isnan(mean_auroc(targets, np.zeros_like(targets))):
-            raise ValueError(f'no observation has 3 positive and 3 negative patients among the {len(self.tuning)} tuning images: there is nothing to select on. Take more patients, or a larger tuning_fraction')
+            raise ValueError(
+                f'no observation has 3 positive and 3 negative patients among the {len(self.tuning)} tuning images: there is nothing to select on. Take more patients, or a larger tuning_fraction'
+            )
+
     def __call__(self, settings, report):
         overrides, device = trial_overrides(settings, self.preset, self.overrides), choose_device()
         config, training = make_config(self.preset, overrides), split_overrides(self.preset, overrides)[1]
-        if self.epochs: training['epochs'] = self.epochs
+        if self.epochs:
+            training['epochs'] = self.epochs
         seed_everything(self.seed)
         model, data = build_model(config, self.tokenizer), self.data
         data.config = config
-        data.precompute(model, device, cache=self.token_cache)                                  # of frozen encoders
-        log = fit(model, data, self.train, self.tuning, training, seed=self.seed, name='trial', on_epoch=lambda log: report(log[-1]['epoch'], log[-1]['tuning_auroc']))
-        logits, targets = predict_logits(model.to(device), data, self.tuning, device)['fused'], data.targets[self.tuning].numpy()
+        data.precompute(model, device, cache=self.token_cache)  # of frozen encoders
+        log = fit(
+            model,
+            data,
+            self.train,
+            self.tuning,
+            training,
+            seed=self.seed,
+            name='trial',
+            on_epoch=lambda log: report(log[-1]['epoch'], log[-1]['tuning_auroc']),
+        )
+        logits, targets = (
+            predict_logits(model.to(device), data, self.tuning, device)['fused'],
+            data.targets[self.tuning].numpy(),
+        )
         resampled = resampled_scores(targets, logits, data.table.patient_id.iloc[self.tuning])
-        return dict(score=max(e['tuning_auroc'] for e in log), epochs=len(log), resampled=[round(float(v), 6) for v in resampled])
+        return dict(
+            score=max(e['tuning_auroc'] for e in log),
+            epochs=len(log),
+            resampled=[round(float(v), 6) for v in resampled],
+        )
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #43dc4298
 def expected_maximum(
-    n:int # independent draws, at least 1
-) -> float: # 0 for 1, 0.564 for 2
+    n: int,  # independent draws, at least 1
+) -> float:  # 0 for 1, 0.564 for 2
     "Expected maximum of n standard normal values"
     from scipy import integrate, stats
-    return float(integrate.quad(lambda x: x*n*stats.norm.pdf(x)*stats.norm.cdf(x)**(n - 1), -9, 9, limit=200)[0])
+
+    return float(
+        integrate.quad(lambda x: x * n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1), -9, 9, limit=200)[
+            0
+        ]
+    )
+
 
 def selection_optimism(
-    resampled:np.ndarray, # (trials, 1 + resamples) scores, as from `resampled_scores`; column 0 is the sample itself
-    n_orders:int=40 # random orders of the trials that are averaged
-) -> pd.DataFrame: # indexed by number of trials: best (expected best score of so many of these trials), independent (s times the expected maximum), measured (bootstrap)
+    resampled: np.ndarray,  # (trials, 1 + resamples) scores, as from `resampled_scores`; column 0 is the sample itself
+    n_orders: int = 40,  # random orders of the trials that are averaged
+) -> pd.DataFrame:  # indexed by number of trials: best (expected best score of so many of these trials), independent (s times the expected maximum), measured (bootstrap)
     "How much too high the best score is expected to be, by the number of trials"
     s = np.atleast_2d(np.asarray(resampled, float))
-    s = s[:, ~np.isnan(s).any(0)]; n, measurable, r = len(s), s.shape[1] > 2, np.random.default_rng(0)
-    spread, best, measured = np.std(s[:, 1:], axis=1, ddof=1).mean() if measurable else np.nan, np.zeros(n), np.full(n, 0. if measurable else np.nan)
+    s = s[:, ~np.isnan(s).any(0)]
+    n, measurable, r = len(s), s.shape[1] > 2, np.random.default_rng(0)
+    spread, best, measured = (
+        np.std(s[:, 1:], axis=1, ddof=1).mean() if measurable else np.nan,
+        np.zeros(n),
+        np.full(n, 0.0 if measurable else np.nan),
+    )
     for order in (r.permutation(n) for _ in range(n_orders)):
-        best += np.maximum.accumulate(s[order, 0])/n_orders
+        best += np.maximum.accumulate(s[order, 0]) / n_orders
         winner = order[0]
-        for k, trial in enumerate(order):                                          # the winner of each resample so far
+        for k, trial in enumerate(order):  # the winner of each resample so far
             winner = np.where(s[trial, 1:] > s[winner, np.arange(1, s.shape[1])], trial, winner)
-            if measurable: measured[k] += np.mean(s[winner, np.arange(1, s.shape[1])] - s[winner, 0])/n_orders
-    return pd.DataFrame(dict(best=best, independent=[spread*expected_maximum(k) for k in range(1, n + 1)], measured=measured), index=pd.RangeIndex(1, n + 1, name='trials'))
+            if measurable:
+                measured[k] += np.mean(s[winner, np.arange(1, s.shape[1])] - s[winner, 0]) / n_orders
+    return pd.DataFrame(
+        dict(
+            best=best, independent=[spread * expected_maximum(k) for k in range(1, n + 1)], measured=measured
+        ),
+        index=pd.RangeIndex(1, n + 1, name='trials'),
+    )
+
 
 def trial_resamples(
-    study # as from `run_sweep`
-) -> np.ndarray: # (finished trials, 1 + resamples); (0, 1) if there are none
+    study,  # as from `run_sweep`
+) -> np.ndarray:  # (finished trials, 1 + resamples); (0, 1) if there are none
     "The resampled tuning scores of the finished trials"
     kept = [t.user_attrs['resampled'] for t in _trials(study, 'finished') if 'resampled' in t.user_attrs]
     return np.array(kept, float) if kept else np.empty((0, 1))
 
+
 def plot_optimism(
-    found:pd.DataFrame, # as from `selection_optimism`
-    simulated:bool=False # of simulated patients
-): # matplotlib figure
+    found: pd.DataFrame,  # as from `selection_optimism`
+    simulated: bool = False,  # of simulated patients
+):  # matplotlib figure
     "Best tuning score by number of trials, and how much of it is expected to be luck"
     import matplotlib.pyplot as plt
+
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     left.plot(found.index, found.best, 'o-', color='#0173b2', ms=4, label='as reported by the search')
-    left.plot(found.index, found.best - found.measured.clip(lower=0), 's--', ms=4, color='#029e73', label='less the measured optimism')
-    right.plot(found.index, found.independent, ':', marker='o', ms=4, color='#949494', label='equal settings, independent noise')
-    right.plot(found.index, found.measured, 's-', ms=4, color='#d55e00', label='measured: resampled tuning patients')
+    left.plot(
+        found.index,
+        found.best - found.measured.clip(lower=0),
+        's--',
+        ms=4,
+        color='#029e73',
+        label='less the measured optimism',
+    )
+    right.plot(
+        found.index,
+        found.independent,
+        ':',
+        marker='o',
+        ms=4,
+        color='#949494',
+        label='equal settings, independent noise',
+    )
+    right.plot(
+        found.index, found.measured, 's-', ms=4, color='#d55e00', label='measured: resampled tuning patients'
+    )
     right.axhline(0, color='#888888', lw=1)
-    left.set(title='The best tuning score grows with the search', xlabel='finished trials (mean over their orders)', ylabel='mean AUROC, tuning split'); right.set(title='How much of it is luck', xlabel='finished trials', ylabel='expected optimism (AUROC)')
-    for ax in (left, right): ax.legend(loc='lower right'); ax.xaxis.get_major_locator().set_params(integer=True)
+    left.set(
+        title='The best tuning score grows with the search',
+        xlabel='finished trials (mean over their orders)',
+        ylabel='mean AUROC, tuning split',
+    )
+    right.set(title='How much of it is luck', xlabel='finished trials', ylabel='expected optimism (AUROC)')
+    for ax in (left, right):
+        ax.legend(loc='lower right')
+        ax.xaxis.get_major_locator().set_params(integer=True)
     return sign_figure(fig, simulated)
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #b294bdf9
 def importance_table(
-    study, # as from `run_sweep`
-    seed:int=0 # of the forest
-) -> pd.DataFrame: # indexed by parameter: importance (they sum to 1; NaN where undefined), reason; the most important first
+    study,  # as from `run_sweep`
+    seed: int = 0,  # of the forest
+) -> (
+    pd.DataFrame
+):  # indexed by parameter: importance (they sum to 1; NaN where undefined), reason; the most important first
     "Share of the score's variation that each setting explains, over the finished trials"
     optuna = _optuna()
     trials, names = _trials(study, 'finished'), list(study.user_attrs['settings']['space'])
     reasons = {n: '' if len({t.params[n] for t in trials}) > 1 else 'only one value was tried' for n in names}
-    if len(trials) < 2: reasons = dict.fromkeys(names, f'{len(trials)} finished trial{"s"*(len(trials) != 1)}; at least 2 are needed')
-    elif len({t.value for t in trials}) < 2: reasons = dict.fromkeys(names, 'all finished trials have the same score')
+    if len(trials) < 2:
+        reasons = dict.fromkeys(
+            names, f'{len(trials)} finished trial{"s" * (len(trials) != 1)}; at least 2 are needed'
+        )
+    elif len({t.value for t in trials}) < 2:
+        reasons = dict.fromkeys(names, 'all finished trials have the same score')
     varied, found = [n for n in names if not reasons[n]], {}
     if varied:
-        found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed), params=varied)
-        if not sum(found.values()) > 0: found, reasons = {}, dict.fromkeys(names, 'the forest explains nothing')
-    table = pd.DataFrame({'importance': [float(found.get(n, np.nan)) for n in names], 'reason': [reasons[n] for n in names]}, index=pd.Index(names, name='parameter'))
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=seed), params=varied
+        )
+        if not sum(found.values()) > 0:
+            found, reasons = {}, dict.fromkeys(names, 'the forest explains nothing')
+    table = pd.DataFrame(
+        {'importance': [float(found.get(n, np.nan)) for n in names], 'reason': [reasons[n] for n in names]},
+        index=pd.Index(names, name='parameter'),
+    )
     return table.sort_values('importance', ascending=False, na_position='last', kind='stable')
 
+
 def plot_importance(
-    table:pd.DataFrame, # as from `importance_table`
-    n_trials:int, # finished ones that it rests on
-    simulated:bool=False # of simulated patients
-): # matplotlib figure
+    table: pd.DataFrame,  # as from `importance_table`
+    n_trials: int,  # finished ones that it rests on
+    simulated: bool = False,  # of simulated patients
+):  # matplotlib figure
     "Bars; an undefined importance is a sentence instead"
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(8, 1.6 + .4*len(table)))
+
+    fig, ax = plt.subplots(figsize=(8, 1.6 + 0.4 * len(table)))
     ax.barh(range(len(table)), table.importance.fillna(0), color='#0173b2')
-    for y, (value, reason) in enumerate(zip(table.importance, table.reason)): ax.text(.01 + (0 if reason else value), y, f'undefined: {reason}' if reason else f'{value:.2f}', va='center', fontsize=9, color='#555555')
-    ax.set(yticks=range(len(table)), yticklabels=table.index, ylim=(len(table) - .5, -.5), xlim=(0, 1.1), xlabel="share of the tuning score's variation", title=f'Importance of each setting ({n_trials} finished trials)'); ax.grid(axis='y', visible=False)
+    for y, (value, reason) in enumerate(zip(table.importance, table.reason)):
+        ax.text(
+            0.01 + (0 if reason else value),
+            y,
+            f'undefined: {reason}' if reason else f'{value:.2f}',
+            va='center',
+            fontsize=9,
+            color='#555555',
+        )
+    ax.set(
+        yticks=range(len(table)),
+        yticklabels=table.index,
+        ylim=(len(table) - 0.5, -0.5),
+        xlim=(0, 1.1),
+        xlabel="share of the tuning score's variation",
+        title=f'Importance of each setting ({n_trials} finished trials)',
+    )
+    ax.grid(axis='y', visible=False)
     return sign_figure(fig, simulated)
+
 
 def plot_history(
-    table:pd.DataFrame, # as from `trials_table`
-    simulated:bool=False # of simulated patients
-): # matplotlib figure
+    table: pd.DataFrame,  # as from `trials_table`
+    simulated: bool = False,  # of simulated patients
+):  # matplotlib figure
     "Score of each trial in the order of their beginning, and the best so far"
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(8, 3.6)); table = table[table.state.isin(['finished', 'pruned', 'failed'])]; table = table.assign(place=np.arange(1, len(table) + 1)); finished = table[table.state == 'finished']
-    for state, marker, color, label in (('finished', 'o', '#0173b2', 'finished'), ('pruned', 'x', '#949494', 'pruned (its last score)'), ('failed', 'v', '#cc3311', 'failed (no score)')):
+
+    fig, ax = plt.subplots(figsize=(8, 3.6))
+    table = table[table.state.isin(['finished', 'pruned', 'failed'])]
+    table = table.assign(place=np.arange(1, len(table) + 1))
+    finished = table[table.state == 'finished']
+    for state, marker, color, label in (
+        ('finished', 'o', '#0173b2', 'finished'),
+        ('pruned', 'x', '#949494', 'pruned (its last score)'),
+        ('failed', 'v', '#cc3311', 'failed (no score)'),
+    ):
         t = table[table.state == state]
-        if len(t): ax.plot(t.place, t.score if state != 'failed' else np.full(len(t), table.score.min() if table.score.notna().any() else 0), marker, color=color, label=f'{label}: {len(t)}')
-    if len(finished): ax.step(finished.place, finished.score.cummax(), where='post', color='#d55e00', lw=1.5, label='best so far')
-    ax.set(title='The course of the search', xlabel='trial, in the order of their beginning', ylabel='mean AUROC, tuning split'); ax.xaxis.get_major_locator().set_params(integer=True)
-    if len(table): ax.legend()
+        if len(t):
+            ax.plot(
+                t.place,
+                t.score
+                if state != 'failed'
+                else np.full(len(t), table.score.min() if table.score.notna().any() else 0),
+                marker,
+                color=color,
+                label=f'{label}: {len(t)}',
+            )
+    if len(finished):
+        ax.step(
+            finished.place,
+            finished.score.cummax(),
+            where='post',
+            color='#d55e00',
+            lw=1.5,
+            label='best so far',
+        )
+    ax.set(
+        title='The course of the search',
+        xlabel='trial, in the order of their beginning',
+        ylabel='mean AUROC, tuning split',
+    )
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    if len(table):
+        ax.legend()
     return sign_figure(fig, simulated)
 
+
 def plot_parallel(
-    table:pd.DataFrame, # as from `trials_table`
-    space:Mapping, # name -> values
-    simulated:bool=False # of simulated patients
-): # matplotlib figure
+    table: pd.DataFrame,  # as from `trials_table`
+    space: Mapping,  # name -> values
+    simulated: bool = False,  # of simulated patients
+):  # matplotlib figure
     "A line through the settings of each trial, coloured by its score; dotted: pruned"
     import matplotlib.pyplot as plt
-    shown = table[table.state.isin(['finished', 'pruned']) & table.score.notna()].sort_values('score'); names = list(space)
-    fig, ax = plt.subplots(figsize=(2 + 1.5*len(names), 4.2))
+
+    shown = table[table.state.isin(['finished', 'pruned']) & table.score.notna()].sort_values('score')
+    names = list(space)
+    fig, ax = plt.subplots(figsize=(2 + 1.5 * len(names), 4.2))
     low, high = (shown.score.min(), shown.score.max()) if len(shown) else (0, 1)
     colors = plt.cm.ScalarMappable(plt.Normalize(low, high if high > low else low + 1e-3), 'viridis')
     for k, (_, t) in enumerate(shown.iterrows()):
-        spread = (k/max(1, len(shown) - 1) - .5)*.06                                                    # lines with the same value lie beside each other
-        y = [list(space[n]).index(t[n])/max(1, len(space[n]) - 1) + spread for n in names]
-        ax.plot(range(len(names)), y, 'o:' if t.state == 'pruned' else 'o-', color=colors.to_rgba(t.score), lw=1 if t.state == 'pruned' else 2, ms=4, alpha=.9)
+        spread = (k / max(1, len(shown) - 1) - 0.5) * 0.06  # lines with the same value lie beside each other
+        y = [list(space[n]).index(t[n]) / max(1, len(space[n]) - 1) + spread for n in names]
+        ax.plot(
+            range(len(names)),
+            y,
+            'o:' if t.state == 'pruned' else 'o-',
+            color=colors.to_rgba(t.score),
+            lw=1 if t.state == 'pruned' else 2,
+            ms=4,
+            alpha=0.9,
+        )
     for x, n in enumerate(names):
         ax.axvline(x, color='#bbbbbb', lw=1, zorder=0)
-        for k, v in enumerate(space[n]): ax.annotate(f'{v:g}' if _is_scale([v]) else str(v), (x, k/max(1, len(space[n]) - 1)), xytext=(7, 7), textcoords='offset points', fontsize=9, bbox=dict(fc='white', ec='none', alpha=.75, pad=.5))
-    ax.set(xticks=range(len(names)), xticklabels=names, yticks=[], ylim=(-.12, 1.15), xlim=(-.2, len(names) - .5), title='Settings and scores', xlabel='setting', ylabel='value (its place in the list)'); ax.grid(False)
+        for k, v in enumerate(space[n]):
+            ax.annotate(
+                f'{v:g}' if _is_scale([v]) else str(v),
+                (x, k / max(1, len(space[n]) - 1)),
+                xytext=(7, 7),
+                textcoords='offset points',
+                fontsize=9,
+                bbox=dict(fc='white', ec='none', alpha=0.75, pad=0.5),
+            )
+    ax.set(
+        xticks=range(len(names)),
+        xticklabels=names,
+        yticks=[],
+        ylim=(-0.12, 1.15),
+        xlim=(-0.2, len(names) - 0.5),
+        title='Settings and scores',
+        xlabel='setting',
+        ylabel='value (its place in the list)',
+    )
+    ax.grid(False)
     fig.colorbar(colors, ax=ax, label='mean AUROC, tuning split')
     return sign_figure(fig, simulated)
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #c256a020
 def write_best(
-    study, # as from `run_sweep`
-    folder:str|Path, # of the sweep
-    preset:str, # of all trials
-    overrides:str|Mapping='', # of all trials
-    label_policy:str='ignore', # of all trials
-    dataset:str='simulated' # name of the source
-) -> dict: # what is written: preset, overrides (text), settings, trial, score, optimism, n_finished, command, ...
+    study,  # as from `run_sweep`
+    folder: str | Path,  # of the sweep
+    preset: str,  # of all trials
+    overrides: str | Mapping = '',  # of all trials
+    label_policy: str = 'ignore',  # of all trials
+    dataset: str = 'simulated',  # name of the source
+) -> (
+    dict
+):  # what is written: preset, overrides (text), settings, trial, score, optimism, n_finished, command, ...
     "Write `best.json`: the winner, in the form that `cxr run -p overrides` takes"
     finished = _trials(study, 'finished')
-    if not finished: raise ValueError(f'no trial of {folder} has finished; trials.csv has the reasons')
+    if not finished:
+        raise ValueError(f'no trial of {folder} has finished; trials.csv has the reasons')
     best = max(finished, key=lambda t: (t.value, -t.number))
     chosen = trial_overrides(best.user_attrs['settings'], preset, overrides)
-    make_config(preset, chosen); text = json.dumps(chosen)
+    make_config(preset, chosen)
+    text = json.dumps(chosen)
     luck = selection_optimism(trial_resamples(study)) if len(trial_resamples(study)) else None
-    command = ['cxr', 'run', *(['--dataset', dataset] if dataset != 'simulated' else []), *(['--root', 'FOLDER'] if DATASETS[dataset].needs_root else []), '--preset', preset, '-p', 'overrides', text, '-p', 'folds', '0',
-               *(['-p', 'label_policy', label_policy] if label_policy != 'ignore' else [])]
-    found = dict(preset=preset, overrides=text, settings=best.user_attrs['settings'], trial=best.number, score=best.value, score_is='mean AUROC of the fused answer on the tuning split, the best of all trials and epochs: optimistic',
-                 n_finished=len(finished), optimism_measured=float('nan') if luck is None else float(luck.measured.iloc[-1]), optimism_independent=float('nan') if luck is None else float(luck.independent.iloc[-1]),
-                 selected_on='tuning', folds=0, command=shlex.join(command))
-    write_json(Path(folder)/'best.json', found)
+    command = [
+        'cxr',
+        'run',
+        *(['--dataset', dataset] if dataset != 'simulated' else []),
+        *(['--root', 'FOLDER'] if DATASETS[dataset].needs_root else []),
+        '--preset',
+        preset,
+        '-p',
+        'overrides',
+        text,
+        '-p',
+        'folds',
+        '0',
+        *(['-p', 'label_policy', label_policy] if label_policy != 'ignore' else []),
+    ]
+    found = dict(
+        preset=preset,
+        overrides=text,
+        settings=best.user_attrs['settings'],
+        trial=best.number,
+        score=best.value,
+        score_is='mean AUROC of the fused answer on the tuning split, the best of all trials and epochs: optimistic',
+        n_finished=len(finished),
+        optimism_measured=float('nan') if luck is None else float(luck.measured.iloc[-1]),
+        optimism_independent=float('nan') if luck is None else float(luck.independent.iloc[-1]),
+        selected_on='tuning',
+        folds=0,
+        command=shlex.join(command),
+    )
+    write_json(Path(folder) / 'best.json', found)
     return found
 
+
 def sweep_stage(
-    run:RunFolder, # a run whose notes are made
+    run: RunFolder,  # a run whose notes are made
     *,
-    preset:str='tiny', # name of a preset
-    overrides:str='', # changes that all trials share
-    space:str|Mapping='', # what is tried; '' the preset's grid
-    n_trials:int=20, # in all, over all processes and resumptions
-    sampler:str='tpe', # one of `SAMPLERS`
-    pruner:str='median', # one of `PRUNERS`
-    epochs:int=0, # of each trial; 0: the preset's
-    label_policy:str='ignore', # see `LABEL_POLICIES`
-    seed:int=0 # weights, batches, and the order of what is tried
-) -> dict: # study, trials (a table), best (as in best.json), space
+    preset: str = 'tiny',  # name of a preset
+    overrides: str = '',  # changes that all trials share
+    space: str | Mapping = '',  # what is tried; '' the preset's grid
+    n_trials: int = 20,  # in all, over all processes and resumptions
+    sampler: str = 'tpe',  # one of `SAMPLERS`
+    pruner: str = 'median',  # one of `PRUNERS`
+    epochs: int = 0,  # of each trial; 0: the preset's
+    label_policy: str = 'ignore',  # see `LABEL_POLICIES`
+    seed: int = 0,  # weights, batches, and the order of what is tried
+) -> dict:  # study, trials (a table), best (as in best.json), space
     "Search on the tuning split of a run; write journal, table, winner and pictures into `<run>/sweep/`"
     from cxr_lib.notes.wording import ensure_notes
+
     check_ranges(n_trials=n_trials, epochs=epochs, seed=seed)
     check_search(sampler, pruner, n_trials)
-    table, source = ensure_notes(run), read_json(run/'source.json')
+    table, source = ensure_notes(run), read_json(run / 'source.json')
     space = check_space(space, preset, overrides, int((table.split == 'train').sum()))
-    objective = TrainTrial(table, data_root(run), preset, overrides, epochs, label_policy, seed, token_folder())
-    settings = dict(preset=preset, overrides=parse_overrides(overrides), epochs=epochs, label_policy=label_policy, data=content_key(table.to_csv(index=False)))
-    study = run_sweep(run/'sweep', objective, space, n_trials=n_trials, sampler=sampler, pruner=pruner, seed=seed, settings=settings)
-    best, trials = write_best(study, run/'sweep', preset, overrides, label_policy, source['dataset']), trials_table(study)
-    for name, fig in sweep_figures(study, source['simulated']).items(): save_figure(fig, run/'sweep'/f'{name}.png')
+    objective = TrainTrial(
+        table, data_root(run), preset, overrides, epochs, label_policy, seed, token_folder()
+    )
+    settings = dict(
+        preset=preset,
+        overrides=parse_overrides(overrides),
+        epochs=epochs,
+        label_policy=label_policy,
+        data=content_key(table.to_csv(index=False)),
+    )
+    study = run_sweep(
+        run / 'sweep',
+        objective,
+        space,
+        n_trials=n_trials,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        settings=settings,
+    )
+    best, trials = (
+        write_best(study, run / 'sweep', preset, overrides, label_policy, source['dataset']),
+        trials_table(study),
+    )
+    for name, fig in sweep_figures(study, source['simulated']).items():
+        save_figure(fig, run / 'sweep' / f'{name}.png')
     return dict(study=study, trials=trials, best=best, space=space)
 
+
 def sweep_figures(
-    study, # as from `run_sweep`
-    simulated:bool=False # of simulated patients
-) -> dict: # name -> matplotlib figure
+    study,  # as from `run_sweep`
+    simulated: bool = False,  # of simulated patients
+) -> dict:  # name -> matplotlib figure
     "The pictures of a sweep: history, settings, importance, and optimism where it is known"
     trials, resamples = trials_table(study), trial_resamples(study)
-    figures = dict(history=plot_history(trials, simulated), settings=plot_parallel(trials, study.user_attrs['settings']['space'], simulated),
-                   importance=plot_importance(importance_table(study), int((trials.state == 'finished').sum()), simulated))
-    if len(resamples): figures['optimism'] = plot_optimism(selection_optimism(resamples), simulated)
+    figures = dict(
+        history=plot_history(trials, simulated),
+        settings=plot_parallel(trials, study.user_attrs['settings']['space'], simulated),
+        importance=plot_importance(
+            importance_table(study), int((trials.state == 'finished').sum()), simulated
+        ),
+    )
+    if len(resamples):
+        figures['optimism'] = plot_optimism(selection_optimism(resamples), simulated)
     return figures

@@ -1,4 +1,5 @@
 """The published table: its arithmetic, the interval that a support leaves, what notes of two labels give away, and the page beside a run."""
+
 import json
 
 import numpy as np
@@ -9,30 +10,52 @@ from sklearn.metrics import roc_auc_score
 
 from cxr_lib.foundations.core import IMPLIES, OBSERVATIONS, SIMULATED, read_json, write_json
 from cxr_lib.evaluation.report import evaluate
-from cxr_lib.metrics.ranking import synthetic_predictions
+from cxr_lib.metrics.predictions import synthetic_predictions
 from cxr_lib.notes.wording import LEAK, label_leak_notes
 from cxr_lib.simulation.patients import draw_patients
-from cxr_lib.evaluation.published import (KINDS, PUBLISHED_AUROC, PUBLISHED_MEAN, auroc_interval, believability, comparison_page, hanley_mcneil_error, leak_table,
-                                          mean_readings, note_rule_scores,
-                                          plot_published, published_comparison, seed_table, tilt_to_prevalence)
+from cxr_lib.evaluation.published import (
+    KINDS,
+    PUBLISHED_AUROC,
+    PUBLISHED_MEAN,
+    auroc_interval,
+    believability,
+    comparison_page,
+    hanley_mcneil_error,
+    leak_table,
+    mean_readings,
+    note_rule_scores,
+    plot_published,
+    published_comparison,
+    seed_table,
+)
+from cxr_lib.notes.wording import tilt_to_prevalence
 
 quick = settings(max_examples=100, deadline=None)
 values, supports = st.floats(0, 1), st.integers(1, 300)
 
 
 @pytest.fixture(scope='module')
-def table(): return seed_table()
+def table():
+    return seed_table()
 
 
 @pytest.fixture(scope='module')
 def metrics():
     few = synthetic_predictions(150, seed=1)
-    return evaluate(few.drop(columns=[c for c in few if c.startswith(('best', 'label_leak', 'contradicting'))]), n_bootstrap=20, simulated=True)
+    return evaluate(
+        few.drop(columns=[c for c in few if c.startswith(('best', 'label_leak', 'contradicting'))]),
+        n_bootstrap=20,
+        simulated=True,
+    )
 
 
 # ---- the standard error and the interval
 
-@pytest.mark.parametrize('arguments, expected', [((.75, 20, 200), .06498283), ((.75, 110, 110), .03282048), ((.75, 20, 20), .07789072)])
+
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [((0.75, 20, 200), 0.06498283), ((0.75, 110, 110), 0.03282048), ((0.75, 20, 20), 0.07789072)],
+)
 def test_the_standard_error_is_that_of_auctestr(arguments, expected):
     "As printed in the documentation of the R package auctestr 1.0.0, se_auc"
     assert hanley_mcneil_error(*arguments) == pytest.approx(expected, abs=5e-9)
@@ -44,46 +67,69 @@ def test_the_interval_holds_the_value_and_stays_in_range(value, n_positive, n_ne
     low, high = auroc_interval(value, n_positive, n_negative)
     assert 0 <= low <= value <= high <= 1
     for end in (low, high):
-        if 0 < end < 1: assert abs(end - value) == pytest.approx(1.959964*hanley_mcneil_error(end, n_positive, n_negative), abs=1e-6)
+        if 0 < end < 1:
+            assert abs(end - value) == pytest.approx(
+                1.959964 * hanley_mcneil_error(end, n_positive, n_negative), abs=1e-6
+            )
     assert hanley_mcneil_error(value, n_positive, n_negative) >= 0
 
 
 @quick
-@given(st.floats(.02, .98), st.integers(2, 100), st.integers(2, 100))
+@given(st.floats(0.02, 0.98), st.integers(2, 100), st.integers(2, 100))
 def test_symmetry_and_more_cases(value, n_positive, n_negative):
     "Swapping the classes and the direction changes nothing; four times the cases give a narrower interval"
-    assert hanley_mcneil_error(value, n_positive, n_negative) == pytest.approx(hanley_mcneil_error(1 - value, n_negative, n_positive))
+    assert hanley_mcneil_error(value, n_positive, n_negative) == pytest.approx(
+        hanley_mcneil_error(1 - value, n_negative, n_positive)
+    )
     low, high = auroc_interval(value, n_positive, n_negative)
     assert auroc_interval(1 - value, n_negative, n_positive) == pytest.approx((1 - high, 1 - low), abs=1e-6)
-    narrow = auroc_interval(value, 4*n_positive, 4*n_negative)
+    narrow = auroc_interval(value, 4 * n_positive, 4 * n_negative)
     assert narrow[1] - narrow[0] < high - low
 
 
-@pytest.mark.parametrize('arguments, expected', [((1.2, 5, 5), 'AUROC is 1.2'), ((-.1, 5, 5), '0 to 1'), ((float('nan'), 5, 5), 'AUROC is nan'),
-                                                 ((.5, -1, 5), 'n_positive is -1'),
-                                                 ((.5, 5, 2.5), 'n_negative is 2.5')])
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        ((1.2, 5, 5), 'AUROC is 1.2'),
+        ((-0.1, 5, 5), '0 to 1'),
+        ((float('nan'), 5, 5), 'AUROC is nan'),
+        ((0.5, -1, 5), 'n_positive is -1'),
+        ((0.5, 5, 2.5), 'n_negative is 2.5'),
+    ],
+)
 def test_bad_values_are_refused(arguments, expected):
     for function in (hanley_mcneil_error, auroc_interval):
-        with pytest.raises(ValueError, match=expected): function(*arguments)
+        with pytest.raises(ValueError, match=expected):
+            function(*arguments)
 
 
 def test_without_a_class_there_is_no_interval():
-    assert np.isnan(auroc_interval(.9, 0, 234)).all() and np.isnan(hanley_mcneil_error(.9, 12, 0))
+    assert np.isnan(auroc_interval(0.9, 0, 234)).all() and np.isnan(hanley_mcneil_error(0.9, 12, 0))
 
 
 # ---- notes of two labels
 
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.sampled_from([0., 1., -1., float('nan')]), min_size=14, max_size=14), min_size=1, max_size=8), st.integers(1, 14))
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, 1.0, -1.0, float('nan')]), min_size=14, max_size=14),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(1, 14),
+)
 def test_the_rule_is_never_wrong_and_only_the_tail_is_open(rows, max_named):
     people = pd.DataFrame(rows, columns=list(OBSERVATIONS))
     positive, scores = (people == 1).to_numpy(), note_rule_scores(people, max_named)
-    assert set(np.unique(scores)) <= {0., .5, 1.}
+    assert set(np.unique(scores)) <= {0.0, 0.5, 1.0}
     assert positive[scores == 1].all() and not positive[scores == 0].any()
     assert (scores == 1).sum() == np.minimum(positive.sum(axis=1), max_named).sum()
     for p, s in zip(positive, scores):
         named = np.flatnonzero(s == 1)
-        assert set(np.flatnonzero(s == .5)) == (set(range(named[-1] + 1, 14)) if len(named) == max_named else set())
+        assert set(np.flatnonzero(s == 0.5)) == (
+            set(range(named[-1] + 1, 14)) if len(named) == max_named else set()
+        )
 
 
 def test_the_rule_reads_the_notes_that_the_generator_writes():
@@ -100,58 +146,116 @@ def test_leak_table_agrees_with_scikit_learn_and_the_first_three_are_always_name
     weights = np.random.default_rng(0).random(len(people))
     leak = leak_table(people, weights=weights)
     for k, o in enumerate(OBSERVATIONS):
-        assert leak.loc[o, 'auroc_rule'] == pytest.approx(roc_auc_score(people[o], note_rule_scores(people)[:, k], sample_weight=weights))
+        assert leak.loc[o, 'auroc_rule'] == pytest.approx(
+            roc_auc_score(people[o], note_rule_scores(people)[:, k], sample_weight=weights)
+        )
     first = ['No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly']
-    assert leak.loc[first, 'named'].eq(1).all() and leak.drop(first)['named'].lt(1).all() and 'Enlarged Cardiomediastinum' in IMPLIES['Cardiomegaly']
-    assert (leak['auroc_rule'] >= (1 + leak['named'])/2 - 1e-9).all()                # what is left out tells more than what is named alone
-    with pytest.raises(ValueError, match='max_named is 0'): note_rule_scores(people, 0)
+    assert (
+        leak.loc[first, 'named'].eq(1).all()
+        and leak.drop(first)['named'].lt(1).all()
+        and 'Enlarged Cardiomediastinum' in IMPLIES['Cardiomegaly']
+    )
+    assert (
+        leak['auroc_rule'] >= (1 + leak['named']) / 2 - 1e-9
+    ).all()  # what is left out tells more than what is named alone
+    with pytest.raises(ValueError, match='max_named is 0'):
+        note_rule_scores(people, 0)
 
 
 def test_weights_reach_the_prevalences():
-    people, shares = draw_patients(3000, seed=7), {'Edema': .3, 'Pneumothorax': .1, 'Support Devices': .5}
+    people, shares = draw_patients(3000, seed=7), {'Edema': 0.3, 'Pneumothorax': 0.1, 'Support Devices': 0.5}
     weights = tilt_to_prevalence(people, shares)
-    assert weights.min() > 0 and weights.sum() == pytest.approx(1) and np.allclose(weights @ people[list(shares)].to_numpy(), list(shares.values()), atol=1e-3)
-    assert np.allclose(tilt_to_prevalence(people, {o: people[o].mean() for o in shares}), 1/len(people), rtol=1e-3)     # already there: equal weights
-    with pytest.raises(ValueError, match='no weights give these shares'): tilt_to_prevalence(people.assign(Edema=0), shares)
+    assert (
+        weights.min() > 0
+        and weights.sum() == pytest.approx(1)
+        and np.allclose(weights @ people[list(shares)].to_numpy(), list(shares.values()), atol=1e-3)
+    )
+    assert np.allclose(
+        tilt_to_prevalence(people, {o: people[o].mean() for o in shares}), 1 / len(people), rtol=1e-3
+    )  # already there: equal weights
+    with pytest.raises(ValueError, match='no weights give these shares'):
+        tilt_to_prevalence(people.assign(Edema=0), shares)
 
 
 # ---- the table
 
+
 def test_the_table_is_as_published(table):
-    assert list(table.index) == list(OBSERVATIONS) and table['auroc'].mean() == pytest.approx(PUBLISHED_MEAN, abs=.001)
-    assert table.loc[['Cardiomegaly', 'Enlarged Cardiomediastinum', 'Pneumothorax', 'Pneumonia', 'Pleural Other', 'Lung Lesion', 'Fracture'],
-                     'n_positive'].tolist() == [68, 109, 8, 8, 1, 1, 0]
-    assert (table['n_positive'] + table['n_negative'] == 234).all() and set(table['kind']) <= set(KINDS) and np.isnan(table.loc['Fracture', 'auroc'])
+    assert list(table.index) == list(OBSERVATIONS) and table['auroc'].mean() == pytest.approx(
+        PUBLISHED_MEAN, abs=0.001
+    )
+    assert table.loc[
+        [
+            'Cardiomegaly',
+            'Enlarged Cardiomediastinum',
+            'Pneumothorax',
+            'Pneumonia',
+            'Pleural Other',
+            'Lung Lesion',
+            'Fracture',
+        ],
+        'n_positive',
+    ].tolist() == [68, 109, 8, 8, 1, 1, 0]
+    assert (
+        (table['n_positive'] + table['n_negative'] == 234).all()
+        and set(table['kind']) <= set(KINDS)
+        and np.isnan(table.loc['Fracture', 'auroc'])
+    )
 
 
 def test_what_follows_from_precision_and_recall_is_right(table):
     for o, r in table.iterrows():
-        if np.isnan(r['recall']): assert np.isnan([r['precision'], r['accuracy'], r['f1']]).all(); continue
-        found = round(r['recall']*r['n_positive'])                       # no false alarm: only misses
+        if np.isnan(r['recall']):
+            assert np.isnan([r['precision'], r['accuracy'], r['f1']]).all()
+            continue
+        found = round(r['recall'] * r['n_positive'])  # no false alarm: only misses
         labels, decided = np.arange(234) < r['n_positive'], np.arange(234) < found
-        assert r['accuracy'] == pytest.approx((labels == decided).mean(), abs=1e-4) and r['f1'] == pytest.approx(2*found/(found + r['n_positive']), abs=1e-4)
+        assert r['accuracy'] == pytest.approx((labels == decided).mean(), abs=1e-4) and r[
+            'f1'
+        ] == pytest.approx(2 * found / (found + r['n_positive']), abs=1e-4)
 
 
 def test_chance_of_a_single_case_is_exact(table):
-    ranks = np.arange(234)/233                                            # 234 equally likely ranks of the one positive
-    for o in ('Pleural Other', 'Lung Lesion'): assert table.loc[o, 'p_chance'] == pytest.approx((ranks >= PUBLISHED_AUROC[o] - .0005).mean())
+    ranks = np.arange(234) / 233  # 234 equally likely ranks of the one positive
+    for o in ('Pleural Other', 'Lung Lesion'):
+        assert table.loc[o, 'p_chance'] == pytest.approx((ranks >= PUBLISHED_AUROC[o] - 0.0005).mean())
     assert table.loc['Cardiomegaly', 'p_chance'] < 1e-20 and np.isnan(table.loc['Fracture', 'p_chance'])
 
 
-@pytest.mark.parametrize('row, expected, not_expected', [
-    (dict(auroc=1., n_positive=50, named=1.), ['read aloud'], ['Only']),
-    (dict(auroc=.9, n_positive=50, named=1.), ['names the label'], ['read aloud']),
-    (dict(auroc=.9, n_positive=9, named=.2, auroc_rule=.9), ['Only 9 positives'], ['read aloud']),
-    (dict(auroc=.9, n_positive=1, named=.2, auroc_rule=.9, p_chance=.1), ['One positive case', '10.0%'], ['Only']),
-    (dict(auroc=.99, n_positive=90, named=.2, auroc_rule=.6, low=.97), ['added something'], ['explains']),
-    (dict(auroc=.7, n_positive=90, named=.2, auroc_rule=.9, high=.75), ['more than was published'], ['explains']),
-    (dict(auroc=.9, n_positive=90, named=.6, auroc_rule=.9), ['explains the number'], ['read aloud']),
-    (dict(auroc=np.nan, n_positive=0, named=np.nan), ['No positive case'], ['Notes']),
-    (dict(auroc=.9, n_positive=90, named=np.nan), ['90 positives'], ['Notes'])])
+@pytest.mark.parametrize(
+    'row, expected, not_expected',
+    [
+        (dict(auroc=1.0, n_positive=50, named=1.0), ['read aloud'], ['Only']),
+        (dict(auroc=0.9, n_positive=50, named=1.0), ['names the label'], ['read aloud']),
+        (dict(auroc=0.9, n_positive=9, named=0.2, auroc_rule=0.9), ['Only 9 positives'], ['read aloud']),
+        (
+            dict(auroc=0.9, n_positive=1, named=0.2, auroc_rule=0.9, p_chance=0.1),
+            ['One positive case', '10.0%'],
+            ['Only'],
+        ),
+        (
+            dict(auroc=0.99, n_positive=90, named=0.2, auroc_rule=0.6, low=0.97),
+            ['added something'],
+            ['explains'],
+        ),
+        (
+            dict(auroc=0.7, n_positive=90, named=0.2, auroc_rule=0.9, high=0.75),
+            ['more than was published'],
+            ['explains'],
+        ),
+        (dict(auroc=0.9, n_positive=90, named=0.6, auroc_rule=0.9), ['explains the number'], ['read aloud']),
+        (dict(auroc=np.nan, n_positive=0, named=np.nan), ['No positive case'], ['Notes']),
+        (dict(auroc=0.9, n_positive=90, named=np.nan), ['90 positives'], ['Notes']),
+    ],
+)
 def test_readings_follow_the_rules(row, expected, not_expected):
-    said = believability(pd.Series(dict(n_negative=144, low=.8, high=.95, auroc_rule=np.nan, p_chance=np.nan) | row))
-    for part in expected: assert part in said
-    for part in not_expected: assert part not in said
+    said = believability(
+        pd.Series(dict(n_negative=144, low=0.8, high=0.95, auroc_rule=np.nan, p_chance=np.nan) | row)
+    )
+    for part in expected:
+        assert part in said
+    for part in not_expected:
+        assert part not in said
 
 
 def test_the_mean_without_what_cannot_carry_it(table):
@@ -159,32 +263,60 @@ def test_the_mean_without_what_cannot_carry_it(table):
     enough = table[table['n_positive'] >= 10]
     assert means.loc['with at least 10 positives', 'mean'] == pytest.approx(enough['auroc'].mean())
     assert means.loc['with at least 10 positives', 'n'] == len(enough) == 9
-    assert means.loc['of these, not always named', 'mean'] < .82 < PUBLISHED_MEAN < means.loc['of these, always named by the note', 'mean']
+    assert (
+        means.loc['of these, not always named', 'mean']
+        < 0.82
+        < PUBLISHED_MEAN
+        < means.loc['of these, always named by the note', 'mean']
+    )
     assert (means['low'] < means['mean']).all() and (means['mean'] <= means['high']).all()
 
 
 # ---- beside a run
 
+
 def test_ours_are_in_the_same_columns_and_marked(metrics, tmp_path):
     comparison = published_comparison(metrics)
     edema = metrics['conditions']['fused']['observations']['Edema']
-    assert comparison.loc['Edema', ['ours_auroc', 'ours_recall', 'ours_precision']].tolist() == [edema['auroc'], edema['sensitivity'], edema['ppv']]
+    assert comparison.loc['Edema', ['ours_auroc', 'ours_recall', 'ours_precision']].tolist() == [
+        edema['auroc'],
+        edema['sensitivity'],
+        edema['ppv'],
+    ]
     assert comparison['simulated'].all()
     for name in ('auroc', 'low', 'high', 'n_positive', 'n_negative', 'precision', 'recall', 'accuracy', 'f1'):
         assert {f'published_{name}', f'ours_{name}'} < set(comparison)
-    stored = read_json(write_json(tmp_path/'metrics.json', metrics))              # null where undefined
+    stored = read_json(write_json(tmp_path / 'metrics.json', metrics))  # null where undefined
     pd.testing.assert_frame_equal(published_comparison(stored), comparison)
-    assert published_comparison(metrics, 'image_only')['ours_auroc'].tolist() != comparison['ours_auroc'].tolist()
+    assert (
+        published_comparison(metrics, 'image_only')['ours_auroc'].tolist()
+        != comparison['ours_auroc'].tolist()
+    )
 
 
 def test_the_page_says_what_is_simulated_and_what_was_not_given(metrics):
-    page, alone, real = comparison_page(metrics), comparison_page(), comparison_page(json.loads(json.dumps(metrics)) | dict(simulated=False))
-    assert SIMULATED in page and 'ours (SIMULATED): AUROC' in page and 'SIMULATED' not in real and 'ours: AUROC' in real
+    page, alone, real = (
+        comparison_page(metrics),
+        comparison_page(),
+        comparison_page(json.loads(json.dumps(metrics)) | dict(simulated=False)),
+    )
+    assert (
+        SIMULATED in page
+        and 'ours (SIMULATED): AUROC' in page
+        and 'SIMULATED' not in real
+        and 'ours: AUROC' in real
+    )
     assert 'ours' not in alone.split('##')[0].replace('Intervals are ours', '')
-    assert page.count('not given here') == 8*4 and 'nan' not in page and all(f'| {o} |' in alone for o in OBSERVATIONS)
+    assert (
+        page.count('not given here') == 8 * 4
+        and 'nan' not in page
+        and all(f'| {o} |' in alone for o in OBSERVATIONS)
+    )
     for block in page.split('\n\n'):
         rows = [line for line in block.split('\n') if line.startswith('|')]
-        assert len({row.count('|') for row in rows}) <= 1                       # every row of a table has as many cells as its head
+        assert (
+            len({row.count('|') for row in rows}) <= 1
+        )  # every row of a table has as many cells as its head
 
 
 def test_the_figure_is_marked(metrics):
@@ -193,7 +325,14 @@ def test_the_figure_is_marked(metrics):
     assert any('in every note' in t for t in labels) and not any('ours' in t for t in labels)
 
 
-@pytest.mark.parametrize('metrics_, condition, expected', [({}, 'fused', 'no conditions'), ([], 'fused', 'no conditions'),
-                                                           ({'conditions': {'image_only': {}}}, 'fused', 'it has image_only')])
+@pytest.mark.parametrize(
+    'metrics_, condition, expected',
+    [
+        ({}, 'fused', 'no conditions'),
+        ([], 'fused', 'no conditions'),
+        ({'conditions': {'image_only': {}}}, 'fused', 'it has image_only'),
+    ],
+)
 def test_other_dictionaries_are_refused(metrics_, condition, expected):
-    with pytest.raises(ValueError, match=expected): published_comparison(metrics_, condition)
+    with pytest.raises(ValueError, match=expected):
+        published_comparison(metrics_, condition)

@@ -1,4 +1,5 @@
 """torchvision beside a torch that its compiled operators do not fit: a remedy where it is needed, nothing where it is not."""
+
 import os
 import subprocess
 import sys
@@ -10,18 +11,28 @@ WATCHING = "any(type(f).__name__ == '_TorchvisionFinder' for f in sys.meta_path)
 
 def python(code, *args):
     "Run code in a new process, with the library on its path"
-    done = subprocess.run([sys.executable, '-c', code, *map(str, args)], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, '-c', code, *map(str, args)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
 
 
 def test_importing_the_library_imports_no_torch_and_watches_once():
-    assert python(f"import sys, cxr_lib\nfrom cxr_lib.foundations.compat import install_hook\ninstall_hook()\nprint('torch' in sys.modules, 'torchvision' in sys.modules, {WATCHING}, "
-                  "sum(type(f).__name__ == '_TorchvisionFinder' for f in sys.meta_path))") == ['False', 'False', 'True', '1']
+    assert python(
+        f"import sys, cxr_lib\nfrom cxr_lib.foundations.compat import install_hook\ninstall_hook()\nprint('torch' in sys.modules, 'torchvision' in sys.modules, {WATCHING}, "
+        "sum(type(f).__name__ == '_TorchvisionFinder' for f in sys.meta_path))"
+    ) == ['False', 'False', 'True', '1']
 
 
 def test_torchvision_imports_after_the_library_and_the_hook_steps_aside():
-    assert python(f"import sys, cxr_lib\nimport torchvision, torch\nfrom cxr_lib.foundations.compat import install_hook\nprint(hasattr(torch.ops.torchvision, 'nms'), {WATCHING})\ninstall_hook()\nprint({WATCHING})") == ['True', 'False', 'False']
+    assert python(
+        f"import sys, cxr_lib\nimport torchvision, torch\nfrom cxr_lib.foundations.compat import install_hook\nprint(hasattr(torch.ops.torchvision, 'nms'), {WATCHING})\ninstall_hook()\nprint({WATCHING})"
+    ) == ['True', 'False', 'False']
 
 
 def test_the_hook_steps_aside_and_stays_quiet_where_there_is_no_torchvision():

@@ -1,4 +1,5 @@
 """Runs are opened by name and never made by a slip; numbers are checked before anything runs; paths survive a move."""
+
 import ast
 import errno
 import importlib
@@ -9,8 +10,24 @@ import pytest
 from conftest import ROOT, STAGES
 
 from cxr_lib.foundations import core
-from cxr_lib.foundations.core import MachineError, RunFolder, atomic_path, machine_error, run_folder, write_json
-from cxr_lib.foundations.run import RANGES, RunError, check_ranges, list_runs, located_path, newest_finished, open_run, portable_path
+from cxr_lib.foundations.core import (
+    MachineError,
+    RunFolder,
+    atomic_path,
+    machine_error,
+    run_folder,
+    write_json,
+)
+from cxr_lib.foundations.run import (
+    RANGES,
+    RunError,
+    check_ranges,
+    list_runs,
+    located_path,
+    newest_finished,
+    open_run,
+    portable_path,
+)
 
 
 @pytest.fixture
@@ -22,23 +39,33 @@ def home(tmp_path, monkeypatch):
 def made(name, stages=STAGES, auroc=None, finished=None):
     "A run with stamps and nothing else"
     run = run_folder(name)
-    for stage in stages: run.finish(stage, {})
+    for stage in stages:
+        run.finish(stage, {})
     if finished:
-        stamp = run/'.stages'/'evaluation.json'
+        stamp = run / '.stages' / 'evaluation.json'
         write_json(stamp, core.read_json(stamp) | dict(finished=finished))
     if auroc is not None:
-        write_json(run/'metrics.json', dict(conditions=dict(fused=dict(means=dict(evaluable=dict(auroc=auroc, low=auroc - .01, high=auroc + .01))))))
+        write_json(
+            run / 'metrics.json',
+            dict(
+                conditions=dict(
+                    fused=dict(means=dict(evaluable=dict(auroc=auroc, low=auroc - 0.01, high=auroc + 0.01)))
+                )
+            ),
+        )
     return run.path
 
 
-def folders(home): return sorted(p.name for p in (home/'reports').iterdir()) if (home/'reports').exists() else []
+def folders(home):
+    return sorted(p.name for p in (home / 'reports').iterdir()) if (home / 'reports').exists() else []
 
 
 # Opening
 
+
 def test_the_newest_finished_run_is_opened_and_named_with_its_auroc(home, capsys):
-    made('old', auroc=.71, finished='2026-01-01T10:00:00')
-    made('simulated', auroc=.93, finished='2026-01-02T10:00:00')
+    made('old', auroc=0.71, finished='2026-01-01T10:00:00')
+    made('simulated', auroc=0.93, finished='2026-01-02T10:00:00')
     made('killed', STAGES[:4])
     assert open_run('').path.name == 'simulated' and open_run('', 'demo').path.name == 'simulated'
     assert 'Run: simulated (mean AUROC 0.93 [0.92, 0.94])' in capsys.readouterr().out
@@ -47,25 +74,32 @@ def test_the_newest_finished_run_is_opened_and_named_with_its_auroc(home, capsys
 
 @pytest.mark.parametrize('stage', ['notes', 'model', 'training', 'evaluation', 'demo'])
 def test_a_name_that_is_not_there_lists_the_runs_and_makes_nothing(home, stage):
-    made('simulated', auroc=.93)
-    with pytest.raises(RunError, match=r"there is no run 'simulatd'. Runs that are there: simulated \(mean AUROC 0.93"): open_run('simulatd', stage)
-    assert folders(home) == ['simulated'] and not (home/'data').exists()
+    made('simulated', auroc=0.93)
+    with pytest.raises(
+        RunError, match=r"there is no run 'simulatd'. Runs that are there: simulated \(mean AUROC 0.93"
+    ):
+        open_run('simulatd', stage)
+    assert folders(home) == ['simulated'] and not (home / 'data').exists()
 
 
 def test_the_first_stage_and_make_missing_make_a_run(home):
-    assert open_run('a', 'exploration').path == home/'reports'/'a'
-    assert open_run('b', 'evaluation', make_missing=True).path == home/'reports'/'b'
+    assert open_run('a', 'exploration').path == home / 'reports' / 'a'
+    assert open_run('b', 'evaluation', make_missing=True).path == home / 'reports' / 'b'
 
 
 def test_a_run_whose_exploration_was_killed_is_not_explored_again_by_a_later_stage(home):
-    (home/'reports'/'mine').mkdir(parents=True)
-    (home/'reports'/'mine'/'.run.lock').touch()
-    with pytest.raises(RunError, match='no finished exploration'): open_run('mine', 'evaluation')
-    (home/'reports'/'mine'/'predictions.parquet').touch()                     # predictions of another program come alone
+    (home / 'reports' / 'mine').mkdir(parents=True)
+    (home / 'reports' / 'mine' / '.run.lock').touch()
+    with pytest.raises(RunError, match='no finished exploration'):
+        open_run('mine', 'evaluation')
+    (home / 'reports' / 'mine' / 'predictions.parquet').touch()  # predictions of another program come alone
     assert open_run('mine', 'evaluation').path.name == 'mine'
 
 
-@pytest.mark.parametrize('given, name', [(7, '007'), (202401, '2024_01'), (1.5, '1.50'), (1000., '1e3'), (True, 'True'), (None, 'None')])
+@pytest.mark.parametrize(
+    'given, name',
+    [(7, '007'), (202401, '2024_01'), (1.5, '1.50'), (1000.0, '1e3'), (True, 'True'), (None, 'None')],
+)
 def test_a_name_that_papermill_turned_into_a_number_is_found(home, capsys, given, name):
     made(name)
     assert open_run(given).path.name == name
@@ -75,60 +109,97 @@ def test_a_name_that_papermill_turned_into_a_number_is_found(home, capsys, given
 
 def test_a_number_that_is_no_name_or_two_names_is_refused_in_every_stage(home):
     for stage in ('exploration', 'evaluation'):
-        with pytest.raises(RunError, match='papermill -r run NAME'): open_run(7, stage)
+        with pytest.raises(RunError, match='papermill -r run NAME'):
+            open_run(7, stage)
     made('7')
     made('007')
-    with pytest.raises(RunError, match=r'Runs that are there: 007, 7\.'): open_run(7)
+    with pytest.raises(RunError, match=r'Runs that are there: 007, 7\.'):
+        open_run(7)
     assert folders(home) == ['007', '7']
 
 
 def test_stepping_through_never_touches_a_finished_run(home):
-    made('simulated', auroc=.93)
-    for stage in STAGES[:-1]: assert open_run('', stage).path.name == 'small'
+    made('simulated', auroc=0.93)
+    for stage in STAGES[:-1]:
+        assert open_run('', stage).path.name == 'small'
     made('small')
-    write_json(home/'reports'/'small'/'.stages'/'exploration.run.json', {})                 # `cxr run --run small`
-    with pytest.raises(RunError, match="'small' was made by `cxr run`"): open_run('', 'training')
+    write_json(home / 'reports' / 'small' / '.stages' / 'exploration.run.json', {})  # `cxr run --run small`
+    with pytest.raises(RunError, match="'small' was made by `cxr run`"):
+        open_run('', 'training')
 
 
 def test_without_a_finished_run_a_small_one_is_opened(home, capsys):
-    assert open_run('').path.name == 'small' and 'A small run of simulated patients is made' in capsys.readouterr().out
+    assert (
+        open_run('').path.name == 'small'
+        and 'A small run of simulated patients is made' in capsys.readouterr().out
+    )
 
 
 def test_every_notebook_with_a_run_opens_it_by_name():
     opened = []
-    for path in sorted((ROOT/'nbs').rglob('[0-9]*.ipynb')):
+    for path in sorted((ROOT / 'nbs').rglob('[0-9]*.ipynb')):
         cells = [''.join(c['source']) for c in core.read_json(path)['cells'] if c['cell_type'] == 'code']
-        if not any(c.startswith("run = ''") for c in cells): continue
-        opened.append(path.relative_to(ROOT/'nbs').with_suffix('').as_posix())
-        assert any('open_run(run' in c for c in cells) and not any('run_folder(run)' in c for c in cells), path.name
+        if not any(c.startswith("run = ''") for c in cells):
+            continue
+        opened.append(path.relative_to(ROOT / 'nbs').with_suffix('').as_posix())
+        assert any('open_run(run' in c for c in cells) and not any('run_folder(run)' in c for c in cells), (
+            path.name
+        )
     stages = ['01_exploration', '02_notes', '03_model', '04_training', '05_evaluation', '08_demo']
     assert opened == [*stages, 'chapters/07_training/05_sweep', 'chapters/08_evaluation/06_selection']
 
 
 def test_a_damaged_stamp_is_not_finished(home):
-    (made('broken')/'.stages'/'notes.json').write_text('{"key": ')
+    (made('broken') / '.stages' / 'notes.json').write_text('{"key": ')
     assert [(r.name, r.finished) for r in list_runs()] == [('broken', '')] and newest_finished() is None
 
 
 # Numbers
 
-@pytest.mark.parametrize('name, value', [('n_patients', 0), ('n_patients', -1), ('n_patients', 10**9), ('n_patients', 240.), ('n_patients', True), ('seed', -1), ('seed', 2**32), ('image_size', 0),
-                                         ('tuning_fraction', -.1), ('tuning_fraction', 1), ('test_fraction', 1.5), ('test_fraction', float('nan')), ('epochs', -1), ('folds', -2),
-                                         ('n_bootstrap', 0), ('batch_size', 0), ('scan', -1), ('n_samples', 0), ('n_trials', 0), ('seed', '0')])
+
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('n_patients', 0),
+        ('n_patients', -1),
+        ('n_patients', 10**9),
+        ('n_patients', 240.0),
+        ('n_patients', True),
+        ('seed', -1),
+        ('seed', 2**32),
+        ('image_size', 0),
+        ('tuning_fraction', -0.1),
+        ('tuning_fraction', 1),
+        ('test_fraction', 1.5),
+        ('test_fraction', float('nan')),
+        ('epochs', -1),
+        ('folds', -2),
+        ('n_bootstrap', 0),
+        ('batch_size', 0),
+        ('scan', -1),
+        ('n_samples', 0),
+        ('n_trials', 0),
+        ('seed', '0'),
+    ],
+)
 def test_a_number_outside_its_range_is_refused(name, value):
-    with pytest.raises(ValueError, match=f'^{name} is .*; expected a (whole number|share) from'): check_ranges(**{name: value})
+    with pytest.raises(ValueError, match=f'^{name} is .*; expected a (whole number|share) from'):
+        check_ranges(**{name: value})
 
 
 def test_numbers_at_the_ends_of_their_ranges_are_taken():
     for name, (low, high, whole) in RANGES.items():
         check_ranges(**{name: low})
-        if whole: check_ranges(**{name: high})
-    with pytest.raises(ValueError, match='leave no patients to train on'): check_ranges(tuning_fraction=.5, test_fraction=.5)
+        if whole:
+            check_ranges(**{name: high})
+    with pytest.raises(ValueError, match='leave no patients to train on'):
+        check_ranges(tuning_fraction=0.5, test_fraction=0.5)
 
 
 def test_every_number_of_a_stage_notebook_has_a_range():
     from cxr_lib.running.command import read_parameters, stage_notebooks
-    for stage, notebook in stage_notebooks(ROOT/'nbs').items():
+
+    for stage, notebook in stage_notebooks(ROOT / 'nbs').items():
         numbers = [p.name for p in read_parameters(notebook, stage) if type(p.default) in (int, float)]
         assert set(numbers) <= set(RANGES), notebook.name
 
@@ -139,101 +210,177 @@ def test_stages_refuse_before_they_write(home):
     from cxr_lib.model.fusion import model_stage
     from cxr_lib.notes.wording import notes_stage
     from cxr_lib.training.loop import training_stage
+
     run = run_folder('mine')
-    for call, value in ((exploration_stage, dict(n_patients=10**9)), (exploration_stage, dict(seed=-1)), (exploration_stage, dict(test_fraction=2.)), (notes_stage, dict(seed=-1)),
-                        (model_stage, dict(seed=2**32)), (training_stage, dict(epochs=-1)), (training_stage, dict(seed=-1)), (evaluate_stage, dict(n_bootstrap=0))):
-        with pytest.raises(ValueError, match='expected a'): call(run, **value)
-    assert list(run.path.iterdir()) == [] and not (home/'data').exists()
+    for call, value in (
+        (exploration_stage, dict(n_patients=10**9)),
+        (exploration_stage, dict(seed=-1)),
+        (exploration_stage, dict(test_fraction=2.0)),
+        (notes_stage, dict(seed=-1)),
+        (model_stage, dict(seed=2**32)),
+        (training_stage, dict(epochs=-1)),
+        (training_stage, dict(seed=-1)),
+        (evaluate_stage, dict(n_bootstrap=0)),
+    ):
+        with pytest.raises(ValueError, match='expected a'):
+            call(run, **value)
+    assert list(run.path.iterdir()) == [] and not (home / 'data').exists()
 
 
 def test_a_root_for_simulated_patients_is_refused(home):
     from cxr_lib.data.catalogue import exploration_stage
-    with pytest.raises(ValueError, match="dataset 'simulated' has no folder; name the data set that lies there, one of nih, covid"): exploration_stage(run_folder('mine'), root=str(home))
+
+    with pytest.raises(
+        ValueError,
+        match="dataset 'simulated' has no folder; name the data set that lies there, one of nih, covid",
+    ):
+        exploration_stage(run_folder('mine'), root=str(home))
 
 
 # The machine
 
+
 def test_a_full_disk_is_one_sentence(tmp_path):
-    with pytest.raises(MachineError) as caught, atomic_path(tmp_path/'table.csv'): raise OSError(errno.ENOSPC, 'No space left on device')
-    assert str(caught.value).startswith('the disk is full:') and 'table.csv' in str(caught.value) and 'Traceback' not in str(caught.value)
+    with pytest.raises(MachineError) as caught, atomic_path(tmp_path / 'table.csv'):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    assert (
+        str(caught.value).startswith('the disk is full:')
+        and 'table.csv' in str(caught.value)
+        and 'Traceback' not in str(caught.value)
+    )
     assert list(tmp_path.iterdir()) == [] and caught.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize('number, said', [('ENOSPC', 'the disk is full'), ('EACCES', 'no permission'), ('EROFS', 'no permission'), ('ENAMETOOLONG', 'too long'), ('ENOTDIR', 'lies below one'),
-                                          ('ENOENT', 'is not there')])
+@pytest.mark.parametrize(
+    'number, said',
+    [
+        ('ENOSPC', 'the disk is full'),
+        ('EACCES', 'no permission'),
+        ('EROFS', 'no permission'),
+        ('ENAMETOOLONG', 'too long'),
+        ('ENOTDIR', 'lies below one'),
+        ('ENOENT', 'is not there'),
+    ],
+)
 def test_what_the_machine_says_names_the_file_and_the_remedy(number, said):
-    text = machine_error(OSError(getattr(errno, number), os.strerror(getattr(errno, number)), '/data/reports/x'))
+    text = machine_error(
+        OSError(getattr(errno, number), os.strerror(getattr(errno, number)), '/data/reports/x')
+    )
     assert said in text and '/data/reports/x' in text and text.endswith('.')
 
 
 def test_an_error_that_says_more_keeps_its_words(tmp_path):
     said = 'the checkpoint cannot be written. The one before it is whole'
-    with pytest.raises(OSError, match=said), atomic_path(tmp_path/'a.pt'): raise OSError(errno.ENOSPC, said, str(tmp_path/'a.pt'))
+    with pytest.raises(OSError, match=said), atomic_path(tmp_path / 'a.pt'):
+        raise OSError(errno.ENOSPC, said, str(tmp_path / 'a.pt'))
     assert machine_error(OSError(errno.ENOSPC, said)) == said
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(home):
-    (home/'file').touch()
-    with pytest.raises(MachineError, match='is a file, or lies below one'): RunFolder(home/'file'/'run')
-    with pytest.raises(MachineError, match='the name is too long'): run_folder('x'*300)
-    with pytest.raises(RunError, match='there is no run'): open_run('x'*300)
-    with pytest.raises(RunError, match='there is no run'): open_run(str(home/'file'/'run'))
+    (home / 'file').touch()
+    with pytest.raises(MachineError, match='is a file, or lies below one'):
+        RunFolder(home / 'file' / 'run')
+    with pytest.raises(MachineError, match='the name is too long'):
+        run_folder('x' * 300)
+    with pytest.raises(RunError, match='there is no run'):
+        open_run('x' * 300)
+    with pytest.raises(RunError, match='there is no run'):
+        open_run(str(home / 'file' / 'run'))
 
 
-@pytest.mark.skipif(os.name == 'nt' or not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='permissions bind nobody here: the tests run as root')
+@pytest.mark.skipif(
+    os.name == 'nt' or not hasattr(os, 'geteuid') or os.geteuid() == 0,
+    reason='permissions bind nobody here: the tests run as root',
+)
 def test_an_unwritable_folder_is_one_sentence(home):
-    (home/'reports').mkdir(mode=0o500)
-    with pytest.raises(MachineError, match='no permission'): run_folder('mine')
+    (home / 'reports').mkdir(mode=0o500)
+    with pytest.raises(MachineError, match='no permission'):
+        run_folder('mine')
 
 
 # Paths
 
+
 def test_a_moved_project_finds_its_data(tmp_path, monkeypatch):
     from cxr_lib.data.catalogue import data_root, exploration_stage
-    monkeypatch.setenv('CXR_HOME', str(tmp_path/'before'))
+
+    monkeypatch.setenv('CXR_HOME', str(tmp_path / 'before'))
     exploration_stage(run_folder('mine'), n_patients=20, image_size=64)
-    (tmp_path/'before').rename(tmp_path/'after')
-    monkeypatch.setenv('CXR_HOME', str(tmp_path/'after'))
+    (tmp_path / 'before').rename(tmp_path / 'after')
+    monkeypatch.setenv('CXR_HOME', str(tmp_path / 'after'))
     run = run_folder('mine')
-    assert data_root(run).is_dir() and data_root(run).is_relative_to(tmp_path/'after') and run.done('exploration')
-    assert str(tmp_path) not in ''.join(p.read_text() for p in [*run.path.glob('*.json'), *run.path.glob('.stages/*')])
-    data_root(run).rename(tmp_path/'elsewhere')
-    with pytest.raises(FileNotFoundError, match='no longer in .*run the exploration again'): data_root(run)
+    assert (
+        data_root(run).is_dir()
+        and data_root(run).is_relative_to(tmp_path / 'after')
+        and run.done('exploration')
+    )
+    assert str(tmp_path) not in ''.join(
+        p.read_text() for p in [*run.path.glob('*.json'), *run.path.glob('.stages/*')]
+    )
+    data_root(run).rename(tmp_path / 'elsewhere')
+    with pytest.raises(FileNotFoundError, match='no longer in .*run the exploration again'):
+        data_root(run)
 
 
 def test_a_moved_data_set_asks_for_its_root_again(tmp_path, monkeypatch):
     from cxr_lib.data.catalogue import data_root
+
     monkeypatch.setenv('CXR_HOME', str(tmp_path))
     run = run_folder('mine')
-    write_json(run/'source.json', dict(dataset='nih', root=str(tmp_path.parent/'gone'), simulated=False, has_images=True))
-    with pytest.raises(FileNotFoundError, match='cxr run --run mine --dataset nih --root FOLDER'): data_root(run)
+    write_json(
+        run / 'source.json',
+        dict(dataset='nih', root=str(tmp_path.parent / 'gone'), simulated=False, has_images=True),
+    )
+    with pytest.raises(FileNotFoundError, match='cxr run --run mine --dataset nih --root FOLDER'):
+        data_root(run)
 
 
 def test_paths_below_the_project_are_written_relative_to_it(home):
-    assert portable_path(home/'data'/'nih') == 'data/nih' and located_path('data/nih') == home/'data'/'nih'
+    assert (
+        portable_path(home / 'data' / 'nih') == 'data/nih'
+        and located_path('data/nih') == home / 'data' / 'nih'
+    )
     assert located_path(portable_path(home.parent)) == home.parent
 
 
 # Names of other chapters
 
+
 def _imported(tree, package):
     "(module, name) of everything that is imported from the library, also inside functions"
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not node.module: continue
-        module = '.'.join([*package[:len(package) - node.level + 1], node.module]) if node.level else node.module
-        if module.split('.')[0] == 'cxr_lib': yield from ((module, a.name) for a in node.names if a.name != '*')
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        module = (
+            '.'.join([*package[: len(package) - node.level + 1], node.module]) if node.level else node.module
+        )
+        if module.split('.')[0] == 'cxr_lib':
+            yield from ((module, a.name) for a in node.names if a.name != '*')
 
 
-@pytest.mark.parametrize('path', sorted((ROOT/'cxr_lib').rglob('[a-z]*.py')), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted((ROOT / 'cxr_lib').rglob('[a-z]*.py')), ids=lambda p: p.stem)
 def test_every_name_that_is_imported_from_another_chapter_is_there(path):
-    missing = [f'{module}.{name}' for module, name in _imported(ast.parse(path.read_text(encoding='utf-8')), path.relative_to(ROOT).parent.parts) if not hasattr(importlib.import_module(module), name)]
+    missing = [
+        f'{module}.{name}'
+        for module, name in _imported(
+            ast.parse(path.read_text(encoding='utf-8')), path.relative_to(ROOT).parent.parts
+        )
+        if not hasattr(importlib.import_module(module), name)
+    ]
     assert not missing, f'{path.name} imports what is not there: {missing}'
 
 
 def test_every_name_that_the_runner_looks_up_is_there():
     from cxr_lib.running import command as runner
+
     tree = ast.parse(Path(runner.__file__).read_text(encoding='utf-8'))
-    asked = [tuple(a.value for a in node.args) for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == '_table']
+    asked = [
+        tuple(a.value for a in node.args)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == '_table'
+    ]
     assert {('data.catalogue', 'DATASETS'), ('model.fusion', 'PRESETS')} <= set(asked)
-    for module, name in asked: assert runner._table(module, name) is not None
-    with pytest.raises(AttributeError): runner._table('evaluation.report', 'a_name_that_has_moved')
+    for module, name in asked:
+        assert runner._table(module, name) is not None
+    with pytest.raises(AttributeError):
+        runner._table('evaluation.report', 'a_name_that_has_moved')

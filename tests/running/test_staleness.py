@@ -1,4 +1,5 @@
 """What an edit makes stale is read from the imports: exactly the stages whose notebooks import the module, directly or not."""
+
 import shutil
 import subprocess
 import sys
@@ -17,16 +18,20 @@ from cxr_lib.training.loop import training_sources
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
     "The library's modules in another folder, from which the sources are read; a function that edits one of them"
-    copy = shutil.copytree(Path(cxr_lib.__file__).parent, tmp_path/'cxr_lib', ignore=shutil.ignore_patterns('__pycache__'))
-    monkeypatch.setattr(cxr_lib, '__file__', str(copy/'__init__.py'))
+    copy = shutil.copytree(
+        Path(cxr_lib.__file__).parent, tmp_path / 'cxr_lib', ignore=shutil.ignore_patterns('__pycache__')
+    )
+    monkeypatch.setattr(cxr_lib, '__file__', str(copy / '__init__.py'))
 
     def edit(module, text='\nEDITED = True\n'):
         file = tmp_path.joinpath(*module.split('.')).with_suffix('.py')
         file.write_text(file.read_text(encoding='utf-8') + text, encoding='utf-8')
+
     return edit
 
 
-def notebooks(): return runner.stage_notebooks(ROOT/'nbs')
+def notebooks():
+    return runner.stage_notebooks(ROOT / 'nbs')
 
 
 def stale_after(edit, module):
@@ -36,33 +41,41 @@ def stale_after(edit, module):
     return [stage for stage, path in notebooks().items() if runner.library_sources(path) != before[stage]]
 
 
-@pytest.mark.parametrize('module, stages', {
-    'cxr_lib.foundations.core': list(STAGES),
-    'cxr_lib.data.studies': list(STAGES),
-    'cxr_lib.training.losses': ['training', 'evaluation'],
-    'cxr_lib.training.conditions': ['training', 'evaluation'],
-    'cxr_lib.evaluation.conformal': ['evaluation'],
-    'cxr_lib.evaluation.external': ['evaluation'],
-    'cxr_lib.running.command': [],
-    'cxr_lib.training.sweep': [],
-    'cxr_lib.simulation.realism': [],
-    'cxr_lib.demo': [],
-}.items(), ids=str)
+@pytest.mark.parametrize(
+    'module, stages',
+    {
+        'cxr_lib.foundations.core': list(STAGES),
+        'cxr_lib.data.studies': list(STAGES),
+        'cxr_lib.training.losses': ['training', 'evaluation'],
+        'cxr_lib.training.conditions': ['training', 'evaluation'],
+        'cxr_lib.evaluation.conformal': ['evaluation'],
+        'cxr_lib.evaluation.external': ['evaluation'],
+        'cxr_lib.running.command': [],
+        'cxr_lib.training.sweep': [],
+        'cxr_lib.simulation.realism': [],
+        'cxr_lib.demo': [],
+    }.items(),
+    ids=str,
+)
 def test_an_edit_makes_exactly_the_stages_stale_that_import_the_module(copied, module, stages):
     assert stale_after(copied, module) == stages
 
 
 def test_what_python_loads_for_a_notebook_is_among_its_sources():
-    code = ("import sys, cxr_lib\n"
-            "from cxr_lib.evaluation.report import *\n"
-            "print(*[n for n, m in sys.modules.items() if n.partition('.')[0] == 'cxr_lib' and m.__file__])")
+    code = (
+        "import sys, cxr_lib\n"
+        "from cxr_lib.evaluation.report import *\n"
+        "print(*[n for n, m in sys.modules.items() if n.partition('.')[0] == 'cxr_lib' and m.__file__])"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert set(done.stdout.split()) <= set(runner.library_sources(notebooks()['evaluation']))
 
 
 def test_a_module_that_waits_inside_a_function_counts():
     lazy = module_sources('cxr_lib.model.fusion')
-    assert 'cxr_lib.notes.wording' in lazy and 'cxr_lib.notes.leakage' in lazy           # `from cxr_lib.notes.wording import ensure_notes` inside a function
+    assert (
+        'cxr_lib.notes.wording' in lazy and 'cxr_lib.notes.leakage' in lazy
+    )  # `from cxr_lib.notes.wording import ensure_notes` inside a function
 
 
 def test_checkpoints_depend_on_what_training_imports(copied):
@@ -103,29 +116,47 @@ FILES = {
 @pytest.fixture
 def toy(tmp_path):
     for name, text in FILES.items():
-        (tmp_path/'toy'/name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path/'toy'/name).write_text(text)
-    return tmp_path/'toy'
+        (tmp_path / 'toy' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'toy' / name).write_text(text)
+    return tmp_path / 'toy'
 
 
-@pytest.mark.parametrize('modules, wanted', [
-    (['toy.flat'], ['toy.flat', 'toy.low']),
-    (['toy'], ['toy', 'toy.boot']),
-    (['toy.part.first'], ['toy.low', 'toy.opening', 'toy.part', 'toy.part.first']),
-    (['toy.part.second'], ['toy.low', 'toy.opening', 'toy.part', 'toy.part.first', 'toy.part.second']),
-    (['toy.part.third'], ['toy.flat', 'toy.low', 'toy.opening', 'toy.part', 'toy.part.first', 'toy.part.second', 'toy.part.third']),
-    (['toy.ring_a'], ['toy.ring_a', 'toy.ring_b']),
-], ids=str)
+@pytest.mark.parametrize(
+    'modules, wanted',
+    [
+        (['toy.flat'], ['toy.flat', 'toy.low']),
+        (['toy'], ['toy', 'toy.boot']),
+        (['toy.part.first'], ['toy.low', 'toy.opening', 'toy.part', 'toy.part.first']),
+        (['toy.part.second'], ['toy.low', 'toy.opening', 'toy.part', 'toy.part.first', 'toy.part.second']),
+        (
+            ['toy.part.third'],
+            [
+                'toy.flat',
+                'toy.low',
+                'toy.opening',
+                'toy.part',
+                'toy.part.first',
+                'toy.part.second',
+                'toy.part.third',
+            ],
+        ),
+        (['toy.ring_a'], ['toy.ring_a', 'toy.ring_b']),
+    ],
+    ids=str,
+)
 def test_flat_modules_subpackages_and_circles(toy, modules, wanted):
     assert list(module_sources(*modules, folder=toy)) == wanted
 
 
-@pytest.mark.parametrize('source, wanted', [
-    ('from toy.low import *', ['toy.low']),
-    ('from toy import low, ring_b', ['toy.low', 'toy.ring_a', 'toy.ring_b']),
-    ('import toy.part.first', ['toy.low', 'toy.opening', 'toy.part', 'toy.part.first']),
-    ('import toylow, toy2.low', []),
-])
+@pytest.mark.parametrize(
+    'source, wanted',
+    [
+        ('from toy.low import *', ['toy.low']),
+        ('from toy import low, ring_b', ['toy.low', 'toy.ring_a', 'toy.ring_b']),
+        ('import toy.part.first', ['toy.low', 'toy.opening', 'toy.part', 'toy.part.first']),
+        ('import toylow, toy2.low', []),
+    ],
+)
 def test_imports_of_a_source_that_is_no_module(toy, source, wanted):
     assert list(module_sources(source=source, folder=toy)) == wanted
 

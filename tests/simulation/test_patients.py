@@ -1,4 +1,5 @@
 """Simulated patients: the same everywhere, never against the hierarchy, and known to the doctor only through their findings."""
+
 import hashlib
 import os
 import subprocess
@@ -12,17 +13,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxr_lib.foundations.core import IMPLIES, OBSERVATIONS
-from cxr_lib.simulation.patients import (CHEXPERT_COUNTS, COMORBIDITIES, FACTS, FILM_CM, FINDINGS, MEASURES, NETWORK, PA_SHARE, REPORTED, SEPARATION, SETTINGS, SIGNS, Fact, Network, Node,
-                                         draw_facts, draw_patients, fact_probability, facts_from_labels, labels_from_findings, measure_table, network_order, prevalence_table)
+from cxr_lib.simulation.patients import (
+    CHEXPERT_COUNTS,
+    COMORBIDITIES,
+    FACTS,
+    FILM_CM,
+    FINDINGS,
+    MEASURES,
+    NETWORK,
+    PA_SHARE,
+    REPORTED,
+    SEPARATION,
+    SETTINGS,
+    SIGNS,
+    Fact,
+    Network,
+    Node,
+    draw_facts,
+    draw_patients,
+    fact_probability,
+    facts_from_labels,
+    labels_from_findings,
+    measure_table,
+    network_order,
+    prevalence_table,
+)
 
 
-def digest(table): return hashlib.sha256(table.to_csv(index=False, lineterminator='\n').encode()).hexdigest()
+def digest(table):
+    return hashlib.sha256(table.to_csv(index=False, lineterminator='\n').encode()).hexdigest()
 
 
 def test_patients_and_facts_are_the_same_in_another_process():
-    code = ("import hashlib; from cxr_lib.simulation.patients import draw_patients, facts_from_labels\np = draw_patients(150, 7)\n"
-            "for t in (p, facts_from_labels(p, 3)): print(hashlib.sha256(t.to_csv(index=False, lineterminator='\\n').encode()).hexdigest())")
-    there = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '5'}, capture_output=True, text=True, check=True).stdout.split()
+    code = (
+        "import hashlib; from cxr_lib.simulation.patients import draw_patients, facts_from_labels\np = draw_patients(150, 7)\n"
+        "for t in (p, facts_from_labels(p, 3)): print(hashlib.sha256(t.to_csv(index=False, lineterminator='\\n').encode()).hexdigest())"
+    )
+    there = subprocess.run(
+        [sys.executable, '-c', code],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '5'},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     patients = draw_patients(150, 7)
     assert there == [digest(patients), digest(facts_from_labels(patients, 3))]
 
@@ -31,14 +64,15 @@ def test_patients_are_the_same_on_every_platform():
     "A fingerprint to be reproduced everywhere. It changes only with the numbers of the network, or with numpy's stream of random numbers (NEP 19), and then every result changes"
     patients = draw_patients(400, 7)
     whole = patients.drop(columns=[c for c in patients if c.startswith('strength/')]).fillna(-1)
-    strengths = (patients.filter(like='strength/')*1e4).round().astype('int64')
+    strengths = (patients.filter(like='strength/') * 1e4).round().astype('int64')
     assert (digest(whole)[:16], digest(strengths)[:16]) == ('333c540f971eea91', '1684a54e45c9fa08')
 
 
 def consistent(labels):
     "Does a table obey the hierarchy, and is No Finding the absence of findings?"
     for child, parents in IMPLIES.items():
-        for parent in parents: assert (labels[parent] >= labels[child]).all(), (child, parent)
+        for parent in parents:
+            assert (labels[parent] >= labels[child]).all(), (child, parent)
     findings = labels[[s for s in SIGNS if s != 'Support Devices']]
     assert ((labels['No Finding'] == 1) == (findings == 0).all(axis=1)).all()
 
@@ -48,7 +82,11 @@ def consistent(labels):
 def test_the_hierarchy_holds_for_every_seed(seed, n):
     patients = draw_patients(n, seed)
     consistent(patients)
-    assert patients.patient_id.is_unique and patients.age.between(18, 90).all() and patients[list(OBSERVATIONS)].isin((0, 1)).all(axis=None)
+    assert (
+        patients.patient_id.is_unique
+        and patients.age.between(18, 90).all()
+        and patients[list(OBSERVATIONS)].isin((0, 1)).all(axis=None)
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -57,21 +95,33 @@ def test_the_hierarchy_holds_for_every_set_of_findings(present):
     labels = labels_from_findings({s: np.array([int(s in present)]) for s in SIGNS})
     assert tuple(labels) == OBSERVATIONS
     consistent(pd.DataFrame(labels))
-    for s in present: assert labels[s] == 1
+    for s in present:
+        assert labels[s] == 1
 
 
 def test_no_patients_at_all_is_refused():
-    with pytest.raises(ValueError, match='at least 1 patient'): draw_patients(0)
+    with pytest.raises(ValueError, match='at least 1 patient'):
+        draw_patients(0)
 
 
 # What the doctor knows depends on the findings and on nothing else
 
-def state(patients): return {**{c.name: patients[c.name].to_numpy() for c in COMORBIDITIES}, **{s: patients[f'sign/{s}'].to_numpy() for s in SIGNS}}
+
+def state(patients):
+    return {
+        **{c.name: patients[c.name].to_numpy() for c in COMORBIDITIES},
+        **{s: patients[f'sign/{s}'].to_numpy() for s in SIGNS},
+    }
 
 
 def test_facts_are_drawn_from_findings_and_comorbidities_alone():
     patients = draw_patients(300, 1)
-    upside_down = patients.assign(**{o: 1 - patients[o] for o in OBSERVATIONS}, **{f'strength/{s}': 0. for s in SIGNS}, sex='Male', age=50.)
+    upside_down = patients.assign(
+        **{o: 1 - patients[o] for o in OBSERVATIONS},
+        **{f'strength/{s}': 0.0 for s in SIGNS},
+        sex='Male',
+        age=50.0,
+    )
     a, b = (draw_facts(state(p), np.random.default_rng(0)) for p in (patients, upside_down))
     assert all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
 
@@ -82,93 +132,164 @@ def test_given_the_findings_facts_say_nothing_more_about_the_strength_of_a_sign(
     found = []
     for fact in FACTS:
         for cause in fact.causes:
-            if cause not in SIGNS: continue
+            if cause not in SIGNS:
+                continue
             for present in (0, 1):
                 part = patients[patients[f'sign/{cause}'] == present]
                 there = part[f'fact/{fact.name}'] == 1
                 a, b = part.loc[there, f'strength/{cause}'], part.loc[~there, f'strength/{cause}']
-                if min(len(a), len(b)) > 30: found.append((a.mean() - b.mean())/np.sqrt(a.var()/len(a) + b.var()/len(b)))
+                if min(len(a), len(b)) > 30:
+                    found.append((a.mean() - b.mean()) / np.sqrt(a.var() / len(a) + b.var() / len(b)))
     found = np.array(found)
-    assert len(found) > 40 and np.abs(found).max() < 4.5 and abs(found.std() - 1) < .35          # as differences by chance are
+    assert (
+        len(found) > 40 and np.abs(found).max() < 4.5 and abs(found.std() - 1) < 0.35
+    )  # as differences by chance are
 
 
 def test_facts_occur_as_often_as_their_causes_say():
     patients = draw_patients(20_000, 2)
     for fact in FACTS:
         expected, seen = fact_probability(fact, state(patients)).mean(), patients[f'fact/{fact.name}'].mean()
-        assert abs(expected - seen) < 4.5*np.sqrt(expected*(1 - expected)/len(patients)), fact.name
+        assert abs(expected - seen) < 4.5 * np.sqrt(expected * (1 - expected) / len(patients)), fact.name
 
 
 def test_what_is_reported_is_true_and_not_all_of_it_is():
     patients = draw_patients(4000, 3)
     for fact in FACTS:
         true, reported = patients[f'fact/{fact.name}'], patients[f'reported/{fact.name}']
-        assert ((reported == true) | reported.isna()).all(), fact.name                            # forgotten, never invented
+        assert ((reported == true) | reported.isna()).all(), fact.name  # forgotten, never invented
     present = patients[[f'fact/{f.name}' for f in FACTS]].to_numpy() == 1
-    assert abs(patients[[f'reported/{f.name}' for f in FACTS]].notna().to_numpy()[present].mean() - REPORTED) < .01
+    assert (
+        abs(patients[[f'reported/{f.name}' for f in FACTS]].notna().to_numpy()[present].mean() - REPORTED)
+        < 0.01
+    )
 
 
 # A patient for given labels
 
+
 def test_an_implied_parent_adds_nothing_to_what_the_doctor_knows():
-    labels = pd.DataFrame([{o: 0. for o in OBSERVATIONS} | dict(sex='Female', age=60., Edema=1.)]*200)
-    assert facts_from_labels(labels, 1).equals(facts_from_labels(labels.assign(**{'Lung Opacity': 1.}), 1))
+    labels = pd.DataFrame([{o: 0.0 for o in OBSERVATIONS} | dict(sex='Female', age=60.0, Edema=1.0)] * 200)
+    assert facts_from_labels(labels, 1).equals(facts_from_labels(labels.assign(**{'Lung Opacity': 1.0}), 1))
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_mixture_of_labels_gives_facts(data):
     "Uncertain, missing and contradictory labels, unknown age and sex"
-    rows = data.draw(st.lists(st.fixed_dictionaries({o: st.sampled_from([1., 0., -1., float('nan')]) for o in OBSERVATIONS}
-                                                    | {'age': st.sampled_from([0., 55., 120., float('nan')]), 'sex': st.sampled_from(['Female', 'Male', None])}), min_size=1, max_size=12))
+    rows = data.draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {o: st.sampled_from([1.0, 0.0, -1.0, float('nan')]) for o in OBSERVATIONS}
+                | {
+                    'age': st.sampled_from([0.0, 55.0, 120.0, float('nan')]),
+                    'sex': st.sampled_from(['Female', 'Male', None]),
+                }
+            ),
+            min_size=1,
+            max_size=12,
+        )
+    )
     table = pd.DataFrame(rows, index=[f'row {i}' for i in range(len(rows))])
     facts = facts_from_labels(table, 0)
-    assert facts.index.equals(table.index) and facts[[f'fact/{f.name}' for f in FACTS]].isin((0, 1)).all(axis=None)
+    assert facts.index.equals(table.index) and facts[[f'fact/{f.name}' for f in FACTS]].isin((0, 1)).all(
+        axis=None
+    )
 
 
 def test_a_missing_label_is_not_a_negative_one():
     n = 6000
-    base = pd.DataFrame({o: np.nan for o in OBSERVATIONS}, index=range(n)).assign(age=60., sex='Male')
-    fever = {name: facts_from_labels(base.assign(Pneumonia=value), 1)['fact/fever'].mean() for name, value in (('missing', np.nan), ('negative', 0.), ('positive', 1.))}
-    assert fever['negative'] < fever['missing'] - .005 and fever['missing'] < fever['positive'] - .1
+    base = pd.DataFrame({o: np.nan for o in OBSERVATIONS}, index=range(n)).assign(age=60.0, sex='Male')
+    fever = {
+        name: facts_from_labels(base.assign(Pneumonia=value), 1)['fact/fever'].mean()
+        for name, value in (('missing', np.nan), ('negative', 0.0), ('positive', 1.0))
+    }
+    assert fever['negative'] < fever['missing'] - 0.005 and fever['missing'] < fever['positive'] - 0.1
 
 
 # Impossible parameters
 
-def other(finding, **changes): return tuple(Node(n.name, changes.get('bias', n.bias), changes.get('weights', n.weights)) if n.name == finding else n for n in FINDINGS)
+
+def other(finding, **changes):
+    return tuple(
+        Node(n.name, changes.get('bias', n.bias), changes.get('weights', n.weights))
+        if n.name == finding
+        else n
+        for n in FINDINGS
+    )
 
 
-@pytest.mark.parametrize('bad, why', [
-    (dict(reported=1.2), 'reported.*1.2.*probability from 0 to 1'), (dict(reported=-.1), 'reported.*-0.1'), (dict(reported=float('nan')), 'reported.*nan'),
-    (dict(male_share=1.2), 'male_share.*1.2'), (dict(settings=SETTINGS | {'inpatient': 1.2}), r"settings\['inpatient'\] is 1.2"), (dict(settings=SETTINGS | {'inpatient': .5}), 'sums to 1.15'),
-    (dict(pa_share=PA_SHARE | {'emergency': 1.2}), r"pa_share\['emergency'\] is 1.2"), (dict(pa_share={'emergency': .2}), 'a share for each setting'),
-    (dict(age=(60, 0, 18, 90)), 'age is'), (dict(age=(60, 10, 90, 18)), 'age is'), (dict(age=(float('nan'), 10, 18, 90)), 'age is'),
-    (dict(findings=other('Cardiomegaly', weights={'Edema': 1.})), 'cycle through.*Cardiomegaly'), (dict(findings=other('Edema', weights={'Edema': 1.})), 'cycle through.*Edema'),
-    (dict(findings=other('Edema', weights={'gout': 1.})), "parent 'gout'"), (dict(findings=other('Edema', bias=float('inf'))), 'Edema: the weight of .bias. is inf'),
-    (dict(findings=(*FINDINGS, Node('Edema', 0))), "two nodes named 'Edema'"), (dict(findings=(*FINDINGS, Node('Hernia', 0))), 'Hernia'), (dict(findings=()), 'findings'),
-    (dict(comorbidities=(*COMORBIDITIES, Node('male', 0))), 'male is the name of'), (dict(comorbidities=COMORBIDITIES[1:]), "parent 'heart failure'"),
-    (dict(facts=(*FACTS, FACTS[0])), "two facts are named 'dyspnea'"), (dict(facts=(Fact('itch', .1, {'gout': (2., 'assumed')}),)), "itch has the cause 'gout'"),
-    (dict(separation=SEPARATION | {'Edema': float('inf')}), 'Edema.*inf'), (dict(separation=SEPARATION | {'Edema': -1.}), 'Edema.*-1'), (dict(separation={'Edema': 2.}), 'separation lacks')])
+@pytest.mark.parametrize(
+    'bad, why',
+    [
+        (dict(reported=1.2), 'reported.*1.2.*probability from 0 to 1'),
+        (dict(reported=-0.1), 'reported.*-0.1'),
+        (dict(reported=float('nan')), 'reported.*nan'),
+        (dict(male_share=1.2), 'male_share.*1.2'),
+        (dict(settings=SETTINGS | {'inpatient': 1.2}), r"settings\['inpatient'\] is 1.2"),
+        (dict(settings=SETTINGS | {'inpatient': 0.5}), 'sums to 1.15'),
+        (dict(pa_share=PA_SHARE | {'emergency': 1.2}), r"pa_share\['emergency'\] is 1.2"),
+        (dict(pa_share={'emergency': 0.2}), 'a share for each setting'),
+        (dict(age=(60, 0, 18, 90)), 'age is'),
+        (dict(age=(60, 10, 90, 18)), 'age is'),
+        (dict(age=(float('nan'), 10, 18, 90)), 'age is'),
+        (dict(findings=other('Cardiomegaly', weights={'Edema': 1.0})), 'cycle through.*Cardiomegaly'),
+        (dict(findings=other('Edema', weights={'Edema': 1.0})), 'cycle through.*Edema'),
+        (dict(findings=other('Edema', weights={'gout': 1.0})), "parent 'gout'"),
+        (dict(findings=other('Edema', bias=float('inf'))), 'Edema: the weight of .bias. is inf'),
+        (dict(findings=(*FINDINGS, Node('Edema', 0))), "two nodes named 'Edema'"),
+        (dict(findings=(*FINDINGS, Node('Hernia', 0))), 'Hernia'),
+        (dict(findings=()), 'findings'),
+        (dict(comorbidities=(*COMORBIDITIES, Node('male', 0))), 'male is the name of'),
+        (dict(comorbidities=COMORBIDITIES[1:]), "parent 'heart failure'"),
+        (dict(facts=(*FACTS, FACTS[0])), "two facts are named 'dyspnea'"),
+        (dict(facts=(Fact('itch', 0.1, {'gout': (2.0, 'assumed')}),)), "itch has the cause 'gout'"),
+        (dict(separation=SEPARATION | {'Edema': float('inf')}), 'Edema.*inf'),
+        (dict(separation=SEPARATION | {'Edema': -1.0}), 'Edema.*-1'),
+        (dict(separation={'Edema': 2.0}), 'separation lacks'),
+    ],
+)
 def test_a_network_that_cannot_be_is_refused(bad, why):
-    with pytest.raises(ValueError, match=why): Network(**bad)
+    with pytest.raises(ValueError, match=why):
+        Network(**bad)
 
 
-@pytest.mark.parametrize('args, why', [
-    (('x', 1.2, {}), '1.2.*between 0 and 1'), (('x', 0., {}), 'between 0 and 1'), (('x', float('nan'), {}), 'between 0 and 1'), (('x', .5, {'Edema': (3., 'assumed')}), '1.5; expected a probability of at most 1'),
-    (('x', .5, {'Edema': (-1., 'assumed')}), 'LR'), (('x', .1, {'Edema': (0., 'assumed'), 'Fracture': (.2, 'assumed')}), 'together make the probability -'), (('x', .5, {'Edema': (float('nan'), 'assumed')}), 'LR'), (('x', .1, {'Edema': (2., 'hearsay')}), 'unknown source'),
-    (('x', .1, {}, 'symptom', 1.2), 'denied is 1.2'), (('x', .1, {}, 'rumour'), 'unknown kind')])
+@pytest.mark.parametrize(
+    'args, why',
+    [
+        (('x', 1.2, {}), '1.2.*between 0 and 1'),
+        (('x', 0.0, {}), 'between 0 and 1'),
+        (('x', float('nan'), {}), 'between 0 and 1'),
+        (('x', 0.5, {'Edema': (3.0, 'assumed')}), '1.5; expected a probability of at most 1'),
+        (('x', 0.5, {'Edema': (-1.0, 'assumed')}), 'LR'),
+        (
+            ('x', 0.1, {'Edema': (0.0, 'assumed'), 'Fracture': (0.2, 'assumed')}),
+            'together make the probability -',
+        ),
+        (('x', 0.5, {'Edema': (float('nan'), 'assumed')}), 'LR'),
+        (('x', 0.1, {'Edema': (2.0, 'hearsay')}), 'unknown source'),
+        (('x', 0.1, {}, 'symptom', 1.2), 'denied is 1.2'),
+        (('x', 0.1, {}, 'rumour'), 'unknown kind'),
+    ],
+)
 def test_a_fact_that_cannot_be_is_refused(args, why):
-    with pytest.raises(ValueError, match=why): Fact(*args)
+    with pytest.raises(ValueError, match=why):
+        Fact(*args)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_every_cycle_is_found(data):
     "Nodes in a ring of any length, with further arrows among them"
-    k = data.draw(st.integers(1, 6)); names = [f'n{i}' for i in range(k)]
+    k = data.draw(st.integers(1, 6))
+    names = [f'n{i}' for i in range(k)]
     more = data.draw(st.lists(st.tuples(st.sampled_from(names), st.sampled_from(names)), max_size=6))
-    nodes = tuple(Node(n, 0., {names[(i + 1) % k]: 1.} | {b: 1. for a, b in more if a == n}) for i, n in enumerate(names))
-    with pytest.raises(ValueError, match='cycle'): network_order(nodes)
+    nodes = tuple(
+        Node(n, 0.0, {names[(i + 1) % k]: 1.0} | {b: 1.0 for a, b in more if a == n})
+        for i, n in enumerate(names)
+    )
+    with pytest.raises(ValueError, match='cycle'):
+        network_order(nodes)
 
 
 @settings(max_examples=50, deadline=None)
@@ -182,67 +303,105 @@ def test_parents_come_first_in_whatever_order_nodes_are_written(nodes):
 
 
 def test_a_small_network_draws_consistent_patients():
-    small = Network(comorbidities=(), findings=(Node('Pneumonia', -1.), Node('Support Devices', 0.)), facts=(Fact('itch', .25, {}), Fact('fever', .1, {'Pneumonia': (4., 'assumed')})))
+    small = Network(
+        comorbidities=(),
+        findings=(Node('Pneumonia', -1.0), Node('Support Devices', 0.0)),
+        facts=(Fact('itch', 0.25, {}), Fact('fever', 0.1, {'Pneumonia': (4.0, 'assumed')})),
+    )
     patients = draw_patients(4000, 1, small)
-    assert (patients['Lung Opacity'] == patients.Pneumonia).all() and (patients.Consolidation == patients.Pneumonia).all() and (patients['No Finding'] == 1 - patients.Pneumonia).all()
-    assert (patients.Fracture == 0).all() and abs(patients['fact/itch'].mean() - .25) < .03 and [c for c in patients if c.startswith('strength/')] == ['strength/Pneumonia', 'strength/Support Devices']
+    assert (
+        (patients['Lung Opacity'] == patients.Pneumonia).all()
+        and (patients.Consolidation == patients.Pneumonia).all()
+        and (patients['No Finding'] == 1 - patients.Pneumonia).all()
+    )
+    assert (
+        (patients.Fracture == 0).all()
+        and abs(patients['fact/itch'].mean() - 0.25) < 0.03
+        and [c for c in patients if c.startswith('strength/')]
+        == ['strength/Pneumonia', 'strength/Support Devices']
+    )
 
 
 # Numbers taken from elsewhere, or meant for elsewhere
 
+
 def test_published_counts_account_for_every_study():
-    assert set(CHEXPERT_COUNTS) == set(OBSERVATIONS) and {sum(c) for c in CHEXPERT_COUNTS.values()} == {187_641}
+    assert set(CHEXPERT_COUNTS) == set(OBSERVATIONS) and {sum(c) for c in CHEXPERT_COUNTS.values()} == {
+        187_641
+    }
 
 
 def test_prevalences_stay_within_a_factor_of_five_of_those_of_chexpert():
     found = prevalence_table(draw_patients(10_000, 5))
-    ratio = found.simulated/found['CheXpert positive']
-    assert ratio.between(1/5, 5).all() and found.simulated.min() > .04, ratio
+    ratio = found.simulated / found['CheXpert positive']
+    assert ratio.between(1 / 5, 5).all() and found.simulated.min() > 0.04, ratio
 
 
 def drawn(sign, strength, seed, **more):
     "A drawn patient with one sign"
     from cxr_lib.simulation.rendering import render_radiograph
-    return render_radiograph({sign: strength}, sex='Male', age=50., projection='PA', size=192, seed=seed, **more)
+
+    return render_radiograph(
+        {sign: strength}, sex='Male', age=50.0, projection='PA', size=192, seed=seed, **more
+    )
 
 
 def laid_out(sign, strength, seed):
     from cxr_lib.simulation.anatomy import patient_anatomy
-    return patient_anatomy({s: strength if s == sign else 0. for s in SIGNS}, 'Male', 50., 'PA', seed)
+
+    return patient_anatomy({s: strength if s == sign else 0.0 for s in SIGNS}, 'Male', 50.0, 'PA', seed)
 
 
-@pytest.mark.parametrize('strength', [0., 1., 3.])
+@pytest.mark.parametrize('strength', [0.0, 1.0, 3.0])
 def test_the_heart_and_mediastinum_are_drawn_as_wide_as_the_table_says(strength):
     heart, pedicle = [], []
     for seed in range(12):
-        a = laid_out('Cardiomegaly', strength, seed); heart.append(np.ptp(a.organs['heart'][:, 0])/(2*a.width))
-        a = laid_out('Enlarged Cardiomediastinum', strength, seed); m = a.organs['mediastinum']; pedicle.append(np.ptp(m[np.abs(m[:, 1] - a.y(.3)) < .03, 0])*FILM_CM)
-    assert abs(np.mean(heart) - MEASURES['Cardiomegaly'].at(strength)) < .015
-    assert abs(np.mean(pedicle) - MEASURES['Enlarged Cardiomediastinum'].at(strength)) < .6
+        a = laid_out('Cardiomegaly', strength, seed)
+        heart.append(np.ptp(a.organs['heart'][:, 0]) / (2 * a.width))
+        a = laid_out('Enlarged Cardiomediastinum', strength, seed)
+        m = a.organs['mediastinum']
+        pedicle.append(np.ptp(m[np.abs(m[:, 1] - a.y(0.3)) < 0.03, 0]) * FILM_CM)
+    assert abs(np.mean(heart) - MEASURES['Cardiomegaly'].at(strength)) < 0.015
+    assert abs(np.mean(pedicle) - MEASURES['Enlarged Cardiomediastinum'].at(strength)) < 0.6
 
 
-@pytest.mark.parametrize('strength', [1.5, 3.])
+@pytest.mark.parametrize('strength', [1.5, 3.0])
 def test_what_can_be_absent_is_drawn_as_large_as_the_table_says(strength):
     import cv2
+
     rise, gap, nodule = [], [], []
     for seed in range(12):
-        a, b = laid_out('Atelectasis', strength, seed), laid_out('Atelectasis', 0., seed); rise.append(max(b.domes[s] - a.domes[s] for s in (-1, 1))*FILM_CM)
-        gap += [abs(g)*FILM_CM for *_, g in laid_out('Fracture', strength, seed).fractures]
+        a, b = laid_out('Atelectasis', strength, seed), laid_out('Atelectasis', 0.0, seed)
+        rise.append(max(b.domes[s] - a.domes[s] for s in (-1, 1)) * FILM_CM)
+        gap += [abs(g) * FILM_CM for *_, g in laid_out('Fracture', strength, seed).fractures]
         mask = drawn('Lung Lesion', strength, seed).masks['Lung Lesion']
         area = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA].max()
-        nodule.append(2*np.sqrt(area/np.pi)/192*FILM_CM/1.05)          # the film shows the body a little magnified
+        nodule.append(
+            2 * np.sqrt(area / np.pi) / 192 * FILM_CM / 1.05
+        )  # the film shows the body a little magnified
     for sign, seen in (('Atelectasis', rise), ('Fracture', gap), ('Lung Lesion', nodule)):
-        assert abs(np.mean(seen)/MEASURES[sign].at(strength) - 1) < .25, (sign, np.mean(seen), MEASURES[sign].at(strength))
+        assert abs(np.mean(seen) / MEASURES[sign].at(strength) - 1) < 0.25, (
+            sign,
+            np.mean(seen),
+            MEASURES[sign].at(strength),
+        )
 
 
 @pytest.mark.parametrize('sign', [s for s in SIGNS if not MEASURES[s].always])
 def test_nothing_is_drawn_up_to_the_threshold_and_more_beyond_it(sign):
     m = MEASURES[sign]
-    assert m.at(-2) == m.at(.5) == 0 < m.at(1.5) < m.at(2.5) <= m.at(9) <= m.most
-    area = [sum(drawn(sign, s, seed).masks.get(sign, np.zeros(1)).sum() for seed in range(4)) for s in (.5, 1.5, 3.5)]
+    assert m.at(-2) == m.at(0.5) == 0 < m.at(1.5) < m.at(2.5) <= m.at(9) <= m.most
+    area = [
+        sum(drawn(sign, s, seed).masks.get(sign, np.zeros(1)).sum() for seed in range(4))
+        for s in (0.5, 1.5, 3.5)
+    ]
     assert area[0] == 0 < area[1] < area[2]
 
 
 def test_the_table_of_measures_covers_every_sign():
     table = measure_table()
-    assert tuple(sorted(table.index)) == tuple(sorted(SIGNS)) and (table.mean_with > table.mean_without).all() and NETWORK.signs == SIGNS
+    assert (
+        tuple(sorted(table.index)) == tuple(sorted(SIGNS))
+        and (table.mean_with > table.mean_without).all()
+        and NETWORK.signs == SIGNS
+    )
