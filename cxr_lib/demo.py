@@ -11,8 +11,8 @@ import html, io
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch
+from .foundations.figures import CONDITION_COLORS
 from cxr_lib.foundations.core import (
-    CONDITION_COLORS,
     OBSERVATIONS,
     RESEARCH_USE,
     SIMULATED,

@@ -25,14 +25,12 @@ from cxr_lib.foundations.core import (
     as_text,
     atomic_path,
     content_key,
-    figure_of_words,
-    mark_simulated,
     project_root,
     read_json,
     short_name,
-    words_instead,
     write_json,
 )
+from ..foundations.figures import figure_of_words, mark_simulated, words_instead
 from ..foundations.progress import progress_bar
 from ..foundations.run import check_ranges, located_path, portable_path
 from cxr_lib.data.studies import (

@@ -10,7 +10,8 @@ __all__ = ['SETS', 'minimum_patients', 'conformal_limit', 'fit_conformal', 'pred
 import math
 import numpy as np, pandas as pd
 from scipy import special, stats
-from ..foundations.core import OBSERVATIONS, mark_simulated, set_theme, short_name
+from ..foundations.core import OBSERVATIONS, short_name
+from ..foundations.figures import mark_simulated, set_theme
 from ..metrics.predictions import CONDITIONS, check_probabilities, refuse_cells
 from ..metrics.ranking import known_labels, named_interval, resample_patients
 

@@ -15,18 +15,14 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from cxr_lib.foundations.core import (
     COMPETITION,
-    CONDITION_COLORS,
     OBSERVATIONS,
     SIMULATED,
     atomic_path,
-    draw_interval,
     number_text,
-    save_figure,
-    set_theme,
     short_name,
-    sign_figure,
     write_json,
 )
+from ..foundations.figures import CONDITION_COLORS, draw_interval, save_figure, set_theme, sign_figure
 from cxr_lib.data.studies import (
     Exclusions,
     join_observation,

@@ -11,18 +11,8 @@ __all__ = ['ATTRIBUTES', 'NOT_KNOWN', 'RATES', 'SHORTCUT_CONTEXTS', 'attribute_v
 from itertools import combinations
 import numpy as np, pandas as pd
 from scipy import stats
-from cxr_lib.foundations.core import (
-    CONDITION_COLORS,
-    OBSERVATIONS,
-    defined,
-    draw_interval,
-    interval_text,
-    number_text,
-    remark,
-    set_theme,
-    short_name,
-    sign_figure,
-)
+from ..foundations.figures import CONDITION_COLORS, draw_interval, remark, set_theme, sign_figure
+from ..foundations.core import OBSERVATIONS, defined, interval_text, number_text, short_name
 from ..data.studies import AGE_BANDS, age_band
 from cxr_lib.metrics.ranking import (
     holm,

@@ -11,16 +11,8 @@ __all__ = ['CONDITIONS_COMPARED', 'CLOSEST', 'COLORS', 'TICKS', 'STRATUM_COLORS'
 # %% ../../nbs/chapters/08_evaluation/01_pretest.ipynb #13457a06
 import numpy as np, pandas as pd
 from scipy import sparse, special, stats
-from cxr_lib.foundations.core import (
-    CONDITION_COLORS,
-    OBSERVATIONS,
-    defined,
-    number_text,
-    remark,
-    set_theme,
-    short_name,
-    sign_figure,
-)
+from ..foundations.figures import CONDITION_COLORS, remark, set_theme, sign_figure
+from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..metrics.predictions import CONDITIONS
 from cxr_lib.metrics.ranking import (
     choose_thresholds,

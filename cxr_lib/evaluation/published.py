@@ -11,7 +11,8 @@ __all__ = ['PUBLISHED_AUROC', 'PUBLISHED_MEAN', 'PUBLISHED_SUPPORTS', 'N_IMAGES'
 import functools
 import numpy as np, pandas as pd
 from scipy import optimize, stats
-from ..foundations.core import OBSERVATIONS, SIMULATED, mark_simulated, set_theme, short_name
+from ..foundations.core import OBSERVATIONS, SIMULATED, short_name
+from ..foundations.figures import mark_simulated, set_theme
 from ..metrics.ranking import auroc
 from cxr_lib.notes.wording import (
     CHEXPERT_VALID_POSITIVES,

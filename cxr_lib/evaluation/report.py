@@ -13,23 +13,25 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from cxr_lib.foundations.core import (
     COMPETITION,
-    CONDITION_COLORS,
     OBSERVATIONS,
     SIMULATED,
     RunFolder,
     atomic_path,
     defined,
-    draw_interval,
     number_text,
     project_root,
     read_json,
-    remark,
     rewriting,
+    short_name,
+    write_json,
+)
+from cxr_lib.foundations.figures import (
+    CONDITION_COLORS,
+    draw_interval,
+    remark,
     save_figure,
     set_theme,
-    short_name,
     sign_figure,
-    write_json,
 )
 from ..metrics.calibration import BRANCHES, calibrated_thresholds, check_calibration, fit_calibrations
 from ..foundations.run import check_ranges, located_path

@@ -14,22 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Callable, Mapping
 import numpy as np, pandas as pd
+from ..foundations.figures import CONDITION_COLORS, draw_interval, save_figure, set_theme, sign_figure
 from cxr_lib.foundations.core import (
-    CONDITION_COLORS,
     OBSERVATIONS,
     SIMULATED,
     RunFolder,
     atomic_path,
     choose_device,
     content_key,
-    draw_interval,
     number_text,
     project_root,
     read_json,
-    save_figure,
     seed_everything,
-    set_theme,
-    sign_figure,
     stop_on_machine_error,
     write_json,
 )

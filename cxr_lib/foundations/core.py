@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'RESEARCH_USE', 'SIMULATED',
-           'MAX_PIXELS', 'IMPLIES', 'DISK_FULL', 'MAX_NESTING', 'STAGES', 'CONDITION_COLORS', 'RadiographError',
-           'short_name', 'as_text', 'as_list', 'as_table', 'MachineError', 'machine_error', 'atomic_path',
-           'remove_unfinished', 'json_text', 'write_json', 'parse_json', 'read_json', 'stop_on_machine_error',
-           'is_file', 'is_folder', 'is_present', 'project_root', 'file_facts', 'clear_way', 'what_differs',
-           'AlteredFile', 'Stamps', 'stamp_files', 'rewriting', 'content_key', 'RunFolder', 'run_folder', 'versions',
-           'seed_everything', 'choose_device', 'choose_precision', 'imported_names', 'module_sources', 'set_theme',
-           'mark_simulated', 'sign_figure', 'defined', 'interval_text', 'number_text', 'remark', 'words_instead',
-           'figure_of_words', 'draw_interval', 'save_figure']
+           'MAX_PIXELS', 'IMPLIES', 'DISK_FULL', 'MAX_NESTING', 'STAGES', 'RadiographError', 'short_name', 'as_text',
+           'as_list', 'as_table', 'MachineError', 'machine_error', 'atomic_path', 'remove_unfinished', 'json_text',
+           'write_json', 'parse_json', 'read_json', 'stop_on_machine_error', 'is_file', 'is_folder', 'is_present',
+           'project_root', 'file_facts', 'clear_way', 'what_differs', 'AlteredFile', 'Stamps', 'stamp_files',
+           'rewriting', 'content_key', 'RunFolder', 'run_folder', 'versions', 'seed_everything', 'choose_device',
+           'choose_precision', 'imported_names', 'module_sources', 'defined', 'interval_text', 'number_text']
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #45d9ff65
 import contextlib, errno, hashlib, json, os, random, re, shutil, stat, time, warnings
@@ -790,74 +788,7 @@ def module_sources(
         waiting += [package, *imported_names(found[name], package)]
     return dict(sorted(found.items()))
 
-# %% ../../nbs/chapters/01_foundations/01_core.ipynb #8fafba8e
-CONDITION_COLORS = {
-    'fused': '#0173b2',
-    'image_only': '#56b4e9',
-    'note_only': '#de8f05',
-    'shuffled_note': '#949494',
-    'missing_note': '#ca9161',
-    'contradicting_note': '#d55e00',
-    'label_leak_note_only': '#cc3311',
-    'best_possible': '#029e73',
-    'external': '#cc78bc',
-}
-
-
-def set_theme():
-    "The shared seaborn theme: colour-blind-safe, readable in a report and in print"
-    import seaborn as sns
-
-    sns.set_theme(
-        context='notebook',
-        style='whitegrid',
-        palette='colorblind',
-        rc={
-            'figure.dpi': 96,
-            'savefig.dpi': 120,
-            'axes.titleweight': 'bold',
-            'axes.titlesize': 11,
-            'axes.labelsize': 10,
-            'xtick.labelsize': 9,
-            'ytick.labelsize': 9,
-            'legend.fontsize': 9,
-            'figure.constrained_layout.use': True,
-            'image.cmap': 'gray',
-            'axes.spines.top': False,
-            'axes.spines.right': False,
-            'text.parse_math': False,
-        },
-    )  # a file or a run may be called $x$; no picture here holds a formula
-
-
-def mark_simulated(
-    fig,  # a matplotlib figure
-    simulated: bool,  # is it of simulated patients or notes? If not, nothing is drawn
-    what: str = 'patients',  # what is simulated
-):  # `fig`
-    "Write SIMULATED into the corner of a figure"
-    if simulated:
-        fig.text(0.995, 0.005, f'SIMULATED {what}', ha='right', va='bottom', fontsize=8, color='#cc3311')
-    return fig
-
-
-def sign_figure(
-    fig,  # a matplotlib figure
-    simulated: bool,  # are the patients simulated?
-):  # `fig`, closed, so that a notebook shows it once
-    "The footer that every picture of the evaluation has: research use, and whether the patients are simulated"
-    import matplotlib.pyplot as plt
-
-    fig.supxlabel(
-        f'{SIMULATED}  {RESEARCH_USE}' if simulated else RESEARCH_USE,
-        fontsize=9,
-        color='#cc3311' if simulated else '#555555',
-        weight='bold' if simulated else 'normal',
-    )
-    plt.close(fig)
-    return fig
-
-
+# %% ../../nbs/chapters/01_foundations/01_core.ipynb #dee21fc3
 def defined(
     value: float | None,  # a number; JSON writes NaN as null
 ) -> bool:
@@ -883,65 +814,3 @@ def number_text(
 ) -> str:  # '0.345 [0.123, 0.456]'
     "A number with its interval for reading"
     return f'{value:.{digits}f}' + interval_text(low, high, digits) if defined(value) else otherwise
-
-
-def remark(
-    ax,  # matplotlib axes
-    x: float,  # of the axes' data, unless a transform is given
-    y: float,  # likewise
-    text: str,
-    **more,  # of `Axes.text`
-):
-    "Small grey words in a plot, legible on grid lines"
-    ax.text(
-        x,
-        y,
-        text,
-        **dict(fontsize=8.5, va='center', color='#666666', bbox=dict(fc='white', ec='none', pad=1.5)) | more,
-    )
-
-
-def words_instead(
-    ax,  # matplotlib axes
-    text: str,  # why there is nothing to show
-):
-    "Words in place of a plot that has nothing to show"
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha='center', va='center', color='#666666', wrap=True)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-
-
-def figure_of_words(
-    text: str,  # why there is nothing to show
-):  # a matplotlib figure
-    "A picture that says why there is none: a page, and whoever looks for the file, gets an answer"
-    import matplotlib.pyplot as plt
-
-    fig, ax = plt.subplots(figsize=(9, 1.2))
-    words_instead(ax, text)
-    return fig
-
-
-def draw_interval(
-    ax,  # matplotlib axes
-    y: float,  # height
-    value: float | None,  # of a statistic; None, as JSON writes NaN, draws nothing
-    low: float | None,  # of its interval
-    high: float | None,  # of its interval
-    color: str,  # of both
-    hollow: bool = False,  # an empty dot: shown, but not counted
-):
-    "A value with its interval, horizontally"
-    value, low, high = (float('nan') if v is None else v for v in (value, low, high))
-    ax.plot([low, high], [y, y], color=color, lw=2.2, solid_capstyle='round', zorder=3)
-    ax.plot(value, y, 'o', ms=7, color=color, mfc='white' if hollow else color, zorder=4)
-
-
-def save_figure(
-    fig,  # a matplotlib figure
-    path: str | Path,  # .png, .svg or .pdf
-) -> Path:  # `path`
-    "Save a figure, whole or not at all"
-    with atomic_path(path) as tmp:
-        fig.savefig(tmp, bbox_inches='tight')
-    return Path(path)

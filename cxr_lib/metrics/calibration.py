@@ -11,7 +11,8 @@ __all__ = ['METHODS', 'MIN_CASES', 'BRANCHES', 'bin_edges', 'bin_of', 'reliabili
 # %% ../../nbs/chapters/02_metrics/03_calibration.ipynb #79db6c0e
 import numpy as np, pandas as pd
 from scipy import optimize, special
-from ..foundations.core import OBSERVATIONS, mark_simulated, set_theme
+from ..foundations.core import OBSERVATIONS
+from ..foundations.figures import mark_simulated, set_theme
 
 # %% ../../nbs/chapters/02_metrics/03_calibration.ipynb #e177afb0
 def _checked(labels, probabilities):

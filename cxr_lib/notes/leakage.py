@@ -15,7 +15,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, as_text, mark_simulated, short_name
+from ..foundations.core import OBSERVATIONS, as_text, short_name
+from ..foundations.figures import mark_simulated
 from ..data.studies import StudyTableError
 
 # %% ../../nbs/chapters/05_notes/01_leakage.ipynb #f056e2a9

@@ -13,16 +13,8 @@ __all__ = ['NOTE_MODES', 'MISSING_RATE', 'TYPO_RATE', 'WORDING', 'QUESTIONS', 'D
 import re
 from typing import Mapping
 import numpy as np, pandas as pd
-from cxr_lib.foundations.core import (
-    CONDITION_COLORS,
-    OBSERVATIONS,
-    RunFolder,
-    atomic_path,
-    mark_simulated,
-    project_root,
-    read_json,
-    write_json,
-)
+from ..foundations.figures import CONDITION_COLORS, mark_simulated
+from ..foundations.core import OBSERVATIONS, RunFolder, atomic_path, project_root, read_json, write_json
 from ..data.chexpert import CHEXPERT_FACTS
 from ..data.catalogue import DATASETS, ensure_studies, source_folder
 from ..foundations.run import check_ranges, portable_path

@@ -11,7 +11,8 @@ __all__ = ['EVIDENCE', 'BEST', 'label_inputs', 'enumerate_posterior', 'node_fact
 # %% ../../nbs/chapters/03_simulation/02_best.ipynb #31e1c119
 import numpy as np, pandas as pd
 from scipy import special, stats
-from ..foundations.core import IMPLIES, OBSERVATIONS, mark_simulated, short_name
+from ..foundations.core import IMPLIES, OBSERVATIONS, short_name
+from ..foundations.figures import mark_simulated
 from cxr_lib.simulation.patients import (
     MEASURES,
     NETWORK,

@@ -1047,7 +1047,7 @@ def plot_training(
 ):  # matplotlib figure
     "Loss and tuning AUROC by epoch; thin lines are folds"
     import matplotlib.pyplot as plt
-    from cxr_lib.foundations.core import CONDITION_COLORS, figure_of_words, mark_simulated, words_instead
+    from cxr_lib.foundations.figures import CONDITION_COLORS, figure_of_words, mark_simulated, words_instead
 
     main = log[log.model == 'multimodal']
     folds = list(main.groupby('fold'))

@@ -20,11 +20,10 @@ from cxr_lib.foundations.core import (
     choose_device,
     content_key,
     read_json,
-    save_figure,
     seed_everything,
-    sign_figure,
     write_json,
 )
+from ..foundations.figures import save_figure, sign_figure
 from ..foundations.run import check_ranges
 from ..data.catalogue import DATASETS, data_root
 from ..data.studies import check_patient_splits

@@ -931,7 +931,7 @@ def test_the_notebook_runs_on_the_files_of_a_user(tmp_path, monkeypatch, other, 
 def test_a_name_with_dollars_is_no_formula():
     import matplotlib.pyplot as plt
 
-    from cxr_lib.foundations.core import set_theme
+    from cxr_lib.foundations.figures import set_theme
 
     set_theme()
     figure, axes = plt.subplots()
