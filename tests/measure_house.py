@@ -23,7 +23,7 @@ NOTEBOOKS = {
     *('01_exploration', '02_notes', '03_model', '04_training', '05_evaluation'),
     *('06_explanation', '07_reasoning', '08_demo', '09_service', '10_search', 'colab_train'),
 }
-BY_NUMBER = re.compile(r'\b[Cc]hapters? \d|\bnotebooks? 0\d[a-z]?\b(?!_)|\b0\d[a-m]\d?\b')
+BY_NUMBER = re.compile(r'\b[Cc]hapters? 0\d')
 
 
 def notebooks(names=()):
