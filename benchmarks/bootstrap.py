@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.metrics.ranking import ranking_metrics, resample_patients
-from cxr_lib.notes.wording import CHEXPERT_VALID_POSITIVES
+from cxr_lib.notes.leaking import CHEXPERT_VALID_POSITIVES
 
 #: Shares of positives: those of CheXpert's 234 validation images, but 5% where there are fewer, so that every resample has a positive.
 SHARES = np.array([max(0.05, CHEXPERT_VALID_POSITIVES[o] / 234) for o in OBSERVATIONS])

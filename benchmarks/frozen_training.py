@@ -17,10 +17,11 @@ import time
 import numpy as np
 import torch
 
-from cxr_lib.data.catalogue import simulated_radiograph
+from cxr_lib.data.simulated import simulated_radiograph
 from cxr_lib.training.dataset import StudyData, predict_logits
 from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer
-from cxr_lib.model.fusion import build_model, make_config, split_overrides
+from cxr_lib.model.fusion import build_model
+from cxr_lib.model.presets import make_config, split_overrides
 from cxr_lib.notes.wording import clinical_notes
 from cxr_lib.simulation.patients import draw_patients
 from cxr_lib.training.loop import fit

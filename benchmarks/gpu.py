@@ -24,7 +24,8 @@ from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.training.dataset import StudyData
 from cxr_lib.model.encoders import ImageEncoder, learn_tokenizer
 from cxr_lib.training.losses import masked_bce
-from cxr_lib.model.fusion import MultimodalClassifier, make_config, split_overrides
+from cxr_lib.model.fusion import MultimodalClassifier
+from cxr_lib.model.presets import make_config, split_overrides
 from cxr_lib.notes.wording import clinical_notes
 from cxr_lib.simulation.patients import draw_patients
 from cxr_lib.training.memory import plan_memory

@@ -16,10 +16,11 @@ import time
 import numpy as np
 import torch
 
-from cxr_lib.data.catalogue import simulated_radiograph
+from cxr_lib.data.simulated import simulated_radiograph
 from cxr_lib.model.encoders import learn_tokenizer, tokenize
 from cxr_lib.model.fast import AGREEMENT, BRANCHES, choose_routes, fast_model, largest_difference
-from cxr_lib.model.fusion import build_model, make_config, parameter_table
+from cxr_lib.model.fusion import build_model, parameter_table
+from cxr_lib.model.presets import make_config
 from cxr_lib.simulation.patients import draw_patients
 
 BERT_BASE = dict(

@@ -17,8 +17,10 @@ from cxr_lib.data.catalogue import data_root
 from cxr_lib.training.dataset import StudyData, predict_logits
 from cxr_lib.model.encoders import make_tokenizer
 from cxr_lib.metrics.ranking import count_cases, interval, mean_over, rank_condition, resample_patients
-from cxr_lib.model.fusion import build_model, ensure_architecture, make_config, split_overrides
-from cxr_lib.notes.wording import ensure_notes
+from cxr_lib.model.fusion import build_model
+from cxr_lib.stages.model import ensure_architecture
+from cxr_lib.model.presets import make_config, split_overrides
+from cxr_lib.stages.notes import ensure_notes
 from cxr_lib.foundations.run import RunError, open_run
 from cxr_lib.training.loop import fit
 

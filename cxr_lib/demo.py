@@ -24,7 +24,8 @@ from cxr_lib.foundations.core import (
 from .data.images import read_radiograph
 from .model.saved import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from .model.encoders import tokenize
-from .training.loop import ensure_training, is_simulated
+from .stages.training import ensure_training
+from .data.catalogue import is_simulated
 
 
 class DemoSession:

@@ -14,7 +14,7 @@ from scipy import optimize, stats
 from ..foundations.core import OBSERVATIONS, SIMULATED, short_name
 from ..foundations.figures import mark_simulated, set_theme
 from ..metrics.ranking import auroc
-from cxr_lib.notes.wording import (
+from cxr_lib.notes.leaking import (
     CHEXPERT_VALID_POSITIVES,
     PUBLISHED_RECALLS,
     named_recall,

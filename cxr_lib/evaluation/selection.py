@@ -30,14 +30,17 @@ from cxr_lib.foundations.core import (
     write_json,
 )
 from ..foundations.run import portable_path
-from ..data.catalogue import check_source, exploration_stage
+from ..data.catalogue import check_source
+from ..stages.exploration import exploration_stage
 from ..training.dataset import StudyData, mean_auroc, predict_logits
 from ..model.encoders import backbone_defaults, make_tokenizer
 from .external import ONE_TO_ONE, compare_external
 from ..data.images import pixel_cache
 from ..metrics.ranking import count_cases, mean_over, named_interval, rank_condition, resample_patients
-from ..model.fusion import ModelConfig, build_model, make_config, split_overrides
-from ..training.loop import fit, fold_splits, token_folder, training_sources
+from ..model.presets import ModelConfig, make_config, split_overrides
+from ..model.fusion import build_model
+from ..training.loop import fit, token_folder, training_sources
+from ..training.folds import fold_splits
 
 # %% ../../nbs/chapters/08_evaluation/06_selection.ipynb #a7db38df
 _NO_NOTES = dict(

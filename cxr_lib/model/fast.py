@@ -21,8 +21,9 @@ from cxr_lib.foundations.core import (
 )
 from .saved import PROBE_NOTE, CheckpointError, _find, _merged, _read_config, _sha256, load_model
 from .encoders import check_pixels, tokenize
-from .fusion import ModelConfig, MultimodalClassifier
-from ..data.catalogue import simulated_radiograph
+from .presets import ModelConfig
+from .fusion import MultimodalClassifier
+from ..data.simulated import simulated_radiograph
 from ..simulation.patients import draw_patients
 
 #: Route -> what it asks OpenVINO for, and what it is.

@@ -32,7 +32,8 @@ from cxr_lib.foundations.core import (
 from ..metrics.calibration import METHODS, apply_calibration
 from .encoders import check_sizes, merge_lora, plain_text_config, tokenize
 from ..data.images import PREPROCESSING, read_radiograph
-from .fusion import ModelConfig, MultimodalClassifier
+from .presets import ModelConfig
+from .fusion import MultimodalClassifier
 
 FORMAT = 'cxr_lib.model/3'
 # /1 had weights, configuration and tokenizer, but no checksums, preprocessing or answers to compare; /2 no checksum of config.json itself

@@ -15,7 +15,8 @@ import torch, torch.nn as nn
 from ..foundations.core import content_key, project_root, read_json, stop_on_machine_error, write_json
 from ..data.images import augment, pixel_cache
 from .losses import training_targets
-from ..model.fusion import ModelConfig, MultimodalClassifier
+from ..model.presets import ModelConfig
+from ..model.fusion import MultimodalClassifier
 from ..model.encoders import tokenize
 
 

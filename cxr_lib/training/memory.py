@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Mapping
 import torch, torch.nn as nn
 from ..foundations.core import atomic_path
-from ..model.fusion import ModelConfig, MultimodalClassifier
+from ..model.presets import ModelConfig
+from ..model.fusion import MultimodalClassifier
 
 
 def _bytes(tensors):

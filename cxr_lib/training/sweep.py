@@ -28,7 +28,8 @@ from ..foundations.run import check_ranges
 from ..data.catalogue import DATASETS, data_root
 from ..data.studies import check_patient_splits
 from ..model.encoders import make_tokenizer
-from ..model.fusion import PRESETS, build_model, make_config, parse_overrides, split_overrides
+from ..model.presets import PRESETS, make_config, parse_overrides, split_overrides
+from ..model.fusion import build_model
 from .dataset import StudyData, mean_auroc, predict_logits
 from ..metrics.ranking import ranking_metrics, resample_patients
 from .loop import batch_rows, fit, token_folder, training_values
@@ -977,7 +978,7 @@ def sweep_stage(
     seed: int = 0,  # weights, batches, and the order of what is tried
 ) -> dict:  # study, trials (a table), best (as in best.json), space
     "Search on the tuning split of a run; write journal, table, winner and pictures into `<run>/sweep/`"
-    from cxr_lib.notes.wording import ensure_notes
+    from cxr_lib.stages.notes import ensure_notes
 
     check_ranges(n_trials=n_trials, epochs=epochs, seed=seed)
     check_search(sampler, pruner, n_trials)

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from cxr_lib.foundations.core import OBSERVATIONS, RunFolder
-from cxr_lib.data.catalogue import describe_exclusions, exploration_stage, scanned
+from cxr_lib.data.pictures import describe_exclusions
+from cxr_lib.stages.exploration import exploration_stage
+from cxr_lib.data.catalogue import scanned
 
 RAMP = np.tile(np.linspace(20, 230, 60).astype(np.uint8), (50, 1))
 HEADER = ['image', 'patient_id', 'study_id', 'view', 'projection', 'sex', 'age', 'Cardiomegaly', 'Edema']

@@ -484,7 +484,7 @@ def test_images_that_are_not_there_are_refused_or_listed(tmp_path):
 
 
 def test_a_patient_of_the_test_split_who_is_also_in_train_is_refused(tmp_path):
-    from cxr_lib.data.catalogue import exploration_stage
+    from cxr_lib.stages.exploration import exploration_stage
 
     (tmp_path / 'chexpert').mkdir()
     chexpert(tmp_path / 'chexpert', valid=(1, 12))

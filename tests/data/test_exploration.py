@@ -16,24 +16,26 @@ from cxr_lib.data.catalogue import (
     blank_films,
     check_source,
     data_root,
+    images_to_scan,
+    scanned,
+    source_options,
+    vocabulary_table,
+)
+from cxr_lib.data.pictures import (
     describe_blank,
     describe_exclusions,
     describe_notes,
     describe_overlap,
-    exploration_stage,
     group_of,
-    images_to_scan,
     near_duplicates_across_splits,
     official_facts,
     plot_observation_sheet,
     plot_patients,
     plot_pixels,
     plot_prevalence_by,
-    scanned,
-    source_options,
-    vocabulary_table,
 )
-from cxr_lib.notes.wording import notes_stage
+from cxr_lib.stages.exploration import exploration_stage
+from cxr_lib.stages.notes import notes_stage
 
 SHARED = ROOT.parent / 'shared' / 'data'
 

@@ -23,7 +23,7 @@ from cxr_lib.foundations.core import (
     is_present,
     stop_on_machine_error,
 )
-from cxr_lib.data.catalogue import exploration_stage
+from cxr_lib.stages.exploration import exploration_stage
 from cxr_lib.data.dicom import dicom_facts, is_dicom
 from cxr_lib.data.images import pixel_cache, read_gray, scan_images
 from cxr_lib.data.studies import StudyTableError, is_there, read_csv
@@ -353,7 +353,7 @@ def test_other_files_are_not_called_damaged_either(tmp_path, monkeypatch, make):
 
 
 def test_a_checkpoint_that_cannot_be_read_now_is_not_set_aside(tmp_path, monkeypatch):
-    from cxr_lib.training.loop import read_checkpoint, write_checkpoint
+    from cxr_lib.training.resume import read_checkpoint, write_checkpoint
 
     write_checkpoint(tmp_path / 'last.ckpt', {'x': 1})
     with monkeypatch.context() as patch:

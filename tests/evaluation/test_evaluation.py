@@ -12,17 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 from cxr_lib.foundations.core import COMPETITION, OBSERVATIONS, RunFolder, number_text, write_json
 from cxr_lib.evaluation.external import compare_external, external_table, read_external
-from cxr_lib.evaluation.report import (
-    auroc_table,
-    chance_words,
-    evaluate,
-    evaluate_stage,
-    metrics_table,
-    plot_controls,
-    plot_reliability,
-    published_predictions,
-    verdict,
-)
+from cxr_lib.evaluation.report import auroc_table, chance_words, evaluate, metrics_table, verdict
+from cxr_lib.stages.evaluation import evaluate_stage, published_predictions
+from cxr_lib.evaluation.pictures import plot_controls, plot_reliability
 from cxr_lib.evaluation.fairness import plot_subgroups
 from cxr_lib.metrics.predictions import CONDITIONS, synthetic_predictions
 from cxr_lib.metrics.ranking import choose_thresholds, delong_test

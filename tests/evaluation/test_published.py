@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from cxr_lib.foundations.core import IMPLIES, OBSERVATIONS, SIMULATED, read_json, write_json
 from cxr_lib.evaluation.report import evaluate
 from cxr_lib.metrics.predictions import synthetic_predictions
-from cxr_lib.notes.wording import LEAK, label_leak_notes
+from cxr_lib.notes.leaking import LEAK, label_leak_notes
 from cxr_lib.simulation.patients import draw_patients
 from cxr_lib.evaluation.published import (
     KINDS,
@@ -28,7 +28,7 @@ from cxr_lib.evaluation.published import (
     published_comparison,
     seed_table,
 )
-from cxr_lib.notes.wording import tilt_to_prevalence
+from cxr_lib.notes.leaking import tilt_to_prevalence
 
 quick = settings(max_examples=100, deadline=None)
 values, supports = st.floats(0, 1), st.integers(1, 300)

@@ -29,10 +29,10 @@ from cxr_lib.foundations.core import (
 )
 from cxr_lib.data.catalogue import data_root
 from cxr_lib.demo import DemoSession, demo_banner, demo_samples, demo_widget, probability_bars
-from cxr_lib.evaluation.report import stored_calibrations
+from cxr_lib.stages.evaluation import stored_calibrations
 from cxr_lib.data.images import read_radiograph
 from cxr_lib.metrics.predictions import synthetic_predictions
-from cxr_lib.training.loop import keep_calibration
+from cxr_lib.stages.training import keep_calibration
 
 pytestmark = pytest.mark.timeout(1500)  # the whole run is made once, by whichever test comes first
 N = 40

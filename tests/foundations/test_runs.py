@@ -205,11 +205,11 @@ def test_every_number_of_a_stage_notebook_has_a_range():
 
 
 def test_stages_refuse_before_they_write(home):
-    from cxr_lib.data.catalogue import exploration_stage
-    from cxr_lib.evaluation.report import evaluate_stage
-    from cxr_lib.model.fusion import model_stage
-    from cxr_lib.notes.wording import notes_stage
-    from cxr_lib.training.loop import training_stage
+    from cxr_lib.stages.exploration import exploration_stage
+    from cxr_lib.stages.evaluation import evaluate_stage
+    from cxr_lib.stages.model import model_stage
+    from cxr_lib.stages.notes import notes_stage
+    from cxr_lib.stages.training import training_stage
 
     run = run_folder('mine')
     for call, value in (
@@ -228,7 +228,7 @@ def test_stages_refuse_before_they_write(home):
 
 
 def test_a_root_for_simulated_patients_is_refused(home):
-    from cxr_lib.data.catalogue import exploration_stage
+    from cxr_lib.stages.exploration import exploration_stage
 
     with pytest.raises(
         ValueError,
@@ -302,7 +302,8 @@ def test_an_unwritable_folder_is_one_sentence(home):
 
 
 def test_a_moved_project_finds_its_data(tmp_path, monkeypatch):
-    from cxr_lib.data.catalogue import data_root, exploration_stage
+    from cxr_lib.data.catalogue import data_root
+    from cxr_lib.stages.exploration import exploration_stage
 
     monkeypatch.setenv('CXR_HOME', str(tmp_path / 'before'))
     exploration_stage(run_folder('mine'), n_patients=20, image_size=64)

@@ -39,7 +39,8 @@ from cxr_lib.model.saved import (
     save_model,
 )
 from cxr_lib.foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
-from cxr_lib.model.fusion import build_model, make_config
+from cxr_lib.model.fusion import build_model
+from cxr_lib.model.presets import make_config
 from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer, tokenize
 
 TEXTS = [

@@ -37,7 +37,7 @@ from cxr_lib.model.encoders import (
     unknown_share,
     vocabulary_case,
 )
-from cxr_lib.model.fusion import ModelConfig, make_config
+from cxr_lib.model.presets import ModelConfig, make_config
 from cxr_lib.notes.wording import clinical_notes
 from cxr_lib.simulation.patients import draw_patients
 

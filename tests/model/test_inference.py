@@ -399,7 +399,8 @@ def test_base_in_full_size(monkeypatch):
     if not VOCABULARY.exists():
         pytest.skip('the vocabulary is not at ../shared/data/vocab')
     from cxr_lib.model.encoders import make_tokenizer
-    from cxr_lib.model.fusion import build_model, make_config
+    from cxr_lib.model.fusion import build_model
+    from cxr_lib.model.presets import make_config
 
     config = make_config(
         'base',

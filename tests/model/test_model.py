@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer, merge_lora, tokenize
+from cxr_lib.model.presets import PRESETS, ModelConfig, make_config
 from cxr_lib.model.fusion import (
-    PRESETS,
     CrossAttention,
-    ModelConfig,
     MultimodalClassifier,
     build_model,
-    make_config,
     masked_mean,
     parameter_table,
 )

@@ -15,27 +15,16 @@ from scipy.stats import binom
 import cxr_lib.notes.wording
 from cxr_lib.foundations.core import OBSERVATIONS, RunFolder, read_json, write_json
 from cxr_lib.notes.leakage import leakage_probe, mean_auroc, mention_probe, words_probe
-from cxr_lib.notes.wording import (
+from cxr_lib.notes.leaking import (
     CHEXPERT_VALID_POSITIVES,
-    DISTRACTORS,
     LEAK,
-    MISSING_RATE,
-    NOTE_MODES,
     PUBLISHED_RECALLS,
-    TYPO_RATE,
-    clinical_notes,
-    dial_curve,
-    dial_notes,
     label_leak_notes,
     named_recall,
-    notes_info,
-    notes_stage,
-    plot_dial_curve,
-    plot_side_by_side,
-    read_certificate,
-    side_by_side,
-    word_note,
 )
+from cxr_lib.notes.wording import DISTRACTORS, MISSING_RATE, NOTE_MODES, TYPO_RATE, clinical_notes, word_note
+from cxr_lib.notes.dial import dial_curve, dial_notes, plot_dial_curve, plot_side_by_side, side_by_side
+from cxr_lib.stages.notes import notes_info, notes_stage, read_certificate
 from cxr_lib.simulation.patients import FACTS, draw_patients, facts_from_labels
 
 

@@ -11,7 +11,7 @@ from conftest import ROOT, STAGES
 
 from cxr_lib.running import command as runner
 from cxr_lib.foundations.core import imported_names, module_sources
-from cxr_lib.data.catalogue import _rendering_version
+from cxr_lib.data.simulated import rendering_version
 from cxr_lib.training.loop import training_sources
 
 
@@ -88,12 +88,12 @@ def test_checkpoints_depend_on_what_training_imports(copied):
 
 
 def test_films_are_drawn_again_only_after_an_edit_of_what_draws(copied):
-    before = _rendering_version()
+    before = rendering_version()
     copied('cxr_lib.training.loop')
     copied('cxr_lib.data.catalogue')
-    assert _rendering_version() == before
+    assert rendering_version() == before
     copied('cxr_lib.simulation.anatomy')
-    assert _rendering_version() != before
+    assert rendering_version() != before
 
 
 # Packages of every shape

@@ -22,7 +22,8 @@ from cxr_lib.training.conditions import (
 )
 from cxr_lib.foundations.core import OBSERVATIONS, seed_everything
 from cxr_lib.training.dataset import StudyData, predict_logits
-from cxr_lib.model.fusion import build_model, make_config
+from cxr_lib.model.fusion import build_model
+from cxr_lib.model.presets import make_config
 from cxr_lib.model.encoders import learn_tokenizer
 
 EDEMA = OBSERVATIONS.index('Edema')

@@ -38,7 +38,8 @@ from cxr_lib.training.dataset import (
     token_caches,
 )
 from cxr_lib.data.images import pixel_cache
-from cxr_lib.model.fusion import build_model, make_config
+from cxr_lib.model.fusion import build_model
+from cxr_lib.model.presets import make_config
 from cxr_lib.model.encoders import learn_tokenizer, tokenize
 
 NOTES = [

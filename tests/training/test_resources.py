@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxr_lib.model.encoders import learn_tokenizer
-from cxr_lib.model.fusion import build_model, make_config
+from cxr_lib.model.fusion import build_model
+from cxr_lib.model.presets import make_config
 from cxr_lib.training.memory import (
     activation_bytes,
     check_disk,

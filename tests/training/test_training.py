@@ -33,29 +33,22 @@ from cxr_lib.foundations.core import (
     seed_everything,
     write_json,
 )
-from cxr_lib.data.catalogue import DATASETS, exploration_stage
+from cxr_lib.data.catalogue import DATASETS
+from cxr_lib.stages.exploration import exploration_stage
 from cxr_lib.data.studies import check_patient_splits
 from cxr_lib.model.saved import load_model
 from cxr_lib.training.conditions import note_donors, predict_conditions
 from cxr_lib.training.dataset import StudyData, mean_auroc, predict_logits
 from cxr_lib.model.encoders import learn_tokenizer
 from cxr_lib.training.losses import masked_bce
-from cxr_lib.model.fusion import build_model, make_config, model_stage, split_overrides
-from cxr_lib.notes.wording import notes_stage
-from cxr_lib.training.loop import (
-    _Progress,
-    _Shell,
-    batch_parts,
-    branch_loss,
-    check_finite,
-    ensure_training,
-    fit,
-    fold_splits,
-    read_checkpoint,
-    step_seed,
-    training_stage,
-    write_checkpoint,
-)
+from cxr_lib.model.fusion import build_model
+from cxr_lib.model.presets import make_config, split_overrides
+from cxr_lib.stages.model import model_stage
+from cxr_lib.stages.notes import notes_stage
+from cxr_lib.training.resume import TrainingProgress, read_checkpoint, write_checkpoint
+from cxr_lib.training.loop import _Shell, batch_parts, branch_loss, check_finite, fit, step_seed
+from cxr_lib.stages.training import ensure_training, training_stage
+from cxr_lib.training.folds import fold_splits
 
 # Killed and resumed: a subprocess imports everything once and forks a child for each training
 
@@ -864,7 +857,8 @@ def test_a_damaged_checkpoint_is_reported_and_set_aside_and_the_training_goes_on
 def test_the_checkpoint_of_another_model_is_an_error_and_stays(tmp_path):
     model, data = small_training()
     write_checkpoint(
-        tmp_path / 'x.pt', dict(model={'w': torch.zeros(2)}, optimizer={}, progress=_Progress().state())
+        tmp_path / 'x.pt',
+        dict(model={'w': torch.zeros(2)}, optimizer={}, progress=TrainingProgress().state()),
     )
     with pytest.raises(ValueError, match='checkpoint of another model'):
         train_small(model, data, tmp_path / 'x.pt')
@@ -872,7 +866,9 @@ def test_the_checkpoint_of_another_model_is_an_error_and_stays(tmp_path):
 
 
 def test_a_disk_that_is_full_later_is_reported_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
-    write_checkpoint(tmp_path / 'x.pt', dict(model={}, optimizer={}, progress=_Progress().state(), epoch=1))
+    write_checkpoint(
+        tmp_path / 'x.pt', dict(model={}, optimizer={}, progress=TrainingProgress().state(), epoch=1)
+    )
 
     def full(content, path):
         Path(path).write_bytes(b'half')
