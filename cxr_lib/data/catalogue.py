@@ -22,6 +22,7 @@ from .public import load_covid, load_medmnist, load_nih, unpack_medmnist
 from .simulated import load_simulated
 from ..foundations.core import OBSERVATIONS, RunFolder, SIMULATED, read_json
 from ..foundations.run import located_path
+from ..foundations.core import as_text
 
 # %% ../../nbs/chapters/04_data/16_catalogue.ipynb #f7c4cdf9
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from cxr_lib.data.catalogue import (
 )
 from ..data.simulated import simulate
 from ..data.studies import Exclusions, split_by_patient, validate_studies
-from ..foundations.core import RunFolder, as_text, atomic_path, content_key, write_json
+from ..foundations.core import RunFolder, atomic_path, content_key, write_json
 from ..foundations.run import check_ranges, located_path, portable_path
+from ..data.catalogue import about_blank
 
 # %% ../../nbs/01_exploration.ipynb #23a2cf72
 def _blank_to_leave_out(stats, blank, exclusions):  # bool, a row of `stats`
