@@ -11,6 +11,7 @@ import pandas as pd
 from ..foundations.core import RunFolder, write_json
 from ..foundations.run import check_ranges
 from ..model.presets import make_config, parse_overrides
+from .notes import ensure_notes
 
 # %% ../../nbs/03_model.ipynb #594ce97e
 def model_stage(
@@ -24,15 +25,13 @@ def model_stage(
     "Write the chosen architecture and its parameter counts into the run folder"
     check_ranges(seed=seed)
     run.begin('model')
-    write_json(
-        run / 'architecture.json',
-        dict(
-            preset=preset,
-            overrides=parse_overrides(overrides),
-            model=asdict(make_config(preset, overrides)),
-            parameters={} if table is None else table.parameters.astype(int).to_dict(),
-        ),
+    chosen = dict(
+        preset=preset,
+        overrides=parse_overrides(overrides),
+        model=asdict(make_config(preset, overrides)),
+        parameters={} if table is None else table.parameters.astype(int).to_dict(),
     )
+    write_json(run / 'architecture.json', chosen)
     run.finish('model', dict(preset=preset, overrides=overrides, seed=seed))
 
 
@@ -40,8 +39,6 @@ def ensure_architecture(
     run: RunFolder,  # a run
 ) -> dict:  # preset, overrides, seed
     "The chosen architecture of a run; stages that have not run are run with their defaults"
-    from cxr_lib.stages.notes import ensure_notes
-
     ensure_notes(run)
     if not run.ready('model'):
         model_stage(run)
