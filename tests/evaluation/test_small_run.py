@@ -380,7 +380,7 @@ def test_a_film_that_fails_leaves_nothing_of_the_former_one(widget, monkeypatch,
                 widget.film.value == b'' and widget.film.layout.display == 'none' and widget.bars.value == ''
             )
             assert (
-                'Film 2. AP Female' in widget.message.value
+                'Image 2. AP Female' in widget.message.value
                 and type(error).__name__ in widget.message.value
                 and '<b>too' not in widget.message.value
             )
