@@ -25,7 +25,8 @@ from ..training.conditions import predict_conditions, prediction_table, write_pe
 from ..training.curves import LiveCurves
 from ..training.dataset import StudyData, predict_logits
 from ..training.folds import fold_splits
-from ..training.loop import fit, token_folder, training_sources, training_values
+from ..training.loop import fit, token_folder, training_sources
+from ..training.steps import training_values
 from .model import ensure_architecture
 from .notes import ensure_notes
 

@@ -32,7 +32,8 @@ from ..model.presets import PRESETS, make_config, parse_overrides, split_overrid
 from ..model.fusion import build_model
 from .dataset import StudyData, mean_auroc, predict_logits
 from ..metrics.ranking import ranking_metrics, resample_patients
-from .loop import batch_rows, fit, token_folder, training_values
+from .steps import batch_rows, training_values
+from .loop import fit, token_folder
 
 
 def _optuna():

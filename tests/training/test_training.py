@@ -46,7 +46,8 @@ from cxr_lib.model.presets import make_config, split_overrides
 from cxr_lib.stages.model import model_stage
 from cxr_lib.stages.notes import notes_stage
 from cxr_lib.training.resume import TrainingProgress, read_checkpoint, write_checkpoint
-from cxr_lib.training.loop import _Shell, batch_parts, branch_loss, check_finite, fit, step_seed
+from cxr_lib.training.loop import _Shell, check_finite, fit
+from cxr_lib.training.steps import batch_parts, branch_loss, step_seed
 from cxr_lib.stages.training import ensure_training, training_stage
 from cxr_lib.training.folds import fold_splits
 
