@@ -6,11 +6,10 @@
 __all__ = ['plot_controls', 'plot_roc_curves', 'plot_pr_curves', 'plot_reliability']
 
 # %% ../../nbs/chapters/08_evaluation/09_pictures.ipynb #8947e422
-import numpy as np
-import pandas as pd
-from ..foundations.core import number_text
-from ..foundations.core import OBSERVATIONS, defined, short_name
-from ..foundations.figures import CONDITION_COLORS, draw_interval, remark, set_theme, sign_figure
+import numpy as np, pandas as pd
+from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
+from ..foundations.figures import CONDITION_COLORS, GREY, INK, RED, SILVER, SLATE
+from ..foundations.figures import draw_interval, remark, sign_figure
 from ..metrics.predictions import CONDITIONS
 from ..metrics.ranking import known_labels
 
@@ -19,106 +18,93 @@ def _color(condition):
     return CONDITION_COLORS['best_possible' if condition.startswith('best') else condition]
 
 
+def _condition_row(ax, y, condition, m):
+    "One condition: its interval and number; the negative example is hatched"
+    leak = condition == 'label_leak_note_only'
+    if leak:
+        ax.axhspan(y - 0.45, y + 0.45, facecolor=f'{RED}10', edgecolor=f'{RED}66', hatch='////', lw=0)
+        remark(ax, 0.505, y, 'negative example:\nnotes made from labels', color=RED, weight='bold')
+    draw_interval(ax, y, m['auroc'], m['low'], m['high'], _color(condition), hollow=leak)
+    if defined(m['auroc']):
+        remark(ax, 1.03, y, number_text(m['auroc']), fontsize=9, color=_color(condition) if leak else INK)
+    elif not leak:
+        remark(ax, 0.505, y, 'undefined: no observation has enough cases')
+
+
+def _bounds(ax, means):
+    "Vertical lines: chance, and the best possible"
+    best = [c for c in means if c.startswith('best') and defined(means[c]['auroc'])]
+    for c, style in zip(best, ('--', ':', '-.', '--')):
+        value = means[c]['auroc']
+        ax.axvline(value, color=_color(c), ls=style, lw=1.6, label=f'{CONDITIONS[c]}: {number_text(value)}')
+    ax.axvline(0.5, color=SLATE, lw=1, label='chance: 0.500')
+
+# %% ../../nbs/chapters/08_evaluation/09_pictures.ipynb #318d001a
 def _controls_means(ax, metrics):
-    "Left panel of the controls: mean AUROC of each condition"
+    "Left panel: mean AUROC of each condition"
     means = {c: m['means']['evaluable'] for c, m in metrics['conditions'].items()}
     shown = [c for c in means if not c.startswith('best')]
-    many = metrics.get('permutations')
     for y, c in enumerate(shown):
-        m, leak = means[c], c == 'label_leak_note_only'
-        if leak:
-            ax.axhspan(y - 0.45, y + 0.45, facecolor='#cc331110', edgecolor='#cc331166', hatch='////', lw=0)
-            remark(ax, 0.505, y, 'negative example:\nnotes made from labels', color='#cc3311', weight='bold')
-        draw_interval(ax, y, m['auroc'], m['low'], m['high'], _color(c), hollow=leak)
-        if defined(m['auroc']):
-            remark(ax, 1.03, y, number_text(m['auroc']), fontsize=9, color=_color(c) if leak else '#222222')
-        elif not leak:
-            remark(ax, 0.505, y, 'undefined: no observation has enough cases')
-    for c, style in zip([c for c in means if c.startswith('best')], ('--', ':', '-.', '--')):
-        if defined(means[c]['auroc']):
-            ax.axvline(
-                means[c]['auroc'],
-                color=_color(c),
-                ls=style,
-                lw=1.6,
-                label=f'{CONDITIONS[c]}: {number_text(means[c]["auroc"])}',
-            )
-    ax.axvline(0.5, color='#666666', lw=1, label='chance: 0.500')
-    lowest = min([m['low'] for m in means.values() if defined(m['low'])], default=0.5)
-    ax.set(
-        yticks=range(len(shown)),
-        yticklabels=[
-            CONDITIONS[c]
-            + (f'\n(mean of {many["n_permutations"]} shuffles)' if many and c == 'shuffled_note' else '')
-            for c in shown
-        ],
-        ylim=(len(shown) - 0.5, -0.5),
-        xlim=(min(0.48, lowest - 0.03), 1.1),
-        xticks=[x for x in np.arange(0, 1.01, 0.1) if x >= min(0.48, lowest - 0.03)],
-        xlabel='mean AUROC',
-        title=f'Mean AUROC over {means["fused"]["n_observations"]} observations',
-    )
+        _condition_row(ax, y, c, means[c])
+    _bounds(ax, means)
+    names = {c: CONDITIONS[c] for c in shown}
+    if 'permutations' in metrics and 'shuffled_note' in names:
+        names['shuffled_note'] += f'\n(mean of {metrics["permutations"]["n_permutations"]} shuffles)'
+    left = min(0.48, min([m['low'] for m in means.values() if defined(m['low'])], default=0.5) - 0.03)
+    ax.set_yticks(range(len(shown)), names.values())
+    ax.set(ylim=(len(shown) - 0.5, -0.5), xlim=(left, 1.1), xlabel='mean AUROC')
+    ax.set(xticks=[x for x in np.arange(0, 1.01, 0.1) if x >= left])
+    ax.set_title(f'Mean AUROC over {means["fused"]["n_observations"]} observations')
     ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+
+
+def _controls_gain(ax, gain):
+    "Right panel: what the note adds, by observation"
+    rows = {'Mean': gain['means']['evaluable']} | {short_name(o): d for o, d in gain['observations'].items()}
+    for y, d in enumerate(rows.values()):
+        color = SILVER if d['reason'] else INK if y == 0 else CONDITION_COLORS['fused']
+        draw_interval(ax, y, d['value'], d['low'], d['high'], color, hollow=bool(d['reason']))
+        if not defined(d['value']):
+            remark(ax, 0.01, y, d['reason'], transform=ax.get_yaxis_transform())
+    ax.axvline(0, color=SLATE, lw=1)
+    ax.axhline(0.5, color=SILVER, lw=1)
+    ax.locator_params(axis='x', nbins=6)  # more labels would touch each other
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel='AUROC, image + note minus image only')
+    ax.set_title('What the note adds (95% interval)')
 
 # %% ../../nbs/chapters/08_evaluation/09_pictures.ipynb #e04e64f2
 def plot_controls(
     metrics: dict,  # from `evaluate`, or read back from metrics.json
     simulated: bool = False,  # also true where the metrics say so
 ):  # a matplotlib figure
-    "The first figure of the report: does the model read the note? Conditions at the left, the note's gain by observation at the right"
+    "The first figure of the report: conditions at the left, the note's gain by observation at the right"
     import matplotlib.pyplot as plt
 
-    set_theme()
     fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.6), width_ratios=(1.25, 1))
     _controls_means(left, metrics)
-    gain = metrics['differences']['fused_minus_image_only']
-    rows = [('Mean', gain['means']['evaluable'])] + [
-        (short_name(o), d) for o, d in gain['observations'].items()
-    ]
-    for y, (name, d) in enumerate(rows):
-        grey = bool(d['reason'])
-        draw_interval(
-            right,
-            y,
-            d['value'],
-            d['low'],
-            d['high'],
-            '#aaaaaa' if grey else '#222222' if y == 0 else CONDITION_COLORS['fused'],
-            hollow=grey,
-        )
-        if not defined(d['value']):
-            remark(right, 0.01, y, d['reason'], transform=right.get_yaxis_transform())
-    right.axvline(0, color='#666666', lw=1)
-    right.axhline(0.5, color='#cccccc', lw=1)
-    right.locator_params(axis='x', nbins=6)  # more labels would touch each other
-    right.set(
-        yticks=range(len(rows)),
-        yticklabels=[n for n, _ in rows],
-        ylim=(len(rows) - 0.5, -0.5),
-        xlabel='AUROC, image + note minus image only',
-        title='What the note adds (95% interval)',
-    )
+    _controls_gain(right, metrics['differences']['fused_minus_image_only'])
     return sign_figure(fig, simulated or metrics['simulated'])
 
 # %% ../../nbs/chapters/08_evaluation/09_pictures.ipynb #8d0dd205
-def _panels(draw, title, xlabel, ylabel, simulated):
-    "Fourteen panels, one an observation, and a fifteenth for the legend. `draw(ax, observation)`"
-    import matplotlib.pyplot as plt
-
-    set_theme()
-    fig, axes = plt.subplots(3, 5, figsize=(14, 8.8), sharex=True, sharey=True)
-    for ax, o in zip(axes.flat, OBSERVATIONS):
-        draw(ax, o)
+def _legend_panel(axes):
+    "The fifteenth panel holds the legend of all"
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
+    handles = {label: handle for label, handle in handles.items() if not label.startswith('_')}
     last = axes.flat[-1]
     last.axis('off')
-    last.legend(
-        [h for k, h in handles.items() if not k.startswith('_')],
-        [k for k in handles if not k.startswith('_')],
-        loc='center',
-        fontsize=11,
-        frameon=False,
-    )
+    last.legend(list(handles.values()), list(handles), loc='center', fontsize=11, frameon=False)
+
+
+def _panels(draw, title, xlabel, ylabel, simulated):
+    "Fourteen panels, one per observation, drawn by `draw(ax, observation)`, and a legend"
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(3, 5, figsize=(14, 8.8), sharex=True, sharey=True)
+    for ax, o in zip(axes.flat, OBSERVATIONS):
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        draw(ax, o)
+    _legend_panel(axes)
     axes[1, 4].tick_params(labelbottom=True)  # the panel below it has no axis
     fig.supylabel(ylabel, fontsize=10)
     for ax in (*axes[2, :4], axes[1, 4]):
@@ -129,62 +115,51 @@ def _panels(draw, title, xlabel, ylabel, simulated):
 
 def _numbers_in(ax, lines, loc):
     "Small coloured numbers in a corner of a panel: loc is 'lower right' or 'upper right'"
+    low = loc == 'lower right'
+    box = dict(fc='white', ec='none', alpha=0.75, pad=0.6)
     for i, (text, color) in enumerate(lines):
-        y = 0.04 + 0.095 * (len(lines) - 1 - i) if loc == 'lower right' else 0.96 - 0.095 * i
-        ax.text(
-            0.97,
-            y,
-            text,
-            transform=ax.transAxes,
-            ha='right',
-            va=loc.split()[0].replace('lower', 'bottom').replace('upper', 'top'),
-            fontsize=8.5,
-            color=color,
-            weight='bold',
-            bbox=dict(fc='white', ec='none', alpha=0.75, pad=0.6),
-        )
+        y = 0.04 + 0.095 * (len(lines) - 1 - i) if low else 0.96 - 0.095 * i
+        style = dict(ha='right', va='bottom' if low else 'top', fontsize=8.5, weight='bold', bbox=box)
+        ax.text(0.97, y, text, transform=ax.transAxes, color=color, **style)
 
 # %% ../../nbs/chapters/08_evaluation/09_pictures.ipynb #c0b83be8
-def _curve_panel(ax, observation, test, metrics, kind):
-    "ROC or precision-recall curves of one observation, or why there are none"
+def _curve(ax, condition, labels, scores, kind, faint):
+    "One ROC or precision-recall curve"
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    counts = metrics['observations'][observation]
-    ax.set_title(
-        f'{short_name(observation)}\n{counts["n_positive"]} positive of {counts["n_positive"] + counts["n_negative"]}',
-        fontsize=10,
-        weight='normal' if counts['reason'] else 'bold',
-    )
-    ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    if counts['n_positive'] * counts['n_negative'] == 0:
-        remark(ax, 0.5, 0.5, counts['reason'].replace(': ', ':\n'), ha='center')
-        return
-    rows, labels = known_labels(test, observation)
     if kind == 'roc':
-        ax.plot([0, 1], [0, 1], color='#999999', ls='--', lw=1, label='chance')
+        x, y, _ = roc_curve(labels, scores)
     else:
-        ax.axhline(labels.mean(), color='#999999', ls='--', lw=1, label='chance (share of positives)')
+        y, x, _ = precision_recall_curve(labels, scores)
+    steps = 'default' if kind == 'roc' else 'steps-pre'
+    style = dict(color=_color(condition), lw=1.8, drawstyle=steps, alpha=0.5 if faint else 1)
+    ax.plot(x, y, label=CONDITIONS[condition], **style)
+
+
+def _chance_line(ax, labels, kind):
+    "What guessing achieves"
+    if kind == 'roc':
+        ax.plot([0, 1], [0, 1], color=GREY, ls='--', lw=1, label='chance')
+    else:
+        ax.axhline(labels.mean(), color=GREY, ls='--', lw=1, label='chance (share of positives)')
+
+
+def _curve_panel(ax, observation, test, metrics, kind):
+    "ROC or precision-recall curves of one observation, or why there are none"
+    counts = metrics['observations'][observation]
+    n = counts['n_positive'] + counts['n_negative']
+    title = f'{short_name(observation)}\n{counts["n_positive"]} positive of {n}'
+    ax.set_title(title, fontsize=10, weight='normal' if counts['reason'] else 'bold')
+    if counts['n_positive'] * counts['n_negative'] == 0:
+        return remark(ax, 0.5, 0.5, counts['reason'].replace(': ', ':\n'), ha='center')
+    rows, labels = known_labels(test, observation)
+    _chance_line(ax, labels, kind)
     lines = []
     for c in ('note_only', 'image_only', 'fused'):
-        scores, found = (
-            test[f'{c}/{observation}'].to_numpy()[rows],
-            metrics['conditions'][c]['observations'][observation],
-        )
-        if kind == 'roc':
-            x, y, _ = roc_curve(labels, scores)
-        else:
-            y, x, _ = precision_recall_curve(labels, scores)
-        ax.plot(
-            x,
-            y,
-            color=_color(c),
-            lw=1.8,
-            label=CONDITIONS[c],
-            drawstyle='default' if kind == 'roc' else 'steps-pre',
-            alpha=0.5 if counts['reason'] else 1,
-        )
-        lines.append((f'{found["auroc" if kind == "roc" else "auprc"]:.2f}', _color(c)))
-    _numbers_in(ax, lines[::-1], 'lower right' if kind == 'roc' else 'upper right')
+        _curve(ax, c, labels, test[f'{c}/{observation}'].to_numpy()[rows], kind, bool(counts['reason']))
+        found = metrics['conditions'][c]['observations'][observation]
+        lines.insert(0, (f'{found["auroc" if kind == "roc" else "auprc"]:.2f}', _color(c)))
+    _numbers_in(ax, lines, 'lower right' if kind == 'roc' else 'upper right')
     if counts['reason']:
         remark(ax, 0.5, 0.5, 'too few to count\nin the mean', ha='center')
 
@@ -196,13 +171,9 @@ def plot_roc_curves(
 ):  # a matplotlib figure
     "ROC curves of image + note, image only and note only for every observation; the numbers are AUROCs"
     test = predictions[predictions['split'] == 'test']
-    return _panels(
-        lambda ax, o: _curve_panel(ax, o, test, metrics, 'roc'),
-        'ROC curves (numbers: AUROC)',
-        '1 - specificity',
-        'sensitivity',
-        simulated or metrics['simulated'],
-    )
+    words = 'ROC curves (numbers: AUROC)', '1 - specificity', 'sensitivity'
+    draw = lambda ax, o: _curve_panel(ax, o, test, metrics, 'roc')  # noqa: E731
+    return _panels(draw, *words, simulated or metrics['simulated'])
 
 
 def plot_pr_curves(
@@ -210,68 +181,45 @@ def plot_pr_curves(
     metrics: dict,  # from `evaluate` on it
     simulated: bool = False,  # also true where the metrics say so
 ):  # a matplotlib figure
-    "Precision-recall curves of image + note, image only and note only for every observation; the numbers are average precisions"
+    "Precision-recall curves likewise; the numbers are average precisions"
     test = predictions[predictions['split'] == 'test']
-    return _panels(
-        lambda ax, o: _curve_panel(ax, o, test, metrics, 'pr'),
-        'Precision and recall (numbers: average precision)',
-        'recall (sensitivity)',
-        'precision (PPV)',
-        simulated or metrics['simulated'],
-    )
+    words = 'Precision and recall (numbers: average precision)', 'recall (sensitivity)', 'precision (PPV)'
+    draw = lambda ax, o: _curve_panel(ax, o, test, metrics, 'pr')  # noqa: E731
+    return _panels(draw, *words, simulated or metrics['simulated'])
 
 # %% ../../nbs/chapters/08_evaluation/09_pictures.ipynb #d220cf03
+def _reliability_bins(ax, bins, when, color):
+    "The points of one curve; small bins are hollow and not joined"
+    few = bins['n'] < 10
+    x, y = bins['probability'], bins['observed']
+    ax.plot(x[~few], y[~few], 'o-', ms=4, color=color, lw=1.4, label=f'{when} temperature scaling')
+    small = dict(ms=3.5, color=color, mfc='white', alpha=0.6)
+    ax.plot(x[few], y[few], 'o', label=f'{when}, fewer than 10 images', **small)
+
+
+def _reliability_panel(ax, observation, metrics):
+    "One observation, before and after"
+    one = metrics['calibration']['observations'][observation]
+    positive = metrics['observations'][observation]['n_positive']
+    ax.set_title(f'{short_name(observation)}\n{positive} positive of {one["n"]}', fontsize=10)
+    if not one['n']:
+        return remark(ax, 0.5, 0.5, 'not labelled in these data', ha='center')
+    ax.plot([0, 1], [0, 1], color=GREY, ls='--', lw=1, label='perfect')
+    lines = []
+    for when, c in (('before', 'shuffled_note'), ('after', 'fused')):
+        bins = pd.DataFrame(one[when]['bins'])
+        if not bins.empty:
+            _reliability_bins(ax, bins, when, CONDITION_COLORS[c])
+            lines.append((f'ECE {one[when]["ece"]:.3f}', CONDITION_COLORS[c]))
+    _numbers_in(ax, lines, 'lower right')
+
+
 def plot_reliability(
     metrics: dict,  # from `evaluate`, or read back from metrics.json
     simulated: bool = False,  # also true where the metrics say so
 ):  # a matplotlib figure
-    "Share of positives against probability, by bin, before and after temperature scaling; hollow points are bins of fewer than 10 images"
-    found = metrics['calibration']
-
-    def draw(ax, o):
-        one = found['observations'][o]
-        ax.set(
-            title=f'{short_name(o)}\n{metrics["observations"][o]["n_positive"]} positive of {one["n"]}',
-            xlim=(-0.02, 1.02),
-            ylim=(-0.02, 1.02),
-            xticks=[0, 0.5, 1],
-            yticks=[0, 0.5, 1],
-        )
-        ax.title.set_fontsize(10)
-        if not one['n']:
-            remark(ax, 0.5, 0.5, 'not labelled in these data', ha='center')
-            return
-        ax.plot([0, 1], [0, 1], color='#999999', ls='--', lw=1, label='perfect')
-        lines = []
-        for when, color in (('before', '#949494'), ('after', CONDITION_COLORS['fused'])):
-            if not (bins := pd.DataFrame(one[when]['bins'])).empty:
-                few = bins['n'] < 10  # a bin of three images is a dot, not a trend
-                ax.plot(
-                    bins['probability'][~few],
-                    bins['observed'][~few],
-                    'o-',
-                    ms=4,
-                    color=color,
-                    lw=1.4,
-                    label=f'{when} temperature scaling',
-                )
-                ax.plot(
-                    bins['probability'][few],
-                    bins['observed'][few],
-                    'o',
-                    ms=3.5,
-                    color=color,
-                    mfc='white',
-                    alpha=0.6,
-                    label=f'{when}, fewer than 10 images',
-                )
-                lines.append((f'ECE {one[when]["ece"]:.3f}', color))
-        _numbers_in(ax, lines, 'lower right')
-
-    return _panels(
-        draw,
-        'Reliability of the probabilities given image + note, test images',
-        'mean probability of the bin',
-        'share of positives',
-        simulated or metrics['simulated'],
-    )
+    "Share of positives against probability, by bin, before and after temperature scaling"
+    title = 'Reliability of the probabilities given image + note, test images'
+    words = title, 'mean probability of the bin', 'share of positives'
+    draw = lambda ax, o: _reliability_panel(ax, o, metrics)  # noqa: E731
+    return _panels(draw, *words, simulated or metrics['simulated'])
