@@ -6,18 +6,11 @@
 __all__ = ['CrossAttention', 'FusionBlock', 'masked_mean', 'MultimodalClassifier', 'build_model', 'parameter_table']
 
 # %% ../../nbs/chapters/06_model/06_fusion.ipynb #05301aa4
-import pandas as pd
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
-from cxr_lib.model.encoders import (
-    ImageEncoder,
-    add_lora,
-    checkpoint_activations,
-    make_text_encoder,
-    train_unfrozen,
-    unfreeze,
-)
+from typing import NamedTuple
+import pandas as pd, torch, torch.nn as nn, torch.nn.functional as F
+from fastcore.basics import patch
+from .encoders import ImageEncoder, add_lora, checkpoint_activations, make_text_encoder
+from .encoders import train_unfrozen, unfreeze
 from .presets import ModelConfig, check_config
 
 # %% ../../nbs/chapters/06_model/06_fusion.ipynb #309b941c
@@ -27,47 +20,39 @@ class CrossAttention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int, attn_drop: float = 0.0):
         super().__init__()
         self.num_heads, self.attn_drop = num_heads, attn_drop
-        self.q, self.kv, self.proj = (
-            nn.Linear(embed_dim, embed_dim),
-            nn.Linear(embed_dim, 2 * embed_dim),
-            nn.Linear(embed_dim, embed_dim),
-        )
+        self.q = nn.Linear(embed_dim, embed_dim)
+        self.kv = nn.Linear(embed_dim, 2 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, x, context, key_mask=None, return_attention=False):
         B, N, C = x.shape
         q = self.q(x).view(B, N, self.num_heads, -1).transpose(1, 2)  # (B, heads, N, C/heads)
         k, v = self.kv(context).view(B, context.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         mask = None if key_mask is None else key_mask[:, None, None, :]  # True: may be attended to
+        weight = None
         if return_attention:
             score = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
             weight = (score if mask is None else score.masked_fill(~mask, float('-inf'))).softmax(-1)
             out = weight @ v
         else:
-            weight, out = (
-                None,
-                F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, dropout_p=self.attn_drop if self.training else 0.0
-                ),
-            )
+            drop = self.attn_drop if self.training else 0.0
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
         return self.proj(out.transpose(1, 2).reshape(B, N, C)), weight
 
-
-def _feed_forward(dim, dropout):
-    return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim), nn.Dropout(dropout)
-    )  # dropout at the end only, as in BERT
-
 # %% ../../nbs/chapters/06_model/06_fusion.ipynb #c72f26e7
+def _feed_forward(dim, dropout):
+    layers = nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+    return nn.Sequential(nn.LayerNorm(dim), *layers, nn.Dropout(dropout))
+
+
 class FusionBlock(nn.Module):
     "Bidirectional cross-attention between image tokens and note tokens, then a feed-forward layer on each side"
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
         super().__init__()
         self.norm_image, self.norm_note = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.image_to_note, self.note_to_image = (
-            CrossAttention(dim, num_heads, dropout),
-            CrossAttention(dim, num_heads, dropout),
-        )
+        self.image_to_note = CrossAttention(dim, num_heads, dropout)
+        self.note_to_image = CrossAttention(dim, num_heads, dropout)
         self.ff_image, self.ff_note = _feed_forward(dim, dropout), _feed_forward(dim, dropout)
 
     def forward(self, image, note, note_mask, return_attention=False):
@@ -87,140 +72,160 @@ def masked_mean(
     return (tokens * m).sum(1) / m.sum(1).clamp_min(1)
 
 # %% ../../nbs/chapters/06_model/06_fusion.ipynb #5551e13f
+class _Side(NamedTuple):
+    "One encoder and how much of it is trained"
+
+    name: str
+    encoder: nn.Module
+    frozen: bool
+    unfrozen_blocks: int
+
+
 class MultimodalClassifier(nn.Module):
     "Radiograph and note -> logits of the observations, fused and from each modality alone"
 
     def __init__(self, config: ModelConfig, vocab_size: int):
         super().__init__()
-        check_config(config)
-        self.config, d, n = config, config.fusion_dim, len(config.observations)
+        self.config, d = check_config(config), config.fusion_dim
         self.image_encoder, self.text_encoder = ImageEncoder(config), make_text_encoder(config, vocab_size)
-        width = self.text_encoder.config.hidden_size
-        self.image_in = (
-            nn.Identity() if self.image_encoder.width == d else nn.Linear(self.image_encoder.width, d)
-        )
-        self.note_in = nn.Identity() if width == d else nn.Linear(width, d)
+        widths = self.image_encoder.width, self.text_encoder.config.hidden_size
+        self.image_in, self.note_in = (nn.Identity() if w == d else nn.Linear(w, d) for w in widths)
         self.missing_note = nn.Parameter(torch.randn(1, 1, d) * 0.02)
-        self.blocks = nn.ModuleList(
-            FusionBlock(d, config.fusion_heads, config.dropout) for _ in range(config.fusion_layers)
-        )
+        blocks = (FusionBlock(d, config.fusion_heads, config.dropout) for _ in range(config.fusion_layers))
+        self.blocks = nn.ModuleList(blocks)
         self.norm, self.projection = nn.LayerNorm(2 * d), nn.Linear(2 * d, d)
-        self.head = nn.Sequential(
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(d, config.head_hidden),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(config.head_hidden, n),
-        )
+        self._add_heads(config, d)
+        self._freeze(config)
+
+    def _add_heads(self, config, d):
+        "What turns pooled tokens into logits; at first the two modalities simply add up"
+        n, hidden, drop = len(config.observations), config.head_hidden, config.dropout
+        first = nn.GELU(), nn.Dropout(drop), nn.Linear(d, hidden)
+        self.head = nn.Sequential(*first, nn.GELU(), nn.Dropout(drop), nn.Linear(hidden, n))
         nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)  # at first the two modalities simply add up
+        nn.init.zeros_(self.head[-1].bias)
         pooled = self.image_encoder.width * (2 if config.pool == 'meanmax' else 1)
-        self.image_head = nn.Sequential(
-            nn.LayerNorm(pooled), nn.Dropout(config.dropout), nn.Linear(pooled, n)
-        )
-        self.note_head = nn.Sequential(nn.LayerNorm(d), nn.Dropout(config.dropout), nn.Linear(d, n))
-        for side, encoder, frozen, blocks in self._encoders():
-            if not frozen:
+        self.image_head = nn.Sequential(nn.LayerNorm(pooled), nn.Dropout(drop), nn.Linear(pooled, n))
+        self.note_head = nn.Sequential(nn.LayerNorm(d), nn.Dropout(drop), nn.Linear(d, n))
+
+    def _freeze(self, config):
+        "Frozen encoders, with LoRA or unfrozen blocks where the configuration says so"
+        for side in self.sides():
+            if not side.frozen:
                 continue
-            encoder.requires_grad_(False)
-            if config.lora_rank and config.lora_on in (side, 'both'):
-                add_lora(encoder, config.lora_rank, config.lora_alpha)
-            if blocks:
-                unfreeze(encoder, blocks)
+            side.encoder.requires_grad_(False)
+            if config.lora_rank and config.lora_on in (side.name, 'both'):
+                add_lora(side.encoder, config.lora_rank, config.lora_alpha)
+            if side.unfrozen_blocks:
+                unfreeze(side.encoder, side.unfrozen_blocks)
 
-    def _encoders(self):
+    def sides(self):
+        "The two encoders, and how much of each is trained"
         c = self.config
-        return ('image', self.image_encoder, c.freeze_image, c.unfreeze_image), (
-            'text',
-            self.text_encoder,
-            c.freeze_text,
-            c.unfreeze_text,
+        return (
+            _Side('image', self.image_encoder, c.freeze_image, c.unfreeze_image),
+            _Side('text', self.text_encoder, c.freeze_text, c.unfreeze_text),
         )
 
-    def train(self, mode=True):
-        super().train(mode)  # what is frozen stays in evaluation mode (batch norm, dropout)
-        for _, encoder, frozen, _ in self._encoders():
-            if frozen:
-                train_unfrozen(encoder, mode)
-        return self
+# %% ../../nbs/chapters/06_model/06_fusion.ipynb #890af1e4
+@patch(as_prop=True)
+def image_is_frozen(self: MultimodalClassifier):
+    "Does nothing in the image encoder train?"
+    return self.config.freeze_image and not any(p.requires_grad for p in self.image_encoder.parameters())
 
-    @property
-    def image_is_frozen(self):
-        "Does nothing in the image encoder train, so that its tokens can be computed once and kept?"
-        return self.config.freeze_image and not any(p.requires_grad for p in self.image_encoder.parameters())
 
-    @property
-    def text_is_frozen(self):
-        "Does nothing in the text encoder train?"
-        return self.config.freeze_text and not any(p.requires_grad for p in self.text_encoder.parameters())
+@patch(as_prop=True)
+def text_is_frozen(self: MultimodalClassifier):
+    "Does nothing in the text encoder train?"
+    return self.config.freeze_text and not any(p.requires_grad for p in self.text_encoder.parameters())
 
-    def set_gradient_checkpointing(self, enable=True):
-        "Trade time for memory in the encoders that are trained; the gradients stay the same"
-        for side, encoder, _, _ in self._encoders():
-            if not getattr(self, f'{side}_is_frozen'):
-                checkpoint_activations(encoder, enable)
 
-    def encode_image(self, pixels):
-        return self.image_encoder(pixels)  # (B, N, width of the backbone)
+@patch
+def train(self: MultimodalClassifier, mode=True):
+    "As every module's; what is frozen stays in evaluation mode (batch norm, dropout)"
+    nn.Module.train(self, mode)
+    for side in self.sides():
+        if side.frozen:
+            train_unfrozen(side.encoder, mode)
+    return self
 
-    def encode_note(self, input_ids, attention_mask):  # (B, T, width of the text encoder)
-        # an all-masked row would give NaN; a missing note is masked out later
-        mask = attention_mask.clone()
-        mask[:, 0] = 1
-        return self.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
 
-    def note_tokens(self, tokens, attention_mask, has_note):
-        "Put the missing-note token in front; exactly one of token and note may be attended to"
-        x = torch.cat(
-            [self.missing_note.expand(tokens.shape[0], -1, -1).to(tokens.dtype), self.note_in(tokens)], 1
-        )
-        return x, torch.cat(
-            [~has_note[:, None], attention_mask.bool() & has_note[:, None]], 1
-        )  # (B, 1+T, d), (B, 1+T)
+@patch
+def set_gradient_checkpointing(self: MultimodalClassifier, enable=True):
+    "Trade time for memory in the encoders that are trained; the gradients stay the same"
+    for side in self.sides():
+        if not getattr(self, f'{side.name}_is_frozen'):
+            checkpoint_activations(side.encoder, enable)
 
-    def image_logits(self, tokens):
-        pooled = (
-            torch.cat([tokens.mean(1), tokens.amax(1)], -1)
-            if self.config.pool == 'meanmax'
-            else tokens.mean(1)
-        )
-        return self.image_head(pooled)
+# %% ../../nbs/chapters/06_model/06_fusion.ipynb #50eb71e6
+@patch
+def encode_image(self: MultimodalClassifier, pixels):
+    "(B, N, width of the backbone)"
+    return self.image_encoder(pixels)
 
-    def fuse(self, image_tokens, note_tokens, attention_mask, has_note, return_attention=False):
-        "Logits from encoded tokens: everything after the encoders"
+
+@patch
+def encode_note(self: MultimodalClassifier, input_ids, attention_mask):
+    "(B, T, width of the text encoder)"
+    mask = attention_mask.clone()
+    mask[:, 0] = 1  # an all-masked row would give NaN; a missing note is masked out later
+    return self.text_encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+
+
+@patch
+def note_tokens(self: MultimodalClassifier, tokens, attention_mask, has_note):
+    "Tokens behind the missing-note token, (B, 1+T, d), and which of them may be attended to, (B, 1+T)"
+    missing = self.missing_note.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
+    mask = torch.cat([~has_note[:, None], attention_mask.bool() & has_note[:, None]], 1)
+    return torch.cat([missing, self.note_in(tokens)], 1), mask
+
+
+@patch
+def image_logits(self: MultimodalClassifier, tokens):
+    "What the image says alone, (B, observations)"
+    pooled = tokens.mean(1)
+    if self.config.pool == 'meanmax':
+        pooled = torch.cat([pooled, tokens.amax(1)], -1)
+    return self.image_head(pooled)
+
+# %% ../../nbs/chapters/06_model/06_fusion.ipynb #3f2c3011
+@patch
+def fuse(
+    self: MultimodalClassifier, image_tokens, note_tokens, attention_mask, has_note, return_attention=False
+):
+    "Logits from encoded tokens: everything after the encoders"
+    note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
+    out = {'image': self.image_logits(image_tokens), 'note': self.note_head(masked_mean(note, mask))}
+    image = self.image_in(image_tokens)
+    for block in self.blocks:
+        image, note, weight = block(image, note, mask, return_attention)
+    pooled = torch.cat([image.mean(1), masked_mean(note, mask)], -1)
+    out['fused'] = out['image'] + out['note'] + self.head(self.projection(self.norm(pooled)))
+    if return_attention:
+        out['attention'] = weight[..., 1:]  # (B, heads, image tokens, note tokens)
+    return out
+
+
+@patch
+def forward(
+    self: MultimodalClassifier,
+    pixels=None,  # (B, size, size) uint8
+    input_ids=None,  # (B, T)
+    attention_mask=None,  # (B, T)
+    has_note=None,  # (B,) bool
+    image_tokens=None,  # already encoded, in place of pixels
+    note_tokens=None,  # already encoded, in place of input_ids
+    return_attention=False,  # also the attention of the last block
+):  # dict of logits (B, observations): 'fused', 'image', 'note'; only 'note' without an image
+    "Logits of a batch"
+    if note_tokens is None:
+        note_tokens = self.encode_note(input_ids, attention_mask)
+    if pixels is None and image_tokens is None:
         note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
-        out = {'image': self.image_logits(image_tokens), 'note': self.note_head(masked_mean(note, mask))}
-        image = self.image_in(image_tokens)
-        for block in self.blocks:
-            image, note, weight = block(image, note, mask, return_attention)
-        together = self.head(
-            self.projection(self.norm(torch.cat([image.mean(1), masked_mean(note, mask)], -1)))
-        )
-        out['fused'] = out['image'] + out['note'] + together
-        if return_attention:
-            out['attention'] = weight[..., 1:]  # (B, heads, image tokens, note tokens)
-        return out
-
-    def forward(
-        self,
-        pixels=None,
-        input_ids=None,
-        attention_mask=None,
-        has_note=None,
-        image_tokens=None,
-        note_tokens=None,
-        return_attention=False,
-    ):
-        "-> dict of logits (B, observations): 'fused', 'image', 'note'; only 'note' without an image. Tokens that are already encoded may be given instead"
-        if note_tokens is None:
-            note_tokens = self.encode_note(input_ids, attention_mask)
-        if pixels is None and image_tokens is None:
-            note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
-            return {'note': self.note_head(masked_mean(note, mask))}
-        if image_tokens is None:
-            image_tokens = self.encode_image(pixels)
-        return self.fuse(image_tokens, note_tokens, attention_mask, has_note, return_attention)
+        return {'note': self.note_head(masked_mean(note, mask))}
+    if image_tokens is None:
+        image_tokens = self.encode_image(pixels)
+    return self.fuse(image_tokens, note_tokens, attention_mask, has_note, return_attention)
 
 # %% ../../nbs/chapters/06_model/06_fusion.ipynb #ed79d114
 def build_model(
@@ -230,33 +235,23 @@ def build_model(
     "A model with its initial (or pretrained) weights"
     return MultimodalClassifier(config, len(tokenizer)).to(memory_format=torch.channels_last)
 
-
+# %% ../../nbs/chapters/06_model/06_fusion.ipynb #51e0eda6
 def parameter_table(
     model: MultimodalClassifier,  # a model
 ) -> pd.DataFrame:  # part -> parameters, trained
     "Count parameters by part"
+    fusion = nn.ModuleList([model.image_in, model.note_in, model.blocks, model.norm, model.projection])
+    alone = nn.ModuleList([model.image_head, model.note_head])
     parts = {
-        'image encoder': [model.image_encoder],
-        'text encoder': [model.text_encoder],
-        'fusion (cross-attention, projections)': [
-            model.image_in,
-            model.note_in,
-            model.blocks,
-            model.norm,
-            model.projection,
-        ],
-        'head': [model.head],
-        'image-only and note-only heads, missing-note token': [model.image_head, model.note_head],
+        'image encoder': model.image_encoder.parameters(),
+        'text encoder': model.text_encoder.parameters(),
+        'fusion (cross-attention, projections)': fusion.parameters(),
+        'head': model.head.parameters(),
+        'image-only and note-only heads, missing-note token': [*alone.parameters(), model.missing_note],
     }
-    rows = {
-        k: (
-            sum(p.numel() for m in ms for p in m.parameters()),
-            sum(p.numel() for m in ms for p in m.parameters() if p.requires_grad),
-        )
-        for k, ms in parts.items()
-    }
-    extra = model.missing_note.numel()
-    k = list(rows)[-1]
-    rows[k] = (rows[k][0] + extra, rows[k][1] + extra)
+    rows = {}
+    for name, parameters in parts.items():
+        sizes = [(p.numel(), p.numel() * p.requires_grad) for p in parameters]
+        rows[name] = tuple(sum(column) for column in zip(*sizes)) if sizes else (0, 0)
     rows['total'] = tuple(map(sum, zip(*rows.values())))
     return pd.DataFrame(rows, index=['parameters', 'trained']).T
