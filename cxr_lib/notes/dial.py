@@ -7,10 +7,9 @@ __all__ = ['dial_notes', 'dial_curve', 'plot_dial_curve', 'quick_scores', 'side_
 
 # %% ../../nbs/chapters/05_notes/04_dial.ipynb #fd6b0a77
 from typing import Mapping
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS
-from ..foundations.figures import CONDITION_COLORS, mark_simulated
+from ..foundations.figures import CONDITION_COLORS, GREY, SLATE, mark_simulated
 from .leakage import mean_auroc
 from .leaking import LEAK, label_leak_notes
 from .wording import clinical_notes
@@ -21,28 +20,26 @@ def dial_notes(
     dial: float,  # 0 (knows nothing) to 1 (names the labels)
     seed: int = 0,  # facts and wording
 ) -> list:  # a note for each row
-    "Notes at a position of the leakage dial: facts in a doctor's words, and at the leaking end the labels' names"
+    "Notes at a position of the dial: facts in a doctor's words, and at the leaking end the labels' names"
     from cxr_lib.simulation.best import turn_dial
 
     turned = turn_dial(table, dial, seed)
     named = (turned[[f'named/{o}' for o in OBSERVATIONS]] == 1).to_numpy()
     notes = clinical_notes(turned, table.age, table.sex, seed, missing_rate=0.0)
-    return [
-        n
-        + (
-            ' Evaluate for ' + ', '.join(LEAK[o][2] for o, there in zip(OBSERVATIONS, row) if there) + '.'
-            if row.any()
-            else ''
-        )
-        for n, row in zip(notes, named)
-    ]
+    for i, row in enumerate(named):
+        if row.any():
+            labels = ', '.join(LEAK[o][2] for o, there in zip(OBSERVATIONS, row) if there)
+            notes[i] += f' Evaluate for {labels}.'
+    return notes
 
-
+# %% ../../nbs/chapters/05_notes/04_dial.ipynb #77c0c2a7
 def dial_curve(
     table: pd.DataFrame,  # simulated patients, as from `draw_patients`
     dials: tuple = (0.0, 0.25, 0.5, 0.75, 1.0),  # positions
     seed: int = 0,  # facts, wording and folds
-) -> pd.DataFrame:  # one row a position: bits (mutual information of label and note given age and sex, mean over observations), entropy, words, best_note, best_image, best_fused, each with _low and _high
+) -> (
+    pd.DataFrame
+):  # per position: bits, entropy, words, best_note, best_image, best_fused, with _low and _high
     "Mean AUROC against the dial: what words reach, and what is possible"
     from cxr_lib.simulation.best import dial_bounds
     from cxr_lib.notes.leakage import words_probe
@@ -55,6 +52,15 @@ def dial_curve(
         found.loc[dial, ['words', 'words_low', 'words_high']] = mean['value'], mean['low'], mean['high']
     return found
 
+# %% ../../nbs/chapters/05_notes/04_dial.ipynb #d4d8a12b
+#: column of a dial curve -> label, condition whose colour it has, line style
+_DIAL_LINES = {
+    'words': ('note only: words, measured', 'note_only', 'o-'),
+    'best_note': ('note only: best possible', 'note_only', 's--'),
+    'best_image': ('image only: best possible', 'image_only', 's--'),
+    'best_fused': ('image and note: best possible', 'fused', 's--'),
+}
+
 
 def plot_dial_curve(
     curve: pd.DataFrame,  # as from `dial_curve`
@@ -63,23 +69,18 @@ def plot_dial_curve(
     import matplotlib.pyplot as plt
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4), gridspec_kw=dict(width_ratios=(3, 2)))
-    for c, label, color, style in (
-        ('words', 'note only: words, measured', '#de8f05', 'o-'),
-        ('best_note', 'note only: best possible', '#de8f05', 's--'),
-        ('best_image', 'image only: best possible', '#56b4e9', 's--'),
-        ('best_fused', 'image and note: best possible', '#0173b2', 's--'),
-    ):
-        left.plot(curve.index, curve[c], style, color=color, ms=4, label=label)
-        left.fill_between(curve.index, curve[c + '_low'], curve[c + '_high'], color=color, alpha=0.15, lw=0)
-    right.plot(curve.index, curve.bits, 'o-', color='#de8f05', ms=4, label='told by the note')
-    right.axhline(curve.entropy.iloc[0], color='#666666', ls='--', lw=1, label='all there is to tell')
+    for column, (label, condition, style) in _DIAL_LINES.items():
+        color, band = CONDITION_COLORS[condition], (curve[f'{column}_low'], curve[f'{column}_high'])
+        left.plot(curve.index, curve[column], style, color=color, ms=4, label=label)
+        left.fill_between(curve.index, *band, color=color, alpha=0.15, lw=0)
+    right.plot(
+        curve.index, curve.bits, 'o-', color=CONDITION_COLORS['note_only'], ms=4, label='told by the note'
+    )
+    right.axhline(curve.entropy.iloc[0], color=SLATE, ls='--', lw=1, label='all there is to tell')
+    ticks = '0\nknows nothing', '0.25', '0.5\nclinical', '0.75', '1\nnames labels'
     for ax in (left, right):
-        ax.axvline(0.5, color='#888888', lw=1, ls=':')
-        ax.set(
-            xlabel='leakage dial',
-            xticks=(0, 0.25, 0.5, 0.75, 1),
-            xticklabels=('0\nknows nothing', '0.25', '0.5\nclinical', '0.75', '1\nnames labels'),
-        )
+        ax.axvline(0.5, color=GREY, lw=1, ls=':')
+        ax.set(xlabel='leakage dial', xticks=(0, 0.25, 0.5, 0.75, 1), xticklabels=ticks)
     left.set(ylabel='mean AUROC (95% interval)', title='What reading reaches', ylim=(0.45, 1.02))
     right.set(ylabel='bits per observation, given age and sex', title='Mutual information of label and note')
     left.legend(loc='center left', bbox_to_anchor=(0, 0.62))
@@ -87,37 +88,41 @@ def plot_dial_curve(
     return mark_simulated(fig, True)
 
 # %% ../../nbs/chapters/05_notes/04_dial.ipynb #e910faf1
+def _image_features(films, train):
+    "Principal components of the images, fitted on the training rows; exposure differs from image to image"
+    from scipy.sparse import csr_matrix
+    from sklearn.decomposition import PCA
+
+    x = np.asarray(films, float)
+    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True).clip(1e-9)
+    components = PCA(min(40, x.shape[1], int(train.sum())), whiten=True, random_state=0).fit(x[train])
+    return csr_matrix(components.transform(x))
+
+
 def quick_scores(
     films: np.ndarray,  # (n, pixels)
-    notes,  # n notes or None, to learn from; None instead of a list: films only
+    notes,  # n notes or None, to learn from; None instead of a list: images only
     table: pd.DataFrame,  # study table, n rows
     train: np.ndarray,  # (n,) True for the rows to learn from
     tests: Mapping,  # name -> n notes to be tested with
 ) -> dict:  # name -> scores of the other rows (m, 14)
-    "Logistic regression on principal components of the film and words of the note: quick, not good"
-    from scipy.sparse import csr_matrix, hstack
-    from sklearn.decomposition import PCA
+    "Logistic regression on principal components of the image and words of the note: quick, not good"
+    from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    x = np.asarray(films, float)
-    x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True).clip(
-        1e-9
-    )  # exposure differs from film to film
-    z = csr_matrix(
-        PCA(min(40, x.shape[1], int(train.sum())), whiten=True, random_state=0).fit(x[train]).transform(x)
+    image, words = (
+        _image_features(films, train),
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True),
     )
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
     if notes is not None:
         words.fit([n or '' for n, t in zip(notes, train) if t])
-    both = lambda ns: (
-        z if notes is None else hstack([z, 3 * words.transform([n or '' for n in ns])]).tocsr()
-    )  # a note weighs as much as a film
-    known, given, out = (
-        both(notes),
-        {name: both(ns) for name, ns in tests.items()},
-        {name: np.full(((~train).sum(), len(OBSERVATIONS)), np.nan) for name in tests},
-    )
+
+    def both(ns):  # a note weighs as much as an image
+        return image if notes is None else hstack([image, 3 * words.transform([n or '' for n in ns])]).tocsr()
+
+    known, given = both(notes), {name: both(ns) for name, ns in tests.items()}
+    out = {name: np.full(((~train).sum(), len(OBSERVATIONS)), np.nan) for name in tests}
     for k, o in enumerate(OBSERVATIONS):
         rows = train & table[o].isin((0, 1)).to_numpy()
         y = table[o].to_numpy()[rows]
@@ -128,42 +133,44 @@ def quick_scores(
             out[name][:, k] = model.decision_function(g[~train])
     return {name: pd.DataFrame(s, columns=list(OBSERVATIONS)) for name, s in out.items()}
 
+# %% ../../nbs/chapters/05_notes/04_dial.ipynb #bf5cfed9
+def _row(test, scores, image):
+    "Mean AUROC, and its difference from the image alone"
+    mean, gain = mean_auroc(test, scores), mean_auroc(test, scores, less=image)
+    less = dict(gain=gain['value'], gain_low=gain['low'], gain_high=gain['high'])
+    return dict(value=mean['value'], low=mean['low'], high=mean['high'], **less)
+
 
 def side_by_side(
     films: np.ndarray,  # (n, pixels)
     table: pd.DataFrame,  # simulated patients, as from `draw_patients`
     train: np.ndarray,  # (n,) True for the rows to learn from
     seed: int = 0,  # wording, and who gets whose note
-) -> pd.DataFrame:  # rows: (notes learned from, notes tested with); columns value, low, high (mean AUROC), gain, gain_low, gain_high (less image only)
-    "One model on the same films: with leaking and with clinical notes, the patient's own, another's, and none"
-    test, swapped = table[~train].reset_index(drop=True), np.arange(len(table))
+) -> (
+    pd.DataFrame
+):  # (notes learned from, notes tested with): value, low, high (mean AUROC), gain, gain_low, gain_high
+    "One model on the same images: with leaking and with clinical notes, the patient's own, another's, and none"
+    test, swapped, nothing = table[~train].reset_index(drop=True), np.arange(len(table)), [None] * len(table)
     swapped[~train] = np.random.default_rng([seed, 8]).permutation(swapped[~train])
-    kinds = {
-        'label_leak': label_leak_notes(table, seed=seed),
-        'clinical': clinical_notes(table, table.age, table.sex, seed),
-    }
-    scores = {('none', 'none'): quick_scores(films, None, table, train, {'': [None] * len(table)})['']}
-    for kind, notes in kinds.items():
-        found = quick_scores(
-            films,
-            notes,
-            table,
-            train,
-            {'own': notes, "another patient's": [notes[i] for i in swapped], 'none': [None] * len(table)},
-        )
+    leaking, clinical = label_leak_notes(table, seed=seed), clinical_notes(table, table.age, table.sex, seed)
+    image = quick_scores(films, None, table, train, {'': nothing})['']
+    scores = {('none', 'none'): image}
+    for kind, notes in (('label_leak', leaking), ('clinical', clinical)):
+        tests = {'own': notes, "another patient's": [notes[i] for i in swapped], 'none': nothing}
+        found = quick_scores(films, notes, table, train, tests)
         scores |= {(kind, how): s for how, s in found.items()}
-    rows = {}
-    for key, s in scores.items():
-        mean, gain = mean_auroc(test, s), mean_auroc(test, s, less=scores['none', 'none'])
-        rows[key] = dict(
-            value=mean['value'],
-            low=mean['low'],
-            high=mean['high'],
-            gain=gain['value'],
-            gain_low=gain['low'],
-            gain_high=gain['high'],
-        )
+    rows = {key: _row(test, s, image) for key, s in scores.items()}
     return pd.DataFrame(rows).T.rename_axis(['learned from', 'tested with'])
+
+# %% ../../nbs/chapters/05_notes/04_dial.ipynb #6266774b
+_TESTED = {'own': 'fused', "another patient's": 'shuffled_note', 'none': 'missing_note'}
+
+
+def _row_name(kind, how):
+    "What a row of the picture is called"
+    if kind == 'none':
+        return 'image only'
+    return f'{kind}: tested with {dict(own="own note", none="no note").get(how, how + " note")}'
 
 
 def plot_side_by_side(
@@ -172,30 +179,15 @@ def plot_side_by_side(
     "Mean AUROC of one model by the notes that it was given"
     import matplotlib.pyplot as plt
 
-    colors = {
-        'own': CONDITION_COLORS['fused'],
-        "another patient's": CONDITION_COLORS['shuffled_note'],
-        'none': CONDITION_COLORS['missing_note'],
-    }
     fig, ax = plt.subplots(figsize=(8.5, 3.4))
     image = found.loc[('none', 'none')]
     ax.axvspan(image.low, image.high, color=CONDITION_COLORS['image_only'], alpha=0.2, lw=0)
     for i, ((kind, how), r) in enumerate(found.iterrows()):
-        color = CONDITION_COLORS['image_only'] if kind == 'none' else colors[how]
+        color = CONDITION_COLORS['image_only' if kind == 'none' else _TESTED[how]]
         ax.errorbar(r.value, i, xerr=[[r.value - r.low], [r.high - r.value]], fmt='o', color=color, capsize=3)
         ax.text(r.high + 0.008, i, f'{r.value:.3f}', va='center', fontsize=9)
-    ax.axvline(0.5, color='#666666', lw=1)
-    ax.set(
-        yticks=range(len(found)),
-        yticklabels=[
-            'image only'
-            if k == 'none'
-            else f'{k}: tested with {dict(own="own note", none="no note").get(h, h + " note")}'
-            for k, h in found.index
-        ],
-        ylim=(len(found) - 0.5, -0.5),
-        xlim=(0.45, 1.07),
-        xlabel='mean AUROC (95% interval)',
-        title='The same model on the same films, by the notes it was given',
-    )
+    ax.axvline(0.5, color=SLATE, lw=1)
+    ax.set_yticks(range(len(found)), [_row_name(*key) for key in found.index])
+    ax.set(ylim=(len(found) - 0.5, -0.5), xlim=(0.45, 1.07), xlabel='mean AUROC (95% interval)')
+    ax.set_title('The same model on the same images, by the notes it was given')
     return mark_simulated(fig, True)
