@@ -270,7 +270,10 @@ def test_blank_films_stay_and_are_listed(home, capsys):
     run, table = explore(home, with_blanks(home / 'own'))
     assert len(table) == 40 and not len(pd.read_csv(run / 'exclusions.csv'))
     assert blank_films(scanned(run)).to_dict('list') == {'image': ['3.png', '7.png'], 'gray': [90, 90]}
-    said = '2 of the 40 films that were looked at are blank (one gray value) and stay in the table: 3.png, 7.png. Leave such films out with blank="exclude".'
+    said = (
+        '2 of the 40 scanned images are blank (one gray value) and stay in the table: 3.png, 7.png. '
+        'Leave such images out with blank="exclude".'
+    )
     assert describe_blank(run) == said and said in capsys.readouterr().out
 
 
@@ -288,7 +291,7 @@ def test_blank_films_are_left_out_counted_and_listed(home):
             and set(left.reason) == {'blank: one gray value'}
             and read_json(run / 'source.json')['n_excluded'] == 2
         )
-        assert describe_blank(run) == '2 blank films (one gray value) were left out.' and not len(
+        assert describe_blank(run) == '2 blank images (one gray value) were left out.' and not len(
             blank_films(scanned(run))
         )
 
@@ -326,4 +329,4 @@ def test_one_gray_value_is_blank_in_every_format_and_two_are_a_film(home):
 
 def test_without_blank_films_the_report_says_so(home):
     run, _ = explore(home, own(home / 'own'))
-    assert describe_blank(run) == 'None of the 40 films that were looked at is blank.'
+    assert describe_blank(run) == 'None of the 40 scanned images is blank.'

@@ -142,9 +142,9 @@ SURVIVE = {
         '05_evaluation',
         {
             'exploration': [
-                'No image has a label: these data can be looked at and given notes',
+                'No image has a label: these data can be examined and given notes',
                 'no image has a positive label: nothing goes with anything',
-                'no film has a positive label',
+                'no image has a positive label',
             ],
             'notes': ['The probe is undefined here'],
             'training': ['Nothing was learned', 'undefined: no observation has both'],
@@ -157,12 +157,12 @@ SURVIVE = {
         {
             'exploration': [
                 'Every label is negative, none is positive: no AUROC is defined',
-                'Every film is lateral',
+                'Every image is lateral',
                 'No patient has a known sex',
                 'No patient has a known age',
                 'ages are not known',
                 'This source has no notes of its own',
-                'no film has a positive label',
+                'no image has a positive label',
             ],
             'notes': ['**Simulated notes**'],
             'training': ['The mean AUROC on the tuning split is undefined'],
@@ -284,14 +284,14 @@ NOTHING = data.Scan(
 )
 PAIRS = pd.DataFrame(columns=['image_1', 'split_1', 'image_2', 'split_2', 'similarity'])
 PICTURES = {
-    'contact sheet': (lambda: data.plot_contact_sheet(EMPTY, '.'), 'no film to show'),
+    'contact sheet': (lambda: data.plot_contact_sheet(EMPTY, '.'), 'no image to show'),
     'patients': (lambda: data.plot_patients(EMPTY), 'no image, and so no patient'),
     'label states': (lambda: data.plot_label_states(EMPTY), 'no image, and so no label'),
     'co-occurrence': (lambda: data.plot_cooccurrence(EMPTY), 'nothing goes with anything'),
     'prevalence': (lambda: data.plot_prevalence_by(EMPTY, ['sex', 'age']), 'no prevalence to compare'),
-    'observations': (lambda: data.plot_observation_sheet(EMPTY, '.'), 'no film has a positive label'),
-    'pixels': (lambda: data.plot_pixels(EMPTY, NOTHING), 'no film was looked at'),
-    'pairs': (lambda: data.plot_pairs(PAIRS, '.'), 'no pair of near-identical films'),
+    'observations': (lambda: data.plot_observation_sheet(EMPTY, '.'), 'no image has a positive label'),
+    'pixels': (lambda: data.plot_pixels(EMPTY, NOTHING), 'no image was scanned'),
+    'pairs': (lambda: data.plot_pairs(PAIRS, '.'), 'no pair of near-identical images'),
     'note lengths': (lambda: data.plot_notes(EMPTY), 'no study has a note'),
     'certificate': (
         lambda: leakage.plot_certificate(leakage.leakage_certificate(EMPTY, encoder=False)),
