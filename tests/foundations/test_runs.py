@@ -10,14 +10,8 @@ import pytest
 from conftest import ROOT, STAGES
 
 from cxr_lib.foundations import core
-from cxr_lib.foundations.core import (
-    MachineError,
-    RunFolder,
-    atomic_path,
-    machine_error,
-    run_folder,
-    write_json,
-)
+from cxr_lib.foundations.files import MachineError, atomic_path, machine_error, write_json
+from cxr_lib.foundations.run import RunFolder, run_folder
 from cxr_lib.foundations.run import (
     RANGES,
     RunError,
