@@ -12,15 +12,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import torch
 from .foundations.figures import CONDITION_COLORS
-from cxr_lib.foundations.core import (
-    OBSERVATIONS,
-    RESEARCH_USE,
-    SIMULATED,
-    RunFolder,
-    as_text,
-    number_text,
-    read_json,
-)
+from .foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, as_text, number_text
+from .foundations.run import RunFolder
+from .foundations.files import read_json
 from .data.images import read_radiograph
 from .model.saved import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from .model.encoders import tokenize

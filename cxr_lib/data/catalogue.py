@@ -17,19 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
-from cxr_lib.foundations.core import (
-    OBSERVATIONS,
-    RunFolder,
-    SIMULATED,
-    as_table,
-    as_text,
-    atomic_path,
-    content_key,
-    project_root,
-    read_json,
-    short_name,
-    write_json,
-)
+from ..foundations.core import OBSERVATIONS, SIMULATED, as_table, as_text, project_root, short_name
+from ..foundations.run import RunFolder
+from ..foundations.files import atomic_path, content_key, read_json, write_json
 from ..foundations.figures import figure_of_words, mark_simulated, words_instead
 from ..foundations.progress import progress_bar
 from ..foundations.run import check_ranges, located_path, portable_path
@@ -81,7 +71,7 @@ def _write_film(job):
 
 def _rendering_version():
     "Changes whenever the code that draws changes"
-    from cxr_lib.foundations.core import module_sources
+    from cxr_lib.foundations.sources import module_sources
 
     return content_key(module_sources('cxr_lib.simulation.patients', 'cxr_lib.simulation.rendering'))
 

@@ -15,16 +15,13 @@ from cxr_lib.foundations.core import (
     COMPETITION,
     OBSERVATIONS,
     SIMULATED,
-    RunFolder,
-    atomic_path,
     defined,
     number_text,
     project_root,
-    read_json,
-    rewriting,
     short_name,
-    write_json,
 )
+from ..foundations.run import RunFolder, rewriting
+from ..foundations.files import atomic_path, read_json, write_json
 from cxr_lib.foundations.figures import (
     CONDITION_COLORS,
     draw_interval,
@@ -37,14 +34,11 @@ from ..metrics.calibration import BRANCHES, calibrated_thresholds, check_calibra
 from ..foundations.run import check_ranges, located_path
 from ..training.conditions import read_permutations
 from ..metrics.predictions import CONDITIONS, check_predictions, conditions_in, read_predictions
+from ..metrics.calibration import brier_score, calibration, calibration_interval
+from ..metrics.decisions import choose_thresholds, decision_metrics
+from ..metrics.comparison import compare_conditions
 from cxr_lib.metrics.ranking import (
-    brier_score,
-    calibration,
-    calibration_interval,
-    choose_thresholds,
-    compare_conditions,
     count_cases,
-    decision_metrics,
     interval,
     known_labels,
     mean_over,

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Mapping
 import pandas as pd
 import torch, torch.nn as nn, torch.nn.functional as F
-from ..foundations.core import OBSERVATIONS, RunFolder, parse_json, write_json
+from ..foundations.core import OBSERVATIONS
+from ..foundations.run import RunFolder
+from ..foundations.files import parse_json, write_json
 from ..foundations.run import check_ranges
 from cxr_lib.model.encoders import (
     ImageEncoder,

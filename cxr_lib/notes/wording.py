@@ -14,7 +14,9 @@ import re
 from typing import Mapping
 import numpy as np, pandas as pd
 from ..foundations.figures import CONDITION_COLORS, mark_simulated
-from ..foundations.core import OBSERVATIONS, RunFolder, atomic_path, project_root, read_json, write_json
+from ..foundations.core import OBSERVATIONS, project_root
+from ..foundations.run import RunFolder
+from ..foundations.files import atomic_path, read_json, write_json
 from ..data.chexpert import CHEXPERT_FACTS
 from ..data.catalogue import DATASETS, ensure_studies, source_folder
 from ..foundations.run import check_ranges, portable_path

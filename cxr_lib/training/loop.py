@@ -18,16 +18,18 @@ import numpy as np, pandas as pd
 import torch, torch.nn as nn
 from cxr_lib.foundations.core import (
     OBSERVATIONS,
-    RunFolder,
-    atomic_path,
     choose_device,
     choose_precision,
-    content_key,
     number_text,
     project_root,
+    seed_everything,
+)
+from ..foundations.run import RunFolder
+from cxr_lib.foundations.files import (
+    atomic_path,
+    content_key,
     read_json,
     remove_unfinished,
-    seed_everything,
     stop_on_machine_error,
     write_json,
 )
@@ -749,7 +751,7 @@ def is_simulated(run: RunFolder) -> bool:  # are the patients of this run simula
 
 def training_sources() -> dict:  # module -> its source
     "The code that decides, besides data and parameters, where a checkpoint may go on: this module and all that it imports"
-    from cxr_lib.foundations.core import module_sources
+    from cxr_lib.foundations.sources import module_sources
 
     return module_sources('cxr_lib.training.loop')
 
@@ -789,7 +791,7 @@ def keep_calibration(
     predictions: pd.DataFrame,  # its prediction table
 ) -> dict:  # fold -> branch -> map
     "Fit the calibration on the tuning rows, once. The saved model gets that of its fold, and thresholds for its calibrated probabilities"
-    from cxr_lib.metrics.ranking import choose_thresholds
+    from cxr_lib.metrics.decisions import choose_thresholds
 
     tuning = predictions[predictions['split'] == 'tuning']
     calibrations = fit_calibrations(tuning)

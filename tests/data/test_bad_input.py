@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr_lib.foundations.core import OBSERVATIONS, RunFolder
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.run import RunFolder
 from cxr_lib.data.catalogue import describe_exclusions, exploration_stage, scanned
 
 RAMP = np.tile(np.linspace(20, 230, 60).astype(np.uint8), (50, 1))

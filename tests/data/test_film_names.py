@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from test_folders import film
 
-from cxr_lib.foundations.core import RadiographError, RunFolder, read_json
+from cxr_lib.foundations.core import RadiographError
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json
 from cxr_lib.data.catalogue import data_root, describe_remarks, exploration_stage
 from cxr_lib.data.dicom import age_in_years, chest_part, dicom_facts, is_film_name
 from cxr_lib.data.folders import dicom_files, film_path, load_dicom
