@@ -3,6 +3,7 @@
 import ast
 import importlib
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -126,8 +127,8 @@ def test_every_notebook_with_a_run_opens_it_by_name():
         if not any(c.startswith("run = ''") for c in cells):
             continue
         opened.append(path.relative_to(ROOT / 'nbs').with_suffix('').as_posix())
-        assert any('open_run(run' in c for c in cells), path.name
-        assert not any('run_folder(run)' in c for c in cells), path.name
+        assert any(re.search(r'\bopen_run\(\s*run\b', c) for c in cells), path.name
+        assert not any(re.search(r'\brun_folder\(\s*run\s*\)', c) for c in cells), path.name
     stages = ['01_exploration', '02_notes', '03_model', '04_training', '05_evaluation', '08_demo']
     assert opened == [*stages, 'chapters/07_training/05_sweep', 'chapters/08_evaluation/06_selection']
 
