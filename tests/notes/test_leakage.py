@@ -488,6 +488,7 @@ def test_leakage_needs_no_chapter_after_its_own():
         'cxr_lib.data.studies',
         'cxr_lib.foundations.compat',
         'cxr_lib.foundations.core',
+        'cxr_lib.foundations.figures',
         'cxr_lib.foundations.files',
     }
     assert set(out[:-2]) - earlier == {'cxr_lib.notes.leakage'} and out[-2:] == ['False', 'False']
