@@ -10,8 +10,10 @@ __all__ = ['DemoSession', 'probability_bars', 'film_png', 'demo_samples', 'film_
 import html, io
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from .foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder
-from .foundations.core import as_text, number_text, read_json
+from .foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
+from .foundations.run import RunFolder
+from .foundations.core import as_text, number_text
+from .foundations.files import read_json
 from .foundations.figures import CONDITION_COLORS
 from .data.catalogue import data_root, is_simulated
 from .data.images import read_radiograph

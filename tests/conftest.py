@@ -40,7 +40,7 @@ def stage_notebook(stage: str, work: str = WORK, finish: bool = True) -> nbforma
             metadata=dict(tags=['parameters']),
         ),
         code(
-            f"import time\nfrom pathlib import Path\nfrom cxr_lib.foundations.core import STAGES, atomic_path, run_folder\nstage = {stage!r}\nfolder = run_folder(run)\nfolder.begin(stage)"
+            f"import time\nfrom pathlib import Path\nfrom cxr_lib.foundations.files import atomic_path\nfrom cxr_lib.foundations.run import STAGES, run_folder\nstage = {stage!r}\nfolder = run_folder(run)\nfolder.begin(stage)"
         ),
         code(work),
     ]

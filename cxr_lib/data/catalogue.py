@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, SIMULATED, RunFolder, as_text, read_json
+from ..foundations.core import OBSERVATIONS, SIMULATED, as_text
+from ..foundations.run import RunFolder
+from ..foundations.files import read_json
 from ..foundations.run import located_path
 from .chexpert import check_chexpert_facts, load_chexpert
 from .folders import load_csv, load_dicom

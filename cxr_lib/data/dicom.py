@@ -14,7 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Sequence
 import numpy as np
-from ..foundations.core import MAX_PIXELS, RadiographError, is_file, stop_on_machine_error
+from ..foundations.core import MAX_PIXELS, RadiographError
+from ..foundations.files import is_file, stop_on_machine_error
 
 DICOM_SUFFIXES = ('.dcm', '.dicom', '.dic')
 

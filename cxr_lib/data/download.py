@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Callable
 from urllib.parse import urljoin, urlsplit
 
-from ..foundations.core import project_root, read_json, stop_on_machine_error, write_json
+from ..foundations.core import project_root
+from ..foundations.files import read_json, stop_on_machine_error, write_json
 
 
 class DownloadError(RuntimeError):

@@ -12,13 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Mapping
 import numpy as np, pandas as pd
-from cxr_lib.foundations.core import (
-    OBSERVATIONS,
-    RadiographError,
-    project_root,
-    read_json,
-    stop_on_machine_error,
-)
+from ..foundations.core import OBSERVATIONS, RadiographError, project_root
+from ..foundations.files import read_json, stop_on_machine_error
 from cxr_lib.data.studies import (
     ALLOWED,
     META_COLUMNS,

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Callable, Sequence
 import numpy as np, pandas as pd
 from .dicom import DICOM_SUFFIXES, film_range, is_film_name, read_dicom, spread, starts_as_dicom
-from cxr_lib.foundations.core import (
-    MAX_PIXELS,
-    RadiographError,
+from ..foundations.core import MAX_PIXELS, RadiographError
+from cxr_lib.foundations.files import (
     atomic_path,
     content_key,
     is_file,

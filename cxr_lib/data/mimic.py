@@ -15,7 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Iterable
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, stop_on_machine_error
+from ..foundations.core import OBSERVATIONS
+from ..foundations.files import stop_on_machine_error
 from cxr_lib.data.studies import (
     Exclusions,
     StudyTableError,

@@ -12,7 +12,8 @@ import functools, gzip, re, tarfile, zlib
 from pathlib import Path
 from typing import Iterator, Mapping
 import numpy as np, pandas as pd
-from ..foundations.core import IMPLIES, OBSERVATIONS, stop_on_machine_error
+from ..foundations.core import IMPLIES, OBSERVATIONS
+from ..foundations.files import stop_on_machine_error
 from cxr_lib.data.studies import (
     NIH_TO_CHEXPERT,
     Exclusions,

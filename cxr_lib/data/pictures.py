@@ -11,7 +11,9 @@ __all__ = ['describe_splits', 'describe_overlap', 'plot_patients', 'describe_exc
 # %% ../../nbs/chapters/04_data/17_pictures.ipynb #882f6a26
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, RunFolder, as_table, as_text, read_json, short_name
+from ..foundations.core import OBSERVATIONS, as_table, as_text, short_name
+from ..foundations.run import RunFolder
+from ..foundations.files import read_json
 from ..foundations.figures import BLUE, MIST, ORANGE, figure_of_words, mark_simulated, words_instead
 from .catalogue import Scan, about_blank, scanned
 from .mimic import question_share

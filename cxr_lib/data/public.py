@@ -10,7 +10,8 @@ __all__ = ['PNEUMONIAS', 'MEDMNIST_LABELS', 'MAX_IMAGES', 'nih_age', 'nih_images
 import re
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, atomic_path, content_key, project_root
+from ..foundations.core import OBSERVATIONS, project_root
+from ..foundations.files import atomic_path, content_key
 from cxr_lib.data.studies import (
     NIH_LABELS,
     NIH_TO_CHEXPERT,

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 import pandas as pd
 from .studies import Exclusions, validate_studies
-from ..foundations.core import OBSERVATIONS, atomic_path, content_key, project_root
+from ..foundations.core import OBSERVATIONS, project_root
+from ..foundations.files import atomic_path, content_key
 from ..foundations.progress import progress_bar
 from ..foundations.run import check_ranges
 
@@ -46,7 +47,7 @@ def _write_film(job):
 
 def rendering_version():
     "Changes whenever the code that draws changes"
-    from cxr_lib.foundations.core import module_sources
+    from cxr_lib.foundations.sources import module_sources
 
     return content_key(module_sources('cxr_lib.simulation.patients', 'cxr_lib.simulation.rendering'))
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, content_key, is_file, stop_on_machine_error
+from ..foundations.core import OBSERVATIONS
+from ..foundations.files import content_key, is_file, stop_on_machine_error
 from .dicom import is_placeholder
 
 META_COLUMNS = ('image', 'patient_id', 'study_id', 'view', 'projection', 'sex', 'age', 'note', 'split')

@@ -16,15 +16,13 @@ from cxr_lib.foundations.core import (
     OBSERVATIONS,
     RESEARCH_USE,
     SIMULATED,
-    RunFolder,
     as_list,
     as_text,
-    atomic_path,
     number_text,
     project_root,
-    read_json,
-    stop_on_machine_error,
 )
+from ..foundations.run import RunFolder
+from ..foundations.files import atomic_path, read_json, stop_on_machine_error
 from ..metrics.predictions import CONDITIONS
 from .fairness import RATES
 

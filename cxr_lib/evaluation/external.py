@@ -13,15 +13,8 @@ __all__ = ['IMAGE_COLUMNS', 'PATIENT_COLUMNS', 'ONE_TO_ONE', 'PREFIXES', 'SCALES
 import gzip, io, re
 from pathlib import Path
 import numpy as np, pandas as pd
-from cxr_lib.foundations.core import (
-    COMPETITION,
-    OBSERVATIONS,
-    SIMULATED,
-    atomic_path,
-    number_text,
-    short_name,
-    write_json,
-)
+from ..foundations.core import COMPETITION, OBSERVATIONS, SIMULATED, number_text, short_name
+from ..foundations.files import atomic_path, write_json
 from ..foundations.figures import CONDITION_COLORS, draw_interval, save_figure, set_theme, sign_figure
 from cxr_lib.data.studies import (
     Exclusions,
@@ -32,18 +25,16 @@ from cxr_lib.data.studies import (
     table_bytes,
 )
 from ..data.public import nih_labels
+from ..metrics.calibration import brier_score, calibration_interval
 from cxr_lib.metrics.ranking import (
-    brier_score,
-    calibration_interval,
     count_cases,
-    delong_test,
-    holm,
     known_labels,
     mean_over,
     named_interval,
     rank_condition,
     resample_patients,
 )
+from ..metrics.comparison import delong_test, holm
 from ..metrics.predictions import refuse_cells
 
 #: Columns that name what is predicted, in this order; CheXpert's own test tables name the study.

@@ -14,9 +14,9 @@ from scipy import stats
 from ..foundations.figures import CONDITION_COLORS, draw_interval, remark, set_theme, sign_figure
 from ..foundations.core import OBSERVATIONS, defined, interval_text, number_text, short_name
 from ..data.studies import AGE_BANDS, age_band
+from ..metrics.comparison import holm
+from ..metrics.decisions import choose_thresholds
 from cxr_lib.metrics.ranking import (
-    holm,
-    choose_thresholds,
     count_cases,
     interval,
     known_labels,

@@ -14,14 +14,8 @@ from scipy import sparse, special, stats
 from ..foundations.figures import CONDITION_COLORS, remark, set_theme, sign_figure
 from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..metrics.predictions import CONDITIONS
-from cxr_lib.metrics.ranking import (
-    choose_thresholds,
-    count_cases,
-    known_labels,
-    named_interval,
-    ranking_metrics,
-    too_few_cases,
-)
+from ..metrics.decisions import choose_thresholds
+from ..metrics.ranking import count_cases, known_labels, named_interval, ranking_metrics, too_few_cases
 
 #: What is measured within strata and on the balanced set. The first is the post-test probability, the last the pre-test probability.
 CONDITIONS_COMPARED = ('fused', 'image_only', 'note_only')

@@ -11,8 +11,11 @@ import numpy as np, pandas as pd
 from ..foundations.core import COMPETITION, OBSERVATIONS, SIMULATED, defined, number_text
 from ..metrics.calibration import BRANCHES, calibrated_thresholds, fit_calibrations
 from ..metrics.predictions import CONDITIONS, check_predictions, conditions_in
-from ..metrics.ranking import brier_score, calibration, calibration_interval, choose_thresholds
-from ..metrics.ranking import compare_conditions, count_cases, decision_metrics, interval, known_labels
+from ..metrics.calibration import brier_score, calibration, calibration_interval
+from ..metrics.decisions import choose_thresholds
+from ..metrics.comparison import compare_conditions
+from ..metrics.ranking import count_cases, interval, known_labels
+from ..metrics.decisions import decision_metrics
 from cxr_lib.metrics.ranking import (
     mean_over,
     named_interval,

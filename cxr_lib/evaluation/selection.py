@@ -18,17 +18,13 @@ from ..foundations.figures import CONDITION_COLORS, draw_interval, save_figure, 
 from cxr_lib.foundations.core import (
     OBSERVATIONS,
     SIMULATED,
-    RunFolder,
-    atomic_path,
     choose_device,
-    content_key,
     number_text,
     project_root,
-    read_json,
     seed_everything,
-    stop_on_machine_error,
-    write_json,
 )
+from ..foundations.run import RunFolder
+from ..foundations.files import atomic_path, content_key, read_json, stop_on_machine_error, write_json
 from ..foundations.run import portable_path
 from ..data.catalogue import check_source
 from ..stages.exploration import exploration_stage
@@ -349,7 +345,7 @@ ANSWERING = ('Trainer', 'probe', '_span', '_logistic', 'inner_splits', 'blind', 
 def training_code() -> str:  # 16 hexadecimal digits
     "A hash of the code that decides what a candidate answers"
     import ast
-    from cxr_lib.foundations.core import module_sources
+    from cxr_lib.foundations.sources import module_sources
 
     own = module_sources('cxr_lib.evaluation.selection')['cxr_lib.evaluation.selection']
     parts = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Iterable, Mapping, Sequence
 import torch, torch.nn as nn
-from ..foundations.core import read_json, stop_on_machine_error
+from ..foundations.files import read_json, stop_on_machine_error
 
 _SPECIAL = dict(
     unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', pad_token='[PAD]', mask_token='[MASK]'

@@ -10,15 +10,9 @@ import copy, sys, threading, warnings
 from pathlib import Path
 from typing import Sequence
 import numpy as np, torch, torch.nn as nn
-from cxr_lib.foundations.core import (
-    OBSERVATIONS,
-    atomic_path,
-    content_key,
-    read_json,
-    stop_on_machine_error,
-    versions,
-    write_json,
-)
+from ..foundations.core import OBSERVATIONS
+from ..foundations.files import atomic_path, content_key, read_json, stop_on_machine_error, write_json
+from ..foundations.run import versions
 from .saved import PROBE_NOTE, CheckpointError, _find, _merged, _read_config, _sha256, load_model
 from .encoders import check_pixels, tokenize
 from .presets import ModelConfig

@@ -9,7 +9,8 @@ __all__ = ['TRAINING_DEFAULTS', 'TINY', 'OFFLINE', 'BASE', 'PRESETS', 'ModelConf
 # %% ../../nbs/chapters/06_model/05_presets.ipynb #2d31ce4e
 from dataclasses import dataclass, field, fields, replace
 from typing import Mapping
-from ..foundations.core import OBSERVATIONS, parse_json
+from ..foundations.core import OBSERVATIONS
+from ..foundations.files import parse_json
 from .encoders import backbone_defaults
 
 # %% ../../nbs/chapters/06_model/05_presets.ipynb #78da2b6c

@@ -16,19 +16,16 @@ from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 import torch
 from huggingface_hub import ModelHubMixin
-from cxr_lib.foundations.core import (
-    OBSERVATIONS,
-    RESEARCH_USE,
-    SIMULATED,
-    as_text,
+from ..foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, as_text
+from cxr_lib.foundations.files import (
     atomic_path,
     json_text,
     parse_json,
     read_json,
     stop_on_machine_error,
-    versions,
     write_json,
 )
+from ..foundations.run import versions
 from ..metrics.calibration import METHODS, apply_calibration
 from .encoders import check_sizes, merge_lora, plain_text_config, tokenize
 from ..data.images import PREPROCESSING, read_radiograph

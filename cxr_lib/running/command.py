@@ -16,19 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from cxr_lib.foundations.core import (
-    RESEARCH_USE,
-    SIMULATED,
-    STAGES,
-    RunFolder,
+from ..foundations.core import RESEARCH_USE, SIMULATED, project_root
+from ..foundations.run import STAGES, RunFolder, stamp_files
+from cxr_lib.foundations.files import (
     atomic_path,
     clear_way,
     content_key,
     machine_error,
-    project_root,
     read_json,
     remove_unfinished,
-    stamp_files,
 )
 from ..foundations.progress import fit_parts, read_progress
 from ..foundations.run import check_ranges, list_runs, portable_path
@@ -304,7 +300,7 @@ def plan_run(
     return Plan(home, run, folder, notebooks, known, passed)
 
 # %% ../../nbs/chapters/12_running/01_command.ipynb #00c29391
-from ..foundations.core import imported_names, module_sources
+from ..foundations.sources import imported_names, module_sources
 
 
 def _python(cell):
@@ -1054,7 +1050,7 @@ def _notebooks(plan, only):
 
 def _settings(plan):
     "Parameters and versions, folded"
-    from cxr_lib.foundations.core import versions
+    from cxr_lib.foundations.run import versions
 
     used = [
         (stage, p.name, repr(plan.values(stage)[p.name]), p.comment)

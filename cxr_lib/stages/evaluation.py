@@ -9,12 +9,15 @@ __all__ = ['about_notes', 'published_predictions', 'with_best_possible', 'stored
 # %% ../../nbs/05_evaluation.ipynb #611a4404
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..foundations.core import RunFolder, atomic_path, project_root, read_json, rewriting, write_json
+from ..foundations.run import RunFolder, rewriting
+from ..foundations.files import atomic_path, read_json, write_json
+from ..foundations.core import project_root
 from ..foundations.figures import save_figure, set_theme
 from ..foundations.run import check_ranges, located_path
 from ..metrics.calibration import check_calibration
 from ..metrics.predictions import read_predictions
-from ..metrics.ranking import choose_thresholds, resample_patients
+from ..metrics.decisions import choose_thresholds
+from ..metrics.ranking import resample_patients
 from ..training.conditions import read_permutations
 from ..evaluation.card import check_metrics, write_model_card
 from ..evaluation.conformal import plot_conformal, plot_risk_coverage

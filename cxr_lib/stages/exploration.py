@@ -7,7 +7,9 @@ __all__ = ['CHOICES', 'exploration_stage', 'ensure_studies']
 
 # %% ../../nbs/01_exploration.ipynb #c71e0e04
 import numpy as np, pandas as pd
-from ..foundations.core import RunFolder, RadiographError, atomic_path, content_key, write_json
+from ..foundations.run import RunFolder
+from ..foundations.core import RadiographError
+from ..foundations.files import atomic_path, content_key, write_json
 from ..foundations.run import check_ranges, located_path, portable_path
 from ..data.studies import Exclusions, split_by_patient, validate_studies
 from ..data.simulated import simulate

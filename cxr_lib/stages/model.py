@@ -8,7 +8,8 @@ __all__ = ['model_stage', 'ensure_architecture']
 # %% ../../nbs/03_model.ipynb #36fc1d72
 from dataclasses import asdict
 import pandas as pd
-from ..foundations.core import RunFolder, write_json
+from ..foundations.run import RunFolder
+from ..foundations.files import write_json
 from ..foundations.run import check_ranges
 from ..model.presets import make_config, parse_overrides
 from .notes import ensure_notes

@@ -7,7 +7,9 @@ __all__ = ['notes_stage', 'notes_info', 'read_certificate', 'describe_mode', 'en
 
 # %% ../../nbs/02_notes.ipynb #55c03a74
 import pandas as pd
-from ..foundations.core import RunFolder, atomic_path, project_root, read_json, write_json
+from ..foundations.run import RunFolder
+from ..foundations.files import atomic_path, read_json, write_json
+from ..foundations.core import project_root
 from ..foundations.run import check_ranges, portable_path
 from ..data.catalogue import DATASETS, source_folder
 from ..notes.leakage import Certificate, film_share, leakage_certificate

@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 import numpy as np, pandas as pd
-from ..foundations.core import RunFolder, atomic_path, choose_device, content_key, read_json
-from ..foundations.core import remove_unfinished, seed_everything, write_json
+from ..foundations.run import RunFolder
+from ..foundations.files import atomic_path, content_key, read_json
+from ..foundations.core import choose_device
+from ..foundations.files import remove_unfinished, write_json
+from ..foundations.core import seed_everything
 from ..foundations.run import check_ranges
 from ..metrics.calibration import calibrated_thresholds, fit_calibrations
 from ..data.catalogue import DATASETS, data_root
@@ -40,7 +43,7 @@ def keep_calibration(
     predictions: pd.DataFrame,  # its prediction table
 ) -> dict:  # fold -> branch -> map
     "Fit the calibration on the tuning rows; the saved model gets that of its fold, and thresholds"
-    from cxr_lib.metrics.ranking import choose_thresholds
+    from cxr_lib.metrics.decisions import choose_thresholds
 
     tuning = predictions[predictions['split'] == 'tuning']
     calibrations = fit_calibrations(tuning)

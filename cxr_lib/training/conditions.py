@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 import torch
-from ..foundations.core import OBSERVATIONS, atomic_path, stop_on_machine_error
+from ..foundations.core import OBSERVATIONS
+from ..foundations.files import atomic_path, stop_on_machine_error
 from .dataset import StudyData, encode_notes
 from ..model.fusion import MultimodalClassifier
 

@@ -12,7 +12,8 @@ import contextlib, errno, hashlib, importlib.metadata, io, json, os, re, shutil,
 from pathlib import Path
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
-from ..foundations.core import content_key, project_root, read_json, stop_on_machine_error, write_json
+from ..foundations.files import content_key, read_json, stop_on_machine_error, write_json
+from ..foundations.core import project_root
 from ..data.images import augment, pixel_cache
 from .losses import training_targets
 from ..model.presets import ModelConfig

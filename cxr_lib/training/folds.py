@@ -9,7 +9,7 @@ __all__ = ['fold_splits']
 import numpy as np
 import pandas as pd
 from ..data.studies import check_patient_splits
-from ..foundations.core import content_key
+from ..foundations.files import content_key
 
 # %% ../../nbs/chapters/07_training/06_folds.ipynb #49de51e0
 def fold_splits(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 import numpy as np, torch
 from ..foundations.core import OBSERVATIONS, choose_device, choose_precision, number_text, project_root
-from ..foundations.core import module_sources, remove_unfinished
+from ..foundations.sources import module_sources
+from ..foundations.files import remove_unfinished
 from ..foundations.progress import report_progress
 from ..model.fusion import MultimodalClassifier
 from .dataset import StudyData, hide_words, mean_auroc, predict_logits

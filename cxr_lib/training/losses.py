@@ -10,7 +10,8 @@ __all__ = ['LABEL_POLICIES', 'BEST_POLICY', 'LOSSES', 'training_targets', 'maske
 from typing import Callable
 import numpy as np, pandas as pd
 import torch, torch.nn.functional as F
-from ..foundations.core import OBSERVATIONS, content_key
+from ..foundations.core import OBSERVATIONS
+from ..foundations.files import content_key
 
 #: Policy -> what an uncertain label counts as: (lowest, highest), NaN: not at all. `best` differs by observation.
 LABEL_POLICIES = {

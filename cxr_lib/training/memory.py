@@ -10,7 +10,7 @@ import errno, shutil
 from pathlib import Path
 from typing import Mapping
 import torch, torch.nn as nn
-from ..foundations.core import atomic_path
+from ..foundations.files import atomic_path
 from ..model.presets import ModelConfig
 from ..model.fusion import MultimodalClassifier
 

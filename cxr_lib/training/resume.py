@@ -10,7 +10,7 @@ import json, math, os, warnings, zipfile
 from pathlib import Path
 from typing import Mapping
 import torch
-from ..foundations.core import atomic_path, stop_on_machine_error
+from ..foundations.files import atomic_path, stop_on_machine_error
 
 # %% ../../nbs/chapters/07_training/07_resume.ipynb #5104dd9b
 class TrainingProgress:

@@ -14,15 +14,9 @@ import contextlib, itertools, json, math, os, shlex, socket, time
 from pathlib import Path
 from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
-from cxr_lib.foundations.core import (
-    RunFolder,
-    atomic_path,
-    choose_device,
-    content_key,
-    read_json,
-    seed_everything,
-    write_json,
-)
+from ..foundations.run import RunFolder
+from ..foundations.files import atomic_path, content_key, read_json, write_json
+from ..foundations.core import choose_device, seed_everything
 from ..foundations.figures import save_figure, sign_figure
 from ..foundations.run import check_ranges
 from ..data.catalogue import DATASETS, data_root

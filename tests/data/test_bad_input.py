@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cxr_lib.foundations.core import OBSERVATIONS, RunFolder
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.run import RunFolder
 from cxr_lib.data.pictures import describe_exclusions
 from cxr_lib.stages.exploration import exploration_stage
 from cxr_lib.data.catalogue import scanned

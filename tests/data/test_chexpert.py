@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cxr_lib.data.chexpert import CHEXPERT_FACTS, check_chexpert_facts, load_chexpert, relabel
-from cxr_lib.foundations.core import OBSERVATIONS, RunFolder
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.run import RunFolder
 from cxr_lib.data.studies import (
     STUDY_COLUMNS,
     Exclusions,

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cxr_lib.foundations.core import OBSERVATIONS, RunFolder, read_json
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json
 from cxr_lib.data.catalogue import (
     DATASETS,
     blank_films,

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from test_folders import film
 
-from cxr_lib.foundations.core import RadiographError, RunFolder, read_json
+from cxr_lib.foundations.core import RadiographError
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json
 from cxr_lib.data.catalogue import data_root
 from cxr_lib.data.pictures import describe_remarks
 from cxr_lib.stages.exploration import exploration_stage

@@ -15,14 +15,9 @@ from PIL import Image
 from test_dicom import write
 
 import cxr_lib.foundations.core
-from cxr_lib.foundations.core import (
-    RadiographError,
-    RunFolder,
-    is_file,
-    is_folder,
-    is_present,
-    stop_on_machine_error,
-)
+from cxr_lib.foundations.core import RadiographError
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import is_file, is_folder, is_present, stop_on_machine_error
 from cxr_lib.stages.exploration import exploration_stage
 from cxr_lib.data.dicom import dicom_facts, is_dicom
 from cxr_lib.data.images import pixel_cache, read_gray, scan_images
@@ -167,7 +162,7 @@ def test_an_error_is_put_into_words_once_and_one_without_a_number_is_left_to_the
         OSError, stop_on_machine_error, OSError(errno.ENOSPC, 'No space left on device'), 'film.png'
     ).value
     assert pytest.raises(OSError, stop_on_machine_error, first, 'other.png').value is first
-    assert 'Make room on the disk' in str(first)
+    assert 'Free space on the disk' in str(first)
     assert isinstance(
         pytest.raises(
             OSError, stop_on_machine_error, PermissionError(errno.EACCES, 'Permission denied'), 'film.png'

@@ -25,7 +25,9 @@ from cxr_lib.evaluation.card import (
     number,
     write_model_card,
 )
-from cxr_lib.foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, RunFolder, read_json, write_json
+from cxr_lib.foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.evaluation.report import evaluate
 from cxr_lib.evaluation.fairness import fairness
 from cxr_lib.metrics.predictions import synthetic_predictions

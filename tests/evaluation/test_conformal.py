@@ -23,7 +23,8 @@ from cxr_lib.evaluation.conformal import (
     repeated_splits,
     risk_coverage,
 )
-from cxr_lib.foundations.core import OBSERVATIONS, read_json, write_json
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.metrics.ranking import resample_patients
 from cxr_lib.metrics.predictions import synthetic_predictions
 

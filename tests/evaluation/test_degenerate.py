@@ -13,8 +13,10 @@ from PIL import Image
 from cxr_lib.data import catalogue as data
 from cxr_lib.notes import leakage
 from cxr_lib.training import loop as training
-from cxr_lib.foundations.core import OBSERVATIONS, RunFolder, read_json
-from cxr_lib.foundations.core import STAGES as ALL
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json
+from cxr_lib.foundations.run import STAGES as ALL
 
 N = 36
 STAGES = {
@@ -90,7 +92,7 @@ def reports(tmp_path, monkeypatch):
     "Run the report part of the stage notebooks in this process -> all that they show, by notebook"
     import IPython.display
 
-    import cxr_lib.foundations.core
+    import cxr_lib.foundations.figures
     import cxr_lib.evaluation.report
 
     said = []
@@ -103,7 +105,7 @@ def reports(tmp_path, monkeypatch):
         said.append(words_in(figure))
         Image.new('L', (8, 8)).save(path)
 
-    monkeypatch.setattr(cxr_lib.foundations.core, 'save_figure', save)
+    monkeypatch.setattr(cxr_lib.foundations.figures, 'save_figure', save)
     monkeypatch.setattr(cxr_lib.evaluation.report, 'save_figure', save)
     monkeypatch.setattr(IPython.display, 'display', lambda *things, **_: said.extend(map(words_of, things)))
     monkeypatch.setattr(plt, 'show', lambda: plt.close('all'))

@@ -10,14 +10,17 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxr_lib.foundations.core import COMPETITION, OBSERVATIONS, RunFolder, number_text, write_json
+from cxr_lib.foundations.core import COMPETITION, OBSERVATIONS, number_text
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import write_json
 from cxr_lib.evaluation.external import compare_external, external_table, read_external
 from cxr_lib.evaluation.report import auroc_table, chance_words, evaluate, metrics_table, verdict
 from cxr_lib.stages.evaluation import evaluate_stage, published_predictions
 from cxr_lib.evaluation.pictures import plot_controls, plot_reliability
 from cxr_lib.evaluation.fairness import plot_subgroups
 from cxr_lib.metrics.predictions import CONDITIONS, synthetic_predictions
-from cxr_lib.metrics.ranking import choose_thresholds, delong_test
+from cxr_lib.metrics.decisions import choose_thresholds
+from cxr_lib.metrics.comparison import delong_test
 
 DATA = Path(__file__).resolve().parent.parent.parent.parent / 'shared' / 'data'
 needs_data = pytest.mark.skipif(

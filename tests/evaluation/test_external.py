@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from cxr_lib.foundations.core import COMPETITION, OBSERVATIONS, read_json
+from cxr_lib.foundations.core import COMPETITION, OBSERVATIONS
+from cxr_lib.foundations.files import read_json
 from cxr_lib.evaluation.external import (
     IMAGE_COLUMNS,
     NO_PROBABILITIES,
@@ -35,7 +36,8 @@ from cxr_lib.evaluation.external import (
     write_external,
 )
 from cxr_lib.metrics.calibration import calibration_error
-from cxr_lib.metrics.ranking import delong_test, holm, resample_patients
+from cxr_lib.metrics.comparison import delong_test, holm
+from cxr_lib.metrics.ranking import resample_patients
 from cxr_lib.metrics.predictions import synthetic_predictions
 from cxr_lib.data.public import load_nih
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import special, stats
 
-from cxr_lib.foundations.core import OBSERVATIONS, read_json, write_json
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.evaluation.fairness import _subgroup_areas
 from cxr_lib.evaluation.fairness import (
     ATTRIBUTES,
@@ -30,14 +31,9 @@ from cxr_lib.evaluation.fairness import (
     underdiagnosis,
     within_auroc,
 )
-from cxr_lib.metrics.ranking import (
-    holm,
-    auroc,
-    choose_thresholds,
-    count_cases,
-    known_labels,
-    resample_patients,
-)
+from cxr_lib.metrics.comparison import holm
+from cxr_lib.metrics.ranking import auroc, count_cases, known_labels, resample_patients
+from cxr_lib.metrics.decisions import choose_thresholds
 from cxr_lib.metrics.predictions import REQUIRED_CONDITIONS, synthetic_predictions
 from cxr_lib.data.public import load_nih
 from cxr_lib.data.studies import NIH_TO_CHEXPERT

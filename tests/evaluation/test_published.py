@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import roc_auc_score
 
-from cxr_lib.foundations.core import IMPLIES, OBSERVATIONS, SIMULATED, read_json, write_json
+from cxr_lib.foundations.core import IMPLIES, OBSERVATIONS, SIMULATED
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.evaluation.report import evaluate
 from cxr_lib.metrics.predictions import synthetic_predictions
 from cxr_lib.notes.leaking import LEAK, label_leak_notes

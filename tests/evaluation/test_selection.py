@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from cxr_lib.foundations.core import OBSERVATIONS, RunFolder, read_json
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json
 from cxr_lib.foundations.run import located_path
 from cxr_lib.training.dataset import mean_auroc
 from cxr_lib.evaluation.external import ONE_TO_ONE

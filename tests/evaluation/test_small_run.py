@@ -18,15 +18,9 @@ from cxr_lib import demo
 from cxr_lib.running import command as runner
 from cxr_lib.metrics.calibration import apply_calibration, calibrated, fit_calibrations
 from cxr_lib.model.saved import PretrainedClassifier
-from cxr_lib.foundations.core import (
-    OBSERVATIONS,
-    RunFolder,
-    as_list,
-    as_table,
-    as_text,
-    read_json,
-    write_json,
-)
+from cxr_lib.foundations.core import OBSERVATIONS, as_list, as_table, as_text
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.data.catalogue import data_root
 from cxr_lib.demo import DemoSession, demo_banner, demo_samples, demo_widget, probability_bars
 from cxr_lib.stages.evaluation import stored_calibrations

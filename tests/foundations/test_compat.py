@@ -1,4 +1,4 @@
-"""torchvision beside a torch that its compiled operators do not fit: a remedy where it is needed, nothing where it is not."""
+"""torchvision beside a torch that its compiled operators do not fit: a remedy only where it is needed."""
 
 import os
 import subprocess
@@ -22,24 +22,33 @@ def python(code, *args):
     return done.stdout.split()
 
 
+IMPORT = 'import sys, cxr_lib\nfrom cxr_lib.foundations.compat import install_hook\n'
+
+
 def test_importing_the_library_imports_no_torch_and_watches_once():
-    assert python(
-        f"import sys, cxr_lib\nfrom cxr_lib.foundations.compat import install_hook\ninstall_hook()\nprint('torch' in sys.modules, 'torchvision' in sys.modules, {WATCHING}, "
-        "sum(type(f).__name__ == '_TorchvisionFinder' for f in sys.meta_path))"
-    ) == ['False', 'False', 'True', '1']
+    code = f"""{IMPORT}
+install_hook()
+finders = [type(f).__name__ for f in sys.meta_path]
+print('torch' in sys.modules, 'torchvision' in sys.modules, {WATCHING}, finders.count('_TorchvisionFinder'))"""
+    assert python(code) == ['False', 'False', 'True', '1']
 
 
 def test_torchvision_imports_after_the_library_and_the_hook_steps_aside():
-    assert python(
-        f"import sys, cxr_lib\nimport torchvision, torch\nfrom cxr_lib.foundations.compat import install_hook\nprint(hasattr(torch.ops.torchvision, 'nms'), {WATCHING})\ninstall_hook()\nprint({WATCHING})"
-    ) == ['True', 'False', 'False']
+    code = f"""{IMPORT}
+import torchvision, torch
+print(hasattr(torch.ops.torchvision, 'nms'), {WATCHING})
+install_hook()
+print({WATCHING})"""
+    assert python(code) == ['True', 'False', 'False']
 
 
 def test_the_hook_steps_aside_and_stays_quiet_where_there_is_no_torchvision():
     code = f"""
 import importlib.machinery, sys, cxr_lib
 find = importlib.machinery.PathFinder.find_spec
-importlib.machinery.PathFinder.find_spec = classmethod(lambda cls, name, path=None, target=None: None if name == 'torchvision' else find(name, path, target))
+def find_others(cls, name, path=None, target=None):
+    return None if name == 'torchvision' else find(name, path, target)
+importlib.machinery.PathFinder.find_spec = classmethod(find_others)
 try: import torchvision
 except ModuleNotFoundError as e: print(e.name)
 print({WATCHING}, 'torch' in sys.modules)"""
@@ -55,10 +64,14 @@ folder, kind, kept = Path(sys.argv[1]), sys.argv[2], []
 def load(path):
     if kind == 'broken': raise OSError('undefined symbol')
     if kept: return
-    library = torch.library.Library('torchvision', 'DEF'); library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor'); kept.append(library)
+    library = torch.library.Library('torchvision', 'DEF')
+    library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    kept.append(library)
 torch.ops.load_library = load
-spec = importlib.machinery.ModuleSpec('torchvision', None, is_package=True); spec.submodule_search_locations = [str(folder)]
-print(len(declare_missing_operators(spec)), len(_libraries), hasattr(torch.ops.torchvision, 'nms'), len(declare_missing_operators(spec)))"""
+spec = importlib.machinery.ModuleSpec('torchvision', None, is_package=True)
+spec.submodule_search_locations = [str(folder)]
+print(len(declare_missing_operators(spec)), len(_libraries), hasattr(torch.ops.torchvision, 'nms'))
+print(len(declare_missing_operators(spec)))"""
 
 
 def test_nothing_is_declared_where_the_compiled_part_loads(tmp_path):

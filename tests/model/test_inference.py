@@ -21,7 +21,7 @@ if importlib.util.find_spec('openvino') is None:
     )  # not imported here: its statistics
 from cxr_lib.model import fast as inference
 from cxr_lib.model.saved import CheckpointError, PretrainedClassifier, load_model, save_model
-from cxr_lib.foundations.core import read_json, write_json
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.model.encoders import tokenize
 from cxr_lib.model.fast import AGREEMENT, choose_routes, fast_model, largest_difference
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from cxr_lib.simulation.best import posterior
-from cxr_lib.foundations.core import OBSERVATIONS, read_json, write_json
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.notes.leakage import (
     OPENI_YARDSTICK,
     OPENI_YARDSTICKS,
@@ -40,7 +41,7 @@ from cxr_lib.notes.leakage import (
     stored_yardsticks,
     words_probe,
 )
-from cxr_lib.metrics.ranking import delong_test
+from cxr_lib.metrics.comparison import delong_test
 from cxr_lib.model.encoders import learn_tokenizer
 from cxr_lib.notes.wording import clinical_notes
 from cxr_lib.notes.dial import dial_notes
@@ -489,6 +490,8 @@ def test_leakage_needs_no_chapter_after_its_own():
         'cxr_lib.data.studies',
         'cxr_lib.foundations.compat',
         'cxr_lib.foundations.core',
+        'cxr_lib.foundations.figures',
+        'cxr_lib.foundations.files',
     }
     assert set(out[:-2]) - earlier == {'cxr_lib.notes.leakage'} and out[-2:] == ['False', 'False']
 

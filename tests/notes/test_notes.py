@@ -13,7 +13,9 @@ from conftest import ROOT
 from scipy.stats import binom
 
 import cxr_lib.notes.wording
-from cxr_lib.foundations.core import OBSERVATIONS, RunFolder, read_json, write_json
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.notes.leakage import leakage_probe, mean_auroc, mention_probe, words_probe
 from cxr_lib.notes.leaking import (
     CHEXPERT_VALID_POSITIVES,

@@ -194,7 +194,7 @@ def test_report_is_complete_and_needs_no_network(project):
         'evaluation',
         WORK
         + '''
-from cxr_lib.foundations.core import write_json
+from cxr_lib.foundations.files import write_json
 import base64
 write_json(folder/'metrics.json', dict(verdict=['Fused 0.91 <b>', 'The note adds 0.03.']))
 (folder/'metrics.csv').write_text('observation,auroc\\nEdema,0.91234\\n')
@@ -474,7 +474,7 @@ def test_a_run_into_a_log_of_another_code_page(project):
     project.write(
         'evaluation',
         WORK
-        + "\nfrom cxr_lib.foundations.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['0.91 – 0.93']))\nprint('– 肺')",
+        + "\nfrom cxr_lib.foundations.files import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['0.91 – 0.93']))\nprint('– 肺')",
     )
     env = {k: v for k, v in os.environ.items() if k != 'CXR_HOME'} | {
         'PYTHONPATH': str(ROOT),
@@ -497,7 +497,7 @@ def test_a_page_that_fails_is_replaced_and_made_later(project, monkeypatch, caps
     project.write(
         'evaluation',
         WORK
-        + "\nfrom cxr_lib.foundations.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))",
+        + "\nfrom cxr_lib.foundations.files import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))",
     )
 
     def broken(*args, **kw):
@@ -526,7 +526,7 @@ def test_a_front_page_that_cannot_be_written_loses_no_results(project, monkeypat
     project.write(
         'evaluation',
         WORK
-        + "\nfrom cxr_lib.foundations.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))",
+        + "\nfrom cxr_lib.foundations.files import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))",
     )
 
     def full(plan, state='', *args, real=runner.render_index, **kw):

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, STAGES
 
 from cxr_lib.running import command as runner
-from cxr_lib.foundations.core import imported_names, module_sources
+from cxr_lib.foundations.sources import imported_names, module_sources
 from cxr_lib.data.simulated import rendering_version
 from cxr_lib.training.loop import training_sources
 

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from conftest import STAGES, Project
 
-from cxr_lib.foundations import core
+from cxr_lib.foundations import files as facts_of_files, run as runs
 from cxr_lib.running import command as runner
-from cxr_lib.foundations.core import RunFolder, read_json, write_json
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.foundations.files import read_json, write_json
 
 
 def same_size_and_time(path, change):
@@ -94,7 +95,7 @@ def test_a_file_that_was_altered_is_noticed_and_named(run, file, damage):
     assert run.done('exploration') and not run.done('notes') and not run.done('model')
     assert list(run.altered('notes')) == [file] and DAMAGE[damage] in run.altered('notes')[file]
     with pytest.raises(
-        core.AlteredFile, match=f'{file} {run.altered("notes")[file][:8]}.*the notes stage.*cxr run'
+        runs.AlteredFile, match=f'{file} {run.altered("notes")[file][:8]}.*the notes stage.*cxr run'
     ):
         run.ready('model')
     work(run, 'notes')  # redone, whatever stands in its way
@@ -135,7 +136,7 @@ def test_a_stamp_that_cannot_vouch_is_said_to(run, change, said):
     change(stamp)
     write_json(run / '.stages' / 'notes.json', stamp)
     assert not run.done('notes') and said in run.altered('notes')['.stages/notes.json']
-    with pytest.raises(core.AlteredFile, match=said):
+    with pytest.raises(runs.AlteredFile, match=said):
         run.ready('notes')
 
 
@@ -155,7 +156,7 @@ def test_killed_while_it_rewrites_it_costs_the_later_stage_only(run):
 
     def rewrite(dies=False):
         run.begin('training')
-        with core.rewriting(run, 'notes'):
+        with runs.rewriting(run, 'notes'):
             (run / 'notes/weights.bin').write_text('rewritten ' + 'once' * dies)
             if dies:
                 raise Killed
@@ -185,7 +186,7 @@ def test_an_error_of_the_machine_is_no_damaged_file(run, monkeypatch):
     def fails(path):
         raise OSError(5, 'Input/output error', str(path))
 
-    monkeypatch.setattr(core, 'file_facts', fails)
+    monkeypatch.setattr(facts_of_files, 'file_facts', fails)
     with pytest.raises(OSError, match='Input/output error'):
         run.done('notes')
 
@@ -368,6 +369,6 @@ def test_who_reads_an_altered_file_refuses_and_names_it(tmp_path, name, file):
     flip(run / file)
     stage = next(s for s, files in LEFT.items() if file in files)
     with pytest.raises(
-        core.AlteredFile, match=f'{file} holds something else.*the {stage} stage left.*run that stage'
+        runs.AlteredFile, match=f'{file} holds something else.*the {stage} stage left.*run that stage'
     ):
         reader(name)(run)

@@ -29,7 +29,8 @@ from cxr_lib.simulation.best import (
     turn_dial,
 )
 from cxr_lib.foundations.core import OBSERVATIONS
-from cxr_lib.metrics.ranking import auroc, delong_test
+from cxr_lib.metrics.ranking import auroc
+from cxr_lib.metrics.comparison import delong_test
 from cxr_lib.simulation.patients import (
     NETWORK,
     SIGNS,

@@ -19,7 +19,8 @@ from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('optuna', reason='pip install "cxr_lib[train]"')
 
-from cxr_lib.foundations.core import OBSERVATIONS, read_json
+from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.files import read_json
 from cxr_lib.training.dataset import mean_auroc
 from cxr_lib.model.presets import PRESETS, make_config, split_overrides
 from cxr_lib.running.command import plan_run

@@ -25,14 +25,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from cxr_lib.foundations.core import (
-    OBSERVATIONS,
-    RunFolder,
-    read_json,
-    run_folder,
-    seed_everything,
-    write_json,
-)
+from cxr_lib.foundations.core import OBSERVATIONS, seed_everything
+from cxr_lib.foundations.run import RunFolder, run_folder
+from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.data.catalogue import DATASETS
 from cxr_lib.stages.exploration import exploration_stage
 from cxr_lib.data.studies import check_patient_splits
