@@ -36,7 +36,8 @@ from cxr_lib.notes.wording import (
     side_by_side,
     word_note,
 )
-from cxr_lib.simulation.patients import FACTS, draw_patients, facts_from_labels
+from cxr_lib.simulation.causes import FACTS
+from cxr_lib.simulation.patients import draw_patients, facts_from_labels
 
 
 @pytest.fixture(scope='module')
