@@ -56,7 +56,7 @@ def simulated_radiograph(
     masks: bool = True,  # draw the masks too
 ):  # `anatomy.Radiograph`
     "Draw (again) the film of a simulated patient"
-    from cxr_lib.simulation.patients import SIGNS
+    from cxr_lib.simulation.causes import SIGNS
     from cxr_lib.simulation.rendering import render_radiograph
 
     return render_radiograph(
@@ -96,7 +96,8 @@ def simulate(
     import os
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
-    from cxr_lib.simulation.patients import SIGNS, draw_patients
+    from cxr_lib.simulation.causes import SIGNS
+    from cxr_lib.simulation.patients import draw_patients
 
     check_ranges(n_patients=n_patients, image_size=image_size, seed=seed)
     folder = (

@@ -159,7 +159,7 @@ def word_note(
     missing_rate: float = MISSING_RATE,  # share of requests without a note
 ) -> str | None:  # the note; None for a request without one
     "Word one clinical note from what was reported"
-    from cxr_lib.simulation.patients import FACTS
+    from cxr_lib.simulation.causes import FACTS
 
     if rng.random() < missing_rate:
         return None
@@ -347,7 +347,7 @@ def dial_notes(
     seed: int = 0,  # facts and wording
 ) -> list:  # a note for each row
     "Notes at a position of the leakage dial: facts in a doctor's words, and at the leaking end the labels' names"
-    from cxr_lib.simulation.best import turn_dial
+    from cxr_lib.simulation.dial import turn_dial
 
     turned = turn_dial(table, dial, seed)
     named = (turned[[f'named/{o}' for o in OBSERVATIONS]] == 1).to_numpy()
@@ -369,7 +369,7 @@ def dial_curve(
     seed: int = 0,  # facts, wording and folds
 ) -> pd.DataFrame:  # one row a position: bits (mutual information of label and note given age and sex, mean over observations), entropy, words, best_note, best_image, best_fused, each with _low and _high
     "Mean AUROC against the dial: what words reach, and what is possible"
-    from cxr_lib.simulation.best import dial_bounds
+    from cxr_lib.simulation.dial import dial_bounds
     from cxr_lib.notes.leakage import words_probe
 
     found = dial_bounds(table, dials, seed, n_bootstrap=60)
