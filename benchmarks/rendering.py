@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from cxr_lib.simulation.patients import draw_patients
-from cxr_lib.simulation.anatomy import SIGNS
+from cxr_lib.simulation.causes import SIGNS
 from cxr_lib.simulation.rendering import render_radiograph
 
 

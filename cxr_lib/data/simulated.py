@@ -22,7 +22,7 @@ def simulated_radiograph(
     masks: bool = True,  # draw the masks too
 ):  # `anatomy.Radiograph`
     "Draw (again) the radiograph of a simulated patient"
-    from cxr_lib.simulation.patients import SIGNS
+    from cxr_lib.simulation.causes import SIGNS
     from cxr_lib.simulation.rendering import render_radiograph
 
     return render_radiograph(
@@ -54,7 +54,7 @@ def rendering_version():
 # %% ../../nbs/chapters/04_data/15_simulated.ipynb #ffd88672
 def _missing_films(folder, latent, image_size):
     "(patient, size, file) of every image that is not there yet"
-    from cxr_lib.simulation.patients import SIGNS
+    from cxr_lib.simulation.causes import SIGNS
 
     keep = ['patient_id', 'sex', 'age', 'projection', *[f'strength/{s}' for s in SIGNS]]
     rows = zip(latent[keep].to_dict('records'), latent.image)

@@ -21,7 +21,7 @@ def dial_notes(
     seed: int = 0,  # facts and wording
 ) -> list:  # a note for each row
     "Notes at a position of the dial: facts in a doctor's words, and at the leaking end the labels' names"
-    from cxr_lib.simulation.best import turn_dial
+    from cxr_lib.simulation.dial import turn_dial
 
     turned = turn_dial(table, dial, seed)
     named = (turned[[f'named/{o}' for o in OBSERVATIONS]] == 1).to_numpy()
@@ -41,7 +41,7 @@ def dial_curve(
     pd.DataFrame
 ):  # per position: bits, entropy, words, best_note, best_image, best_fused, with _low and _high
     "Mean AUROC against the dial: what words reach, and what is possible"
-    from cxr_lib.simulation.best import dial_bounds
+    from cxr_lib.simulation.dial import dial_bounds
     from cxr_lib.notes.leakage import words_probe
 
     found = dial_bounds(table, dials, seed, n_bootstrap=60)

@@ -128,7 +128,7 @@ def _typo(text, rng):
 # %% ../../nbs/chapters/05_notes/02_wording.ipynb #efdadbbc
 def _said(reported, rng):
     "What is reported present, by kind: symptom, sign, history"
-    from cxr_lib.simulation.patients import FACTS
+    from cxr_lib.simulation.causes import FACTS
 
     kind = {f.name: f.kind for f in FACTS}
     said = {}

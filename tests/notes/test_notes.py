@@ -27,7 +27,8 @@ from cxr_lib.notes.leaking import (
 from cxr_lib.notes.wording import DISTRACTORS, MISSING_RATE, NOTE_MODES, TYPO_RATE, clinical_notes, word_note
 from cxr_lib.notes.dial import dial_curve, dial_notes, plot_dial_curve, plot_side_by_side, side_by_side
 from cxr_lib.stages.notes import notes_info, notes_stage, read_certificate
-from cxr_lib.simulation.patients import FACTS, draw_patients, facts_from_labels
+from cxr_lib.simulation.causes import FACTS
+from cxr_lib.simulation.patients import draw_patients, facts_from_labels
 
 
 @pytest.fixture(scope='module')

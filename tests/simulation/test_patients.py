@@ -1,10 +1,12 @@
-"""Simulated patients: the same everywhere, never against the hierarchy, and known to the doctor only through their findings."""
+"""Simulated patients: the same everywhere, true to the hierarchy, known to the doctor only through their findings."""
 
 import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,44 +15,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxr_lib.foundations.core import IMPLIES, OBSERVATIONS
-from cxr_lib.simulation.patients import (
-    CHEXPERT_COUNTS,
-    COMORBIDITIES,
-    FACTS,
-    FILM_CM,
-    FINDINGS,
-    MEASURES,
-    NETWORK,
-    PA_SHARE,
-    REPORTED,
-    SEPARATION,
-    SETTINGS,
-    SIGNS,
-    Fact,
-    Network,
-    Node,
-    draw_facts,
-    draw_patients,
-    fact_probability,
-    facts_from_labels,
-    labels_from_findings,
-    measure_table,
-    network_order,
-    prevalence_table,
-)
+from cxr_lib.simulation.anatomy import patient_anatomy
+from cxr_lib.simulation.causes import COMORBIDITIES, FACTS, FINDINGS, PA_SHARE, REPORTED, SETTINGS, SIGNS
+from cxr_lib.simulation.causes import Fact, Node, fact_probability, labels_from_findings, network_order
+from cxr_lib.simulation.patients import CHEXPERT_COUNTS, NETWORK, Network, draw_facts, draw_patients
+from cxr_lib.simulation.patients import facts_from_labels, prevalence_table
+from cxr_lib.simulation.rendering import render_radiograph
+from cxr_lib.simulation.strengths import FILM_CM, MEASURES, SEPARATION, measure_table
 
 
 def digest(table):
     return hashlib.sha256(table.to_csv(index=False, lineterminator='\n').encode()).hexdigest()
 
 
+ELSEWHERE = r"""
+import hashlib
+from cxr_lib.simulation.patients import draw_patients, facts_from_labels
+
+p = draw_patients(150, 7)
+for t in (p, facts_from_labels(p, 3)):
+    print(hashlib.sha256(t.to_csv(index=False, lineterminator='\n').encode()).hexdigest())
+"""
+
+
 def test_patients_and_facts_are_the_same_in_another_process():
-    code = (
-        "import hashlib; from cxr_lib.simulation.patients import draw_patients, facts_from_labels\np = draw_patients(150, 7)\n"
-        "for t in (p, facts_from_labels(p, 3)): print(hashlib.sha256(t.to_csv(index=False, lineterminator='\\n').encode()).hexdigest())"
-    )
     there = subprocess.run(
-        [sys.executable, '-c', code],
+        [sys.executable, '-c', ELSEWHERE],
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '5'},
         capture_output=True,
         text=True,
@@ -61,7 +51,11 @@ def test_patients_and_facts_are_the_same_in_another_process():
 
 
 def test_patients_are_the_same_on_every_platform():
-    "A fingerprint to be reproduced everywhere. It changes only with the numbers of the network, or with numpy's stream of random numbers (NEP 19), and then every result changes"
+    """A fingerprint to be reproduced everywhere
+
+    It changes only with the numbers of the network, or with numpy's stream of random numbers (NEP 19),
+    and then every result changes.
+    """
     patients = draw_patients(400, 7)
     whole = patients.drop(columns=[c for c in patients if c.startswith('strength/')]).fillna(-1)
     strengths = (patients.filter(like='strength/') * 1e4).round().astype('int64')
@@ -82,11 +76,9 @@ def consistent(labels):
 def test_the_hierarchy_holds_for_every_seed(seed, n):
     patients = draw_patients(n, seed)
     consistent(patients)
-    assert (
-        patients.patient_id.is_unique
-        and patients.age.between(18, 90).all()
-        and patients[list(OBSERVATIONS)].isin((0, 1)).all(axis=None)
-    )
+    assert patients.patient_id.is_unique
+    assert patients.age.between(18, 90).all()
+    assert patients[list(OBSERVATIONS)].isin((0, 1)).all(axis=None)
 
 
 @settings(max_examples=100, deadline=None)
@@ -108,48 +100,43 @@ def test_no_patients_at_all_is_refused():
 
 
 def state(patients):
-    return {
-        **{c.name: patients[c.name].to_numpy() for c in COMORBIDITIES},
-        **{s: patients[f'sign/{s}'].to_numpy() for s in SIGNS},
-    }
+    "Name -> 0/1 of every comorbidity and finding"
+    columns = {c.name: c.name for c in COMORBIDITIES} | {s: f'sign/{s}' for s in SIGNS}
+    return {name: patients[column].to_numpy() for name, column in columns.items()}
 
 
 def test_facts_are_drawn_from_findings_and_comorbidities_alone():
     patients = draw_patients(300, 1)
-    upside_down = patients.assign(
-        **{o: 1 - patients[o] for o in OBSERVATIONS},
-        **{f'strength/{s}': 0.0 for s in SIGNS},
-        sex='Male',
-        age=50.0,
-    )
+    inverted = {o: 1 - patients[o] for o in OBSERVATIONS} | {f'strength/{s}': 0.0 for s in SIGNS}
+    upside_down = patients.assign(**inverted, sex='Male', age=50.0)
     a, b = (draw_facts(state(p), np.random.default_rng(0)) for p in (patients, upside_down))
     assert all(np.array_equal(a[k], b[k], equal_nan=True) for k in a)
 
 
-def test_given_the_findings_facts_say_nothing_more_about_the_strength_of_a_sign():
-    "With a fact's causes held fixed, how strongly a sign shows on the film does not depend on the fact"
-    patients = draw_patients(20_000, 4)
-    found = []
+def differences_of_strength(patients):
+    "Standardised difference of a cause's strength with and without the fact, for each fact, cause and state of it"
     for fact in FACTS:
-        for cause in fact.causes:
-            if cause not in SIGNS:
-                continue
+        for cause in [c for c in fact.causes if c in SIGNS]:
             for present in (0, 1):
                 part = patients[patients[f'sign/{cause}'] == present]
                 there = part[f'fact/{fact.name}'] == 1
                 a, b = part.loc[there, f'strength/{cause}'], part.loc[~there, f'strength/{cause}']
                 if min(len(a), len(b)) > 30:
-                    found.append((a.mean() - b.mean()) / np.sqrt(a.var() / len(a) + b.var() / len(b)))
-    found = np.array(found)
-    assert (
-        len(found) > 40 and np.abs(found).max() < 4.5 and abs(found.std() - 1) < 0.35
-    )  # as differences by chance are
+                    yield (a.mean() - b.mean()) / np.sqrt(a.var() / len(a) + b.var() / len(b))
+
+
+def test_given_the_findings_facts_say_nothing_more_about_the_strength_of_a_sign():
+    "With a fact's causes held fixed, how strongly a sign shows on the radiograph does not depend on the fact"
+    found = np.array(list(differences_of_strength(draw_patients(20_000, 4))))
+    assert len(found) > 40
+    assert np.abs(found).max() < 4.5 and abs(found.std() - 1) < 0.35  # as differences by chance are
 
 
 def test_facts_occur_as_often_as_their_causes_say():
     patients = draw_patients(20_000, 2)
     for fact in FACTS:
-        expected, seen = fact_probability(fact, state(patients)).mean(), patients[f'fact/{fact.name}'].mean()
+        expected = fact_probability(fact, state(patients)).mean()
+        seen = patients[f'fact/{fact.name}'].mean()
         assert abs(expected - seen) < 4.5 * np.sqrt(expected * (1 - expected) / len(patients)), fact.name
 
 
@@ -159,42 +146,35 @@ def test_what_is_reported_is_true_and_not_all_of_it_is():
         true, reported = patients[f'fact/{fact.name}'], patients[f'reported/{fact.name}']
         assert ((reported == true) | reported.isna()).all(), fact.name  # forgotten, never invented
     present = patients[[f'fact/{f.name}' for f in FACTS]].to_numpy() == 1
-    assert (
-        abs(patients[[f'reported/{f.name}' for f in FACTS]].notna().to_numpy()[present].mean() - REPORTED)
-        < 0.01
-    )
+    mentioned = patients[[f'reported/{f.name}' for f in FACTS]].notna().to_numpy()
+    assert abs(mentioned[present].mean() - REPORTED) < 0.01
 
 
 # A patient for given labels
 
 
 def test_an_implied_parent_adds_nothing_to_what_the_doctor_knows():
-    labels = pd.DataFrame([{o: 0.0 for o in OBSERVATIONS} | dict(sex='Female', age=60.0, Edema=1.0)] * 200)
+    labels = pd.DataFrame([dict.fromkeys(OBSERVATIONS, 0.0) | dict(sex='Female', age=60.0, Edema=1.0)] * 200)
     assert facts_from_labels(labels, 1).equals(facts_from_labels(labels.assign(**{'Lung Opacity': 1.0}), 1))
 
 
+LABELLED = st.fixed_dictionaries(
+    {o: st.sampled_from([1.0, 0.0, -1.0, float('nan')]) for o in OBSERVATIONS}
+    | {
+        'age': st.sampled_from([0.0, 55.0, 120.0, float('nan')]),
+        'sex': st.sampled_from(['Female', 'Male', None]),
+    }
+)
+
+
 @settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_any_mixture_of_labels_gives_facts(data):
+@given(st.lists(LABELLED, min_size=1, max_size=12))
+def test_any_mixture_of_labels_gives_facts(rows):
     "Uncertain, missing and contradictory labels, unknown age and sex"
-    rows = data.draw(
-        st.lists(
-            st.fixed_dictionaries(
-                {o: st.sampled_from([1.0, 0.0, -1.0, float('nan')]) for o in OBSERVATIONS}
-                | {
-                    'age': st.sampled_from([0.0, 55.0, 120.0, float('nan')]),
-                    'sex': st.sampled_from(['Female', 'Male', None]),
-                }
-            ),
-            min_size=1,
-            max_size=12,
-        )
-    )
     table = pd.DataFrame(rows, index=[f'row {i}' for i in range(len(rows))])
     facts = facts_from_labels(table, 0)
-    assert facts.index.equals(table.index) and facts[[f'fact/{f.name}' for f in FACTS]].isin((0, 1)).all(
-        axis=None
-    )
+    assert facts.index.equals(table.index)
+    assert facts[[f'fact/{f.name}' for f in FACTS]].isin((0, 1)).all(axis=None)
 
 
 def test_a_missing_label_is_not_a_negative_one():
@@ -211,12 +191,8 @@ def test_a_missing_label_is_not_a_negative_one():
 
 
 def other(finding, **changes):
-    return tuple(
-        Node(n.name, changes.get('bias', n.bias), changes.get('weights', n.weights))
-        if n.name == finding
-        else n
-        for n in FINDINGS
-    )
+    "`FINDINGS` with one node changed"
+    return tuple(replace(n, **changes) if n.name == finding else n for n in FINDINGS)
 
 
 @pytest.mark.parametrize(
@@ -284,10 +260,8 @@ def test_every_cycle_is_found(data):
     k = data.draw(st.integers(1, 6))
     names = [f'n{i}' for i in range(k)]
     more = data.draw(st.lists(st.tuples(st.sampled_from(names), st.sampled_from(names)), max_size=6))
-    nodes = tuple(
-        Node(n, 0.0, {names[(i + 1) % k]: 1.0} | {b: 1.0 for a, b in more if a == n})
-        for i, n in enumerate(names)
-    )
+    ring = {n: {names[(i + 1) % k]: 1.0} for i, n in enumerate(names)}
+    nodes = tuple(Node(n, 0.0, w | {b: 1.0 for a, b in more if a == n}) for n, w in ring.items())
     with pytest.raises(ValueError, match='cycle'):
         network_order(nodes)
 
@@ -309,26 +283,20 @@ def test_a_small_network_draws_consistent_patients():
         facts=(Fact('itch', 0.25, {}), Fact('fever', 0.1, {'Pneumonia': (4.0, 'assumed')})),
     )
     patients = draw_patients(4000, 1, small)
-    assert (
-        (patients['Lung Opacity'] == patients.Pneumonia).all()
-        and (patients.Consolidation == patients.Pneumonia).all()
-        and (patients['No Finding'] == 1 - patients.Pneumonia).all()
-    )
-    assert (
-        (patients.Fracture == 0).all()
-        and abs(patients['fact/itch'].mean() - 0.25) < 0.03
-        and [c for c in patients if c.startswith('strength/')]
-        == ['strength/Pneumonia', 'strength/Support Devices']
-    )
+    assert (patients['Lung Opacity'] == patients.Pneumonia).all()
+    assert (patients.Consolidation == patients.Pneumonia).all()
+    assert (patients['No Finding'] == 1 - patients.Pneumonia).all()
+    assert (patients.Fracture == 0).all()
+    assert abs(patients['fact/itch'].mean() - 0.25) < 0.03
+    assert list(patients.filter(like='strength/')) == ['strength/Pneumonia', 'strength/Support Devices']
 
 
 # Numbers taken from elsewhere, or meant for elsewhere
 
 
 def test_published_counts_account_for_every_study():
-    assert set(CHEXPERT_COUNTS) == set(OBSERVATIONS) and {sum(c) for c in CHEXPERT_COUNTS.values()} == {
-        187_641
-    }
+    assert set(CHEXPERT_COUNTS) == set(OBSERVATIONS)
+    assert {sum(c) for c in CHEXPERT_COUNTS.values()} == {187_641}
 
 
 def test_prevalences_stay_within_a_factor_of_five_of_those_of_chexpert():
@@ -339,16 +307,13 @@ def test_prevalences_stay_within_a_factor_of_five_of_those_of_chexpert():
 
 def drawn(sign, strength, seed, **more):
     "A drawn patient with one sign"
-    from cxr_lib.simulation.rendering import render_radiograph
-
     return render_radiograph(
         {sign: strength}, sex='Male', age=50.0, projection='PA', size=192, seed=seed, **more
     )
 
 
 def laid_out(sign, strength, seed):
-    from cxr_lib.simulation.anatomy import patient_anatomy
-
+    "The anatomy of such a patient"
     return patient_anatomy({s: strength if s == sign else 0.0 for s in SIGNS}, 'Male', 50.0, 'PA', seed)
 
 
@@ -365,43 +330,55 @@ def test_the_heart_and_mediastinum_are_drawn_as_wide_as_the_table_says(strength)
     assert abs(np.mean(pedicle) - MEASURES['Enlarged Cardiomediastinum'].at(strength)) < 0.6
 
 
-@pytest.mark.parametrize('strength', [1.5, 3.0])
-def test_what_can_be_absent_is_drawn_as_large_as_the_table_says(strength):
-    import cv2
+def rise_of_the_diaphragm(strength, seed):
+    "Centimetres"
+    a, b = laid_out('Atelectasis', strength, seed), laid_out('Atelectasis', 0.0, seed)
+    return max(b.domes[s] - a.domes[s] for s in (-1, 1)) * FILM_CM
 
-    rise, gap, nodule = [], [], []
-    for seed in range(12):
-        a, b = laid_out('Atelectasis', strength, seed), laid_out('Atelectasis', 0.0, seed)
-        rise.append(max(b.domes[s] - a.domes[s] for s in (-1, 1)) * FILM_CM)
-        gap += [abs(g) * FILM_CM for *_, g in laid_out('Fracture', strength, seed).fractures]
-        mask = drawn('Lung Lesion', strength, seed).masks['Lung Lesion']
-        area = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA].max()
-        nodule.append(
-            2 * np.sqrt(area / np.pi) / 192 * FILM_CM / 1.05
-        )  # the film shows the body a little magnified
-    for sign, seen in (('Atelectasis', rise), ('Fracture', gap), ('Lung Lesion', nodule)):
-        assert abs(np.mean(seen) / MEASURES[sign].at(strength) - 1) < 0.25, (
-            sign,
-            np.mean(seen),
-            MEASURES[sign].at(strength),
-        )
+
+def displacement(strength, seed):
+    "Centimetres, mean over the broken bones"
+    return np.mean([abs(gap) for *_, gap in laid_out('Fracture', strength, seed).fractures]) * FILM_CM
+
+
+def diameter_of_the_largest_nodule(strength, seed):
+    "Centimetres, as measured on the mask"
+    mask = drawn('Lung Lesion', strength, seed).masks['Lung Lesion']
+    area = cv2.connectedComponentsWithStats(mask.astype(np.uint8))[2][1:, cv2.CC_STAT_AREA].max()
+    return 2 * np.sqrt(area / np.pi) / 192 * FILM_CM / 1.05  # the image shows the body a little magnified
+
+
+MEASURED = {
+    'Atelectasis': rise_of_the_diaphragm,
+    'Fracture': displacement,
+    'Lung Lesion': diameter_of_the_largest_nodule,
+}
+
+
+@pytest.mark.parametrize('sign', MEASURED)
+@pytest.mark.parametrize('strength', [1.5, 3.0])
+def test_what_can_be_absent_is_drawn_as_large_as_the_table_says(strength, sign):
+    seen = np.mean([MEASURED[sign](strength, seed) for seed in range(12)])
+    expected = MEASURES[sign].at(strength)
+    assert abs(seen / expected - 1) < 0.25, (seen, expected)
 
 
 @pytest.mark.parametrize('sign', [s for s in SIGNS if not MEASURES[s].always])
 def test_nothing_is_drawn_up_to_the_threshold_and_more_beyond_it(sign):
     m = MEASURES[sign]
     assert m.at(-2) == m.at(0.5) == 0 < m.at(1.5) < m.at(2.5) <= m.at(9) <= m.most
-    area = [
-        sum(drawn(sign, s, seed).masks.get(sign, np.zeros(1)).sum() for seed in range(4))
-        for s in (0.5, 1.5, 3.5)
-    ]
+    masks = {
+        s: [drawn(sign, s, seed).masks.get(sign, np.zeros(1)) for seed in range(4)] for s in (0.5, 1.5, 3.5)
+    }
+    area = [sum(mask.sum() for mask in found) for found in masks.values()]
     assert area[0] == 0 < area[1] < area[2]
 
 
 def test_the_table_of_measures_covers_every_sign():
     table = measure_table()
-    assert (
-        tuple(sorted(table.index)) == tuple(sorted(SIGNS))
-        and (table.mean_with > table.mean_without).all()
-        and NETWORK.signs == SIGNS
-    )
+    assert sorted(table.index) == sorted(SIGNS)
+    assert (table.mean_with > table.mean_without).all()
+
+
+def test_the_default_network_has_every_sign():
+    assert NETWORK.signs == SIGNS
