@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import special, stats
 
 from cxr_lib.foundations.core import OBSERVATIONS, read_json, write_json
-from cxr_lib.evaluation.fairness import _subgroup_areas
+from cxr_lib.evaluation.fairness import subgroup_areas
 from cxr_lib.evaluation.fairness import (
     ATTRIBUTES,
     NOT_KNOWN,
@@ -391,7 +391,7 @@ def test_gaps_raise_few_false_alarms():
         alarms += (
             min(
                 g['p']
-                for g in group_gaps(_subgroup_areas(t, clusters, weights, count_cases(t), 5, 30)[1])
+                for g in group_gaps(subgroup_areas(t, clusters, weights, count_cases(t), 5, 30)[1])
                 if np.isfinite(g['p'])
             )
             < 0.05
