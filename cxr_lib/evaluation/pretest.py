@@ -12,7 +12,7 @@ __all__ = ['CONDITIONS_COMPARED', 'CLOSEST', 'N_CELLS', 'COLORS', 'TICKS', 'pret
 import numpy as np, pandas as pd
 from scipy import sparse, special, stats
 from ..foundations.figures import BLUE, CONDITION_COLORS, GREY, MIST, SILVER, SLATE, VERMILION
-from ..foundations.figures import remark, sign_figure, words_instead
+from ..foundations.figures import remark, sign_figure
 from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..metrics.predictions import CONDITIONS
 from ..metrics.ranking import choose_thresholds, count_cases, known_labels, named_interval
