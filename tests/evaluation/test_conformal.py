@@ -1,4 +1,7 @@
-"""Prediction sets: the order statistic against a library and brute force, the guarantee on simulated patients, what is stored, and the errors of bad input."""
+"""Prediction sets
+
+The order statistic against a library and brute force, the guarantee on simulated patients, what is stored, bad input.
+"""
 
 import json
 import math
@@ -47,6 +50,11 @@ def test(practice):
     return practice[practice['split'] == 'test'].reset_index(drop=True)
 
 
+def of_level(report):
+    "The observations of the first level"
+    return report['levels'][0]['observations']
+
+
 # ---- the limit
 
 
@@ -75,10 +83,8 @@ def test_a_new_patient_falls_below_the_limit_at_most_as_often_as_promised(n, alp
 @given(st.lists(st.integers(0, 5), min_size=5, max_size=60), alphas)
 def test_ties_never_break_the_promise(values, alpha):
     scores = np.array(values, float)
-    assert (
-        np.mean([scores[i] < conformal_limit(np.delete(scores, i), alpha) for i in range(len(scores))])
-        <= alpha + 1e-12
-    )
+    below = [scores[i] < conformal_limit(np.delete(scores, i), alpha) for i in range(len(scores))]
+    assert np.mean(below) <= alpha + 1e-12
 
 
 def test_the_limits_are_those_of_crepes():
@@ -90,15 +96,10 @@ def test_the_limits_are_those_of_crepes():
     for alpha in (0.05, 0.1, 0.2):
         # the set has a class where its p-value, in the class's own bin, is above alpha
         scores = np.stack([p_new, 1 - p_new], 1)
-        sets = np.stack(
-            [
-                theirs.predict_p(scores, bins=np.full(len(p_new), c), smoothing=False)[:, c] > alpha + 1e-12
-                for c in (0, 1)
-            ],
-            1,
-        )
-        ours = np.stack([p_new <= -conformal_limit(-p[~y], alpha), p_new >= conformal_limit(p[y], alpha)], 1)
-        assert (sets == ours).all()
+        ours = p_new <= -conformal_limit(-p[~y], alpha), p_new >= conformal_limit(p[y], alpha)
+        for c in (0, 1):
+            values = theirs.predict_p(scores, bins=np.full(len(p_new), c), smoothing=False)[:, c]
+            assert ((values > alpha + 1e-12) == ours[c]).all()
 
 
 @pytest.mark.parametrize('alpha', [0, 1, -0.1, 90, 'ten', None, float('nan')])
@@ -117,19 +118,12 @@ def test_alpha_is_checked(tuning, alpha):
 
 
 def test_a_patient_counts_once(tuning):
-    many = pd.concat(
-        [
-            tuning,
-            tuning[tuning['patient_id'].isin(tuning['patient_id'].unique()[:20])].assign(
-                image=lambda t: t['image'] + '.again'
-            ),
-        ]
-    )
+    again = tuning[tuning['patient_id'].isin(tuning['patient_id'].unique()[:20])]
+    many = pd.concat([tuning, again.assign(image=again['image'] + '.again')])
     one, more = fit_conformal(tuning)['folds']['-1'], fit_conformal(many)['folds']['-1']
     for o in OBSERVATIONS:
-        assert [one[o][k] for k in ('n_positive', 'n_negative')] == [
-            more[o][k] for k in ('n_positive', 'n_negative')
-        ]
+        for count in ('n_positive', 'n_negative'):
+            assert one[o][count] == more[o][count]
     worst = [fit_conformal(t, images='worst')['folds'] for t in (tuning, many)]
     assert worst[0] == worst[1]  # a repeated image changes no patient's worst one
 
@@ -140,33 +134,28 @@ def test_covering_every_image_costs_wider_sets(tuning):
         if one[o]['reason']:
             continue
         drawn = [fit_conformal(tuning, seed=s)['folds']['-1'][o] for s in range(5)]
-        assert worst[o]['from'] <= min(d['from'] for d in drawn) and worst[o]['up_to'] >= max(
-            d['up_to'] for d in drawn
-        )
+        assert worst[o]['from'] <= min(d['from'] for d in drawn)
+        assert worst[o]['up_to'] >= max(d['up_to'] for d in drawn)
 
 
 def test_uncertain_and_unmentioned_labels_are_not_used(tuning):
     changed = tuning.copy()
     unknown = ~changed['label/Edema'].isin([0, 1])
     changed.loc[unknown, 'fused/Edema'] = 0.999
-    assert unknown.any() and fit_conformal(changed)['folds'] == fit_conformal(tuning)['folds']
+    assert unknown.any()
+    assert fit_conformal(changed)['folds'] == fit_conformal(tuning)['folds']
 
 
 def test_the_order_of_the_rows_changes_nothing_in_the_worst_mode(tuning):
-    assert fit_conformal(tuning.sample(frac=1, random_state=0), images='worst') == fit_conformal(
-        tuning, images='worst'
-    )
+    shuffled = tuning.sample(frac=1, random_state=0)
+    assert fit_conformal(shuffled, images='worst') == fit_conformal(tuning, images='worst')
 
 
 def test_it_survives_json_and_is_the_same_for_the_same_seed(tuning, test, tmp_path):
     fitted = fit_conformal(tuning, alpha=0.2, seed=3)
     stored = read_json(write_json(tmp_path / 'conformal.json', fitted))
-    assert (
-        stored
-        == fitted
-        == fit_conformal(tuning, alpha=0.2, seed=3)
-        != fit_conformal(tuning, alpha=0.2, seed=4)
-    )
+    assert stored == fitted == fit_conformal(tuning, alpha=0.2, seed=3)
+    assert fitted != fit_conformal(tuning, alpha=0.2, seed=4)
     assert predict_sets(test, stored).equals(predict_sets(test, fitted))
 
 
@@ -177,10 +166,9 @@ def test_folds_have_their_own_limits():
     conformal = fit_conformal(rows['tuning'])
     limits = [conformal['folds'][f]['Edema']['from'] for f in '012']
     assert limits[1] < min(limits[0], limits[2])
-    report = conformal_report(rows['test'], rows['tuning'], (0.1,), n_bootstrap=0)['levels'][0][
-        'observations'
-    ]['Edema']
-    assert report['coverage_positive'] > 0.8 and np.isnan(report['expected_positive_low'])
+    report = of_level(conformal_report(rows['test'], rows['tuning'], (0.1,), n_bootstrap=0))['Edema']
+    assert report['coverage_positive'] > 0.8
+    assert np.isnan(report['expected_positive_low'])
     assert predict_sets(rows['test'].drop(columns='patient_id'), conformal).shape == (len(rows['test']), 14)
     with pytest.raises(ValueError, match='fold 7 has no limits'):
         predict_sets(rows['test'].assign(fold=7), conformal)
@@ -193,11 +181,10 @@ def test_an_increasing_map_of_the_scores_changes_no_set(slope, shift):
     mapped = table.copy()
     for o in OBSERVATIONS:
         mapped[f'fused/{o}'] = special.expit(slope * special.logit(table[f'fused/{o}']) + shift)
-    one, other = (
-        (t[t['split'] == 'test'], fit_conformal(t[t['split'] == 'tuning'], alpha=0.2))
-        for t in (table, mapped)
-    )
-    assert predict_sets(*one).equals(predict_sets(*other))
+    one, other = (t.groupby('split') for t in (table, mapped))
+    fits = (fit_conformal(t.get_group('tuning'), alpha=0.2) for t in (one, other))
+    sets = [predict_sets(t.get_group('test'), fit) for t, fit in zip((one, other), fits)]
+    assert sets[0].equals(sets[1])
 
 
 # ---- too few cases: no answer and no promise
@@ -212,40 +199,28 @@ def test_too_few_patients_give_both_with_a_reason(tuning, test):
     few.loc[few['label/Atelectasis'] == 0, 'label/Atelectasis'] = -1
     conformal = fit_conformal(few, alpha=0.1)
     limits, sets = conformal['folds']['-1'], predict_sets(test, conformal)
-    assert (
-        limits['Edema']['reason']
-        == 'only 8 positive tuning patients; 90% coverage needs 9 of each class: always both'
-    )
-    assert (
-        'only 0 positive' in limits['Cardiomegaly']['reason']
-        and 'only 0 negative' in limits['Atelectasis']['reason']
-    )
+    expected = 'only 8 positive tuning patients; 90% coverage needs 9 of each class: always both'
+    assert limits['Edema']['reason'] == expected
+    assert 'only 0 positive' in limits['Cardiomegaly']['reason']
+    assert 'only 0 negative' in limits['Atelectasis']['reason']
     for o in ('Edema', 'Cardiomegaly', 'Atelectasis'):
-        assert (sets[o] == 'both').all() and limits[o]['from'] is limits[o]['up_to'] is None
+        assert (sets[o] == 'both').all()
+        assert limits[o]['from'] is limits[o]['up_to'] is None
     assert fit_conformal(few, alpha=0.2)['folds']['-1']['Edema']['reason'] == ''  # eight are enough for 80%
-    report = conformal_report(test, few, (0.1,), n_bootstrap=20)['levels'][0]['observations']['Edema']
-    assert (
-        report['abstention'] == 1
-        and np.isnan(report['right_when_decided'])
-        and np.isnan(report['expected_positive_mean'])
-    )
-    assert (
-        report['reason']
-        in conformal_table(dict(levels=[dict(alpha=0.1, observations=dict.fromkeys(OBSERVATIONS, report))]))[
-            'remark'
-        ].iloc[0]
-    )
+    report = of_level(conformal_report(test, few, (0.1,), n_bootstrap=20))['Edema']
+    assert report['abstention'] == 1
+    assert np.isnan(report['right_when_decided'])
+    assert np.isnan(report['expected_positive_mean'])
+    level = dict(alpha=0.1, observations=dict.fromkeys(OBSERVATIONS, report))
+    assert report['reason'] in conformal_table(dict(levels=[level]))['remark'].iloc[0]
 
 
 def test_an_observation_without_test_cases_is_undefined(tuning, test):
-    report = conformal_report(test.assign(**{'label/Edema': 0.0}), tuning, (0.1,), n_bootstrap=20)['levels'][
-        0
-    ]['observations']['Edema']
-    assert (
-        np.isnan(report['coverage_positive'])
-        and np.isnan(report['expected_positive_low'])
-        and not np.isnan(report['coverage_negative'])
-    )
+    healthy = test.assign(**{'label/Edema': 0.0})
+    report = of_level(conformal_report(healthy, tuning, (0.1,), n_bootstrap=20))['Edema']
+    assert np.isnan(report['coverage_positive'])
+    assert np.isnan(report['expected_positive_low'])
+    assert not np.isnan(report['coverage_negative'])
 
 
 # ---- the guarantee
@@ -255,13 +230,10 @@ def test_coverage_is_what_theory_says_for_each_class():
     splits = repeated_splits(synthetic_predictions(500, seed=11), 0.2, 60, seed=1)
     within = splits['coverage'].between(splits['low'] - 1e-9, splits['high'] + 1e-9)
     for _, rows in splits.groupby('kind'):
-        standard_error = np.sqrt(
-            (rows['expected'] * (1 - rows['expected']) * (1 / rows['n_test'] + 1 / rows['n_tuning'])).sum()
-        ) / len(rows)
-        assert (
-            abs((rows['coverage'] - rows['expected']).mean()) < 4 * standard_error
-            and (rows['expected'] >= 0.8).all()
-        )
+        variance = rows['expected'] * (1 - rows['expected']) * (1 / rows['n_test'] + 1 / rows['n_tuning'])
+        standard_error = np.sqrt(variance.sum()) / len(rows)
+        assert abs((rows['coverage'] - rows['expected']).mean()) < 4 * standard_error
+        assert (rows['expected'] >= 0.8).all()
         assert within[rows.index].mean() > 0.93
     with pytest.raises(ValueError, match='tuning_share'):
         repeated_splits(synthetic_predictions(30), tuning_share=1)
@@ -273,27 +245,24 @@ def test_all_images_of_a_patient_are_covered_at_once_in_the_worst_mode():
     for seed in range(30):
         tuned = (np.random.default_rng(seed).permutation(patient.max() + 1) < 300)[patient]
         test, tuning = table[~tuned].assign(split='test'), table[tuned].assign(split='tuning')
-        report = conformal_report(test, tuning, (0.2,), n_bootstrap=0, images='worst')['levels'][0][
-            'observations'
-        ]
+        report = of_level(conformal_report(test, tuning, (0.2,), n_bootstrap=0, images='worst'))
         for o in ('Edema', 'Pleural Effusion', 'Support Devices'):
             covered.append(report[o]['coverage_positive'])
             expected.append(report[o]['expected_positive_mean'])
-    assert np.mean(covered) == pytest.approx(np.mean(expected), abs=0.015) and min(expected) >= 0.8
+    assert np.mean(covered) == pytest.approx(np.mean(expected), abs=0.015)
+    assert min(expected) >= 0.8
 
 
 def test_the_coverage_range_is_that_of_simulated_splits():
     r, n, m, alpha = np.random.default_rng(0), 30, 40, 0.1
     seen = [np.mean(r.random(m) >= conformal_limit(r.random(n), alpha)) for _ in range(4000)]
     expected = coverage_range(n, m, alpha)
-    assert np.mean(seen) == pytest.approx(expected['mean'], abs=0.005) and expected['mean'] == pytest.approx(
-        1 - 3 / 31
-    )
+    assert np.mean(seen) == pytest.approx(expected['mean'], abs=0.005)
+    assert expected['mean'] == pytest.approx(1 - 3 / 31)
     for side, q in (('low', 0.025), ('high', 0.975)):
         assert np.quantile(seen, q, method='inverted_cdf') == pytest.approx(expected[side], abs=1 / m + 1e-9)
-    assert coverage_range(8, 10, 0.1) == dict(mean=1.0, low=1.0, high=1.0) and np.isnan(
-        coverage_range(50, 0, 0.1)['mean']
-    )
+    assert coverage_range(8, 10, 0.1) == dict(mean=1.0, low=1.0, high=1.0)
+    assert np.isnan(coverage_range(50, 0, 0.1)['mean'])
 
 
 # ---- the report
@@ -306,19 +275,18 @@ def report(test, tuning):
 
 def test_the_report_adds_up_and_can_be_drawn_from_its_json(report, test, tmp_path):
     stored = read_json(write_json(tmp_path / 'report.json', report))
-    assert [level['alpha'] for level in stored['levels']] == [0.05, 0.1, 0.2] and stored[
-        'n_patients'
-    ] == test['patient_id'].nunique()
+    assert [level['alpha'] for level in stored['levels']] == [0.05, 0.1, 0.2]
+    assert stored['n_patients'] == test['patient_id'].nunique()
     for level in report['levels']:
         for r in level['observations'].values():
-            assert sum(r[f'share_{s}'] for s in SETS) == pytest.approx(1) and r[
-                'abstention'
-            ] == pytest.approx(r['share_both'] + r['share_none'])
+            assert sum(r[f'share_{s}'] for s in SETS) == pytest.approx(1)
+            assert r['abstention'] == pytest.approx(r['share_both'] + r['share_none'])
             assert r['mean_size'] == pytest.approx(1 + r['share_both'] - r['share_none'])
             if r['coverage_positive_low'] == r['coverage_positive_low']:
                 assert r['coverage_positive_low'] <= r['coverage_positive'] <= r['coverage_positive_high']
     figure = plot_conformal(stored, 0.2, simulated=True)
-    assert any('SIMULATED' in t.get_text() for t in figure.texts) and not plot_conformal(report).texts
+    assert any('SIMULATED' in t.get_text() for t in figure.texts)
+    assert not plot_conformal(report).texts
     assert list(conformal_table(stored, 0.05).index) == list(OBSERVATIONS)
     with pytest.raises(ValueError, match=r'no alpha 0.3; it has 0.05, 0.1, 0.2'):
         conformal_table(report, 0.3)
@@ -327,29 +295,21 @@ def test_the_report_adds_up_and_can_be_drawn_from_its_json(report, test, tmp_pat
 def test_a_patient_has_one_vote(tuning, test):
     "Coverage does not change when one patient's images are entered many times"
     first = test[test['patient_id'] == test['patient_id'].iloc[0]]
-    again = pd.concat(
-        [test, *[first.assign(image=first['image'] + f'.{i}') for i in range(30)]], ignore_index=True
-    )
-    one, more = (
-        conformal_report(t, tuning, (0.1,), n_bootstrap=0)['levels'][0]['observations'] for t in (test, again)
-    )
+    copies = [first.assign(image=first['image'] + f'.{i}') for i in range(30)]
+    again = pd.concat([test, *copies], ignore_index=True)
+    one, more = (of_level(conformal_report(t, tuning, (0.1,), n_bootstrap=0)) for t in (test, again))
     for o in OBSERVATIONS:
-        assert one[o]['coverage_negative'] == pytest.approx(more[o]['coverage_negative']) and one[o][
-            'abstention'
-        ] == pytest.approx(more[o]['abstention'])
+        assert one[o]['coverage_negative'] == pytest.approx(more[o]['coverage_negative'])
+        assert one[o]['abstention'] == pytest.approx(more[o]['abstention'])
 
 
 def test_given_resamples_are_used(test, tuning):
     clusters, weights = resample_patients(test['patient_id'], 30, 5)
-    given_, drawn = (
-        conformal_report(test, tuning, (0.1,), clusters, weights, seed=5),
-        conformal_report(test, tuning, (0.1,), n_bootstrap=30, seed=5),
-    )
+    given_ = conformal_report(test, tuning, (0.1,), clusters, weights, seed=5)
+    drawn = conformal_report(test, tuning, (0.1,), n_bootstrap=30, seed=5)
     assert given_['n_bootstrap'] == 30
-    one, other = (r['levels'][0]['observations'] for r in (given_, drawn))
-    assert [one[o]['abstention_low'] for o in OBSERVATIONS] == [
-        other[o]['abstention_low'] for o in OBSERVATIONS
-    ]
+    for o in OBSERVATIONS:
+        assert of_level(given_)[o]['abstention_low'] == of_level(drawn)[o]['abstention_low']
     with pytest.raises(ValueError, match='clusters has'):
         conformal_report(test, tuning, (0.1,), clusters[:-1], weights)
 
@@ -406,30 +366,24 @@ def test_the_curve_is_the_one_counted_by_hand(cases):
     found = risk_coverage(table, 'fused', 'Edema', clusters=np.arange(len(labels)), weights=weights)
 
     def by_hand(labels, p):
+        "Each case at the coverage where it is answered"
         sure, wrong = np.round(np.abs(p - 0.5), 9), (p >= 0.5) != labels
-        return np.mean(
-            [wrong[sure >= s].mean() for s in sure]
-        )  # each case at the coverage where it is answered
+        return np.mean([wrong[sure >= s].mean() for s in sure])
 
     assert found['aurc'] == pytest.approx(by_hand(labels, p))
-    assert found['aurc_best'] - 1e-12 <= found['aurc'] and found['risk'][-1] == pytest.approx(
-        found['risk_of_all']
-    )
-    pair = risk_coverage(
-        table,
-        'fused',
-        'Edema',
-        clusters=np.arange(len(labels)),
-        weights=np.stack([np.ones(len(labels)), times, times], 1),
-    )
-    assert pair['aurc_low'] == pytest.approx(
-        by_hand(np.repeat(labels, times), np.repeat(p, times))
-    )  # a weight is a repetition
+    assert found['aurc_best'] - 1e-12 <= found['aurc']
+    assert found['risk'][-1] == pytest.approx(found['risk_of_all'])
+    twice = np.stack([np.ones(len(labels)), times, times], 1)
+    pair = risk_coverage(table, 'fused', 'Edema', clusters=np.arange(len(labels)), weights=twice)
+    repeated = by_hand(np.repeat(labels, times), np.repeat(p, times))
+    assert pair['aurc_low'] == pytest.approx(repeated)  # a weight is a repetition
 
 
 def test_undefined_and_bad_thresholds(test):
     empty = risk_coverage(test.assign(**{'label/Edema': np.nan}), 'fused', 'Edema')
-    assert np.isnan(empty['aurc']) and empty['reason'] == 'not labelled in these data' and json.dumps(empty)
+    assert np.isnan(empty['aurc'])
+    assert empty['reason'] == 'not labelled in these data'
+    assert json.dumps(empty)
     with pytest.raises(ValueError, match='threshold is 0'):
         risk_coverage(test, threshold=0)
     with pytest.raises(ValueError, match="unknown observation 'Oedema'"):
@@ -439,17 +393,13 @@ def test_undefined_and_bad_thresholds(test):
 def test_the_threshold_decides_the_risk(test):
     found = risk_coverage(test, 'fused', 'Edema', threshold=0.2)
     known = test[test['label/Edema'].isin([0, 1])]
-    assert found['risk_of_all'] == pytest.approx(
-        ((known['fused/Edema'] >= 0.2) != (known['label/Edema'] == 1)).mean()
-    )
+    wrong = (known['fused/Edema'] >= 0.2) != (known['label/Edema'] == 1)
+    assert found['risk_of_all'] == pytest.approx(wrong.mean())
 
 
 def test_fourteen_curves_are_drawn(test):
-    figure = plot_risk_coverage(
-        test.assign(**{'label/Fracture': np.nan}),
-        thresholds={'Edema': 0.2, 'Cardiomegaly': float('nan')},
-        simulated=True,
-    )
-    assert sum(bool(ax.lines) for ax in figure.axes) == 14 and any(
-        'not labelled' in t.get_text() for ax in figure.axes for t in ax.texts
-    )
+    unlabelled = test.assign(**{'label/Fracture': np.nan})
+    thresholds = {'Edema': 0.2, 'Cardiomegaly': float('nan')}
+    figure = plot_risk_coverage(unlabelled, thresholds=thresholds, simulated=True)
+    assert sum(bool(ax.lines) for ax in figure.axes) == 14
+    assert any('not labelled' in t.get_text() for ax in figure.axes for t in ax.texts)

@@ -1,4 +1,7 @@
-"""The published table: its arithmetic, the interval that a support leaves, what notes of two labels give away, and the page beside a run."""
+"""The published table
+
+Its arithmetic, the interval that a support leaves, what notes of two labels give away, and the page beside a run.
+"""
 
 import json
 
@@ -43,11 +46,8 @@ def table():
 @pytest.fixture(scope='module')
 def metrics():
     few = synthetic_predictions(150, seed=1)
-    return evaluate(
-        few.drop(columns=[c for c in few if c.startswith(('best', 'label_leak', 'contradicting'))]),
-        n_bootstrap=20,
-        simulated=True,
-    )
+    unused = [c for c in few if c.startswith(('best', 'label_leak', 'contradicting'))]
+    return evaluate(few.drop(columns=unused), n_bootstrap=20, simulated=True)
 
 
 # ---- the standard error and the interval
@@ -69,9 +69,8 @@ def test_the_interval_holds_the_value_and_stays_in_range(value, n_positive, n_ne
     assert 0 <= low <= value <= high <= 1
     for end in (low, high):
         if 0 < end < 1:
-            assert abs(end - value) == pytest.approx(
-                1.959964 * hanley_mcneil_error(end, n_positive, n_negative), abs=1e-6
-            )
+            error = hanley_mcneil_error(end, n_positive, n_negative)
+            assert abs(end - value) == pytest.approx(1.959964 * error, abs=1e-6)
     assert hanley_mcneil_error(value, n_positive, n_negative) >= 0
 
 
@@ -79,9 +78,8 @@ def test_the_interval_holds_the_value_and_stays_in_range(value, n_positive, n_ne
 @given(st.floats(0.02, 0.98), st.integers(2, 100), st.integers(2, 100))
 def test_symmetry_and_more_cases(value, n_positive, n_negative):
     "Swapping the classes and the direction changes nothing; four times the cases give a narrower interval"
-    assert hanley_mcneil_error(value, n_positive, n_negative) == pytest.approx(
-        hanley_mcneil_error(1 - value, n_negative, n_positive)
-    )
+    swapped = hanley_mcneil_error(1 - value, n_negative, n_positive)
+    assert hanley_mcneil_error(value, n_positive, n_negative) == pytest.approx(swapped)
     low, high = auroc_interval(value, n_positive, n_negative)
     assert auroc_interval(1 - value, n_negative, n_positive) == pytest.approx((1 - high, 1 - low), abs=1e-6)
     narrow = auroc_interval(value, 4 * n_positive, 4 * n_negative)
@@ -105,32 +103,29 @@ def test_bad_values_are_refused(arguments, expected):
 
 
 def test_without_a_class_there_is_no_interval():
-    assert np.isnan(auroc_interval(0.9, 0, 234)).all() and np.isnan(hanley_mcneil_error(0.9, 12, 0))
+    assert np.isnan(auroc_interval(0.9, 0, 234)).all()
+    assert np.isnan(hanley_mcneil_error(0.9, 12, 0))
 
 
 # ---- notes of two labels
 
 
+one_row = st.lists(st.sampled_from([0.0, 1.0, -1.0, float('nan')]), min_size=14, max_size=14)
+
+
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.lists(st.sampled_from([0.0, 1.0, -1.0, float('nan')]), min_size=14, max_size=14),
-        min_size=1,
-        max_size=8,
-    ),
-    st.integers(1, 14),
-)
+@given(st.lists(one_row, min_size=1, max_size=8), st.integers(1, 14))
 def test_the_rule_is_never_wrong_and_only_the_tail_is_open(rows, max_named):
     people = pd.DataFrame(rows, columns=list(OBSERVATIONS))
     positive, scores = (people == 1).to_numpy(), note_rule_scores(people, max_named)
     assert set(np.unique(scores)) <= {0.0, 0.5, 1.0}
-    assert positive[scores == 1].all() and not positive[scores == 0].any()
+    assert positive[scores == 1].all()
+    assert not positive[scores == 0].any()
     assert (scores == 1).sum() == np.minimum(positive.sum(axis=1), max_named).sum()
     for p, s in zip(positive, scores):
         named = np.flatnonzero(s == 1)
-        assert set(np.flatnonzero(s == 0.5)) == (
-            set(range(named[-1] + 1, 14)) if len(named) == max_named else set()
-        )
+        tail = range(named[-1] + 1, 14) if len(named) == max_named else ()
+        assert set(np.flatnonzero(s == 0.5)) == set(tail)
 
 
 def test_the_rule_reads_the_notes_that_the_generator_writes():
@@ -147,18 +142,14 @@ def test_leak_table_agrees_with_scikit_learn_and_the_first_three_are_always_name
     weights = np.random.default_rng(0).random(len(people))
     leak = leak_table(people, weights=weights)
     for k, o in enumerate(OBSERVATIONS):
-        assert leak.loc[o, 'auroc_rule'] == pytest.approx(
-            roc_auc_score(people[o], note_rule_scores(people)[:, k], sample_weight=weights)
-        )
+        expected = roc_auc_score(people[o], note_rule_scores(people)[:, k], sample_weight=weights)
+        assert leak.loc[o, 'auroc_rule'] == pytest.approx(expected)
     first = ['No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly']
-    assert (
-        leak.loc[first, 'named'].eq(1).all()
-        and leak.drop(first)['named'].lt(1).all()
-        and 'Enlarged Cardiomediastinum' in IMPLIES['Cardiomegaly']
-    )
-    assert (
-        leak['auroc_rule'] >= (1 + leak['named']) / 2 - 1e-9
-    ).all()  # what is left out tells more than what is named alone
+    assert leak.loc[first, 'named'].eq(1).all()
+    assert leak.drop(first)['named'].lt(1).all()
+    assert 'Enlarged Cardiomediastinum' in IMPLIES['Cardiomegaly']
+    # what is left out tells more than what is named alone
+    assert (leak['auroc_rule'] >= (1 + leak['named']) / 2 - 1e-9).all()
     with pytest.raises(ValueError, match='max_named is 0'):
         note_rule_scores(people, 0)
 
@@ -166,14 +157,11 @@ def test_leak_table_agrees_with_scikit_learn_and_the_first_three_are_always_name
 def test_weights_reach_the_prevalences():
     people, shares = draw_patients(3000, seed=7), {'Edema': 0.3, 'Pneumothorax': 0.1, 'Support Devices': 0.5}
     weights = tilt_to_prevalence(people, shares)
-    assert (
-        weights.min() > 0
-        and weights.sum() == pytest.approx(1)
-        and np.allclose(weights @ people[list(shares)].to_numpy(), list(shares.values()), atol=1e-3)
-    )
-    assert np.allclose(
-        tilt_to_prevalence(people, {o: people[o].mean() for o in shares}), 1 / len(people), rtol=1e-3
-    )  # already there: equal weights
+    assert weights.min() > 0
+    assert weights.sum() == pytest.approx(1)
+    assert np.allclose(weights @ people[list(shares)].to_numpy(), list(shares.values()), atol=1e-3)
+    already = tilt_to_prevalence(people, {o: people[o].mean() for o in shares})
+    assert np.allclose(already, 1 / len(people), rtol=1e-3)  # equal weights
     with pytest.raises(ValueError, match='no weights give these shares'):
         tilt_to_prevalence(people.assign(Edema=0), shares)
 
@@ -182,9 +170,8 @@ def test_weights_reach_the_prevalences():
 
 
 def test_the_table_is_as_published(table):
-    assert list(table.index) == list(OBSERVATIONS) and table['auroc'].mean() == pytest.approx(
-        PUBLISHED_MEAN, abs=0.001
-    )
+    assert list(table.index) == list(OBSERVATIONS)
+    assert table['auroc'].mean() == pytest.approx(PUBLISHED_MEAN, abs=0.001)
     assert table.loc[
         [
             'Cardiomegaly',
@@ -197,11 +184,9 @@ def test_the_table_is_as_published(table):
         ],
         'n_positive',
     ].tolist() == [68, 109, 8, 8, 1, 1, 0]
-    assert (
-        (table['n_positive'] + table['n_negative'] == 234).all()
-        and set(table['kind']) <= set(KINDS)
-        and np.isnan(table.loc['Fracture', 'auroc'])
-    )
+    assert (table['n_positive'] + table['n_negative'] == 234).all()
+    assert set(table['kind']) <= set(KINDS)
+    assert np.isnan(table.loc['Fracture', 'auroc'])
 
 
 def test_what_follows_from_precision_and_recall_is_right(table):
@@ -211,16 +196,16 @@ def test_what_follows_from_precision_and_recall_is_right(table):
             continue
         found = round(r['recall'] * r['n_positive'])  # no false alarm: only misses
         labels, decided = np.arange(234) < r['n_positive'], np.arange(234) < found
-        assert r['accuracy'] == pytest.approx((labels == decided).mean(), abs=1e-4) and r[
-            'f1'
-        ] == pytest.approx(2 * found / (found + r['n_positive']), abs=1e-4)
+        assert r['accuracy'] == pytest.approx((labels == decided).mean(), abs=1e-4)
+        assert r['f1'] == pytest.approx(2 * found / (found + r['n_positive']), abs=1e-4)
 
 
 def test_chance_of_a_single_case_is_exact(table):
     ranks = np.arange(234) / 233  # 234 equally likely ranks of the one positive
     for o in ('Pleural Other', 'Lung Lesion'):
         assert table.loc[o, 'p_chance'] == pytest.approx((ranks >= PUBLISHED_AUROC[o] - 0.0005).mean())
-    assert table.loc['Cardiomegaly', 'p_chance'] < 1e-20 and np.isnan(table.loc['Fracture', 'p_chance'])
+    assert table.loc['Cardiomegaly', 'p_chance'] < 1e-20
+    assert np.isnan(table.loc['Fracture', 'p_chance'])
 
 
 @pytest.mark.parametrize(
@@ -250,9 +235,8 @@ def test_chance_of_a_single_case_is_exact(table):
     ],
 )
 def test_readings_follow_the_rules(row, expected, not_expected):
-    said = believability(
-        pd.Series(dict(n_negative=144, low=0.8, high=0.95, auroc_rule=np.nan, p_chance=np.nan) | row)
-    )
+    line = dict(n_negative=144, low=0.8, high=0.95, auroc_rule=np.nan, p_chance=np.nan) | row
+    said = believability(pd.Series(line))
     for part in expected:
         assert part in said
     for part in not_expected:
@@ -270,7 +254,8 @@ def test_the_mean_without_what_cannot_carry_it(table):
         < PUBLISHED_MEAN
         < means.loc['of these, always named by the note', 'mean']
     )
-    assert (means['low'] < means['mean']).all() and (means['mean'] <= means['high']).all()
+    assert (means['low'] < means['mean']).all()
+    assert (means['mean'] <= means['high']).all()
 
 
 # ---- beside a run
@@ -279,40 +264,28 @@ def test_the_mean_without_what_cannot_carry_it(table):
 def test_ours_are_in_the_same_columns_and_marked(metrics, tmp_path):
     comparison = published_comparison(metrics)
     edema = metrics['conditions']['fused']['observations']['Edema']
-    assert comparison.loc['Edema', ['ours_auroc', 'ours_recall', 'ours_precision']].tolist() == [
-        edema['auroc'],
-        edema['sensitivity'],
-        edema['ppv'],
-    ]
+    ours = comparison.loc['Edema', ['ours_auroc', 'ours_recall', 'ours_precision']].tolist()
+    assert ours == [edema['auroc'], edema['sensitivity'], edema['ppv']]
     assert comparison['simulated'].all()
     for name in ('auroc', 'low', 'high', 'n_positive', 'n_negative', 'precision', 'recall', 'accuracy', 'f1'):
         assert {f'published_{name}', f'ours_{name}'} < set(comparison)
     stored = read_json(write_json(tmp_path / 'metrics.json', metrics))  # null where undefined
     pd.testing.assert_frame_equal(published_comparison(stored), comparison)
-    assert (
-        published_comparison(metrics, 'image_only')['ours_auroc'].tolist()
-        != comparison['ours_auroc'].tolist()
-    )
+    other = published_comparison(metrics, 'image_only')
+    assert other['ours_auroc'].tolist() != comparison['ours_auroc'].tolist()
 
 
 def test_the_page_says_what_is_simulated_and_what_was_not_given(metrics):
-    page, alone, real = (
-        comparison_page(metrics),
-        comparison_page(),
-        comparison_page(json.loads(json.dumps(metrics)) | dict(simulated=False)),
-    )
-    assert (
-        SIMULATED in page
-        and 'ours (SIMULATED): AUROC' in page
-        and 'SIMULATED' not in real
-        and 'ours: AUROC' in real
-    )
+    page, alone = comparison_page(metrics), comparison_page()
+    real = comparison_page(json.loads(json.dumps(metrics)) | dict(simulated=False))
+    assert SIMULATED in page
+    assert 'ours (SIMULATED): AUROC' in page
+    assert 'SIMULATED' not in real
+    assert 'ours: AUROC' in real
     assert 'ours' not in alone.split('##')[0].replace('Intervals are ours', '')
-    assert (
-        page.count('not given here') == 8 * 4
-        and 'nan' not in page
-        and all(f'| {o} |' in alone for o in OBSERVATIONS)
-    )
+    assert page.count('not given here') == 8 * 4
+    assert 'nan' not in page
+    assert all(f'| {o} |' in alone for o in OBSERVATIONS)
     for block in page.split('\n\n'):
         rows = [line for line in block.split('\n') if line.startswith('|')]
         assert (
@@ -323,7 +296,8 @@ def test_the_page_says_what_is_simulated_and_what_was_not_given(metrics):
 def test_the_figure_is_marked(metrics):
     assert any('ours' in t.get_text() and 'SIMULATED' in t.get_text() for t in plot_published(metrics).texts)
     labels = [t.get_text() for t in plot_published().axes[0].get_legend().get_texts()]
-    assert any('in every note' in t for t in labels) and not any('ours' in t for t in labels)
+    assert any('in every note' in t for t in labels)
+    assert not any('ours' in t for t in labels)
 
 
 @pytest.mark.parametrize(
