@@ -18,7 +18,7 @@ from ..foundations.core import OBSERVATIONS, RunFolder, atomic_path, project_roo
 from ..data.chexpert import CHEXPERT_FACTS
 from ..data.catalogue import DATASETS, ensure_studies, source_folder
 from ..foundations.run import check_ranges, portable_path
-from .leakage import Certificate, film_share, leakage_certificate, mean_auroc
+from .leakage import Certificate, film_share, leakage_certificate, probe_auroc
 
 NOTE_MODES = ('real', 'clinical', 'label_leak')
 MISSING_RATE = 0.04  # share of simulated requests that come without a note
@@ -376,7 +376,7 @@ def dial_curve(
     found = found[found.observation == 'Mean'].set_index('dial').drop(columns='observation')
     for dial in dials:
         noted = table.assign(note=dial_notes(table, dial, seed))
-        mean = mean_auroc(noted, words_probe(noted, seed=seed)[0].scores)
+        mean = probe_auroc(noted, words_probe(noted, seed=seed)[0].scores)
         found.loc[dial, ['words', 'words_low', 'words_high']] = mean['value'], mean['low'], mean['high']
     return found
 
@@ -479,7 +479,7 @@ def side_by_side(
         scores |= {(kind, how): s for how, s in found.items()}
     rows = {}
     for key, s in scores.items():
-        mean, gain = mean_auroc(test, s), mean_auroc(test, s, less=scores['none', 'none'])
+        mean, gain = probe_auroc(test, s), probe_auroc(test, s, less=scores['none', 'none'])
         rows[key] = dict(
             value=mean['value'],
             low=mean['low'],

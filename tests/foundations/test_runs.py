@@ -4,7 +4,6 @@ import ast
 import errno
 import importlib
 import os
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, STAGES
@@ -197,7 +196,7 @@ def test_numbers_at_the_ends_of_their_ranges_are_taken():
 
 
 def test_every_number_of_a_stage_notebook_has_a_range():
-    from cxr_lib.running.command import read_parameters, stage_notebooks
+    from cxr_lib.running.plan import read_parameters, stage_notebooks
 
     for stage, notebook in stage_notebooks(ROOT / 'nbs').items():
         numbers = [p.name for p in read_parameters(notebook, stage) if type(p.default) in (int, float)]
@@ -371,16 +370,6 @@ def test_every_name_that_is_imported_from_another_chapter_is_there(path):
 
 
 def test_every_name_that_the_runner_looks_up_is_there():
-    from cxr_lib.running import command as runner
-
-    tree = ast.parse(Path(runner.__file__).read_text(encoding='utf-8'))
-    asked = [
-        tuple(a.value for a in node.args)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', '') == '_table'
-    ]
-    assert {('data.catalogue', 'DATASETS'), ('model.fusion', 'PRESETS')} <= set(asked)
-    for module, name in asked:
-        assert runner._table(module, name) is not None
-    with pytest.raises(AttributeError):
-        runner._table('evaluation.report', 'a_name_that_has_moved')
+    path = ROOT / 'cxr_lib' / 'running' / 'plan.py'
+    asked = set(_imported(ast.parse(path.read_text(encoding='utf-8')), ('cxr_lib', 'running')))
+    assert {('cxr_lib.data.catalogue', 'DATASETS'), ('cxr_lib.model.fusion', 'PRESETS')} <= asked

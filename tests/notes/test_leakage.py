@@ -19,15 +19,15 @@ from cxr_lib.notes.leakage import (
     OPENI_YARDSTICKS,
     Certificate,
     auroc_influence,
-    auroc_interval,
+    probe_interval,
     bags_of_words,
     deal_patients,
-    encode_notes,
+    sentence_vectors,
     exchange_patients,
     film_description_report,
     leakage_certificate,
     leakage_probe,
-    mean_auroc,
+    probe_auroc,
     mention_probe,
     metadata_features,
     metadata_probe,
@@ -102,9 +102,9 @@ def test_the_influence_gives_the_auroc_and_sums_to_nothing(case):
     y, score, patients = case
     auc, influence = auroc_influence(y, score)
     assert abs(auc - roc_auc_score(y, score)) < 1e-12 and abs(influence.sum()) < 1e-9
-    low, high = auroc_interval(y, score, patients)[1:]
+    low, high = probe_interval(y, score, patients)[1:]
     assert 0 <= low <= auc <= high <= 1
-    flipped = auroc_interval(y, -score, patients)
+    flipped = probe_interval(y, -score, patients)
     assert np.allclose(flipped, (1 - auc, 1 - high, 1 - low))
 
 
@@ -116,7 +116,7 @@ def test_the_standard_error_is_delongs_where_each_patient_has_one_film():
         Edema=y, patient_id=range(600)
     )
     scores = lambda s: pd.DataFrame({o: s if o == 'Edema' else np.nan for o in OBSERVATIONS})
-    gap, d = mean_auroc(table, scores(a), less=scores(b)), delong_test(y, a, b)
+    gap, d = probe_auroc(table, scores(a), less=scores(b)), delong_test(y, a, b)
     assert np.isclose(gap['value'], d['auc_a'] - d['auc_b']) and np.isclose(
         gap['standard_error'], d['variance'] ** 0.5, rtol=0.01
     )
@@ -127,10 +127,10 @@ def test_repeating_every_film_does_not_narrow_an_interval():
     y = rng.integers(0, 2, 300)
     score = rng.normal(size=300) + y
     once, thrice = (
-        auroc_interval(y, score, np.arange(300)),
-        auroc_interval(np.tile(y, 3), np.tile(score, 3), np.tile(np.arange(300), 3)),
+        probe_interval(y, score, np.arange(300)),
+        probe_interval(np.tile(y, 3), np.tile(score, 3), np.tile(np.arange(300), 3)),
     )
-    blind = auroc_interval(np.tile(y, 3), np.tile(score, 3), np.arange(900))
+    blind = probe_interval(np.tile(y, 3), np.tile(score, 3), np.arange(900))
     assert np.allclose(once, thrice, atol=1e-3) and blind[2] - blind[1] < 0.7 * (once[2] - once[1])
 
 
@@ -140,7 +140,7 @@ def test_intervals_hold_the_true_value_nineteen_times_of_twenty():
     for _ in range(300):  # patients of three films that are much alike; the truth is Phi(1/sqrt 2)
         y = np.repeat(rng.integers(0, 2, 60), 3)
         score = y + np.repeat(rng.normal(size=60), 3) * 0.9 + rng.normal(size=180) * 0.19**0.5
-        low, high = auroc_interval(y, score, np.repeat(np.arange(60), 3))[1:]
+        low, high = probe_interval(y, score, np.repeat(np.arange(60), 3))[1:]
         held.append(low <= 0.7602 <= high)
     assert 0.90 <= np.mean(held) <= 0.99
 
@@ -149,15 +149,15 @@ def test_the_mean_over_observations_knows_that_they_go_together(people):
     scores = pd.DataFrame({o: people['strength/Edema'] for o in OBSERVATIONS})
     table = people.assign(**{o: people.Edema for o in OBSERVATIONS})  # fourteen times the same question
     mean, one = (
-        mean_auroc(table, scores),
-        auroc_interval(people.Edema, people['strength/Edema'], people.patient_id),
+        probe_auroc(table, scores),
+        probe_interval(people.Edema, people['strength/Edema'], people.patient_id),
     )
     assert np.allclose([mean['value'], mean['low'], mean['high']], one) and mean['observations'] == 14
 
 
 def test_without_positives_or_negatives_there_is_no_auroc(people):
-    assert all(np.isnan(auroc_interval(np.ones(9), np.arange(9), np.arange(9))))
-    nothing = mean_auroc(people, pd.DataFrame(np.nan, people.index, list(OBSERVATIONS)))
+    assert all(np.isnan(probe_interval(np.ones(9), np.arange(9), np.arange(9))))
+    nothing = probe_auroc(people, pd.DataFrame(np.nan, people.index, list(OBSERVATIONS)))
     assert np.isnan(nothing['value']) and nothing['observations'] == 0
 
 
@@ -258,14 +258,14 @@ def test_metadata_tell_of_age_and_take_any_gap(people):
 
 def test_the_encoder_reads_any_text_and_batches_do_not_matter(encoder):
     texts = ['cough', '', '発熱 ☃', 'cough ' * 100_000, 'fever and cough for 3 days', 'cough']
-    v = encode_notes(texts, encoder)
+    v = sentence_vectors(texts, encoder)
     assert (
         v.shape == (6, 32)
         and v.dtype == np.float32
         and np.allclose(np.linalg.norm(v, axis=1), 1, atol=1e-5)
         and (v[0] == v[5]).all()
     )
-    assert np.allclose(v, encode_notes(texts, encoder, batch_size=1), atol=1e-5)
+    assert np.allclose(v, sentence_vectors(texts, encoder, batch_size=1), atol=1e-5)
 
 
 # The yardstick
@@ -497,4 +497,4 @@ def test_words_are_learned_on_other_patients_only(people):
     rng = np.random.default_rng(0)
     twins['note'] = [f'zq{p} xv{p}' for p in twins.patient_id]  # a name, the same on both films
     twins[list(OBSERVATIONS)] = (rng.random((300, 14)) < 0.4).astype(float)[np.r_[0:300, 0:300]]
-    assert abs(mean_auroc(twins, words_probe(twins)[0].scores)['value'] - 0.5) < 0.05
+    assert abs(probe_auroc(twins, words_probe(twins)[0].scores)['value'] - 0.5) < 0.05

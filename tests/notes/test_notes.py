@@ -14,7 +14,7 @@ from scipy.stats import binom
 
 import cxr_lib.notes.wording
 from cxr_lib.foundations.core import OBSERVATIONS, RunFolder, read_json, write_json
-from cxr_lib.notes.leakage import leakage_probe, mean_auroc, mention_probe, words_probe
+from cxr_lib.notes.leakage import leakage_probe, probe_auroc, mention_probe, words_probe
 from cxr_lib.notes.wording import (
     CHEXPERT_VALID_POSITIVES,
     DISTRACTORS,
@@ -384,5 +384,5 @@ def test_what_words_tell_about_label_driven_notes_passes_through_symptoms(people
     from_labels = people.assign(
         note=clinical_notes(facts_from_labels(people, seed=1), people.age, people.sex, seed=1)
     )
-    own, drawn = (mean_auroc(t, words_probe(t)[0].scores) for t in (people, from_labels))
+    own, drawn = (probe_auroc(t, words_probe(t)[0].scores) for t in (people, from_labels))
     assert abs(own['value'] - drawn['value']) < 0.05 and leakage_probe(from_labels).AUROC.max() < 0.85

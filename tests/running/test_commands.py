@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from cxr_lib.running.command import EXTERNAL
+from cxr_lib.running.pages import EXTERNAL
 
 SHARED = ROOT.parent / 'shared' / 'data'
 needs_data = pytest.mark.skipif(
@@ -76,13 +76,13 @@ def page_of(home, run, out):
     index = home / 'reports' / run / 'index.html'
     assert f'Report: {index}' in out
     text = index.read_text(encoding='utf-8')
-    assert (
-        not EXTERNAL.search(text)
-        and 'What out' not in text
-        and 'could not be shown' not in text
-        and 'is not finished' not in text
-    )
-    assert 'What came out' in text and 'AUROC by observation' in text and text.count('data:image/png') > 8
+    assert not EXTERNAL.search(text)
+    assert 'What out' not in text
+    assert 'could not be shown' not in text
+    assert 'is not finished' not in text
+    assert 'What came out' in text
+    assert 'AUROC by observation' in text
+    assert text.count('data:image/png') > 8
     return text
 
 
@@ -193,7 +193,8 @@ def mine(home):
 
 def test_a_simulated_run_ends_with_results_and_a_page(mine, home):
     _, out, _ = mine
-    assert 'SIMULATED' in page_of(home, 'mine', out) and 'AUROC by observation' in out
+    assert 'SIMULATED' in page_of(home, 'mine', out)
+    assert 'AUROC by observation' in out
     assert json.loads((home / 'reports' / 'mine' / 'metrics.json').read_text())['n_bootstrap'] == 20
 
 
@@ -261,11 +262,9 @@ def nih(home, data):
 def test_nih_with_pretrained_encoders_beside_the_published_model(home, nih):
     out, err = nih
     page = page_of(home, 'nih', out)
-    assert (
-        'Beside another model, on the same images' in page
-        and 'Beside another model, on the same images' in out
-        and 'SIMULATED patients: drawn' not in page
-    )
+    assert 'Beside another model, on the same images' in page
+    assert 'Beside another model, on the same images' in out
+    assert 'SIMULATED patients: drawn' not in page
     assert re.search(r'04_training: fold 2 of 2, epoch 1 of 1, loss', err)
 
 
@@ -288,9 +287,8 @@ def test_an_external_file_that_is_given_is_compared(home, nih, data):
         other,
     )
     assert code == 0, err
-    assert '04_training: finished before' in err and 'Beside another model, on the same images' in page_of(
-        home, 'nih', out
-    )
+    assert '04_training: finished before' in err
+    assert 'Beside another model, on the same images' in page_of(home, 'nih', out)
 
 
 #: what Python runs first: a table's function is gone and a picture cannot be read
@@ -331,17 +329,15 @@ def test_a_page_that_cannot_be_made_loses_no_results(home, nih, data):
         (home / 'sitecustomize.py').unlink()
     text = (home / 'reports' / 'nih' / 'index.html').read_text(encoding='utf-8')
     for said in (text, out):
-        assert (
-            'AUROC by observation' in said
-            and 'the comparison with another model could not be shown (ImportError' in said
-        )
-    assert code == 1 and 'the results are there, but not every page' in err and 'Traceback' not in err
-    assert (
-        'the picture controls.png could not be shown (OSError' in text and 'the picture controls.png' in err
-    )
-    assert cxr(home, *command)[0] == 0 and 'could not be shown' not in (
-        home / 'reports' / 'nih' / 'index.html'
-    ).read_text(encoding='utf-8')
+        assert 'AUROC by observation' in said
+        assert 'the comparison with another model could not be shown (ImportError' in said
+    assert code == 1
+    assert 'the results are there, but not every page' in err
+    assert 'Traceback' not in err
+    assert 'the picture controls.png could not be shown (OSError' in text
+    assert 'the picture controls.png' in err
+    assert cxr(home, *command)[0] == 0
+    assert 'could not be shown' not in (home / 'reports' / 'nih' / 'index.html').read_text(encoding='utf-8')
 
 
 @needs_data
@@ -367,7 +363,9 @@ def test_a_preset_that_needs_a_hub_says_so(home, data):
         'folds',
         '2',
     )
-    assert code == 1 and '03_model.ipynb failed' in err and 'Traceback' not in err
+    assert code == 1
+    assert '03_model.ipynb failed' in err
+    assert 'Traceback' not in err
     assert re.search('hub|download|network|internet|offline', err, re.I), err
     assert 'This run stopped' in (home / 'reports' / 'chexpert' / 'index.html').read_text(encoding='utf-8')
 
@@ -389,7 +387,8 @@ def test_a_source_is_looked_at_without_training(home, data):
     )
     assert code == 0, err
     text = (home / 'reports' / 'openi' / 'index.html').read_text(encoding='utf-8')
-    assert 'asked to stop after notes' in text and (home / 'reports' / 'openi' / '02_notes.html').exists()
+    assert 'asked to stop after notes' in text
+    assert (home / 'reports' / 'openi' / '02_notes.html').exists()
 
 
 # Notebooks by themselves
@@ -406,14 +405,13 @@ def test_evaluation_by_itself(home, mine):
 @full
 def test_a_run_that_is_not_there_is_not_made_by_a_notebook(home, mine, tmp_path):
     code, _, err = papermill(home, '05_evaluation.ipynb', '-p', 'run', 'minne')
-    assert (
-        code == 1
-        and "there is no run 'minne'" in err
-        and 'mine (mean AUROC' in err
-        and not (home / 'reports' / 'minne').exists()
-    )
+    assert code == 1
+    assert "there is no run 'minne'" in err
+    assert 'mine (mean AUROC' in err
+    assert not (home / 'reports' / 'minne').exists()
     code, _, err = papermill(tmp_path, '04_training.ipynb', '-p', 'run', 'mine')
-    assert code == 1 and 'There are no runs yet' in err
+    assert code == 1
+    assert 'There are no runs yet' in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ['out-04_training.ipynb']  # no ./data, no ./reports
 
 
@@ -481,11 +479,15 @@ def test_a_choice_of_encoders_by_itself(home, nih, data):
 @full
 def test_the_short_commands(home, mine):
     code, out, err = cxr(home, 'demo', '--print')
-    assert code == 0 and 'jupyterlab' in out and '08_demo.ipynb' in out
+    assert code == 0
+    assert 'jupyterlab' in out
+    assert '08_demo.ipynb' in out
     code, out, err = cxr(home, 'download')
-    assert code == 0 and 'openi' in out
+    assert code == 0
+    assert 'openi' in out
     code, out, err = cxr(home, 'where', 'mine')
-    assert code == 0 and Path(out.strip()) == home / 'reports' / 'mine' / 'index.html'
+    assert code == 0
+    assert Path(out.strip()) == home / 'reports' / 'mine' / 'index.html'
     code, out, err = cxr(home, 'params', env={'PYTHONIOENCODING': 'ascii'})
     assert code == 0 and 'n_bootstrap          1000' in out, err
 
@@ -497,9 +499,7 @@ def test_a_root_without_its_data_set_is_refused(home, tmp_path):
         ['--dataset', 'simulated', '--root', tmp_path],
     ):
         code, out, err = cxr(home, 'run', '--run', 'never', *args)
-        assert (
-            code == 2
-            and 'name it with --dataset, one of nih, covid, chexpert' in err
-            and 'Traceback' not in err
-        )
+        assert code == 2
+        assert 'name it with --dataset, one of nih, covid, chexpert' in err
+        assert 'Traceback' not in err
     assert not (home / 'reports' / 'never').exists()

@@ -11,7 +11,8 @@ import pytest
 from conftest import STAGES, Project
 
 from cxr_lib.foundations import core
-from cxr_lib.running import command as runner
+from cxr_lib.running import execute as runner
+from cxr_lib.running.plan import plan_run
 from cxr_lib.foundations.core import RunFolder, read_json, write_json
 
 
@@ -21,7 +22,8 @@ def same_size_and_time(path, change):
     change(data)
     path.write_bytes(bytes(data))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert os.stat(path).st_size == before.st_size and os.stat(path).st_mtime_ns == before.st_mtime_ns
+    assert os.stat(path).st_size == before.st_size
+    assert os.stat(path).st_mtime_ns == before.st_mtime_ns
 
 
 def flip(path):
@@ -91,19 +93,20 @@ def test_a_stage_need_not_say_what_it_wrote(run):
 @pytest.mark.parametrize('file', ['notes.csv', 'notes.json', 'notes/weights.bin'])
 def test_a_file_that_was_altered_is_noticed_and_named(run, file, damage):
     damage(run / file)
-    assert run.done('exploration') and not run.done('notes') and not run.done('model')
-    assert list(run.altered('notes')) == [file] and DAMAGE[damage] in run.altered('notes')[file]
+    assert run.done('exploration')
+    assert not run.done('notes')
+    assert not run.done('model')
+    assert list(run.altered('notes')) == [file]
+    assert DAMAGE[damage] in run.altered('notes')[file]
     with pytest.raises(
         core.AlteredFile, match=f'{file} {run.altered("notes")[file][:8]}.*the notes stage.*cxr run'
     ):
         run.ready('model')
     work(run, 'notes')  # redone, whatever stands in its way
     work(run, 'model')
-    assert (
-        run.done('model')
-        and (run / file).read_text() == f'{file} of a stage\n'
-        and not (run / file).is_symlink()
-    )
+    assert run.done('model')
+    assert (run / file).read_text() == f'{file} of a stage\n'
+    assert not (run / file).is_symlink()
 
 
 def test_a_folder_that_was_replaced_by_a_link_is_noticed(run, tmp_path):
@@ -111,7 +114,8 @@ def test_a_folder_that_was_replaced_by_a_link_is_noticed(run, tmp_path):
     (run / 'notes').symlink_to(tmp_path / 'elsewhere')
     assert run.altered('notes') == {'notes/weights.bin': 'lies behind a link now (notes)'}
     work(run, 'notes')
-    assert run.done('notes') and not (run / 'notes').is_symlink()
+    assert run.done('notes')
+    assert not (run / 'notes').is_symlink()
 
 
 def test_a_folder_with_something_in_it_is_never_removed(run):
@@ -134,7 +138,8 @@ def test_a_stamp_that_cannot_vouch_is_said_to(run, change, said):
     stamp = read_json(run / '.stages' / 'notes.json')
     change(stamp)
     write_json(run / '.stages' / 'notes.json', stamp)
-    assert not run.done('notes') and said in run.altered('notes')['.stages/notes.json']
+    assert not run.done('notes')
+    assert said in run.altered('notes')['.stages/notes.json']
     with pytest.raises(core.AlteredFile, match=said):
         run.ready('notes')
 
@@ -144,9 +149,12 @@ def test_what_a_later_stage_rewrites_stays_with_the_stage_that_made_it(run):
     (run / 'notes.csv').write_text('with a calibration')
     (run / 'log.csv').write_text('new')
     run.finish('training', {})
-    assert run.done('training') and list(read_json(run / '.stages' / 'training.json')['files']) == ['log.csv']
+    assert run.done('training')
+    assert list(read_json(run / '.stages' / 'training.json')['files']) == ['log.csv']
     flip(run / 'notes.csv')
-    assert list(run.altered('notes')) == ['notes.csv'] and run.done('exploration') and not run.done('notes')
+    assert list(run.altered('notes')) == ['notes.csv']
+    assert run.done('exploration')
+    assert not run.done('notes')
 
 
 def test_killed_while_it_rewrites_it_costs_the_later_stage_only(run):
@@ -163,7 +171,8 @@ def test_killed_while_it_rewrites_it_costs_the_later_stage_only(run):
 
     with pytest.raises(Killed):
         rewrite(dies=True)
-    assert run.done('model') and not run.done('training')
+    assert run.done('model')
+    assert not run.done('training')
     rewrite()
     assert run.done('training')
     flip(run / 'notes/weights.bin')
@@ -176,7 +185,8 @@ def test_the_configuration_is_written_again_from_the_stamps(run):
         damage(run / 'config.json')
         with pytest.warns(UserWarning, match='config.json was not what the stamps'):
             assert run.ready('model')
-        assert (run / 'config.json').read_text() == good and not (run / 'config.json').is_symlink()
+        assert (run / 'config.json').read_text() == good
+        assert not (run / 'config.json').is_symlink()
     run.begin('model')  # what is under way has no parameters yet
     assert list(read_json(run / 'config.json')['stages']) == ['exploration', 'notes']
 
@@ -242,7 +252,7 @@ def finished_run(tmp_path_factory):
         )
     )
     nbformat.write(nb, notebook)
-    run_all(runner.plan_run(home=project.home))
+    run_all(plan_run(home=project.home))
     return project
 
 
@@ -250,7 +260,7 @@ def finished_run(tmp_path_factory):
 def copied(finished_run, tmp_path):
     "A copy of the finished run, with its times"
     shutil.copytree(finished_run.home, tmp_path / 'toy', symlinks=True)
-    plan = runner.plan_run(home=tmp_path / 'toy')
+    plan = plan_run(home=tmp_path / 'toy')
     return plan, runner.stage_keys(plan)
 
 
@@ -303,10 +313,10 @@ def test_a_rerun_says_why_and_makes_the_file_again(copied):
     flip(plan.folder / 'config.json')
     said = run_all(plan)
     assert '05_evaluation is run again, and what follows it: evaluation.json holds something else' in said
-    assert 'config.json was not what the stamps' in said and '04_training: finished before' in said
-    assert (plan.folder / 'evaluation.json').read_bytes() == good and runner.first_unfinished(
-        plan, keys
-    ) == len(STAGES)
+    assert 'config.json was not what the stamps' in said
+    assert '04_training: finished before' in said
+    assert (plan.folder / 'evaluation.json').read_bytes() == good
+    assert runner.first_unfinished(plan, keys) == len(STAGES)
 
 
 # What reads a run's files: the stages after it, the evaluation, the demo

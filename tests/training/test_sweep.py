@@ -22,7 +22,7 @@ pytest.importorskip('optuna', reason='pip install "cxr_lib[train]"')
 from cxr_lib.foundations.core import OBSERVATIONS, read_json
 from cxr_lib.training.dataset import mean_auroc
 from cxr_lib.model.fusion import PRESETS, make_config, split_overrides
-from cxr_lib.running.command import plan_run
+from cxr_lib.running.plan import plan_run
 from cxr_lib.training.sweep import (
     GRID,
     TrainTrial,
