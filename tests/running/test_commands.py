@@ -1,6 +1,7 @@
-"""The README's commands, as a user types them, on small real data: to the page of results, or to the error that says what is missing.
+"""The README's commands, as a user types them, on small real data.
 
-At most 60 images, one epoch, 20 resamples. The data lie in ../shared/data beside the checkout; where they are not, these tests skip.
+They lead to the page of results, or to the error that says what is missing. At most 60 images, one epoch, 20 resamples.
+The data are in ../shared/data beside the checkout; without them, these tests skip.
 """
 
 import csv
@@ -169,13 +170,11 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def mine(home):
-    "`cxr run --run mine` on simulated patients, killed in its training and given again, to a log of a code page without dashes"
-    command = [
-        'run',
-        '--run',
-        'mine',
-        *'-p n_patients 60 -p seed 1 -p epochs 60 -p n_bootstrap 20 -p negative_example false -p probe_encoder false'.split(),
-    ]
+    "`cxr run --run mine` on simulated patients: killed in training, rerun to a log of a code page without dashes"
+    command = (
+        'run --run mine -p n_patients 60 -p seed 1 -p epochs 60 -p n_bootstrap 20 '
+        '-p negative_example false -p probe_encoder false'
+    ).split()
     process = started(home, 'cxr_lib.running.command', *command)
     first = []
     for line in process.stderr:
@@ -205,7 +204,8 @@ def test_the_log_shows_epochs_with_loss_auroc_and_time_left(mine):
         line
         for line in lines
         if re.search(
-            r'04_training: epoch \d+ of 60, loss \d\.\d{3}, tuning AUROC (\d\.\d{3}|undefined), about \d+ (s|min) left$',
+            r'04_training: epoch \d+ of 60, loss \d\.\d{3}, tuning AUROC (\d\.\d{3}|undefined), '
+            r'about \d+ (s|min) left$',
             line,
         )
     ]
@@ -230,21 +230,8 @@ def test_a_killed_training_says_after_which_epoch_it_resumes(mine):
 
 
 def test_label_leak_all_the_way_through(home, mine):
-    code, out, err = cxr(
-        home,
-        'run',
-        '--run',
-        'leak',
-        '-p',
-        'note_mode',
-        'label_leak',
-        '-p',
-        'n_patients',
-        '60',
-        *SMALL[:2],
-        '1',
-        *SMALL[6:],
-    )
+    command = 'run --run leak -p note_mode label_leak -p n_patients 60'.split()
+    code, out, err = cxr(home, *command, *SMALL[:2], '1', *SMALL[6:])
     assert code == 0, err
     page_of(home, 'leak', out)
 
@@ -272,20 +259,8 @@ def test_nih_with_pretrained_encoders_beside_the_published_model(home, nih):
 def test_an_external_file_that_is_given_is_compared(home, nih, data):
     other = data / 'other.csv'
     other.write_bytes((data / 'nih' / 'published_densenet121_predictions.csv').read_bytes())
-    code, out, err = cxr(
-        home,
-        'run',
-        '--dataset',
-        'nih',
-        '--root',
-        data / 'nih',
-        '--preset',
-        'offline',
-        *SMALL,
-        '-p',
-        'external',
-        other,
-    )
+    command = ['run', '--dataset', 'nih', '--root', data / 'nih', '--preset', 'offline', *SMALL]
+    code, out, err = cxr(home, *command, '-p', 'external', other)
     assert code == 0, err
     assert '04_training: finished before' in err
     assert 'Beside another model, on the same images' in page_of(home, 'nih', out)
@@ -310,19 +285,8 @@ pathlib.Path.read_bytes = fails
 @needs_data
 def test_a_page_that_cannot_be_made_loses_no_results(home, nih, data):
     (home / 'sitecustomize.py').write_text(NO_PAGE, encoding='utf-8')
-    command = [
-        'run',
-        '--dataset',
-        'nih',
-        '--root',
-        data / 'nih',
-        '--preset',
-        'offline',
-        *SMALL,
-        '-p',
-        'external',
-        data / 'other.csv',
-    ]
+    command = ['run', '--dataset', 'nih', '--root', data / 'nih', '--preset', 'offline', *SMALL]
+    command += ['-p', 'external', data / 'other.csv']
     try:
         code, out, err = cxr(home, *command, env={'PYTHONPATH': os.pathsep.join([str(home), str(ROOT)])})
     finally:
@@ -349,20 +313,9 @@ def test_covid_with_its_own_notes(home, data):
 
 @needs_data
 def test_a_preset_that_needs_a_hub_says_so(home, data):
-    code, out, err = cxr(
-        home,
-        'run',
-        '--dataset',
-        'chexpert',
-        '--root',
-        data / 'chexpert' / 'CheXpert-v1.0-small',
-        '--preset',
-        'base',
-        *SMALL,
-        '-p',
-        'folds',
-        '2',
-    )
+    root = data / 'chexpert' / 'CheXpert-v1.0-small'
+    command = ['run', '--dataset', 'chexpert', '--root', root, '--preset', 'base', *SMALL, '-p', 'folds', '2']
+    code, out, err = cxr(home, *command)
     assert code == 1
     assert '03_model.ipynb failed' in err
     assert 'Traceback' not in err
@@ -372,19 +325,8 @@ def test_a_preset_that_needs_a_hub_says_so(home, data):
 
 @needs_data
 def test_a_source_is_looked_at_without_training(home, data):
-    code, out, err = cxr(
-        home,
-        'run',
-        '--dataset',
-        'openi',
-        '--root',
-        data / 'openi',
-        '--until',
-        'notes',
-        '-p',
-        'probe_encoder',
-        'false',
-    )
+    command = ['run', '--dataset', 'openi', '--root', data / 'openi', '--until', 'notes']
+    code, out, err = cxr(home, *command, '-p', 'probe_encoder', 'false')
     assert code == 0, err
     text = (home / 'reports' / 'openi' / 'index.html').read_text(encoding='utf-8')
     assert 'asked to stop after notes' in text
@@ -418,19 +360,8 @@ def test_a_run_that_is_not_there_is_not_made_by_a_notebook(home, mine, tmp_path)
 @full
 def test_a_search_for_settings_by_itself(home, mine):
     pytest.importorskip('optuna')
-    code, _, err = papermill(
-        home,
-        'chapters/07_training/05_sweep.ipynb',
-        '-p',
-        'run',
-        'mine',
-        '-p',
-        'n_trials',
-        '2',
-        '-p',
-        'epochs',
-        '1',
-    )
+    given = '-p run mine -p n_trials 2 -p epochs 1'.split()
+    code, _, err = papermill(home, 'chapters/07_training/05_sweep.ipynb', *given)
     assert code == 0, err
     assert (home / 'reports' / 'mine' / 'sweep' / 'best.json').exists()
 
@@ -444,31 +375,9 @@ def test_a_choice_of_encoders_by_itself(home, nih, data):
             'probe': dict(preset='tiny', image_size=64, head='probe', freeze_image=True),
         }
     )
-    code, _, err = papermill(
-        home,
-        'chapters/08_evaluation/06_selection.ipynb',
-        '-p',
-        'run',
-        'nih',
-        '-p',
-        'dataset',
-        'nih',
-        '-p',
-        'root',
-        str(data / 'nih'),
-        '-p',
-        'candidates',
-        some,
-        '-p',
-        'epochs',
-        '1',
-        '-p',
-        'n_bootstrap',
-        '20',
-        '-p',
-        'min_cases',
-        '1',
-    )
+    given = ['-p', 'root', str(data / 'nih'), '-p', 'candidates', some]
+    given += '-p run nih -p dataset nih -p epochs 1 -p n_bootstrap 20 -p min_cases 1'.split()
+    code, _, err = papermill(home, 'chapters/08_evaluation/06_selection.ipynb', *given)
     assert code == 0, err
     assert (home / 'reports' / 'nih' / 'selection.json').exists()
 

@@ -23,6 +23,15 @@ from cxr_lib.running.execute import Progress, StageFailed, only_run, run_stages
 from cxr_lib.running.plan import UsageError, plan_run
 
 
+#: Work that leaves a verdict.
+VERDICT = (
+    WORK.replace('{', '{{').replace('}', '}}')
+    + '''
+from cxr_lib.foundations.core import write_json
+write_json(folder/'metrics.json', dict(verdict=['{}']))'''
+)
+
+
 def quiet(project, given=None, **kw):
     "A run inside this process, without its progress"
     return run_stages(plan_run(given, home=project.home), progress=Progress(len(STAGES), io.StringIO()), **kw)
@@ -178,7 +187,9 @@ from cxr_lib.foundations.core import write_json
 import base64
 write_json(folder/'metrics.json', dict(verdict=['Fused 0.91 <b>', 'The note adds 0.03.']))
 (folder/'metrics.csv').write_text('observation,auroc\\nEdema,0.91234\\n')
-(folder/'controls.png').write_bytes(base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='))
+pixel = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9'
+         'awAAAABJRU5ErkJggg==')
+(folder/'controls.png').write_bytes(base64.b64decode(pixel))
 from IPython.display import HTML, display
 display(HTML('<b>a table</b>'))''',
     )
@@ -286,23 +297,9 @@ def test_papermill_alone(project):
     alone = project.home / 'reports' / 'alone'
     alone.mkdir(parents=True)
     (alone / 'exploration.json').write_text('"what the stage before left"')
+    words = 'papermill 02_notes.ipynb ../out.ipynb -p seed 5 -p run alone -k python3 --no-progress-bar'
     done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            '02_notes.ipynb',
-            '../out.ipynb',
-            '-p',
-            'seed',
-            '5',
-            '-p',
-            'run',
-            'alone',
-            '-k',
-            'python3',
-            '--no-progress-bar',
-        ],
+        [sys.executable, '-m', *words.split()],
         cwd=project.home / 'nbs',
         capture_output=True,
         text=True,
@@ -377,7 +374,8 @@ def test_beside_a_bar_stands_what_fits_and_never_half_of_it(columns, monkeypatch
 def test_what_a_notebook_reports_reaches_the_log(project):
     project.write(
         'exploration',
-        "from cxr_lib.foundations.progress import report_progress\nreport_progress('epoch 1 of 2', 'loss 0.5', seconds_left=30, keep=True)",
+        'from cxr_lib.foundations.progress import report_progress\n'
+        "report_progress('epoch 1 of 2', 'loss 0.5', seconds_left=30, keep=True)",
     )
     code, out, err = project.cxr('run', '--until', 'exploration')
     assert (
@@ -421,9 +419,8 @@ def test_no_code_page_ends_a_command(project, monkeypatch, encoding):
     (project.reports / '.stages' / 'evaluation.json').write_text('{}')
     (project.reports / 'index.html').touch()
     write = lambda name, text: (project.reports / name).write_text(text, encoding='utf-8')
-    write(
-        'metrics.json', json.dumps(dict(verdict=['Fused – 0.91 ≥ 0.9 … “médiastin” 肺']), ensure_ascii=False)
-    )
+    verdict = dict(verdict=['Fused – 0.91 ≥ 0.9 … “médiastin” 肺'])
+    write('metrics.json', json.dumps(verdict, ensure_ascii=False))
     write('metrics.csv', 'observation,auroc\nEdema,\n')
     monkeypatch.chdir(project.home)
     monkeypatch.delenv('CXR_HOME', raising=False)
@@ -448,11 +445,7 @@ def test_no_code_page_ends_a_command(project, monkeypatch, encoding):
 
 
 def test_a_run_into_a_log_of_another_code_page(project):
-    project.write(
-        'evaluation',
-        WORK
-        + "\nfrom cxr_lib.foundations.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['0.91 – 0.93']))\nprint('– 肺')",
-    )
+    project.write('evaluation', VERDICT.format('0.91 – 0.93') + "\nprint('– 肺')")
     env = {k: v for k, v in os.environ.items() if k != 'CXR_HOME'} | {
         'PYTHONPATH': str(ROOT),
         'PYTHONIOENCODING': 'cp932',
@@ -472,11 +465,7 @@ def test_a_run_into_a_log_of_another_code_page(project):
 def test_a_page_that_fails_is_replaced_and_made_later(project, monkeypatch, capsys):
     monkeypatch.chdir(project.home)
     monkeypatch.delenv('CXR_HOME', raising=False)
-    project.write(
-        'evaluation',
-        WORK
-        + "\nfrom cxr_lib.foundations.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))",
-    )
+    project.write('evaluation', VERDICT.format('The note adds 0.03.'))
 
     def broken(*args, **kw):
         raise RuntimeError('no template')
@@ -498,11 +487,7 @@ def test_a_page_that_fails_is_replaced_and_made_later(project, monkeypatch, caps
 def test_a_front_page_that_cannot_be_written_loses_no_results(project, monkeypatch, capsys):
     monkeypatch.chdir(project.home)
     monkeypatch.delenv('CXR_HOME', raising=False)
-    project.write(
-        'evaluation',
-        WORK
-        + "\nfrom cxr_lib.foundations.core import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))",
-    )
+    project.write('evaluation', VERDICT.format('The note adds 0.03.'))
 
     def full(plan, state='', *args, real=execute.render_index, **kw):
         if not state:
@@ -575,7 +560,8 @@ def test_an_unwritable_folder_is_one_sentence(project, monkeypatch, capsys):
 def test_a_disk_that_fills_up_in_a_stage_is_one_sentence(project):
     project.write(
         'notes',
-        "import errno\nwith atomic_path(folder/'big.npy') as tmp: raise OSError(errno.ENOSPC, 'No space left on device')",
+        "import errno\n"
+        "with atomic_path(folder/'big.npy') as tmp: raise OSError(errno.ENOSPC, 'No space left on device')",
     )
     code, out, err = project.cxr('run')
     assert code == 1

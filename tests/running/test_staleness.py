@@ -1,4 +1,4 @@
-"""What an edit makes stale is read from the imports: exactly the stages whose notebooks import the module, directly or not."""
+"""What an edit makes stale is read from the imports: the stages whose notebooks import the module, directly or not."""
 
 import shutil
 import subprocess

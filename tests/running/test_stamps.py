@@ -1,4 +1,4 @@
-"""A stamp vouches for files: whatever is done to one of them is noticed, and named, before anything is built on it."""
+"""A stamp vouches for files: a change of one of them is noticed, and named, before anything is built on it."""
 
 import hashlib
 import io
@@ -242,7 +242,8 @@ def finished_run(tmp_path_factory):
         project.write(
             stage,
             "with atomic_path(folder/f'{stage}.json') as tmp: tmp.write_text(stage)\n"
-            "(folder/'model').mkdir(exist_ok=True)\n(folder/'model'/f'{stage}.bin').write_text('weights of ' + stage)",
+            "(folder/'model').mkdir(exist_ok=True)\n"
+            "(folder/'model'/f'{stage}.bin').write_text('weights of ' + stage)",
         )
     notebook = project.notebook('exploration')
     nb = nbformat.read(notebook, 4)
