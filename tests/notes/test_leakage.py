@@ -83,17 +83,14 @@ def encoder(people, tmp_path_factory):
 
 # Intervals
 
-cases = (
-    st.integers(0, 10_000)
-    .map(lambda seed: np.random.default_rng(seed))
-    .map(
-        lambda rng: (
-            np.r_[0, 1, rng.integers(0, 2, 40)],
-            rng.normal(size=42).round(1),
-            rng.integers(0, 15, 42),
-        )
-    )
-)
+
+def labels_scores_patients(seed):
+    "42 images of at most 15 patients, scores with ties"
+    rng = np.random.default_rng(seed)
+    return np.r_[0, 1, rng.integers(0, 2, 40)], rng.normal(size=42).round(1), rng.integers(0, 15, 42)
+
+
+cases = st.integers(0, 10_000).map(labels_scores_patients)
 
 
 @given(cases)
@@ -126,10 +123,8 @@ def test_repeating_every_film_does_not_narrow_an_interval():
     rng = np.random.default_rng(4)
     y = rng.integers(0, 2, 300)
     score = rng.normal(size=300) + y
-    once, thrice = (
-        probe_interval(y, score, np.arange(300)),
-        probe_interval(np.tile(y, 3), np.tile(score, 3), np.tile(np.arange(300), 3)),
-    )
+    once = probe_interval(y, score, np.arange(300))
+    thrice = probe_interval(np.tile(y, 3), np.tile(score, 3), np.tile(np.arange(300), 3))
     blind = probe_interval(np.tile(y, 3), np.tile(score, 3), np.arange(900))
     assert np.allclose(once, thrice, atol=1e-3)
     assert blind[2] - blind[1] < 0.7 * (once[2] - once[1])
@@ -149,10 +144,8 @@ def test_intervals_hold_the_true_value_nineteen_times_of_twenty():
 def test_the_mean_over_observations_knows_that_they_go_together(people):
     scores = pd.DataFrame({o: people['strength/Edema'] for o in OBSERVATIONS})
     table = people.assign(**{o: people.Edema for o in OBSERVATIONS})  # fourteen times the same question
-    mean, one = (
-        probe_auroc(table, scores),
-        probe_interval(people.Edema, people['strength/Edema'], people.patient_id),
-    )
+    mean = probe_auroc(table, scores)
+    one = probe_interval(people.Edema, people['strength/Edema'], people.patient_id)
     assert np.allclose([mean['value'], mean['low'], mean['high']], one)
     assert mean['observations'] == 14
 
@@ -202,20 +195,15 @@ def test_p_values_are_small_by_chance_as_often_as_they_say(people, films):
         table = people.iloc[i * 80 : i * 80 + 240].reset_index(drop=True)
         if films == 'several':
             table = several_films(table, 150, i)
-        whose = dict(
-            zip(
-                table.patient_id.unique(),
-                np.random.default_rng(i).permutation(table.drop_duplicates('patient_id').note.to_numpy()),
-            )
-        )
+        notes = table.drop_duplicates('patient_id').note.to_numpy()
+        whose = dict(zip(table.patient_id.unique(), np.random.default_rng(i).permutation(notes)))
         table = table.assign(note=table.patient_id.map(whose))
         p = permutation_p(bags_of_words(table)[0], table, permutations=59, seed=i)
         small.append((p.p.drop('Mean').dropna() <= 0.1).mean())
         means.append(p.p['Mean'])
     assert np.mean(small) <= 0.1 + 3 * np.std(small) / len(small) ** 0.5
-    assert (
-        0.25 <= np.mean(means) <= 0.75
-    )  # tables overlap and labels go together: the spread between tables counts
+    # Tables overlap and labels go together: the spread between tables counts.
+    assert 0.25 <= np.mean(means) <= 0.75
 
 
 def test_permutations_find_what_is_there_and_count_the_family(people):
@@ -223,9 +211,8 @@ def test_permutations_find_what_is_there_and_count_the_family(people):
     assert p.p.eq(0.01).all()
     assert (p.p_family.drop('Mean') <= 0.05).all()
     assert (p.p_family >= p.p - 1e-9).drop('Mean').all()
-    label_sorted = people.sort_values('Edema').assign(
-        note='the same'
-    )  # ties favour nobody, however the table is sorted
+    # Ties favour nobody, however the table is sorted.
+    label_sorted = people.sort_values('Edema').assign(note='the same')
     assert permutation_p(bags_of_words(label_sorted)[0], label_sorted, permutations=99).p['Edema'] > 0.05
 
 
@@ -276,23 +263,15 @@ def test_open_i_the_yardsticks_are_what_the_reports_give(capsys):
     found = openi_yardsticks(OPENI)
     table = openi_yardsticks(OPENI, 'table', ('indication',)).loc[('indication', 'Mean')]
     with capsys.disabled():
+        said = '\nOpen-i, {}: mean AUROC of a bag of words {:.3f} ({:.3f} to {:.3f})'
         for s in OPENI_YARDSTICKS:
-            print(
-                '\nOpen-i, {}: mean AUROC of a bag of words {:.3f} ({:.3f} to {:.3f})'.format(
-                    s, *found.loc[(s, 'Mean')]
-                ),
-                end='',
-            )
+            print(said.format(s, *found.loc[(s, 'Mean')]), end='')
         print('; indications with the labels of the study table: {:.3f} ({:.3f} to {:.3f})'.format(*table))
     assert set(found.index) == set(stored_yardsticks().index)
     assert (found - stored_yardsticks()).abs().max(axis=None) < 0.02
     mean = found.xs('Mean', level=1)
-    for section, expected in {
-        'indication': 0.61,
-        'comparison': 0.55,
-        'findings': 0.93,
-        'impression': 0.91,
-    }.items():
+    reported = {'indication': 0.61, 'comparison': 0.55, 'findings': 0.93, 'impression': 0.91}
+    for section, expected in reported.items():
         assert abs(mean.AUROC[section] - expected) < 0.025, section
     assert abs(mean.AUROC['indication'] - OPENI_YARDSTICK) < 0.01
     assert table.low < OPENI_YARDSTICK < table.high
