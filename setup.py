@@ -38,6 +38,7 @@ setup(
     license='MIT',
     keywords=cfg['keywords'],
     packages=find_packages(include=['cxr_lib', 'cxr_lib.*']),
+    package_data={'cxr_lib': ['assets/*']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require=extras,

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from configparser import ConfigParser
 
@@ -187,7 +188,7 @@ def copy(tmp_path_factory):
     return target
 
 
-def test_wheel_carries_modules_and_notebooks(copy, tmp_path):
+def test_wheel_carries_modules_assets_and_notebooks(copy, tmp_path):
     pytest.importorskip('setuptools')
     code = 'import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))'
     done = subprocess.run(
@@ -197,6 +198,7 @@ def test_wheel_carries_modules_and_notebooks(copy, tmp_path):
     wheel = zipfile.ZipFile(next(tmp_path.glob('*.whl')))
     names = wheel.namelist()
     assert {f'cxr_lib/nbs/{p.name}' for p in (ROOT / 'nbs').glob('[0-9]*.ipynb')} <= set(names)
+    assert {f'cxr_lib/assets/{p.name}' for p in (ROOT / 'cxr_lib/assets').iterdir()} <= set(names)
     assert {p.relative_to(ROOT).as_posix() for p in (ROOT / 'cxr_lib').rglob('*.py')} <= set(names) and not [
         n for n in names if n.startswith(('tests', 'nbs', 'environment'))
     ]
@@ -236,6 +238,18 @@ def test_wheel_carries_modules_and_notebooks(copy, tmp_path):
         env={**{k: v for k, v in os.environ.items() if k != 'CXR_HOME'}, 'PYTHONPATH': str(site)},
     )
     assert done.returncode == 0 and '01_exploration.ipynb' in done.stdout, done.stderr
+
+
+def test_source_distribution_carries_assets_and_notebooks(copy, tmp_path):
+    pytest.importorskip('setuptools')
+    code = 'import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))'
+    command = [sys.executable, '-c', code, str(tmp_path)]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as sdist:
+        names = {name.partition('/')[2] for name in sdist.getnames()}
+    assert {f'cxr_lib/assets/{p.name}' for p in (ROOT / 'cxr_lib/assets').iterdir()} <= names
+    assert {f'nbs/{p.name}' for p in (ROOT / 'nbs').glob('[0-9]*.ipynb')} <= names
 
 
 # The checks of the repository notice what they are for

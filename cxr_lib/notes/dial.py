@@ -10,7 +10,7 @@ from typing import Mapping
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS
 from ..foundations.figures import CONDITION_COLORS, GREY, SLATE, mark_simulated
-from .leakage import mean_auroc
+from .leakage import probe_auroc
 from .leaking import LEAK, label_leak_notes
 from .wording import clinical_notes
 
@@ -48,7 +48,7 @@ def dial_curve(
     found = found[found.observation == 'Mean'].set_index('dial').drop(columns='observation')
     for dial in dials:
         noted = table.assign(note=dial_notes(table, dial, seed))
-        mean = mean_auroc(noted, words_probe(noted, seed=seed)[0].scores)
+        mean = probe_auroc(noted, words_probe(noted, seed=seed)[0].scores)
         found.loc[dial, ['words', 'words_low', 'words_high']] = mean['value'], mean['low'], mean['high']
     return found
 
@@ -136,7 +136,7 @@ def quick_scores(
 # %% ../../nbs/chapters/05_notes/04_dial.ipynb #bf5cfed9
 def _row(test, scores, image):
     "Mean AUROC, and its difference from the image alone"
-    mean, gain = mean_auroc(test, scores), mean_auroc(test, scores, less=image)
+    mean, gain = probe_auroc(test, scores), probe_auroc(test, scores, less=image)
     less = dict(gain=gain['value'], gain_low=gain['low'], gain_high=gain['high'])
     return dict(value=mean['value'], low=mean['low'], high=mean['high'], **less)
 

@@ -175,7 +175,7 @@ def test_numbers_at_the_ends_of_their_ranges_are_taken():
 
 
 def test_every_number_of_a_stage_notebook_has_a_range():
-    from cxr_lib.running.command import read_parameters, stage_notebooks
+    from cxr_lib.running.plan import read_parameters, stage_notebooks
 
     for stage, notebook in stage_notebooks(ROOT / 'nbs').items():
         numbers = [p.name for p in read_parameters(notebook, stage) if type(p.default) in (int, float)]

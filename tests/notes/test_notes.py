@@ -16,7 +16,8 @@ import cxr_lib.notes.wording
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import read_json, write_json
-from cxr_lib.notes.leakage import leakage_probe, mean_auroc, mention_probe, words_probe
+from cxr_lib.notes.leakage import leakage_probe, mention_probe, words_probe
+from cxr_lib.notes.leakage import probe_auroc
 from cxr_lib.notes.leaking import (
     CHEXPERT_VALID_POSITIVES,
     LEAK,
@@ -376,5 +377,5 @@ def test_what_words_tell_about_label_driven_notes_passes_through_symptoms(people
     from_labels = people.assign(
         note=clinical_notes(facts_from_labels(people, seed=1), people.age, people.sex, seed=1)
     )
-    own, drawn = (mean_auroc(t, words_probe(t)[0].scores) for t in (people, from_labels))
+    own, drawn = (probe_auroc(t, words_probe(t)[0].scores) for t in (people, from_labels))
     assert abs(own['value'] - drawn['value']) < 0.05 and leakage_probe(from_labels).AUROC.max() < 0.85

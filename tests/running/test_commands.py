@@ -1,6 +1,7 @@
-"""The README's commands, as a user types them, on small real data: to the page of results, or to the error that says what is missing.
+"""The README's commands, as a user types them, on small real data.
 
-At most 60 images, one epoch, 20 resamples. The data lie in ../shared/data beside the checkout; where they are not, these tests skip.
+They lead to the page of results, or to the error that says what is missing. At most 60 images, one epoch, 20 resamples.
+The data are in ../shared/data beside the checkout; without them, these tests skip.
 """
 
 import csv
@@ -17,7 +18,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from cxr_lib.running.command import EXTERNAL
+from cxr_lib.running.pages import EXTERNAL
 
 SHARED = ROOT.parent / 'shared' / 'data'
 needs_data = pytest.mark.skipif(
@@ -76,13 +77,13 @@ def page_of(home, run, out):
     index = home / 'reports' / run / 'index.html'
     assert f'Report: {index}' in out
     text = index.read_text(encoding='utf-8')
-    assert (
-        not EXTERNAL.search(text)
-        and 'What out' not in text
-        and 'could not be shown' not in text
-        and 'is not finished' not in text
-    )
-    assert 'What came out' in text and 'AUROC by observation' in text and text.count('data:image/png') > 8
+    assert not EXTERNAL.search(text)
+    assert 'What out' not in text
+    assert 'could not be shown' not in text
+    assert 'is not finished' not in text
+    assert 'What came out' in text
+    assert 'AUROC by observation' in text
+    assert text.count('data:image/png') > 8
     return text
 
 
@@ -169,13 +170,11 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def mine(home):
-    "`cxr run --run mine` on simulated patients, killed in its training and given again, to a log of a code page without dashes"
-    command = [
-        'run',
-        '--run',
-        'mine',
-        *'-p n_patients 60 -p seed 1 -p epochs 60 -p n_bootstrap 20 -p negative_example false -p probe_encoder false'.split(),
-    ]
+    "`cxr run --run mine` on simulated patients: killed in training, rerun to a log of a code page without dashes"
+    command = (
+        'run --run mine -p n_patients 60 -p seed 1 -p epochs 60 -p n_bootstrap 20 '
+        '-p negative_example false -p probe_encoder false'
+    ).split()
     process = started(home, 'cxr_lib.running.command', *command)
     first = []
     for line in process.stderr:
@@ -193,7 +192,8 @@ def mine(home):
 
 def test_a_simulated_run_ends_with_results_and_a_page(mine, home):
     _, out, _ = mine
-    assert 'SIMULATED' in page_of(home, 'mine', out) and 'AUROC by observation' in out
+    assert 'SIMULATED' in page_of(home, 'mine', out)
+    assert 'AUROC by observation' in out
     assert json.loads((home / 'reports' / 'mine' / 'metrics.json').read_text())['n_bootstrap'] == 20
 
 
@@ -204,7 +204,8 @@ def test_the_log_shows_epochs_with_loss_auroc_and_time_left(mine):
         line
         for line in lines
         if re.search(
-            r'04_training: epoch \d+ of 60, loss \d\.\d{3}, tuning AUROC (\d\.\d{3}|undefined), about \d+ (s|min) left$',
+            r'04_training: epoch \d+ of 60, loss \d\.\d{3}, tuning AUROC (\d\.\d{3}|undefined), '
+            r'about \d+ (s|min) left$',
             line,
         )
     ]
@@ -229,21 +230,8 @@ def test_a_killed_training_says_after_which_epoch_it_resumes(mine):
 
 
 def test_label_leak_all_the_way_through(home, mine):
-    code, out, err = cxr(
-        home,
-        'run',
-        '--run',
-        'leak',
-        '-p',
-        'note_mode',
-        'label_leak',
-        '-p',
-        'n_patients',
-        '60',
-        *SMALL[:2],
-        '1',
-        *SMALL[6:],
-    )
+    command = 'run --run leak -p note_mode label_leak -p n_patients 60'.split()
+    code, out, err = cxr(home, *command, *SMALL[:2], '1', *SMALL[6:])
     assert code == 0, err
     page_of(home, 'leak', out)
 
@@ -261,11 +249,9 @@ def nih(home, data):
 def test_nih_with_pretrained_encoders_beside_the_published_model(home, nih):
     out, err = nih
     page = page_of(home, 'nih', out)
-    assert (
-        'Beside another model, on the same images' in page
-        and 'Beside another model, on the same images' in out
-        and 'SIMULATED patients: drawn' not in page
-    )
+    assert 'Beside another model, on the same images' in page
+    assert 'Beside another model, on the same images' in out
+    assert 'SIMULATED patients: drawn' not in page
     assert re.search(r'04_training: fold 2 of 2, epoch 1 of 1, loss', err)
 
 
@@ -273,24 +259,11 @@ def test_nih_with_pretrained_encoders_beside_the_published_model(home, nih):
 def test_an_external_file_that_is_given_is_compared(home, nih, data):
     other = data / 'other.csv'
     other.write_bytes((data / 'nih' / 'published_densenet121_predictions.csv').read_bytes())
-    code, out, err = cxr(
-        home,
-        'run',
-        '--dataset',
-        'nih',
-        '--root',
-        data / 'nih',
-        '--preset',
-        'offline',
-        *SMALL,
-        '-p',
-        'external',
-        other,
-    )
+    command = ['run', '--dataset', 'nih', '--root', data / 'nih', '--preset', 'offline', *SMALL]
+    code, out, err = cxr(home, *command, '-p', 'external', other)
     assert code == 0, err
-    assert '04_training: finished before' in err and 'Beside another model, on the same images' in page_of(
-        home, 'nih', out
-    )
+    assert '04_training: finished before' in err
+    assert 'Beside another model, on the same images' in page_of(home, 'nih', out)
 
 
 #: what Python runs first: a table's function is gone and a picture cannot be read
@@ -312,36 +285,23 @@ pathlib.Path.read_bytes = fails
 @needs_data
 def test_a_page_that_cannot_be_made_loses_no_results(home, nih, data):
     (home / 'sitecustomize.py').write_text(NO_PAGE, encoding='utf-8')
-    command = [
-        'run',
-        '--dataset',
-        'nih',
-        '--root',
-        data / 'nih',
-        '--preset',
-        'offline',
-        *SMALL,
-        '-p',
-        'external',
-        data / 'other.csv',
-    ]
+    command = ['run', '--dataset', 'nih', '--root', data / 'nih', '--preset', 'offline', *SMALL]
+    command += ['-p', 'external', data / 'other.csv']
     try:
         code, out, err = cxr(home, *command, env={'PYTHONPATH': os.pathsep.join([str(home), str(ROOT)])})
     finally:
         (home / 'sitecustomize.py').unlink()
     text = (home / 'reports' / 'nih' / 'index.html').read_text(encoding='utf-8')
     for said in (text, out):
-        assert (
-            'AUROC by observation' in said
-            and 'the comparison with another model could not be shown (ImportError' in said
-        )
-    assert code == 1 and 'the results are there, but not every page' in err and 'Traceback' not in err
-    assert (
-        'the picture controls.png could not be shown (OSError' in text and 'the picture controls.png' in err
-    )
-    assert cxr(home, *command)[0] == 0 and 'could not be shown' not in (
-        home / 'reports' / 'nih' / 'index.html'
-    ).read_text(encoding='utf-8')
+        assert 'AUROC by observation' in said
+        assert 'the comparison with another model could not be shown (ImportError' in said
+    assert code == 1
+    assert 'the results are there, but not every page' in err
+    assert 'Traceback' not in err
+    assert 'the picture controls.png could not be shown (OSError' in text
+    assert 'the picture controls.png' in err
+    assert cxr(home, *command)[0] == 0
+    assert 'could not be shown' not in (home / 'reports' / 'nih' / 'index.html').read_text(encoding='utf-8')
 
 
 @needs_data
@@ -353,43 +313,24 @@ def test_covid_with_its_own_notes(home, data):
 
 @needs_data
 def test_a_preset_that_needs_a_hub_says_so(home, data):
-    code, out, err = cxr(
-        home,
-        'run',
-        '--dataset',
-        'chexpert',
-        '--root',
-        data / 'chexpert' / 'CheXpert-v1.0-small',
-        '--preset',
-        'base',
-        *SMALL,
-        '-p',
-        'folds',
-        '2',
-    )
-    assert code == 1 and '03_model.ipynb failed' in err and 'Traceback' not in err
+    root = data / 'chexpert' / 'CheXpert-v1.0-small'
+    command = ['run', '--dataset', 'chexpert', '--root', root, '--preset', 'base', *SMALL, '-p', 'folds', '2']
+    code, out, err = cxr(home, *command)
+    assert code == 1
+    assert '03_model.ipynb failed' in err
+    assert 'Traceback' not in err
     assert re.search('hub|download|network|internet|offline', err, re.I), err
     assert 'This run stopped' in (home / 'reports' / 'chexpert' / 'index.html').read_text(encoding='utf-8')
 
 
 @needs_data
 def test_a_source_is_looked_at_without_training(home, data):
-    code, out, err = cxr(
-        home,
-        'run',
-        '--dataset',
-        'openi',
-        '--root',
-        data / 'openi',
-        '--until',
-        'notes',
-        '-p',
-        'probe_encoder',
-        'false',
-    )
+    command = ['run', '--dataset', 'openi', '--root', data / 'openi', '--until', 'notes']
+    code, out, err = cxr(home, *command, '-p', 'probe_encoder', 'false')
     assert code == 0, err
     text = (home / 'reports' / 'openi' / 'index.html').read_text(encoding='utf-8')
-    assert 'asked to stop after notes' in text and (home / 'reports' / 'openi' / '02_notes.html').exists()
+    assert 'asked to stop after notes' in text
+    assert (home / 'reports' / 'openi' / '02_notes.html').exists()
 
 
 # Notebooks by themselves
@@ -406,33 +347,21 @@ def test_evaluation_by_itself(home, mine):
 @full
 def test_a_run_that_is_not_there_is_not_made_by_a_notebook(home, mine, tmp_path):
     code, _, err = papermill(home, '05_evaluation.ipynb', '-p', 'run', 'minne')
-    assert (
-        code == 1
-        and "there is no run 'minne'" in err
-        and 'mine (mean AUROC' in err
-        and not (home / 'reports' / 'minne').exists()
-    )
+    assert code == 1
+    assert "there is no run 'minne'" in err
+    assert 'mine (mean AUROC' in err
+    assert not (home / 'reports' / 'minne').exists()
     code, _, err = papermill(tmp_path, '04_training.ipynb', '-p', 'run', 'mine')
-    assert code == 1 and 'There are no runs yet' in err
+    assert code == 1
+    assert 'There are no runs yet' in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ['out-04_training.ipynb']  # no ./data, no ./reports
 
 
 @full
 def test_a_search_for_settings_by_itself(home, mine):
     pytest.importorskip('optuna')
-    code, _, err = papermill(
-        home,
-        'chapters/07_training/05_sweep.ipynb',
-        '-p',
-        'run',
-        'mine',
-        '-p',
-        'n_trials',
-        '2',
-        '-p',
-        'epochs',
-        '1',
-    )
+    given = '-p run mine -p n_trials 2 -p epochs 1'.split()
+    code, _, err = papermill(home, 'chapters/07_training/05_sweep.ipynb', *given)
     assert code == 0, err
     assert (home / 'reports' / 'mine' / 'sweep' / 'best.json').exists()
 
@@ -446,31 +375,9 @@ def test_a_choice_of_encoders_by_itself(home, nih, data):
             'probe': dict(preset='tiny', image_size=64, head='probe', freeze_image=True),
         }
     )
-    code, _, err = papermill(
-        home,
-        'chapters/08_evaluation/06_selection.ipynb',
-        '-p',
-        'run',
-        'nih',
-        '-p',
-        'dataset',
-        'nih',
-        '-p',
-        'root',
-        str(data / 'nih'),
-        '-p',
-        'candidates',
-        some,
-        '-p',
-        'epochs',
-        '1',
-        '-p',
-        'n_bootstrap',
-        '20',
-        '-p',
-        'min_cases',
-        '1',
-    )
+    given = ['-p', 'root', str(data / 'nih'), '-p', 'candidates', some]
+    given += '-p run nih -p dataset nih -p epochs 1 -p n_bootstrap 20 -p min_cases 1'.split()
+    code, _, err = papermill(home, 'chapters/08_evaluation/06_selection.ipynb', *given)
     assert code == 0, err
     assert (home / 'reports' / 'nih' / 'selection.json').exists()
 
@@ -481,11 +388,15 @@ def test_a_choice_of_encoders_by_itself(home, nih, data):
 @full
 def test_the_short_commands(home, mine):
     code, out, err = cxr(home, 'demo', '--print')
-    assert code == 0 and 'jupyterlab' in out and '08_demo.ipynb' in out
+    assert code == 0
+    assert 'jupyterlab' in out
+    assert '08_demo.ipynb' in out
     code, out, err = cxr(home, 'download')
-    assert code == 0 and 'openi' in out
+    assert code == 0
+    assert 'openi' in out
     code, out, err = cxr(home, 'where', 'mine')
-    assert code == 0 and Path(out.strip()) == home / 'reports' / 'mine' / 'index.html'
+    assert code == 0
+    assert Path(out.strip()) == home / 'reports' / 'mine' / 'index.html'
     code, out, err = cxr(home, 'params', env={'PYTHONIOENCODING': 'ascii'})
     assert code == 0 and 'n_bootstrap          1000' in out, err
 
@@ -497,9 +408,7 @@ def test_a_root_without_its_data_set_is_refused(home, tmp_path):
         ['--dataset', 'simulated', '--root', tmp_path],
     ):
         code, out, err = cxr(home, 'run', '--run', 'never', *args)
-        assert (
-            code == 2
-            and 'name it with --dataset, one of nih, covid, chexpert' in err
-            and 'Traceback' not in err
-        )
+        assert code == 2
+        assert 'name it with --dataset, one of nih, covid, chexpert' in err
+        assert 'Traceback' not in err
     assert not (home / 'reports' / 'never').exists()

@@ -11,20 +11,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 from conftest import ROOT, STAGES, WORK, Project
 
-from cxr_lib.running import command as runner
-from cxr_lib.running.command import (
-    EXTERNAL,
-    Progress,
-    StageFailed,
-    UsageError,
-    only_run,
-    plan_run,
-    run_stages,
+from cxr_lib.running import command, execute, pages
+from cxr_lib.running.pages import EXTERNAL
+from cxr_lib.running.execute import Progress, StageFailed, only_run, run_stages
+from cxr_lib.running.plan import UsageError, plan_run
+
+
+#: Work that leaves a verdict.
+VERDICT = (
+    WORK.replace('{', '{{').replace('}', '}}')
+    + '''
+from cxr_lib.foundations.files import write_json
+write_json(folder/'metrics.json', dict(verdict=['{}']))'''
 )
 
 
@@ -34,13 +38,13 @@ def quiet(project, given=None, **kw):
 
 
 def test_command_line_imports_nothing_heavy():
-    code = "import sys, cxr_lib.running.command as r; r._parser().format_help(); print([m for m in ('torch', 'pandas', 'numpy', 'papermill', 'nbformat', 'tqdm', 'filelock') if m in sys.modules])"
-    assert (
-        subprocess.run(
-            [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True
-        ).stdout.strip()
-        == '[]'
+    heavy = ['torch', 'pandas', 'numpy', 'papermill', 'nbformat', 'nbconvert', 'jinja2', 'tqdm', 'filelock']
+    code = (
+        'import sys, cxr_lib.running.command as r; r.command_parser().format_help(); '
+        f'print([m for m in {heavy} if m in sys.modules])'
     )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == '[]'
 
 
 # What it refuses, before anything runs
@@ -91,18 +95,17 @@ def test_command_line_imports_nothing_heavy():
 def test_refuses_with_the_valid_choices(project, capsys, monkeypatch, args, said):
     monkeypatch.chdir(project.home)
     monkeypatch.delenv('CXR_HOME', raising=False)
-    assert runner.main(['run', *args]) == 2
+    assert command.main(['run', *args]) == 2
     error = capsys.readouterr().err
     assert all(s in error for s in said), error
-    assert project.calls() == [] and not list((project.home / 'reports').glob('*/index.html'))
+    assert project.calls() == []
+    assert not list((project.home / 'reports').glob('*/index.html'))
 
 
 def test_refuses_unknown_datasets_and_presets(project, monkeypatch):
-    tables = {
-        'DATASETS': {'simulated': {'needs_root': False}, 'nih': {'needs_root': True}},
-        'PRESETS': {'tiny': {}, 'base': {}},
-    }
-    monkeypatch.setattr(runner, '_table', lambda module, name: tables[name])
+    datasets = {name: SimpleNamespace(needs_root=name == 'nih') for name in ('simulated', 'nih')}
+    monkeypatch.setattr('cxr_lib.data.catalogue.DATASETS', datasets)
+    monkeypatch.setattr('cxr_lib.model.fusion.PRESETS', {'tiny': {}, 'base': {}})
     with pytest.raises(UsageError, match="unknown dataset 'nihh'; did you mean 'nih'.*Valid: simulated, nih"):
         plan_run({'dataset': 'nihh'}, home=project.home)
     with pytest.raises(UsageError, match="unknown preset 'huge'.*Valid: tiny, base"):
@@ -110,30 +113,25 @@ def test_refuses_unknown_datasets_and_presets(project, monkeypatch):
     with pytest.raises(UsageError, match="'nih' has to be given its folder"):
         plan_run({'dataset': 'nih'}, home=project.home)
     plan = plan_run({'dataset': 'nih', 'root': str(project.home)}, home=project.home)
-    assert (
-        plan.run == 'nih'
-        and not plan.simulated
-        and 'n_patients' not in plan.passed['exploration']
-        and plan.passed['evaluation']['n_bootstrap'] == 1000
-    )
+    assert plan.run == 'nih'
+    assert not plan.simulated
+    assert 'n_patients' not in plan.passed['exploration']
+    assert plan.passed['evaluation']['n_bootstrap'] == 1000
 
 
 def test_parameters_are_read_from_the_notebooks(project, capsys, monkeypatch):
     monkeypatch.chdir(project.home)
     monkeypatch.delenv('CXR_HOME', raising=False)
-    assert runner.main(['params']) == 0
+    assert command.main(['params']) == 0
     out = capsys.readouterr().out
-    assert re.search(r'n_patients +24000 +how many \(stepping through: 24\)', out) and re.search(
-        r"note_dropout +0.1 +share of notes dropped\n", out
-    )
+    assert re.search(r'n_patients +24000 +how many \(stepping through: 24\)', out)
+    assert re.search(r"note_dropout +0.1 +share of notes dropped\n", out)
 
 
 def test_values_get_the_type_of_the_default(project):
     plan = plan_run({'negative_example': 'no', 'note_dropout': '1', 'epochs': '3'}, home=project.home)
-    assert (
-        plan.passed['training'] == {'run': 'simulated', 'negative_example': False, 'epochs': 3}
-        and plan.passed['notes']['note_dropout'] == 1.0
-    )
+    assert plan.passed['training'] == {'run': 'simulated', 'negative_example': False, 'epochs': 3}
+    assert plan.passed['notes']['note_dropout'] == 1.0
     assert isinstance(plan.passed['notes']['note_dropout'], float)
 
 
@@ -158,27 +156,18 @@ def test_second_run_skips_and_changes_run_again(project):
     quiet(project, {'negative_example': False}, start='evaluation')
     assert project.calls()[9:] == ['evaluation']  # asked for
     page = quiet(project, {'negative_example': False}, force=True, until='notes').read_text()
-    assert (
-        project.calls()[10:] == ['exploration', 'notes']
-        and 'is not finished' in page
-        and not (project.reports / '03_model.html').exists()
-    )
+    assert project.calls()[10:] == ['exploration', 'notes']
+    assert 'is not finished' in page
+    assert not (project.reports / '03_model.html').exists()
 
 
 def test_library_sources_decide(project, monkeypatch):
-    keys = runner.stage_keys(plan_run(home=project.home))
-    monkeypatch.setattr(
-        runner,
-        'library_sources',
-        lambda notebook, real=runner.library_sources: {
-            **real(notebook),
-            **({'changed': '1'} if notebook.stem >= '04' else {}),
-        },
-    )
-    assert [s for s in STAGES if runner.stage_keys(plan_run(home=project.home))[s] != keys[s]] == [
-        'training',
-        'evaluation',
-    ]
+    keys = execute.stage_keys(plan_run(home=project.home))
+    real = execute.library_sources
+    changed = lambda notebook: real(notebook) | ({'changed': '1'} if notebook.stem >= '04' else {})
+    monkeypatch.setattr(execute, 'library_sources', changed)
+    after = execute.stage_keys(plan_run(home=project.home))
+    assert [s for s in STAGES if after[s] != keys[s]] == ['training', 'evaluation']
 
 
 def test_a_damaged_stamp_vouches_for_nothing(project):
@@ -198,17 +187,21 @@ from cxr_lib.foundations.files import write_json
 import base64
 write_json(folder/'metrics.json', dict(verdict=['Fused 0.91 <b>', 'The note adds 0.03.']))
 (folder/'metrics.csv').write_text('observation,auroc\\nEdema,0.91234\\n')
-(folder/'controls.png').write_bytes(base64.b64decode('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=='))
+pixel = ('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9'
+         'awAAAABJRU5ErkJggg==')
+(folder/'controls.png').write_bytes(base64.b64decode(pixel))
 from IPython.display import HTML, display
 display(HTML('<b>a table</b>'))''',
     )
     code, out, err = project.cxr('run', '-p', 'seed', '4')
     assert code == 0, err
     index = project.reports / 'index.html'
-    assert str(index) in out and 'The note adds 0.03.' in out and '0.912' in out
-    assert (
-        '[5/5] 05_evaluation' in err and '\r' not in err and len(err.splitlines()) < 15
-    )  # plain lines, as there is no terminal
+    assert str(index) in out
+    assert 'The note adds 0.03.' in out
+    assert '0.912' in out
+    assert '[5/5] 05_evaluation' in err
+    assert '\r' not in err
+    assert len(err.splitlines()) < 15  # plain lines, as there is no terminal
     text = index.read_text()
     for wanted in (
         'SIMULATED',
@@ -224,45 +217,40 @@ display(HTML('<b>a table</b>'))''',
         assert wanted in text, wanted
     for page in project.reports.glob('*.html'):
         assert not EXTERNAL.search(page.read_text()), page
-        assert 'SIMULATED' in page.read_text() and page.read_text().rstrip().endswith('</html>')
+        assert 'SIMULATED' in page.read_text()
+        assert page.read_text().rstrip().endswith('</html>')
     assert '<b>a table</b>' in (project.reports / '05_evaluation.html').read_text()
     code, out, err = project.cxr('where', 'simulated')
     assert (code, out.strip()) == (0, str(index))
     code, out, err = project.cxr('where', 'other')
-    assert code == 2 and 'there is simulated' in err.replace('there are', 'there is')
+    assert code == 2
+    assert 'there is simulated' in err.replace('there are', 'there is')
 
 
 def test_stops_at_the_first_failing_notebook(project):
     project.write('model', "layers = 3\n\nraise ValueError('valid.csv row 17:\\nexpected 1, 0, -1 or empty')")
     code, out, err = project.cxr('run')
-    assert (
-        code == 1
-        and '03_model.ipynb failed in cell 4' in err
-        and '| layers = 3' in err
-        and 'ValueError: expected 1, 0, -1 or empty' in err
-        and 'Traceback' not in err
-    )
+    assert code == 1
+    assert '03_model.ipynb failed in cell 4' in err
+    assert '| layers = 3' in err
+    assert 'ValueError: expected 1, 0, -1 or empty' in err
+    assert 'Traceback' not in err
     assert project.calls() == ['exploration', 'notes']
     failed = project.reports / '03_model.failed.ipynb'
-    assert str(failed) in err and any(c.get('outputs') for c in nbformat.read(failed, 4).cells)
-    assert (
-        not (project.reports / '03_model.ipynb').exists()
-        and not (project.reports / '03_model.html').exists()
-        and (project.reports / '02_notes.html').exists()
-    )
+    assert str(failed) in err
+    assert any(c.get('outputs') for c in nbformat.read(failed, 4).cells)
+    assert not (project.reports / '03_model.ipynb').exists()
+    assert not (project.reports / '03_model.html').exists()
+    assert (project.reports / '02_notes.html').exists()
     text = (project.reports / 'index.html').read_text()
-    assert (
-        'This run stopped' in text
-        and 'expected 1, 0, -1 or empty' in text
-        and 'href="03_model.html"' not in text
-    )
+    assert 'This run stopped' in text
+    assert 'expected 1, 0, -1 or empty' in text
+    assert 'href="03_model.html"' not in text
     project.write('model')
     quiet(project)
-    assert (
-        project.calls() == list(STAGES)
-        and not failed.exists()
-        and 'This run stopped' not in (project.reports / 'index.html').read_text()
-    )
+    assert project.calls() == list(STAGES)
+    assert not failed.exists()
+    assert 'This run stopped' not in (project.reports / 'index.html').read_text()
 
 
 def test_a_notebook_has_to_say_that_it_finished(project):
@@ -289,7 +277,8 @@ def test_one_run_at_a_time(project):
 def test_odd_folder_names(tmp_path):
     project = Project(tmp_path / 'toys {run} & 100% [x]')
     quiet(project, until='notes')
-    assert project.calls() == ['exploration', 'notes'] and (project.reports / '02_notes.html').exists()
+    assert project.calls() == ['exploration', 'notes']
+    assert (project.reports / '02_notes.html').exists()
 
 
 def test_kernel_is_this_python_whatever_is_registered(project, monkeypatch, tmp_path):
@@ -308,23 +297,9 @@ def test_papermill_alone(project):
     alone = project.home / 'reports' / 'alone'
     alone.mkdir(parents=True)
     (alone / 'exploration.json').write_text('"what the stage before left"')
+    words = 'papermill 02_notes.ipynb ../out.ipynb -p seed 5 -p run alone -k python3 --no-progress-bar'
     done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'papermill',
-            '02_notes.ipynb',
-            '../out.ipynb',
-            '-p',
-            'seed',
-            '5',
-            '-p',
-            'run',
-            'alone',
-            '-k',
-            'python3',
-            '--no-progress-bar',
-        ],
+        [sys.executable, '-m', *words.split()],
         cwd=project.home / 'nbs',
         capture_output=True,
         text=True,
@@ -347,11 +322,9 @@ def test_progress_on_a_terminal_is_one_line_a_bar():
     progress.told(['epoch 1 of 6', 'loss 0.5'], keep=True)
     progress.end()
     progress.close()
-    assert (
-        'stages: 2/2' in screen.getvalue()
-        and 'not run again' in screen.getvalue()
-        and '02_notes: done after' in screen.getvalue()
-    )
+    assert 'stages: 2/2' in screen.getvalue()
+    assert 'not run again' in screen.getvalue()
+    assert '02_notes: done after' in screen.getvalue()
     assert '02_notes: epoch 1 of 6, loss 0.5' in screen.getvalue()
 
 
@@ -375,7 +348,8 @@ def test_a_plain_log_shows_what_is_reported_whole_and_never_source():
         line.endswith('s: fold 2 of 5, epoch 3 of 12, step 4 of 9, loss 0.412, about 3 min left')
         for line in lines
     )
-    assert 'secret_function' not in log.getvalue() and any('cell 4 of 5' in line for line in lines)
+    assert 'secret_function' not in log.getvalue()
+    assert any('cell 4 of 5' in line for line in lines)
 
 
 @pytest.mark.parametrize('columns', [200, 80, 60])
@@ -390,18 +364,18 @@ def test_beside_a_bar_stands_what_fits_and_never_half_of_it(columns, monkeypatch
     progress.begin('04_training')
     progress.cell(3, 5)
     progress.told(parts)
-    shown = progress.cells.postfix or ''
+    shown = progress.bars.cells.postfix or ''
     progress.end()
     progress.close()
-    assert shown == ', '.join(parts[: (shown.count(',') + 1) * bool(shown)]) and (
-        columns < 200 or shown == ', '.join(parts)
-    )
+    assert shown == ', '.join(parts[: (shown.count(',') + 1) * bool(shown)])
+    assert columns < 200 or shown == ', '.join(parts)
 
 
 def test_what_a_notebook_reports_reaches_the_log(project):
     project.write(
         'exploration',
-        "from cxr_lib.foundations.progress import report_progress\nreport_progress('epoch 1 of 2', 'loss 0.5', seconds_left=30, keep=True)",
+        'from cxr_lib.foundations.progress import report_progress\n'
+        "report_progress('epoch 1 of 2', 'loss 0.5', seconds_left=30, keep=True)",
     )
     code, out, err = project.cxr('run', '--until', 'exploration')
     assert (
@@ -445,9 +419,8 @@ def test_no_code_page_ends_a_command(project, monkeypatch, encoding):
     (project.reports / '.stages' / 'evaluation.json').write_text('{}')
     (project.reports / 'index.html').touch()
     write = lambda name, text: (project.reports / name).write_text(text, encoding='utf-8')
-    write(
-        'metrics.json', json.dumps(dict(verdict=['Fused – 0.91 ≥ 0.9 … “médiastin” 肺']), ensure_ascii=False)
-    )
+    verdict = dict(verdict=['Fused – 0.91 ≥ 0.9 … “médiastin” 肺'])
+    write('metrics.json', json.dumps(verdict, ensure_ascii=False))
     write('metrics.csv', 'observation,auroc\nEdema,\n')
     monkeypatch.chdir(project.home)
     monkeypatch.delenv('CXR_HOME', raising=False)
@@ -461,21 +434,18 @@ def test_no_code_page_ends_a_command(project, monkeypatch, encoding):
         out, err = CodePage(encoding), CodePage(encoding)
         monkeypatch.setattr(sys, 'stdout', out)
         monkeypatch.setattr(sys, 'stderr', err)
-        assert runner.main(args) == (2 if args[0] == 'run' else 0), args
+        assert command.main(args) == (2 if args[0] == 'run' else 0), args
         assert (err if args[0] == 'run' else out).text()
     monkeypatch.setattr(sys, 'stdout', CodePage(encoding))
-    runner._speak_plainly()
-    runner.print_results(project.reports)
+    command.speak_plainly()
+    command.print_results(project.reports)
     shown = sys.stdout.text()
-    assert '0.91' in shown and ('Fused – 0.91' in shown or 'Fused - 0.91' in shown)
+    assert '0.91' in shown
+    assert 'Fused – 0.91' in shown or 'Fused - 0.91' in shown
 
 
 def test_a_run_into_a_log_of_another_code_page(project):
-    project.write(
-        'evaluation',
-        WORK
-        + "\nfrom cxr_lib.foundations.files import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['0.91 – 0.93']))\nprint('– 肺')",
-    )
+    project.write('evaluation', VERDICT.format('0.91 – 0.93') + "\nprint('– 肺')")
     env = {k: v for k, v in os.environ.items() if k != 'CXR_HOME'} | {
         'PYTHONPATH': str(ROOT),
         'PYTHONIOENCODING': 'cp932',
@@ -488,61 +458,49 @@ def test_a_run_into_a_log_of_another_code_page(project):
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
-    assert b'0.91 - 0.93' in done.stdout and b'Report:' in done.stdout
+    assert b'0.91 - 0.93' in done.stdout
+    assert b'Report:' in done.stdout
 
 
 def test_a_page_that_fails_is_replaced_and_made_later(project, monkeypatch, capsys):
     monkeypatch.chdir(project.home)
     monkeypatch.delenv('CXR_HOME', raising=False)
-    project.write(
-        'evaluation',
-        WORK
-        + "\nfrom cxr_lib.foundations.files import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))",
-    )
+    project.write('evaluation', VERDICT.format('The note adds 0.03.'))
 
     def broken(*args, **kw):
         raise RuntimeError('no template')
 
     with monkeypatch.context() as m:
-        m.setattr(runner, 'render_page', broken)
-        assert runner.main(['run']) == 1
+        m.setattr(pages, 'render_page', broken)
+        assert command.main(['run']) == 1
     out, err = capsys.readouterr()
-    assert (
-        'The note adds 0.03.' in out
-        and '05_evaluation.html could not be made (RuntimeError: no template)' in err
-        and 'Traceback' not in err
-    )
-    assert (
-        project.calls() == list(STAGES)
-        and 'could not be made' in (project.reports / '05_evaluation.html').read_text()
-    )
-    assert runner.main(['run']) == 0 and project.calls() == list(STAGES)  # pages only: no stage runs again
+    assert 'The note adds 0.03.' in out
+    assert '05_evaluation.html could not be made (RuntimeError: no template)' in err
+    assert 'Traceback' not in err
+    assert project.calls() == list(STAGES)
+    assert 'could not be made' in (project.reports / '05_evaluation.html').read_text()
+    assert command.main(['run']) == 0
+    assert project.calls() == list(STAGES)  # pages only: no stage runs again
     assert 'worked on evaluation' in (project.reports / '05_evaluation.html').read_text()
 
 
 def test_a_front_page_that_cannot_be_written_loses_no_results(project, monkeypatch, capsys):
     monkeypatch.chdir(project.home)
     monkeypatch.delenv('CXR_HOME', raising=False)
-    project.write(
-        'evaluation',
-        WORK
-        + "\nfrom cxr_lib.foundations.files import write_json\nwrite_json(folder/'metrics.json', dict(verdict=['The note adds 0.03.']))",
-    )
+    project.write('evaluation', VERDICT.format('The note adds 0.03.'))
 
-    def full(plan, state='', *args, real=runner.render_index, **kw):
+    def full(plan, state='', *args, real=execute.render_index, **kw):
         if not state:
             raise OSError(errno.ENOSPC, 'No space left on device', str(plan.folder / 'index.html'))
         return real(plan, state, *args, **kw)
 
-    monkeypatch.setattr(runner, 'render_index', full)
-    assert runner.main(['run']) == 1
+    monkeypatch.setattr(execute, 'render_index', full)
+    assert command.main(['run']) == 1
     out, err = capsys.readouterr()
-    assert (
-        'The note adds 0.03.' in out
-        and 'the disk is full' in err
-        and 'index.html' in err
-        and 'Traceback' not in err
-    )
+    assert 'The note adds 0.03.' in out
+    assert 'the disk is full' in err
+    assert 'index.html' in err
+    assert 'Traceback' not in err
 
 
 def test_every_part_of_the_front_page_may_fail_alone(project):
@@ -555,7 +513,7 @@ def test_every_part_of_the_front_page_may_fail_alone(project):
     (plan.folder / '.stages').mkdir()
     (plan.folder / '.stages' / 'notes.run.json').write_text('{"sec')
     problems = []
-    text = runner.render_index(plan, problems=problems).read_text()
+    text = pages.render_index(plan, problems=problems).read_text()
     for what in (
         'metrics.json',
         'the comparison with another model',
@@ -563,7 +521,9 @@ def test_every_part_of_the_front_page_may_fail_alone(project):
         'the list of notebooks',
     ):
         assert f'{what} could not be shown' in text, what
-    assert len(problems) == 4 and '0.912' in text and 'Parameters' in text
+    assert len(problems) == 4
+    assert '0.912' in text
+    assert 'Parameters' in text
 
 
 @pytest.mark.parametrize(
@@ -572,9 +532,14 @@ def test_every_part_of_the_front_page_may_fail_alone(project):
 def test_an_impossible_folder_is_one_sentence(project, run, said):
     (project.home / 'file').touch()
     code, out, err = project.cxr('run', '--run', run)
-    assert code != 0 and said in err and 'Traceback' not in err and len(err.strip().splitlines()) == 1
+    assert code != 0
+    assert said in err
+    assert 'Traceback' not in err
+    assert len(err.strip().splitlines()) == 1
     code, out, err = project.cxr('run', '--dataset', 'nih', '--root', run)
-    assert code != 0 and 'Traceback' not in err and len(err.strip().splitlines()) == 1
+    assert code != 0
+    assert 'Traceback' not in err
+    assert len(err.strip().splitlines()) == 1
 
 
 def test_an_unwritable_folder_is_one_sentence(project, monkeypatch, capsys):
@@ -585,19 +550,26 @@ def test_an_unwritable_folder_is_one_sentence(project, monkeypatch, capsys):
         raise PermissionError(errno.EACCES, 'Permission denied', str(self))
 
     monkeypatch.setattr(Path, 'mkdir', refuse)  # as root, no permission binds
-    assert runner.main(['run']) == 1
+    assert command.main(['run']) == 1
     err = capsys.readouterr().err
-    assert 'no permission' in err and 'reports' in err and 'Traceback' not in err
+    assert 'no permission' in err
+    assert 'reports' in err
+    assert 'Traceback' not in err
 
 
 def test_a_disk_that_fills_up_in_a_stage_is_one_sentence(project):
     project.write(
         'notes',
-        "import errno\nwith atomic_path(folder/'big.npy') as tmp: raise OSError(errno.ENOSPC, 'No space left on device')",
+        "import errno\n"
+        "with atomic_path(folder/'big.npy') as tmp: raise OSError(errno.ENOSPC, 'No space left on device')",
     )
     code, out, err = project.cxr('run')
-    assert code == 1 and 'the disk is full' in err and 'big.npy' in err and 'Traceback' not in err
-    assert not list(project.reports.rglob('.*.tmp*')) and project.calls() == ['exploration']
+    assert code == 1
+    assert 'the disk is full' in err
+    assert 'big.npy' in err
+    assert 'Traceback' not in err
+    assert not list(project.reports.rglob('.*.tmp*'))
+    assert project.calls() == ['exploration']
 
 
 def test_a_moved_or_renamed_run_is_still_finished(project):
@@ -656,7 +628,8 @@ def test_killed_at_random_moments_it_resumes_to_the_same(tmp_path):
             (killed.reports / '.06_left.123.tmp.ipynb').write_text('half of')
     assert killed.cxr('run', '-p', 'pause', '0.1')[0] == 0
     assert _result(killed) == _result(whole)
-    assert set(killed.calls()) == set(STAGES) and not list(killed.reports.rglob('.*.tmp*'))
+    assert set(killed.calls()) == set(STAGES)
+    assert not list(killed.reports.rglob('.*.tmp*'))
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
@@ -671,11 +644,9 @@ def test_interrupted_it_leaves_nothing_behind(project, sent, code):
     process.send_signal(sent)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code, err
-    assert (
-        not list(project.reports.rglob('.*.tmp*'))
-        and (project.reports / '01_exploration.html').exists()
-        and not (project.reports / '02_notes.html').exists()
-    )
+    assert not list(project.reports.rglob('.*.tmp*'))
+    assert (project.reports / '01_exploration.html').exists()
+    assert not (project.reports / '02_notes.html').exists()
     kernel = int((project.reports / 'pid.txt').read_text())
     for _ in range(50):
         if not Path(f'/proc/{kernel}').exists():

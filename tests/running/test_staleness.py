@@ -1,4 +1,4 @@
-"""What an edit makes stale is read from the imports: exactly the stages whose notebooks import the module, directly or not."""
+"""What an edit makes stale is read from the imports: the stages whose notebooks import the module, directly or not."""
 
 import shutil
 import subprocess
@@ -9,7 +9,8 @@ import cxr_lib
 import pytest
 from conftest import ROOT, STAGES
 
-from cxr_lib.running import command as runner
+from cxr_lib.running.execute import library_sources
+from cxr_lib.running.plan import stage_notebooks
 from cxr_lib.foundations.sources import imported_names, module_sources
 from cxr_lib.data.simulated import rendering_version
 from cxr_lib.training.loop import training_sources
@@ -31,14 +32,14 @@ def copied(tmp_path, monkeypatch):
 
 
 def notebooks():
-    return runner.stage_notebooks(ROOT / 'nbs')
+    return stage_notebooks(ROOT / 'nbs')
 
 
 def stale_after(edit, module):
     "The stages whose own sources an edit of the module changes"
-    before = {stage: runner.library_sources(path) for stage, path in notebooks().items()}
+    before = {stage: library_sources(path) for stage, path in notebooks().items()}
     edit(module)
-    return [stage for stage, path in notebooks().items() if runner.library_sources(path) != before[stage]]
+    return [stage for stage, path in notebooks().items() if library_sources(path) != before[stage]]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,8 @@ def stale_after(edit, module):
         'cxr_lib.evaluation.conformal': ['evaluation'],
         'cxr_lib.evaluation.external': ['evaluation'],
         'cxr_lib.running.command': [],
+        'cxr_lib.running.execute': [],
+        'cxr_lib.running.pages': [],
         'cxr_lib.training.sweep': [],
         'cxr_lib.simulation.realism': [],
         'cxr_lib.demo': [],
@@ -68,20 +71,21 @@ def test_what_python_loads_for_a_notebook_is_among_its_sources():
         "print(*[n for n, m in sys.modules.items() if n.partition('.')[0] == 'cxr_lib' and m.__file__])"
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert set(done.stdout.split()) <= set(runner.library_sources(notebooks()['evaluation']))
+    assert set(done.stdout.split()) <= set(library_sources(notebooks()['evaluation']))
 
 
 def test_a_module_that_waits_inside_a_function_counts():
     lazy = module_sources('cxr_lib.model.fusion')
+    assert 'cxr_lib.notes.wording' in lazy
     assert (
-        'cxr_lib.notes.wording' in lazy and 'cxr_lib.notes.leakage' in lazy
+        'cxr_lib.notes.leakage' in lazy
     )  # `from cxr_lib.notes.wording import ensure_notes` inside a function
 
 
 def test_checkpoints_depend_on_what_training_imports(copied):
     before = training_sources()
     copied('cxr_lib.evaluation.report')
-    copied('cxr_lib.running.command')
+    copied('cxr_lib.running.execute')
     assert training_sources() == before
     copied('cxr_lib.model.encoders')
     assert training_sources() != before
@@ -173,5 +177,5 @@ def test_relative_imports_are_resolved():
 
 def test_a_cell_with_a_line_of_ipython_still_counts(project):
     project.write('notes', work='%time 1\nfrom cxr_lib.training.losses import *')
-    assert 'cxr_lib.training.losses' in runner.library_sources(project.notebook('notes'))
-    assert 'cxr_lib.training.losses' not in runner.library_sources(project.notebook('model'))
+    assert 'cxr_lib.training.losses' in library_sources(project.notebook('notes'))
+    assert 'cxr_lib.training.losses' not in library_sources(project.notebook('model'))

@@ -1,4 +1,4 @@
-"""A stamp vouches for files: whatever is done to one of them is noticed, and named, before anything is built on it."""
+"""A stamp vouches for files: a change of one of them is noticed, and named, before anything is built on it."""
 
 import hashlib
 import io
@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from conftest import STAGES, Project
 
-from cxr_lib.foundations import files as facts_of_files, run as runs
-from cxr_lib.running import command as runner
+from cxr_lib.foundations import core
+from cxr_lib.running import execute as runner
+from cxr_lib.running.plan import plan_run
 from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import read_json, write_json
 
@@ -22,7 +23,8 @@ def same_size_and_time(path, change):
     change(data)
     path.write_bytes(bytes(data))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert os.stat(path).st_size == before.st_size and os.stat(path).st_mtime_ns == before.st_mtime_ns
+    assert os.stat(path).st_size == before.st_size
+    assert os.stat(path).st_mtime_ns == before.st_mtime_ns
 
 
 def flip(path):
@@ -92,19 +94,20 @@ def test_a_stage_need_not_say_what_it_wrote(run):
 @pytest.mark.parametrize('file', ['notes.csv', 'notes.json', 'notes/weights.bin'])
 def test_a_file_that_was_altered_is_noticed_and_named(run, file, damage):
     damage(run / file)
-    assert run.done('exploration') and not run.done('notes') and not run.done('model')
-    assert list(run.altered('notes')) == [file] and DAMAGE[damage] in run.altered('notes')[file]
+    assert run.done('exploration')
+    assert not run.done('notes')
+    assert not run.done('model')
+    assert list(run.altered('notes')) == [file]
+    assert DAMAGE[damage] in run.altered('notes')[file]
     with pytest.raises(
-        runs.AlteredFile, match=f'{file} {run.altered("notes")[file][:8]}.*the notes stage.*cxr run'
+        core.AlteredFile, match=f'{file} {run.altered("notes")[file][:8]}.*the notes stage.*cxr run'
     ):
         run.ready('model')
     work(run, 'notes')  # redone, whatever stands in its way
     work(run, 'model')
-    assert (
-        run.done('model')
-        and (run / file).read_text() == f'{file} of a stage\n'
-        and not (run / file).is_symlink()
-    )
+    assert run.done('model')
+    assert (run / file).read_text() == f'{file} of a stage\n'
+    assert not (run / file).is_symlink()
 
 
 def test_a_folder_that_was_replaced_by_a_link_is_noticed(run, tmp_path):
@@ -112,7 +115,8 @@ def test_a_folder_that_was_replaced_by_a_link_is_noticed(run, tmp_path):
     (run / 'notes').symlink_to(tmp_path / 'elsewhere')
     assert run.altered('notes') == {'notes/weights.bin': 'lies behind a link now (notes)'}
     work(run, 'notes')
-    assert run.done('notes') and not (run / 'notes').is_symlink()
+    assert run.done('notes')
+    assert not (run / 'notes').is_symlink()
 
 
 def test_a_folder_with_something_in_it_is_never_removed(run):
@@ -135,8 +139,9 @@ def test_a_stamp_that_cannot_vouch_is_said_to(run, change, said):
     stamp = read_json(run / '.stages' / 'notes.json')
     change(stamp)
     write_json(run / '.stages' / 'notes.json', stamp)
-    assert not run.done('notes') and said in run.altered('notes')['.stages/notes.json']
-    with pytest.raises(runs.AlteredFile, match=said):
+    assert not run.done('notes')
+    assert said in run.altered('notes')['.stages/notes.json']
+    with pytest.raises(core.AlteredFile, match=said):
         run.ready('notes')
 
 
@@ -145,9 +150,12 @@ def test_what_a_later_stage_rewrites_stays_with_the_stage_that_made_it(run):
     (run / 'notes.csv').write_text('with a calibration')
     (run / 'log.csv').write_text('new')
     run.finish('training', {})
-    assert run.done('training') and list(read_json(run / '.stages' / 'training.json')['files']) == ['log.csv']
+    assert run.done('training')
+    assert list(read_json(run / '.stages' / 'training.json')['files']) == ['log.csv']
     flip(run / 'notes.csv')
-    assert list(run.altered('notes')) == ['notes.csv'] and run.done('exploration') and not run.done('notes')
+    assert list(run.altered('notes')) == ['notes.csv']
+    assert run.done('exploration')
+    assert not run.done('notes')
 
 
 def test_killed_while_it_rewrites_it_costs_the_later_stage_only(run):
@@ -156,7 +164,7 @@ def test_killed_while_it_rewrites_it_costs_the_later_stage_only(run):
 
     def rewrite(dies=False):
         run.begin('training')
-        with runs.rewriting(run, 'notes'):
+        with core.rewriting(run, 'notes'):
             (run / 'notes/weights.bin').write_text('rewritten ' + 'once' * dies)
             if dies:
                 raise Killed
@@ -164,7 +172,8 @@ def test_killed_while_it_rewrites_it_costs_the_later_stage_only(run):
 
     with pytest.raises(Killed):
         rewrite(dies=True)
-    assert run.done('model') and not run.done('training')
+    assert run.done('model')
+    assert not run.done('training')
     rewrite()
     assert run.done('training')
     flip(run / 'notes/weights.bin')
@@ -177,7 +186,8 @@ def test_the_configuration_is_written_again_from_the_stamps(run):
         damage(run / 'config.json')
         with pytest.warns(UserWarning, match='config.json was not what the stamps'):
             assert run.ready('model')
-        assert (run / 'config.json').read_text() == good and not (run / 'config.json').is_symlink()
+        assert (run / 'config.json').read_text() == good
+        assert not (run / 'config.json').is_symlink()
     run.begin('model')  # what is under way has no parameters yet
     assert list(read_json(run / 'config.json')['stages']) == ['exploration', 'notes']
 
@@ -186,7 +196,7 @@ def test_an_error_of_the_machine_is_no_damaged_file(run, monkeypatch):
     def fails(path):
         raise OSError(5, 'Input/output error', str(path))
 
-    monkeypatch.setattr(facts_of_files, 'file_facts', fails)
+    monkeypatch.setattr(core, 'file_facts', fails)
     with pytest.raises(OSError, match='Input/output error'):
         run.done('notes')
 
@@ -233,7 +243,8 @@ def finished_run(tmp_path_factory):
         project.write(
             stage,
             "with atomic_path(folder/f'{stage}.json') as tmp: tmp.write_text(stage)\n"
-            "(folder/'model').mkdir(exist_ok=True)\n(folder/'model'/f'{stage}.bin').write_text('weights of ' + stage)",
+            "(folder/'model').mkdir(exist_ok=True)\n"
+            "(folder/'model'/f'{stage}.bin').write_text('weights of ' + stage)",
         )
     notebook = project.notebook('exploration')
     nb = nbformat.read(notebook, 4)
@@ -243,7 +254,7 @@ def finished_run(tmp_path_factory):
         )
     )
     nbformat.write(nb, notebook)
-    run_all(runner.plan_run(home=project.home))
+    run_all(plan_run(home=project.home))
     return project
 
 
@@ -251,7 +262,7 @@ def finished_run(tmp_path_factory):
 def copied(finished_run, tmp_path):
     "A copy of the finished run, with its times"
     shutil.copytree(finished_run.home, tmp_path / 'toy', symlinks=True)
-    plan = runner.plan_run(home=tmp_path / 'toy')
+    plan = plan_run(home=tmp_path / 'toy')
     return plan, runner.stage_keys(plan)
 
 
@@ -304,10 +315,10 @@ def test_a_rerun_says_why_and_makes_the_file_again(copied):
     flip(plan.folder / 'config.json')
     said = run_all(plan)
     assert '05_evaluation is run again, and what follows it: evaluation.json holds something else' in said
-    assert 'config.json was not what the stamps' in said and '04_training: finished before' in said
-    assert (plan.folder / 'evaluation.json').read_bytes() == good and runner.first_unfinished(
-        plan, keys
-    ) == len(STAGES)
+    assert 'config.json was not what the stamps' in said
+    assert '04_training: finished before' in said
+    assert (plan.folder / 'evaluation.json').read_bytes() == good
+    assert runner.first_unfinished(plan, keys) == len(STAGES)
 
 
 # What reads a run's files: the stages after it, the evaluation, the demo
@@ -369,6 +380,6 @@ def test_who_reads_an_altered_file_refuses_and_names_it(tmp_path, name, file):
     flip(run / file)
     stage = next(s for s, files in LEFT.items() if file in files)
     with pytest.raises(
-        runs.AlteredFile, match=f'{file} holds something else.*the {stage} stage left.*run that stage'
+        core.AlteredFile, match=f'{file} holds something else.*the {stage} stage left.*run that stage'
     ):
         reader(name)(run)
