@@ -44,7 +44,8 @@ from cxr_lib.data.studies import (
     validate_studies,
 )
 from .chexpert import check_chexpert_facts, load_chexpert
-from .mimic import check_mimic, load_mimic, question_share
+from .mimic import check_mimic, load_mimic
+from .requests import question_share
 from .openi import load_openi
 from .public import load_covid, load_medmnist, load_nih, unpack_medmnist
 from .folders import load_csv, load_dicom

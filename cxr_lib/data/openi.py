@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Iterator, Mapping
 import numpy as np, pandas as pd
 from ..foundations.core import IMPLIES, OBSERVATIONS, stop_on_machine_error
+from .archives import is_tar
+from .requests import check_marks, has_words
 from cxr_lib.data.studies import (
     NIH_TO_CHEXPERT,
     Exclusions,
@@ -20,19 +22,19 @@ from cxr_lib.data.studies import (
     is_clutter,
     leave_out,
     map_labels,
-    read_csv,
-    refuse_rows,
-    validate_studies,
 )
+from .studies import read_csv, refuse_rows, validate_studies
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #c98d6bcb
 MAX_REPORT_BYTES = 1_000_000  # of one XML; the largest of the collection has 8,967
-MAX_ARCHIVE_BYTES = 100_000_000  # of all that the archive unpacks to, headers and what follows its end included; the collection has 16 million
+#: Of all that the archive unpacks to, headers and what follows its end included; the collection has 16 million.
+MAX_ARCHIVE_BYTES = 100_000_000
 _AGAIN = 'Download NLMCXR_reports.tgz again.'
+_TOO_MUCH = f'it unpacks to more than {MAX_ARCHIVE_BYTES} bytes'
 
 
 class _SmallReads(gzip.GzipFile):
-    "Does not believe a header that asks for a gigabyte, which tarfile would read into memory, and counts what is unpacked"
+    "Rejects a header that asks for a gigabyte, which tarfile would read into memory, and counts what is unpacked"
 
     unpacked = 0
 
@@ -42,53 +44,54 @@ class _SmallReads(gzip.GzipFile):
         data = super().read(size)
         self.unpacked += len(data)
         if self.unpacked > MAX_ARCHIVE_BYTES:
-            raise tarfile.ReadError(f'it unpacks to more than {MAX_ARCHIVE_BYTES} bytes')
+            raise tarfile.ReadError(_TOO_MUCH)
         return data
 
 
 def _opened(path: Path):
     "An archive's tar, also where a browser has unpacked the gzip around it"
     with path.open('rb') as file:
-        head = file.read(262)
-    return path.open('rb') if head[257:] == b'ustar' else _SmallReads(path)
+        plain = is_tar(file)
+    return path.open('rb') if plain else _SmallReads(path)
+
+# %% ../../nbs/chapters/04_data/06_openi.ipynb #44ef9d1a
+def _is_report(member, where) -> bool:
+    "Is a member a report? One that has no place in this archive is an error"
+    name = member.name.replace('\\', '/')
+    if name.startswith('/') or '..' in name.split('/') or re.match('[A-Za-z]:', name):
+        raise StudyTableError(f'{where}: the name leads out of the archive. {_AGAIN}')
+    if member.offset_data + member.size > MAX_ARCHIVE_BYTES:
+        raise StudyTableError(f'{where}: {_TOO_MUCH}. {_AGAIN}')
+    if member.isdir():
+        return False
+    if not member.isreg():
+        raise StudyTableError(f'{where}: a link or a device; expected files only. {_AGAIN}')
+    if not name.lower().endswith('.xml') or is_clutter(name):
+        return False
+    if not 0 <= member.size <= MAX_REPORT_BYTES:
+        expected = f'expected at most {MAX_REPORT_BYTES}'
+        raise StudyTableError(f'{where}: {member.size} bytes; {expected}. {_AGAIN}')
+    return True
 
 
 def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
     "Name and content of every XML of a .tgz, in the archive's order, with nothing unpacked"
-    where = str(path)
+    last = path
     try:
         with _opened(path) as stream, tarfile.open(fileobj=stream, mode='r:') as archive:
             for member in archive:
-                where, name = f'{path} member {member.name}', member.name.replace('\\', '/')
-                if name.startswith('/') or '..' in name.split('/') or re.match('[A-Za-z]:', name):
-                    raise StudyTableError(f'{where}: the name leads out of the archive. {_AGAIN}')
-                if member.offset_data + member.size > MAX_ARCHIVE_BYTES:
-                    raise StudyTableError(
-                        f'{where}: it unpacks to more than {MAX_ARCHIVE_BYTES} bytes. {_AGAIN}'
-                    )
-                if member.isdir():
-                    continue
-                if not member.isreg():
-                    raise StudyTableError(f'{where}: a link or a device; expected files only. {_AGAIN}')
-                if not name.lower().endswith('.xml') or is_clutter(name):
-                    continue
-                if not 0 <= member.size <= MAX_REPORT_BYTES:
-                    raise StudyTableError(
-                        f'{where}: {member.size} bytes; expected at most {MAX_REPORT_BYTES}. {_AGAIN}'
-                    )
-                yield member.name, archive.extractfile(member).read()
+                last = member.name
+                if _is_report(member, f'{path} member {last}'):
+                    yield last, archive.extractfile(member).read()
             stream.seek(archive.offset)  # tarfile takes a damaged header, or none, for the end
             if stream.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise StudyTableError(
-                    f'{path}: the archive is cut short or damaged after {where.split(" member ")[-1]}. {_AGAIN}'
-                )
+                raise StudyTableError(f'{path}: the archive is cut short or damaged after {last}. {_AGAIN}')
             while stream.read(1 << 20):
                 pass  # the checksum comes last
     except (tarfile.TarError, EOFError, OSError, RecursionError, zlib.error) as e:
         stop_on_machine_error(e, path)
-        raise StudyTableError(
-            f'{path}: not a whole .tgz ({e}); the last that was read is {where.split(" member ")[-1]}. {_AGAIN}'
-        ) from None
+        reached = f'the last that was read is {last}'
+        raise StudyTableError(f'{path}: not a whole .tgz ({e}); {reached}. {_AGAIN}') from None
 
 
 def _folder_files(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -96,85 +99,86 @@ def _folder_files(path: Path) -> Iterator[tuple[str, bytes]]:
     for file in sorted(path.glob('*.xml')):
         if is_clutter(file.name):
             continue
-        if file.stat().st_size > MAX_REPORT_BYTES:
-            raise StudyTableError(
-                f'{file}: {file.stat().st_size} bytes; expected at most {MAX_REPORT_BYTES}. Unpack NLMCXR_reports.tgz again.'
-            )
+        size = file.stat().st_size
+        if size > MAX_REPORT_BYTES:
+            expected = f'expected at most {MAX_REPORT_BYTES}'
+            raise StudyTableError(f'{file}: {size} bytes; {expected}. Unpack NLMCXR_reports.tgz again.')
         yield f'{path.name}/{file.name}', file.read_bytes()
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #5b432da5
 SECTIONS = ('indication', 'comparison', 'findings', 'impression')
 
 
-def _parse_report(xml: bytes, file: str, where: str) -> dict:
-    "One report as a row of `read_reports`"
+def _parse_xml(xml: bytes, where: str):
+    "(the tree of one report, its number)"
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, fromstring
 
     try:
         tree = fromstring(xml, forbid_dtd=True)
     except DefusedXmlException:
-        raise StudyTableError(
-            f'{where}: has a document type or entities, which a report does not need and which may expand without end. {_AGAIN}'
-        ) from None
+        fault = 'which a report does not need and which may expand without end'
+        raise StudyTableError(f'{where}: has a document type or entities, {fault}. {_AGAIN}') from None
     except (ParseError, LookupError, ValueError) as e:
         raise StudyTableError(f'{where}: not readable XML ({e}). {_AGAIN}') from None
     uid = tree.find('uId')
     if tree.tag != 'eCitation' or uid is None or not uid.get('id'):
-        raise StudyTableError(
-            f'{where}: not an Open-i report; expected an element eCitation that holds uId with an id, found {tree.tag}.'
-        )
+        expected = 'expected an element eCitation that holds uId with an id'
+        raise StudyTableError(f'{where}: not an Open-i report; {expected}, found {tree.tag}.')
+    return tree, uid.get('id')
+
+
+def _section_texts(tree, where: str) -> dict:
+    "{section: its text, or None}"
     texts = dict.fromkeys(SECTIONS)
     for section in tree.iter('AbstractText'):
         label = (section.get('Label') or '').lower()
         if label not in texts:
             continue
         if len(section) or texts[label] is not None:
-            raise StudyTableError(
-                f'{where}: the section {label.upper()} {"holds other elements" if len(section) else "stands twice"}; expected one plain text.'
-            )
+            fault = 'holds other elements' if len(section) else 'stands twice'
+            raise StudyTableError(f'{where}: the section {label.upper()} {fault}; expected one plain text.')
         if section.text and section.text.strip():
             texts[label] = section.text
-    images = tree.findall('parentImage')
+    return texts
+
+
+def _parse_report(xml: bytes, file: str, where: str) -> dict:
+    "One report as a row of `read_reports`"
+    tree, report_id = _parse_xml(xml, where)
+    texts, images, codes = _section_texts(tree, where), tree.findall('parentImage'), {}
     if not all(i.get('id') for i in images):
         raise StudyTableError(f'{where}: a parentImage has no id; expected one such as CXR1_1_IM-0001-3001.')
-    codes = {
-        k: [c.text.strip() for c in tree.iterfind(f'MeSH/{k}') if c.text and c.text.strip()]
-        for k in ('major', 'automatic')
-    }
-    return {
-        'report_id': uid.get('id'),
-        'file': file,
-        **texts,
-        'mesh_major': codes['major'],
-        'mesh_automatic': codes['automatic'],
-        'image_ids': [i.get('id') for i in images],
-        'captions': [i.findtext('caption') for i in images],
-    }
+    for kind in ('major', 'automatic'):
+        found = [c.text.strip() for c in tree.iterfind(f'MeSH/{kind}') if c.text]
+        codes[f'mesh_{kind}'] = [text for text in found if text]
+    shown = {'image_ids': [i.get('id') for i in images], 'captions': [i.findtext('caption') for i in images]}
+    return {'report_id': report_id, 'file': file, **texts, **codes, **shown}
 
-
+# %% ../../nbs/chapters/04_data/06_openi.ipynb #e5b5c586
 def read_reports(
     source: str | Path,  # `NLMCXR_reports.tgz`, or the folder of XML files that it unpacks to
-) -> pd.DataFrame:  # one row a report in the order of their numbers: report_id, file, the four `SECTIONS` (text or None), mesh_major, mesh_automatic, image_ids, captions (lists); the index names the rows
-    "All reports of the collection; raises `StudyTableError` with the archive and the member that is wrong"
+) -> pd.DataFrame:  # one row per report, by number; its index names the rows
+    """All reports of the collection: report_id, file, the four `SECTIONS` (text or None), and as lists mesh_major,
+    mesh_automatic, image_ids, captions; raises `StudyTableError` with the archive and the member that is wrong"""
     source = Path(source)
     if not source.exists():
         raise StudyTableError(
-            f'{source}: no such file or folder. Download NLMCXR_reports.tgz from https://openi.nlm.nih.gov/faq, or point to the folder that holds it.'
+            f'{source}: no such file or folder. Download NLMCXR_reports.tgz from https://openi.nlm.nih.gov/faq, '
+            'or point to the folder that holds it.'
         )
     files = _folder_files(source) if source.is_dir() else _archive_files(source)
     what = 'file' if source.is_dir() else 'member'
     rows = [_parse_report(xml, file, f'{source} {what} {file}') for file, xml in files]
     if not rows:
-        raise StudyTableError(
-            f'{source}: no XML reports in it. It should hold ecgen-radiology/1.xml and the following.'
-        )
-    table = pd.DataFrame(rows, dtype=object)
-    order = sorted(
-        range(len(rows)),
-        key=lambda i: (int(re.sub(r'\D', '', rows[i]['report_id']) or 0), rows[i]['report_id']),
-    )
-    table = table.iloc[order]
+        expected = 'It should hold ecgen-radiology/1.xml and the following.'
+        raise StudyTableError(f'{source}: no XML reports in it. {expected}')
+
+    def by_number(i):
+        name = rows[i]['report_id']
+        return int(re.sub(r'\D', '', name) or 0), name
+
+    table = pd.DataFrame(rows, dtype=object).iloc[sorted(range(len(rows)), key=by_number)]
     table.index = pd.Index([f'{source} {what} {f}' for f in table.file], dtype=object)
     refuse_rows(table, table.report_id.duplicated(), str(source), 'report_id', 'each report once')
     return table
@@ -188,103 +192,99 @@ def indication_note(
     marks: str = 'keep',  # de-identification marks XXXX: 'keep' or 'drop'
 ) -> str | None:  # None where it holds nothing but marks, spaces and punctuation
     "The clinical note that an indication makes"
-    if marks not in ('keep', 'drop'):
-        raise ValueError(f"marks is {marks!r}; expected 'keep' or 'drop'")
-    if not isinstance(indication, str) or not re.search(r'[^\W_]', re.sub(_MARK, ' ', indication)):
+    check_marks(marks)
+    if not isinstance(indication, str) or not has_words(re.sub(_MARK, ' ', indication)):
         return None
     if marks == 'drop':
-        indication = re.sub(r'\s+([.,;:?!])', r'\1', re.sub(rf'[-/]*{_MARK}[-/]*', ' ', indication))
+        indication = re.sub(rf'[-/]*{_MARK}[-/]*', ' ', indication)
+        indication = re.sub(r'\s+([.,;:?!])', r'\1', indication)
     return ' '.join(indication.split())
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #6489eead
-#: Open-i code -> observation(s); None: no counterpart. Of the keys that match a code, those with the most qualifiers decide.
-OPENI_MESH = {
+_HEART_AND_LUNG = {
     'normal': 'No Finding',
     'Cardiomegaly': 'Cardiomegaly',
     'Cardiac Shadow': None,
-    'Cardiac Shadow/enlarged': 'Cardiomegaly',
-    'Cardiac Shadow/borderline': 'Cardiomegaly',
+    **dict.fromkeys(('Cardiac Shadow/enlarged', 'Cardiac Shadow/borderline'), 'Cardiomegaly'),
     'Mediastinum': None,
-    'Mediastinum/enlarged': 'Enlarged Cardiomediastinum',
-    'Mediastinum/prominent': 'Enlarged Cardiomediastinum',
-    'Opacity': 'Lung Opacity',
-    'Opacity/lung': 'Lung Opacity',
+    **dict.fromkeys(('Mediastinum/enlarged', 'Mediastinum/prominent'), 'Enlarged Cardiomediastinum'),
+    **dict.fromkeys(('Opacity', 'Opacity/lung'), 'Lung Opacity'),
     'Opacity/round': ('Lung Opacity', 'Lung Lesion'),
     'Opacity/pleura': 'Pleural Other',
-    'Opacity/pleural sinus': None,
-    'Opacity/ribs': None,
-    'Opacity/mediastinum': None,
-    'Opacity/thoracic vertebrae': None,
-    'Opacity/adipose tissue': None,
-    'Airspace Disease': 'Lung Opacity',
-    'Infiltrate': 'Lung Opacity',
+    **dict.fromkeys(('Opacity/pleural sinus', 'Opacity/ribs', 'Opacity/mediastinum')),
+    **dict.fromkeys(('Opacity/thoracic vertebrae', 'Opacity/adipose tissue')),
+    **dict.fromkeys(('Airspace Disease', 'Infiltrate'), 'Lung Opacity'),
     'Lung': None,
-    'Lung/interstitial': 'Lung Opacity',
-    'Lung Diseases, Interstitial': 'Lung Opacity',
+    **dict.fromkeys(('Lung/interstitial', 'Lung Diseases, Interstitial'), 'Lung Opacity'),
     'Markings': None,
-    'Markings/interstitial': 'Lung Opacity',
-    'Markings/reticular': 'Lung Opacity',
+    **dict.fromkeys(('Markings/interstitial', 'Markings/reticular'), 'Lung Opacity'),
     'Density': None,
     'Density/lung': 'Lung Opacity',
     'Density/round': 'Lung Lesion',
     'Density/pleura': 'Pleural Other',
-    'Cicatrix': 'Lung Opacity',
-    'Cicatrix/lung': 'Lung Opacity',
+    **dict.fromkeys(('Cicatrix', 'Cicatrix/lung'), 'Lung Opacity'),
     'Cicatrix/pleura': 'Pleural Other',
-    'Cicatrix/ribs': None,
-    'Cicatrix/breast': None,
+    **dict.fromkeys(('Cicatrix/ribs', 'Cicatrix/breast')),
     'Thickening': None,
     'Thickening/pleura': 'Pleural Other',
-    'Thickening/bronchi': 'Lung Opacity',
-    'Thickening/bronchovascular': 'Lung Opacity',
+    **dict.fromkeys(('Thickening/bronchi', 'Thickening/bronchovascular'), 'Lung Opacity'),
     'Thickening/interstitial': 'Lung Opacity',
-    'Nodule': 'Lung Lesion',
-    'Mass': 'Lung Lesion',
-    'Mass/breast': None,
-    'Mass/mediastinum': None,
+}
+
+# %% ../../nbs/chapters/04_data/06_openi.ipynb #6852657e
+_OTHER_FINDINGS = {
+    **dict.fromkeys(('Nodule', 'Mass'), 'Lung Lesion'),
+    **dict.fromkeys(('Mass/breast', 'Mass/mediastinum')),
     'Cavitation': 'Lung Lesion',
-    'Pulmonary Edema': 'Edema',
-    'Pulmonary Congestion': 'Edema',
-    'Heart Failure': 'Edema',
+    **dict.fromkeys(('Pulmonary Edema', 'Pulmonary Congestion', 'Heart Failure'), 'Edema'),
     'Consolidation': 'Consolidation',
     'Pneumonia': 'Pneumonia',
     'Pulmonary Atelectasis': 'Atelectasis',
     'Pneumothorax': 'Pneumothorax',
-    'Hydropneumothorax': ('Pneumothorax', 'Pleural Effusion'),
-    'Hemopneumothorax': ('Pneumothorax', 'Pleural Effusion'),
-    'Pleural Effusion': 'Pleural Effusion',
-    'Hemothorax': 'Pleural Effusion',
+    **dict.fromkeys(('Hydropneumothorax', 'Hemopneumothorax'), ('Pneumothorax', 'Pleural Effusion')),
+    **dict.fromkeys(('Pleural Effusion', 'Hemothorax'), 'Pleural Effusion'),
     'Pleura': None,
     'Pleura/abnormal': 'Pleural Other',
     'Calcinosis': None,
     'Calcinosis/pleura': 'Pleural Other',
     'Fractures, Bone': 'Fracture',
-    'Catheters, Indwelling': 'Support Devices',
-    'Tube, Inserted': 'Support Devices',
-    'Implanted Medical Device': 'Support Devices',
-    'Medical Device': 'Support Devices',
-    **dict.fromkeys(
-        (  # heads without a counterpart
-            'Abdomen; Adipose Tissue; Aorta; Aorta, Thoracic; Aortic Aneurysm; Arthritis; Atherosclerosis; Blister; Blood Vessels; Bone Diseases, Metabolic; Bone and Bones; Breast Implants; '
-            'Bronchiectasis; Bronchiolitis; Bronchitis; Bullous Emphysema; Calcified Granuloma; Cervical Vertebrae; Cholelithiasis; Colonic Interposition; Contrast Media; Costophrenic Angle; '
-            'Cystic Fibrosis; Cysts; Deformity; Diaphragm; Diaphragmatic Eventration; Dislocations; Emphysema; Epicardial Fat; Expansile Bone Lesions; Fibrosis; Foreign Bodies; Funnel Chest; '
-            'Granuloma; Granulomatous Disease; Heart; Heart Atria; Heart Ventricles; Hernia, Diaphragmatic; Hernia, Hiatal; Humerus; Hyperostosis, Diffuse Idiopathic Skeletal; '
-            'Hypertension, Pulmonary; Hypovolemia; Kyphosis; Lucency; Lumbar Vertebrae; Lung, Hyperlucent; Lymph Nodes; Mastectomy; Mediastinal Emphysema; Nipple Shadow; Osteophyte; '
-            'Osteoporosis; Pectus Carinatum; Pericardial Effusion; Pneumonectomy; Pneumoperitoneum; Pulmonary Artery; Pulmonary Disease, Chronic Obstructive; Pulmonary Emphysema; '
-            'Pulmonary Fibrosis; Ribs; Sarcoidosis; Sclerosis; Scoliosis; Shift; Shoulder; Spinal Fusion; Spine; Spondylosis; Stents; Subcutaneous Emphysema; Sulcus; Surgical Instruments; '
-            'Sutures; Technical Quality of Image Unsatisfactory; Thoracic Vertebrae; Thorax; Trachea; Trachea, Carina; Tuberculosis; Volume Loss'
-        ).split('; ')
-    ),
+    **dict.fromkeys(('Catheters, Indwelling', 'Tube, Inserted'), 'Support Devices'),
+    **dict.fromkeys(('Implanted Medical Device', 'Medical Device'), 'Support Devices'),
 }
+_NO_COUNTERPART = (
+    'Abdomen; Adipose Tissue; Aorta; Aorta, Thoracic; Aortic Aneurysm; Arthritis; Atherosclerosis; Blister; '
+    'Blood Vessels; Bone Diseases, Metabolic; Bone and Bones; Breast Implants; Bronchiectasis; Bronchiolitis; '
+    'Bronchitis; Bullous Emphysema; Calcified Granuloma; Cervical Vertebrae; Cholelithiasis; '
+    'Colonic Interposition; Contrast Media; Costophrenic Angle; Cystic Fibrosis; Cysts; Deformity; Diaphragm; '
+    'Diaphragmatic Eventration; Dislocations; Emphysema; Epicardial Fat; Expansile Bone Lesions; Fibrosis; '
+    'Foreign Bodies; Funnel Chest; Granuloma; Granulomatous Disease; Heart; Heart Atria; Heart Ventricles; '
+    'Hernia, Diaphragmatic; Hernia, Hiatal; Humerus; Hyperostosis, Diffuse Idiopathic Skeletal; '
+    'Hypertension, Pulmonary; Hypovolemia; Kyphosis; Lucency; Lumbar Vertebrae; Lung, Hyperlucent; Lymph Nodes; '
+    'Mastectomy; Mediastinal Emphysema; Nipple Shadow; Osteophyte; Osteoporosis; Pectus Carinatum; '
+    'Pericardial Effusion; Pneumonectomy; Pneumoperitoneum; Pulmonary Artery; '
+    'Pulmonary Disease, Chronic Obstructive; Pulmonary Emphysema; Pulmonary Fibrosis; Ribs; Sarcoidosis; '
+    'Sclerosis; Scoliosis; Shift; Shoulder; Spinal Fusion; Spine; Spondylosis; Stents; Subcutaneous Emphysema; '
+    'Sulcus; Surgical Instruments; Sutures; Technical Quality of Image Unsatisfactory; Thoracic Vertebrae; '
+    'Thorax; Trachea; Trachea, Carina; Tuberculosis; Volume Loss'
+)
+#: Open-i code -> observation(s); None: no counterpart. Of the matching keys, those with the most qualifiers decide.
+OPENI_MESH = {**_HEART_AND_LUNG, **_OTHER_FINDINGS, **dict.fromkeys(_NO_COUNTERPART.split('; '))}
 NOT_CODED, LIMITED_FILM = 'No Indexing', 'Technical Quality of Image Unsatisfactory'
 
-
+# %% ../../nbs/chapters/04_data/06_openi.ipynb #85d7d470
 @functools.cache
 def code_parts(
     code: str,  # such as 'Opacity/lung/base/left'
-) -> tuple:  # head and qualifiers in lower case; the collection's own spelling varies ('Thoracic vertebrae', 'enlarged ')
+) -> tuple:  # head and qualifiers in lower case; the collection's own spelling varies ('enlarged ')
     "Take a code apart"
     return tuple(' '.join(part.split()).lower() for part in code.split('/'))
+
+
+def _matching_keys(code, vocabulary):
+    "{key: its parts} of the keys that match a code"
+    head, *qualifiers = code_parts(code)
+    parts = {key: code_parts(key) for key in vocabulary}
+    return {key: p for key, p in parts.items() if p[0] == head and set(p[1:]) <= set(qualifiers)}
 
 
 def code_observations(
@@ -292,12 +292,7 @@ def code_observations(
     vocabulary: Mapping = OPENI_MESH,  # code -> observation, several, or None
 ) -> tuple:  # observations that it stands for, maybe none
     "What does a code stand for? Raises `KeyError` where nobody has decided"
-    head, *qualifiers = code_parts(code)
-    matching = {
-        key: parts
-        for key in vocabulary
-        if (parts := code_parts(key))[0] == head and set(parts[1:]) <= set(qualifiers)
-    }
+    matching = _matching_keys(code, vocabulary)
     if not matching:
         raise KeyError(code)
     longest = max(map(len, matching.values()))
@@ -305,6 +300,26 @@ def code_observations(
     return tuple(dict.fromkeys(o for f in found if f for o in ((f,) if isinstance(f, str) else f)))
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #84b0837c
+def _known_codes(codes, row, known, vocabulary):
+    "The codes of a report that say something; what they mean goes into `known`"
+    codes = [c for c in codes if code_parts(c) != code_parts(NOT_CODED)]
+    for code in codes:
+        if code in known:
+            continue
+        try:
+            known[code] = code_observations(code, vocabulary)
+        except KeyError:
+            remedy = 'Decide on it: add its head to OPENI_MESH, with an observation or None.'
+            raise StudyTableError(f'{row}: unknown code {code!r}. {remedy}') from None
+    return codes
+
+
+def _no_finding(codes, known):
+    "The label No Finding of a coded report"
+    seen = [known[c] for c in codes if code_parts(c) != code_parts(LIMITED_FILM)]
+    return all(s and set(s) <= {'No Finding', 'Support Devices'} for s in seen) if seen else np.nan
+
+
 def mesh_labels(
     reports: pd.DataFrame,  # from `read_reports`
     vocabulary: Mapping = OPENI_MESH,  # code -> observation, several, or None
@@ -312,25 +327,13 @@ def mesh_labels(
     "The observations that the coders' terms say; raises `StudyTableError` for a term nobody has decided on"
     known, labels = {}, np.zeros((len(reports), len(OBSERVATIONS)))
     for i, codes in enumerate(reports.mesh_major):
-        codes = [c for c in codes if code_parts(c) != code_parts(NOT_CODED)]
+        codes = _known_codes(codes, reports.index[i], known, vocabulary)
         if not codes:
             labels[i] = np.nan
             continue
-        for code in codes:
-            if code in known:
-                continue
-            try:
-                known[code] = code_observations(code, vocabulary)
-            except KeyError:
-                raise StudyTableError(
-                    f'{reports.index[i]}: unknown code {code!r}. Decide on it: add its head to OPENI_MESH, with an observation or None.'
-                ) from None
         found = {o for c in codes for o in known[c]}
         labels[i] = [o in found for o in OBSERVATIONS]
-        seen = [known[c] for c in codes if code_parts(c) != code_parts(LIMITED_FILM)]
-        labels[i, 0] = (
-            np.nan if not seen else all(s and set(s) <= {'No Finding', 'Support Devices'} for s in seen)
-        )
+        labels[i, 0] = _no_finding(codes, known)
     table = pd.DataFrame(labels, columns=list(OBSERVATIONS), index=reports.index)
     for child, parents in IMPLIES.items():
         for parent in parents:
@@ -338,28 +341,15 @@ def mesh_labels(
     return table
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #311d85a4
-GOLD_LABELS = (
-    'Atelectasis',
-    'Cardiomegaly',
-    'Effusion',
-    'Infiltration',
-    'Mass',
-    'Nodule',
-    'Pneumonia',
-    'Pneumothorax',
-    'Consolidation',
-    'Edema',
-    'Emphysema',
-    'Fibrosis',
-    'Pleural_Thickening',
-    'Hernia',
-    'normal',
+GOLD_LABELS = tuple(
+    'Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema '
+    'Emphysema Fibrosis Pleural_Thickening Hernia normal'.split()
 )
 #: Label of `openi_gld_std14.csv` -> observation. Infiltration is left to the codes, see above.
 OPENI_GOLD = {
-    **{label: o for label, o in NIH_TO_CHEXPERT.items() if label in GOLD_LABELS and label != 'Infiltration'},
-    'normal': 'No Finding',
+    label: o for label, o in NIH_TO_CHEXPERT.items() if label in GOLD_LABELS and label != 'Infiltration'
 }
+OPENI_GOLD['normal'] = 'No Finding'
 
 
 def read_gold(
@@ -369,13 +359,11 @@ def read_gold(
     "The published labels, joined to the reports by name"
     path = Path(path)
     if not path.is_file():
-        raise StudyTableError(
-            f"{path}: no such file. It comes with NCBI's NegBio; without it use labels='mesh'."
-        )
+        remedy = "It comes with NCBI's NegBio; without it use labels='mesh'."
+        raise StudyTableError(f'{path}: no such file. {remedy}')
     gold = read_csv(path, ('filename', *GOLD_LABELS), ('filename',), dtype=str)
-    refuse_rows(
-        gold, ~gold.filename.isin(reports.report_id), str(path), 'filename', 'a report of the archive'
-    )
+    unknown = ~gold.filename.isin(reports.report_id)
+    refuse_rows(gold, unknown, str(path), 'filename', 'a report of the archive')
     refuse_rows(gold, gold.filename.duplicated(), str(path), 'filename', 'each report once')
     for label in GOLD_LABELS:
         number = pd.to_numeric(gold[label], errors='coerce')
@@ -385,82 +373,69 @@ def read_gold(
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #fabe7991
 def _views(path: Path, image_ids: pd.Series) -> pd.Series:
-    "View of each image from `indiana_projections.csv`, whose file names lack the collection's prefix: 1_IM-0001-3001.dcm.png, 2_IM-0652-1001.dcm.png"
+    """View of each image from `indiana_projections.csv`, whose file names lack the collection's prefix:
+    1_IM-0001-3001.dcm.png, 2_IM-0652-1001.dcm.png"""
     given = read_csv(path, ('filename', 'projection'), ('filename', 'projection'), dtype=str)
-    refuse_rows(
-        given, ~given.projection.isin(('Frontal', 'Lateral')), str(path), 'projection', 'Frontal or Lateral'
-    )
+    wrong = ~given.projection.isin(('Frontal', 'Lateral'))
+    refuse_rows(given, wrong, str(path), 'projection', 'Frontal or Lateral')
     refuse_rows(given, given.filename.duplicated(), str(path), 'filename', 'each image once')
-    views = image_ids.str.replace(r'^CXR\d+_(?=\d+_)|^CXR', '', regex=True).map(
-        pd.Series(given.projection.to_numpy(), given.filename.str.replace(r'(\.dcm)?\.png$', '', regex=True))
-    )
+    names = given.filename.str.replace(r'(\.dcm)?\.png$', '', regex=True)
+    short = image_ids.str.replace(r'^CXR\d+_(?=\d+_)|^CXR', '', regex=True)
+    views = short.map(pd.Series(given.projection.to_numpy(), names))
     if views.isna().all():
-        raise StudyTableError(
-            f'{path}: names no image of the archive; expected filenames such as 1_IM-0001-3001.dcm.png.'
-        )
+        expected = 'expected filenames such as 1_IM-0001-3001.dcm.png'
+        raise StudyTableError(f'{path}: names no image of the archive; {expected}.')
     return views.astype(object).where(views.notna(), None)
 
 
+def _openi_labels(reports: pd.DataFrame, labels: str, root: Path) -> pd.DataFrame:
+    "The 14 observations of each report"
+    found = mesh_labels(reports)
+    if labels == 'mesh':
+        return found
+    gold = read_gold(root / 'openi_gld_std14.csv', reports)
+    # the file gives zeros to reports that nobody coded
+    gold[found.isna().all(axis=1) & ~(gold == 1).any(axis=1)] = np.nan
+    gold = map_labels(gold, OPENI_GOLD)
+    return found.assign(**{o: gold[o] for o in OBSERVATIONS if o in OPENI_GOLD.values()})
+
+# %% ../../nbs/chapters/04_data/06_openi.ipynb #890546c7
 def load_openi(
-    root: str
-    | Path,  # folder with `NLMCXR_reports.tgz` (or `ecgen-radiology/`); `openi_gld_std14.csv`, `NLMCXR_png/` and `indiana_projections.csv` are used where they are
+    root: str | Path,  # folder with the files above
     *,
-    labels: str = 'gold',  # 'gold': the published labels, and the codes for what these lack; 'mesh': the codes alone
+    labels: str = 'gold',  # 'gold': the published labels, and codes for what these lack; 'mesh': codes alone
     marks: str = 'keep',  # de-identification marks XXXX in notes: 'keep' or 'drop'
     missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude'
     exclusions: Exclusions | None = None,  # list for what is left out
-) -> (
-    pd.DataFrame
-):  # study table: one row an image, or one row a report with `image` missing where there is no image folder
+) -> pd.DataFrame:  # study table: one row per image; without the image folder one per report
     "Open-i (Demner-Fushman et al. 2016) as a study table whose note is the indication"
     root = Path(root)
     if labels not in ('gold', 'mesh'):
         raise ValueError(f"labels is {labels!r}; expected 'gold' or 'mesh'")
-    places = [
-        root / 'NLMCXR_reports.tgz',
-        root / 'NLMCXR_reports.tar',
-        root / 'ecgen-radiology',
-    ]  # .tar: as Safari leaves it
+    # .tar: as Safari leaves it
+    places = [root / name for name in ('NLMCXR_reports.tgz', 'NLMCXR_reports.tar', 'ecgen-radiology')]
     source = next((p for p in places if p.exists()), places[0])
     reports = read_reports(source)
-    found = mesh_labels(reports)
-    if labels == 'gold':
-        gold = read_gold(root / 'openi_gld_std14.csv', reports)
-        gold[found.isna().all(axis=1) & ~(gold == 1).any(axis=1)] = (
-            np.nan
-        )  # the file gives zeros to reports that nobody coded
-        gold = map_labels(gold, OPENI_GOLD)
-        found = found.assign(**{o: gold[o] for o in OBSERVATIONS if o in OPENI_GOLD.values()})
-    table = pd.DataFrame(
-        {
-            'image': None,
-            'patient_id': reports.report_id,
-            'study_id': reports.report_id,
-            'view': None,
-            'projection': None,
-            'sex': None,
-            'age': np.nan,
-            'note': reports.indication.map(lambda t: indication_note(t, marks)),
-            **found,
-            'images': reports.image_ids,
-        },
-        index=reports.index,
-    )
+    found = _openi_labels(reports, labels, root)
+    columns = dict.fromkeys('image patient_id study_id view projection sex age note'.split())
+    columns |= dict(patient_id=reports.report_id, study_id=reports.report_id, age=np.nan)
+    columns['note'] = reports.indication.map(lambda text: indication_note(text, marks))
+    table = pd.DataFrame({**columns, **found, 'images': reports.image_ids}, index=reports.index)
     has_images = (root / 'NLMCXR_png').is_dir()
     if has_images:
-        table = leave_out(
-            table, table.images.str.len() == 0, 'the report has no image', exclusions, image=None
-        ).explode('images')
+        without = table.images.str.len() == 0
+        table = leave_out(table, without, 'the report has no image', exclusions, image=None).explode('images')
+        names = table.images.astype(str)
         if (root / 'indiana_projections.csv').is_file():
-            table['view'] = _views(root / 'indiana_projections.csv', table.images.astype(str))
-        table['image'] = 'NLMCXR_png/' + table.images.astype(str) + '.png'
+            table['view'] = _views(root / 'indiana_projections.csv', names)
+        table['image'] = 'NLMCXR_png/' + names + '.png'
     return validate_studies(table, str(source), root, table.index, missing, exclusions, images=has_images)
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #5a879f43
 def label_agreement(
     first: pd.DataFrame,  # the 14 observations
     second: pd.DataFrame,  # the same rows, labelled otherwise
-) -> pd.DataFrame:  # a row an observation that both label: n, first (positives), second, both, kappa
+) -> pd.DataFrame:  # a row per observation that both label: n, first (positives), second, both, kappa
     "Cohen's kappa of two sets of labels, over the rows where both say 1 or 0"
     rows = {}
     for o in OBSERVATIONS:
@@ -470,11 +445,7 @@ def label_agreement(
             continue
         a, b = a[keep], b[keep]
         chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-        rows[o] = dict(
-            n=len(a),
-            first=int(a.sum()),
-            second=int(b.sum()),
-            both=int((a * b).sum()),
-            kappa=((a == b).mean() - chance) / (1 - chance) if chance < 1 else np.nan,
-        )
+        kappa = ((a == b).mean() - chance) / (1 - chance) if chance < 1 else np.nan
+        counts = dict(n=len(a), first=int(a.sum()), second=int(b.sum()), both=int((a * b).sum()))
+        rows[o] = dict(counts, kappa=kappa)
     return pd.DataFrame.from_dict(rows, orient='index')

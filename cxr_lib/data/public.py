@@ -7,7 +7,7 @@ __all__ = ['PNEUMONIAS', 'MEDMNIST_LABELS', 'MAX_IMAGES', 'nih_age', 'nih_images
            'load_covid', 'unpack_medmnist', 'load_medmnist']
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #8c4f944f
-import re
+import os, re, zipfile, zlib
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, atomic_path, content_key, project_root
@@ -17,12 +17,8 @@ from cxr_lib.data.studies import (
     Exclusions,
     StudyTableError,
     check_patient_splits,
-    leave_out,
-    map_labels,
-    read_csv,
-    refuse_rows,
-    validate_studies,
 )
+from .studies import leave_out, map_labels, read_csv, refuse_rows, validate_studies
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #5fade58a
 def nih_age(
@@ -38,9 +34,7 @@ def nih_images(
     root: str | Path,  # folder that holds `images/` or `images_001/` to `images_012/`
     names: pd.Series,  # file names
 ) -> pd.Series:  # paths relative to `root`; `images/NAME` for what is not there
-    "Where the images of ChestX-ray14 lie; each folder is listed once"
-    import os
-
+    "Where the images of ChestX-ray14 are; each folder is listed once"
     root, where = Path(root), {}
     for folder in (root / 'images', *sorted(root.glob('images_*')), *sorted(root.glob('images_*/images'))):
         if not folder.is_dir():
@@ -53,59 +47,60 @@ def nih_images(
 # %% ../../nbs/chapters/04_data/07_public.ipynb #b4da411e
 def nih_labels(
     findings: pd.Series,  # text: labels joined by |
-) -> tuple[
-    pd.DataFrame, pd.Series
-]:  # the 14 observations, same index; True where the cell is not made of known labels
+) -> tuple[pd.DataFrame, pd.Series]:  # the 14 observations; True where a cell is not made of known labels
     "Translate the findings of ChestX-ray14 into the 14 observations"
     codes, kinds = pd.factorize(findings)
     sets = [set(str(kind).split('|')) for kind in kinds]
     bad = np.array([bool(s - set(NIH_LABELS)) or ('No Finding' in s and len(s) > 1) for s in sets], bool)
-    labels = pd.DataFrame(
-        [[float(label in s) for label in NIH_LABELS] for s in sets], columns=list(NIH_LABELS)
-    )
-    return map_labels(labels, NIH_TO_CHEXPERT).iloc[codes].set_index(findings.index), pd.Series(
-        bad[codes], index=findings.index
-    )
+    rows = [[float(label in s) for label in NIH_LABELS] for s in sets]
+    labels = map_labels(pd.DataFrame(rows, columns=list(NIH_LABELS)), NIH_TO_CHEXPERT)
+    return labels.iloc[codes].set_index(findings.index), pd.Series(bad[codes], index=findings.index)
+
+# %% ../../nbs/chapters/04_data/07_public.ipynb #8a1191bf
+def _read_nih(root: Path, exclusions) -> tuple[pd.DataFrame, Path]:
+    "The table of ChestX-ray14, and where it is"
+    path = root / 'Data_Entry_2017_v2020.csv'
+    if not path.is_file():
+        path = root / 'Data_Entry_2017.csv'
+    filled = ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID')
+    columns = (*filled, 'Patient Age', 'View Position')
+    raw = read_csv(path, columns, filled=filled, exclusions=exclusions, dtype=str)
+    raw = raw.rename(columns={'Patient Sex': 'Patient Gender'})
+    if 'Patient Gender' not in raw:
+        has = ', '.join(map(str, raw.columns))
+        raise StudyTableError(f'{path}: missing column(s) Patient Gender; it has {has}')
+    return raw, path
 
 
+def _nih_splits(root: Path, raw: pd.DataFrame, path: Path) -> pd.Series | None:
+    "True for the images of the official test list; None without the lists"
+    lists = [root / name for name in ('train_val_list.txt', 'test_list.txt')]
+    if not any(p.is_file() for p in lists):
+        return None
+    train, test = (raw['Image Index'].isin(read_csv(p, names=['image'], dtype=str).image) for p in lists)
+    both = 'an image of one of train_val_list.txt and test_list.txt, but it is in both'
+    refuse_rows(raw, train & test, str(path), 'Image Index', both)
+    remedy = 'take the lists of the same release, or none'
+    neither = f'an image of train_val_list.txt or test_list.txt: {remedy}'
+    refuse_rows(raw, ~train & ~test, str(path), 'Image Index', neither)
+    return test
+
+# %% ../../nbs/chapters/04_data/07_public.ipynb #a04d276d
 def load_nih(
     root: str | Path,  # folder with `Data_Entry_2017.csv` and the images
     *,
-    missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude' (the archives are often unpacked in part)
+    missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude' (archives are often unpacked in part)
     exclusions: Exclusions | None = None,  # list for what is left out
 ) -> pd.DataFrame:  # study table; `test` where the official lists are there, else without splits
     "NIH ChestX-ray14 (Wang et al. 2017) as a study table; raises `StudyTableError`"
     root = Path(root)
-    path = root / 'Data_Entry_2017_v2020.csv'
-    if not path.is_file():
-        path = root / 'Data_Entry_2017.csv'
-    raw = read_csv(
-        path,
-        ('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID', 'Patient Age', 'View Position'),
-        filled=('Image Index', 'Finding Labels', 'Follow-up #', 'Patient ID'),
-        exclusions=exclusions,
-        dtype=str,
-    ).rename(columns={'Patient Sex': 'Patient Gender'})
-    if 'Patient Gender' not in raw:
-        raise StudyTableError(
-            f'{path}: missing column(s) Patient Gender; it has {", ".join(map(str, raw.columns))}'
-        )
+    raw, path = _read_nih(root, exclusions)
     labels, bad = nih_labels(raw['Finding Labels'])
-    refuse_rows(
-        raw,
-        bad,
-        str(path),
-        'Finding Labels',
-        f'No Finding, or some of {", ".join(x for x in NIH_LABELS if x != "No Finding")}, joined by |',
-    )
+    names = ', '.join(x for x in NIH_LABELS if x != 'No Finding')
+    refuse_rows(raw, bad, str(path), 'Finding Labels', f'No Finding, or some of {names}, joined by |')
     age, sex = raw['Patient Age'], raw['Patient Gender']
-    refuse_rows(
-        raw,
-        age.notna() & ~age.str.fullmatch(r'\s*\d+\s*[YMD]?\s*', na=False),
-        str(path),
-        'Patient Age',
-        'years such as 61 or 058Y, 006M, 010D, or empty',
-    )
+    wrong = age.notna() & ~age.str.fullmatch(r'\s*\d+\s*[YMD]?\s*', na=False)
+    refuse_rows(raw, wrong, str(path), 'Patient Age', 'years such as 61 or 058Y, 006M, 010D, or empty')
     refuse_rows(raw, sex.notna() & ~sex.isin(('F', 'M')), str(path), 'Patient Gender', 'F, M, or empty')
     table = pd.DataFrame(
         {
@@ -119,63 +114,20 @@ def load_nih(
             'split': None,
         }
     )
-    lists = {name: root / name for name in ('train_val_list.txt', 'test_list.txt')}
-    if any(p.is_file() for p in lists.values()):
-        train, test = (
-            raw['Image Index'].isin(read_csv(p, names=['image'], dtype=str).image) for p in lists.values()
-        )
-        refuse_rows(
-            raw,
-            train & test,
-            str(path),
-            'Image Index',
-            'an image of one of train_val_list.txt and test_list.txt, but it is in both',
-        )
-        refuse_rows(
-            raw,
-            ~train & ~test,
-            str(path),
-            'Image Index',
-            'an image of train_val_list.txt or test_list.txt: take the lists of the same release, or none',
-        )
+    test = _nih_splits(root, raw, path)
+    if test is not None:
         table['split'] = test.map({True: 'test', False: None}).astype(object)
         check_patient_splits(table.assign(split=np.where(test, 'test', 'train')), str(path))
-    return validate_studies(
-        pd.concat([table, labels], axis=1), str(path), root, raw.index, missing, exclusions
-    )
+    table = pd.concat([table, labels], axis=1)
+    return validate_studies(table, str(path), root, raw.index, missing, exclusions)
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #ad615aca
-#: Findings of the COVID-19 collection that are pneumonias, by the pathogen or the cause; it names some of them without the word.
-PNEUMONIAS = (
-    'pneumonia',
-    'covid-19',
-    'sars',
-    'mers',
-    'influenza',
-    'h1n1',
-    'varicella',
-    'herpes',
-    'strepto',
-    'staphylo',
-    'mrsa',
-    'klebsiella',
-    'mycoplasma',
-    'e.coli',
-    'legionella',
-    'chlamydo',
-    'nocardia',
-    'pneumocystis',
-    'aspergillo',
-    'lipoid',
-    'aspiration',
+#: Findings of the COVID-19 collection that are pneumonias, by pathogen or cause; some are named without the word.
+PNEUMONIAS = tuple(
+    'pneumonia covid-19 sars mers influenza h1n1 varicella herpes strepto staphylo mrsa klebsiella mycoplasma '
+    'e.coli legionella chlamydo nocardia pneumocystis aspergillo lipoid aspiration'.split()
 )
-_COVID_VIEWS = {
-    'PA': 'Frontal',
-    'AP': 'Frontal',
-    'AP Supine': 'Frontal',
-    'AP Erect': 'Frontal',
-    'L': 'Lateral',
-}
+_COVID_VIEWS = {**dict.fromkeys(('PA', 'AP', 'AP Supine', 'AP Erect'), 'Frontal'), 'L': 'Lateral'}
 
 
 def covid_labels(
@@ -187,10 +139,21 @@ def covid_labels(
     pneumonia = finding.str.contains('|'.join(map(re.escape, PNEUMONIAS)), case=False, na=False).astype(bool)
     labels = pd.DataFrame(np.nan, index=finding.index, columns=list(OBSERVATIONS))
     labels['Pneumonia'] = np.where(pneumonia, 1.0, np.where(normal, 0.0, np.nan))
-    labels['No Finding'] = np.where(
-        last.isna() | last.isin(('todo', 'Unknown', '')), np.nan, normal.astype(float)
-    )
+    unknown = last.isna() | last.isin(('todo', 'Unknown', ''))
+    labels['No Finding'] = np.where(unknown, np.nan, normal.astype(float))
     return labels
+
+# %% ../../nbs/chapters/04_data/07_public.ipynb #998fcc55
+def _radiographs(raw: pd.DataFrame, exclusions) -> pd.DataFrame:
+    "The rows of the COVID-19 collection that are frontal or lateral radiographs; each other row is listed"
+    for column, kept, why in (
+        ('modality', ('X-ray',), 'not a radiograph: modality'),
+        ('view', _COVID_VIEWS, 'neither a frontal nor a lateral view:'),
+    ):
+        for value in sorted(set(raw[column].fillna('not stated')) - set(kept)):
+            other = raw[column].fillna('not stated') == value
+            raw = leave_out(raw, other, f'{why} {value}', exclusions, 'filename')
+    return leave_out(raw, raw.filename.isna(), 'names no image file', exclusions, 'filename')
 
 
 def load_covid(
@@ -199,23 +162,12 @@ def load_covid(
     missing: str = 'refuse',  # images that are not on disk: 'refuse' or 'exclude'
     exclusions: Exclusions | None = None,  # list for what is left out
 ) -> pd.DataFrame:  # study table; `note` is the case history
-    "The COVID-19 image collection (Cohen et al. 2020) as a study table: radiographs with their real free text; raises `StudyTableError`"
+    """The COVID-19 image collection (Cohen et al. 2020) as a study table: radiographs with their real free text;
+    raises `StudyTableError`"""
     root = Path(root)
-    raw = read_csv(
-        root / 'metadata.csv',
-        ('patientid', 'sex', 'age', 'finding', 'view', 'modality', 'filename', 'clinical_notes'),
-        exclusions=exclusions,
-        dtype=str,
-    )
-    for column, kept, why in (
-        ('modality', ('X-ray',), 'not a radiograph: modality'),
-        ('view', _COVID_VIEWS, 'neither a frontal nor a lateral view:'),
-    ):
-        for value in sorted(set(raw[column].fillna('not stated')) - set(kept)):
-            raw = leave_out(
-                raw, raw[column].fillna('not stated') == value, f'{why} {value}', exclusions, 'filename'
-            )
-    raw = leave_out(raw, raw.filename.isna(), 'names no image file', exclusions, 'filename')
+    columns = 'patientid sex age finding view modality filename clinical_notes'.split()
+    raw = read_csv(root / 'metadata.csv', columns, exclusions=exclusions, dtype=str)
+    raw = _radiographs(raw, exclusions)
     refuse_rows(raw, raw.sex.notna() & ~raw.sex.isin(('F', 'M')), 'metadata.csv', 'sex', 'F, M, or empty')
     view = raw['view'].map(_COVID_VIEWS)
     table = pd.DataFrame(
@@ -230,34 +182,16 @@ def load_covid(
             'note': raw.clinical_notes,
         }
     )
-    return validate_studies(
-        pd.concat([table, covid_labels(raw.finding)], axis=1),
-        str(root / 'metadata.csv'),
-        root,
-        raw.index,
-        missing,
-        exclusions,
-    )
+    table = pd.concat([table, covid_labels(raw.finding)], axis=1)
+    return validate_studies(table, str(root / 'metadata.csv'), root, raw.index, missing, exclusions)
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #dfc6530a
 #: Chest sets of MedMNIST -> their labels in the order of the label columns, under NIH's names.
 MEDMNIST_LABELS = {
     'pneumoniamnist': ('Pneumonia',),
-    'chestmnist': (
-        'Atelectasis',
-        'Cardiomegaly',
-        'Effusion',
-        'Infiltration',
-        'Mass',
-        'Nodule',
-        'Pneumonia',
-        'Pneumothorax',
-        'Consolidation',
-        'Edema',
-        'Emphysema',
-        'Fibrosis',
-        'Pleural_Thickening',
-        'Hernia',
+    'chestmnist': tuple(
+        'Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema '
+        'Emphysema Fibrosis Pleural_Thickening Hernia'.split()
     ),
 }
 MAX_IMAGES = 1_000_000  # of one part of MedMNIST; ChestMNIST has 112,120 in all
@@ -274,17 +208,14 @@ def _find_npz(root, flag):
         if flag not in (None, root.stem):
             raise StudyTableError(f'{root}: this is {root.stem}, not {flag}')
         return root
-    found = sorted(
-        p for p in root.glob('*.npz') if _MEDMNIST_NAME.fullmatch(p.stem) and flag in (None, p.stem)
-    )
+    sets = [p for p in root.glob('*.npz') if _MEDMNIST_NAME.fullmatch(p.stem)]
+    found = sorted(p for p in sets if flag in (None, p.stem))
     if not found:
-        raise StudyTableError(
-            f'{root}: no {flag or "chest set of MedMNIST"} here. Download the .npz into it: {known}.'
-        )
+        what = flag or 'chest set of MedMNIST'
+        raise StudyTableError(f'{root}: no {what} here. Download the .npz into it: {known}.')
     if len(found) > 1:
-        raise StudyTableError(
-            f'{root}: several chest sets of MedMNIST: {", ".join(p.stem for p in found)}. Choose one, such as flag={found[0].stem!r}.'
-        )
+        names, choice = ', '.join(p.stem for p in found), f'Choose one, such as flag={found[0].stem!r}.'
+        raise StudyTableError(f'{root}: several chest sets of MedMNIST: {names}. {choice}')
     return found[0]
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #679b09a8
@@ -293,108 +224,127 @@ def _array_in(archive, name):
     import numpy.lib.format as npy
 
     stream = archive.open(f'{name}.npy')
-    version = npy.read_magic(stream)
-    shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(
-        stream
-    )
+    first = npy.read_magic(stream) == (1, 0)
+    read_header = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+    shape, fortran, dtype = read_header(stream)
     if fortran:
         raise ValueError(f'{name} is in Fortran order; expected C order')
     return stream, shape, dtype
 
 
+def _check_names(archive):
+    "ValueError unless all six arrays are there"
+    there = [n.removesuffix('.npy') for n in archive.namelist()]
+    names = [f'{part}_{what}' for part in _MEDMNIST_SPLITS for what in ('images', 'labels')]
+    if absent := [name for name in names if name not in there]:
+        raise ValueError(f'missing array(s) {", ".join(absent)}; it has {", ".join(there)}')
+
+
+def _count_images(archive, part, side):
+    "The number of images of a part; ValueError where they are not as documented"
+    stream, shape, dtype = _array_in(archive, f'{part}_images')
+    stream.close()
+    if dtype != np.uint8 or len(shape) != 3 or shape[1:] != (side, side):
+        expected = f'expected uint8 of shape (n, {side}, {side})'
+        raise ValueError(f'{part}_images is {dtype} of shape {shape}; {expected}')
+    return shape[0]
+
+# %% ../../nbs/chapters/04_data/07_public.ipynb #4ae4197f
+def _part_labels(archive, part, count, columns):
+    "The labels of a part; ValueError where they are not as documented"
+    stream, shape, dtype = _array_in(archive, f'{part}_labels')
+    with stream:
+        if dtype.kind not in 'iu' or shape != (count, columns):
+            expected = f'expected integers of shape ({count}, {columns})'
+            raise ValueError(f'{part}_labels is {dtype} of shape {shape}; {expected}')
+        if count > MAX_IMAGES:
+            raise ValueError(f'{part}_images has {count} images; expected at most {MAX_IMAGES}')
+        size = count * columns * dtype.itemsize
+        data = stream.read(size)
+    if len(data) != size:
+        raise ValueError(f'{part}_labels is cut short')
+    labels = np.frombuffer(data, dtype).reshape(shape)
+    wrong = np.argwhere(~np.isin(labels, (0, 1)))
+    if len(wrong):
+        row = tuple(wrong[0])
+        raise ValueError(f'{part}_labels row {row[0] + 1} is {labels[row]}; expected 1 or 0')
+    return labels
+
+
 def _check_medmnist(archive, name):
-    "The labels of each part, their columns, and the side of the images; ValueError where the six arrays are not as documented"
+    "(labels of each part, their columns, side of the images); ValueError where an array is not as documented"
     which, side = _MEDMNIST_NAME.fullmatch(name).groups()
     columns, side, labels = MEDMNIST_LABELS[which], int(side or 28), {}
-    there = [n.removesuffix('.npy') for n in archive.namelist()]
-    absent = [k for part in _MEDMNIST_SPLITS for k in (f'{part}_images', f'{part}_labels') if k not in there]
-    if absent:
-        raise ValueError(f'missing array(s) {", ".join(absent)}; it has {", ".join(there)}')
+    _check_names(archive)
     for part in _MEDMNIST_SPLITS:
-        stream, shape, dtype = _array_in(archive, f'{part}_images')
-        stream.close()
-        if dtype != np.uint8 or len(shape) != 3 or shape[1:] != (side, side):
-            raise ValueError(
-                f'{part}_images is {dtype} of shape {shape}; expected uint8 of shape (n, {side}, {side})'
-            )
-        stream, found, dtype = _array_in(archive, f'{part}_labels')
-        with stream:
-            if dtype.kind not in 'iu' or found != (shape[0], len(columns)):
-                raise ValueError(
-                    f'{part}_labels is {dtype} of shape {found}; expected integers of shape ({shape[0]}, {len(columns)})'
-                )
-            if shape[0] > MAX_IMAGES:
-                raise ValueError(f'{part}_images has {shape[0]} images; expected at most {MAX_IMAGES}')
-            data = stream.read(shape[0] * len(columns) * dtype.itemsize)
-        if len(data) != shape[0] * len(columns) * dtype.itemsize:
-            raise ValueError(f'{part}_labels is cut short')
-        labels[part] = np.frombuffer(data, dtype).reshape(found)
-        wrong = np.argwhere(~np.isin(labels[part], (0, 1)))
-        if len(wrong):
-            raise ValueError(
-                f'{part}_labels row {wrong[0][0] + 1} is {labels[part][tuple(wrong[0])]}; expected 1 or 0'
-            )
+        count = _count_images(archive, part, side)
+        labels[part] = _part_labels(archive, part, count, len(columns))
     return labels, columns, side
+
+# %% ../../nbs/chapters/04_data/07_public.ipynb #d27a20cb
+def _write_images(archive, part, side, folder, tick):
+    "Write the images of a part that are not there yet; yields the name of each"
+    import cv2
+
+    there = {p.name for p in (folder / part).glob('*.png')}
+    stream, shape, _ = _array_in(archive, f'{part}_images')
+    with stream:
+        for i in range(shape[0]):
+            pixels, name = stream.read(side * side), f'{i:06d}.png'
+            if len(pixels) < side * side:
+                raise ValueError(f'{part}_images is cut short at image {i + 1}')
+            if name not in there:
+                png = cv2.imencode('.png', np.frombuffer(pixels, np.uint8).reshape(side, side))[1]
+                with atomic_path(folder / part / name) as tmp:
+                    tmp.write_bytes(png.tobytes())
+            yield name
+            tick()
+
+
+def _write_all(archive, name, folder, progress):
+    "(rows of labels.csv, their columns): writes the images of an .npz"
+    from cxr_lib.foundations.progress import progress_bar
+
+    labels, columns, side = _check_medmnist(archive, name)
+    rows, total = [], sum(map(len, labels.values()))
+    bar = progress_bar(total=total, desc='writing images', disable=not progress, mininterval=1)
+    for part, split in _MEDMNIST_SPLITS.items():
+        names = _write_images(archive, part, side, folder, bar.update)
+        rows += [(f'{part}/{image}', split, *values) for image, values in zip(names, labels[part])]
+    bar.close()
+    return rows, ['image', 'split', *columns]
+
+# %% ../../nbs/chapters/04_data/07_public.ipynb #aab7b2f1
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError)
 
 
 def unpack_medmnist(
-    root: str
-    | Path,  # an .npz of MedMNIST, a folder that holds one, or a folder that this function made (it is returned)
+    root: str | Path,  # an .npz of MedMNIST, a folder that holds one, or a folder that this function made
     *,
     flag: str
     | None = None,  # which one, where the folder holds several: 'pneumoniamnist', 'chestmnist_64', …
     progress: bool = True,  # show a progress bar
 ) -> Path:  # `data/medmnist/<name>-<content key>/`: `labels.csv`, and the images as PNG
-    "Write MedMNIST's images as files, once; a killed job goes on where it was. This folder is what the table's `image` is relative to. Raises `StudyTableError`"
-    import zipfile, zlib
-    import cv2
-    from cxr_lib.foundations.progress import progress_bar as tqdm
-
+    """Write MedMNIST's images as files, once; a killed job resumes where it was. The table's `image` is relative
+    to this folder. Raises `StudyTableError`"""
     if (Path(root) / 'labels.csv').is_file():
         return Path(root)
     path = _find_npz(root, flag)
     try:
         with zipfile.ZipFile(path) as archive:
-            key = content_key(
-                [(i.filename, i.file_size, i.CRC) for i in archive.infolist()]
-            )  # of the pixels' checksums, which the archive holds
+            # of the pixels' checksums, which the archive holds
+            key = content_key([(i.filename, i.file_size, i.CRC) for i in archive.infolist()])
             folder = project_root() / 'data' / 'medmnist' / f'{path.stem}-{key[:8]}'
             if (folder / 'labels.csv').is_file():
                 return folder
-            labels, columns, side = _check_medmnist(archive, path.stem)
-            rows, bar = (
-                [],
-                tqdm(
-                    total=sum(map(len, labels.values())),
-                    desc='writing images',
-                    disable=not progress,
-                    mininterval=1,
-                ),
-            )
-            for part in _MEDMNIST_SPLITS:
-                there = {p.name for p in (folder / part).glob('*.png')}
-                stream, shape, dtype = _array_in(archive, f'{part}_images')
-                with stream:
-                    for i in range(shape[0]):
-                        pixels, name = stream.read(side * side), f'{i:06d}.png'
-                        if len(pixels) < side * side:
-                            raise ValueError(f'{part}_images is cut short at image {i + 1}')
-                        if name not in there:
-                            png = cv2.imencode('.png', np.frombuffer(pixels, np.uint8).reshape(side, side))[1]
-                            with atomic_path(folder / part / name) as tmp:
-                                tmp.write_bytes(png.tobytes())
-                        rows.append((f'{part}/{name}', _MEDMNIST_SPLITS[part], *labels[part][i]))
-                        bar.update()
-            bar.close()
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as e:
+            rows, columns = _write_all(archive, path.stem, folder, progress)
+    except _DAMAGE as e:
         raise StudyTableError(f'{path}: not a readable file of MedMNIST ({e}). Download it again.') from None
-    with atomic_path(folder / 'labels.csv') as tmp:
-        pd.DataFrame(rows, columns=['image', 'split', *columns]).to_csv(
-            tmp, index=False
-        )  # last: all is there
+    with atomic_path(folder / 'labels.csv') as tmp:  # last: all is there
+        pd.DataFrame(rows, columns=columns).to_csv(tmp, index=False)
     return folder
 
-
+# %% ../../nbs/chapters/04_data/07_public.ipynb #4832ee89
 def load_medmnist(
     root: str
     | Path,  # the folder from `unpack_medmnist`; or what that function takes, and it is called first
@@ -404,39 +354,16 @@ def load_medmnist(
     exclusions: Exclusions | None = None,  # list for what is left out
 ) -> pd.DataFrame:  # study table; `image` is relative to `unpack_medmnist(root, flag=flag)`
     "A chest set of MedMNIST (Yang et al. 2023) as a study table; raises `StudyTableError`"
-    folder = unpack_medmnist(root, flag=flag)
-    raw = read_csv(
-        folder / 'labels.csv',
-        ('image', 'split'),
-        filled=('image', 'split'),
-        dtype={'image': str, 'split': str},
-    )
+    folder, filled = unpack_medmnist(root, flag=flag), ('image', 'split')
+    raw = read_csv(folder / 'labels.csv', filled, filled=filled, dtype=dict.fromkeys(filled, str))
     labels = raw[[c for c in raw if c in NIH_LABELS]]
     if not labels.shape[1]:
-        raise StudyTableError(
-            f'{folder / "labels.csv"}: no label columns. Delete the folder; it is made again from the .npz.'
-        )
-    labels = labels.assign(
-        **{'No Finding': (labels == 0).all(axis=1).astype(float)}
-    )  # 'normal', or none of NIH's fourteen
+        remedy = 'Delete the folder; it is made again from the .npz.'
+        raise StudyTableError(f'{folder / "labels.csv"}: no label columns. {remedy}')
+    # 'normal', or none of NIH's fourteen
+    labels = labels.assign(**{'No Finding': (labels == 0).all(axis=1).astype(float)})
     who = raw.image.str.removesuffix('.png').str.replace('/', '-')
-    table = pd.DataFrame(
-        {
-            'image': raw.image,
-            'patient_id': who,
-            'study_id': who,
-            'view': 'Frontal',
-            'projection': None,
-            'sex': None,
-            'age': np.nan,
-            'split': raw.split,
-        }
-    )
-    return validate_studies(
-        pd.concat([table, map_labels(labels, NIH_TO_CHEXPERT)], axis=1),
-        str(folder),
-        folder,
-        raw.index,
-        missing,
-        exclusions,
-    )
+    facts = dict(view='Frontal', projection=None, sex=None, age=np.nan, split=raw.split)
+    table = pd.DataFrame({'image': raw.image, 'patient_id': who, 'study_id': who, **facts})
+    table = pd.concat([table, map_labels(labels, NIH_TO_CHEXPERT)], axis=1)
+    return validate_studies(table, str(folder), folder, raw.index, missing, exclusions)

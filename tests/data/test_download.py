@@ -1,4 +1,7 @@
-"""Downloads over a loopback server that misbehaves, archives that nobody should trust, and `cxr download`. No other machine is asked for anything."""
+"""Downloads over a loopback server that misbehaves, archives that nobody should trust, and `cxr download`.
+
+No other machine is asked for anything.
+"""
 
 import errno
 import gzip
@@ -26,9 +29,10 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr_lib.data import download as dl
 from cxr_lib.running import command as runner
-from cxr_lib.data.download import DOWNLOADS, DownloadError, RemoteFile, Source, download, fetch, unpack
+from cxr_lib.data.archives import DownloadError, only_one, unpack
+from cxr_lib.data.download import DOWNLOADS, PartialFile, Patience, RemoteFile, Source
+from cxr_lib.data.download import check_address, download, fetch, parse_checksum
 
 SHARED = ROOT.parent / 'shared' / 'data'
 DATA = random.Random(0).randbytes(400_000)
@@ -155,8 +159,13 @@ def server():
     s.server_close()
 
 
-def get(url, path, **kw):
-    return download(url, path, **{**dict(progress=False, wait=0.001, timeout=20), **kw})
+def get(url, path, sha256=None, **kw):
+    patience = {k: kw.pop(k) for k in ('retries', 'wait', 'timeout') if k in kw}
+    if sha256:
+        kw['checksum'] = f'sha256:{sha256}'
+    return download(
+        url, path, patience=Patience(**dict(wait=0.001, timeout=20) | patience), **dict(progress=False) | kw
+    )
 
 
 def refused(f, *args, **kw):
@@ -294,7 +303,9 @@ def test_a_server_that_falls_silent_is_asked_again(server, tmp_path):
         over.set()
 
 
-CHILD = 'import sys; from cxr_lib.data.download import download; download(sys.argv[1], sys.argv[2], sha256=sys.argv[3], progress=False)'
+CHILD = '''import sys
+from cxr_lib.data.download import download
+download(sys.argv[1], sys.argv[2], checksum='sha256:' + sys.argv[3], progress=False)'''
 
 
 def until(true, what):
@@ -330,7 +341,7 @@ def test_after_kill_9_the_next_call_fetches_only_the_rest(server, tmp_path):
 
 
 def under_way(tmp_path, url, data):
-    partial = dl.PartialFile(tmp_path / 'a.bin', url)
+    partial = PartialFile(tmp_path / 'a.bin', url)
     partial.begin({'ETag': '"v1"'}, len(DATA))
     partial.part.write_bytes(data)
     return partial
@@ -375,7 +386,7 @@ def test_a_file_that_is_there_and_wrong_is_not_overwritten(server, tmp_path):
 
 
 def test_two_processes_do_not_write_one_file(server, tmp_path):
-    with dl._only_one(tmp_path / 'a.bin'):
+    with only_one(tmp_path / 'a.bin'):
         assert 'another process' in refused(get, server.has('a.bin', {}), tmp_path / 'a.bin')
 
 
@@ -407,7 +418,7 @@ def test_a_refusal_is_said_in_words_and_not_repeated(server, tmp_path, status, s
 @pytest.mark.parametrize('status', [500, 502, 503, 429, 408])
 def test_a_busy_server_is_asked_again(server, tmp_path, status, monkeypatch):
     paused = []
-    monkeypatch.setattr(dl.time, 'sleep', paused.append)
+    monkeypatch.setattr(time, 'sleep', paused.append)
     url = server.has(
         'a.bin',
         dict(status=status),
@@ -420,7 +431,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path, status, monkeypatch):
 
 def test_pauses_grow_and_end(server, tmp_path, monkeypatch):
     paused = []
-    monkeypatch.setattr(dl.time, 'sleep', paused.append)
+    monkeypatch.setattr(time, 'sleep', paused.append)
     assert '500' in refused(get, server.has('a.bin', dict(status=500)), tmp_path / 'a.bin', wait=1, retries=9)
     assert paused == [1, 2, 4, 8, 16, 32, 64, 120, 120]
 
@@ -530,7 +541,7 @@ def test_a_port_where_nothing_listens_is_said_in_words(tmp_path):
 
 
 def test_a_file_that_will_not_fit_is_not_begun(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(dl.shutil, 'disk_usage', lambda p: SimpleNamespace(free=399_999))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=399_999))
     url = server.has('a.bin', {})
     assert '400.0 kB free' in refused(get, url, tmp_path / 'a.bin')
     under_way(tmp_path, url, DATA[:1])  # the byte that is there needs no room
@@ -543,7 +554,7 @@ def test_a_disk_that_fills_up_keeps_what_came(server, tmp_path, monkeypatch):
 
     url = server.has('a.bin', dict(cut=200_000, length=False), {})
     with monkeypatch.context() as m:
-        m.setattr(dl.os, 'fsync', full)
+        m.setattr(os, 'fsync', full)
         said = refused(get, url, tmp_path / 'a.bin')
     assert 'Make room' in said and '200.0 kB are kept' in said
     assert get(url, tmp_path / 'a.bin').read_bytes() == DATA and server.sent() == len(DATA)
@@ -573,7 +584,7 @@ def test_the_bar_and_the_retries_go_to_standard_error(server, tmp_path, capfd):
 )
 def test_a_checksum_that_is_none_is_refused(tmp_path, checksum):
     with pytest.raises(ValueError, match='expected'):
-        dl.parse_checksum(checksum)
+        parse_checksum(checksum)
 
 
 # Archives
@@ -728,7 +739,7 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path, make):
 
 
 def test_an_archive_that_will_not_fit_is_not_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(dl.shutil, 'disk_usage', lambda p: SimpleNamespace(free=2999))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=2999))
     assert (
         'Make room' in refused(unpack, tgz(tmp_path / 'a', PLAIN), tmp_path / 'out', progress=False)
         and names(tmp_path / 'out') == []
@@ -746,7 +757,7 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_whole_files_only(tmp_path, 
         copy(source, target, *more)
 
     with monkeypatch.context() as m:
-        m.setattr(dl.shutil, 'copyfileobj', full)
+        m.setattr(shutil, 'copyfileobj', full)
         assert 'Make room' in refused(unpack, tgz(tmp_path / 'a', PLAIN), tmp_path / 'out', progress=False)
     assert names(tmp_path / 'out') == ['images', 'images/a.png', 'images/deep']
     assert [p.read_bytes() for p in unpack(tmp_path / 'a', tmp_path / 'out', progress=False)] == list(
@@ -795,11 +806,11 @@ def test_other_things_that_are_no_archive_are_refused(tmp_path):
 
 
 SLOW = '''import sys, time, shutil
-from cxr_lib.data import download as dl
+from cxr_lib.data.archives import unpack
 copy = shutil.copyfileobj
 def slow(source, target, n): copy(source, target, n); target.flush(); time.sleep(.2)
-dl.shutil.copyfileobj = slow
-dl.unpack(sys.argv[1], sys.argv[2], progress=False)'''
+shutil.copyfileobj = slow
+unpack(sys.argv[1], sys.argv[2], progress=False)'''
 
 
 def test_after_kill_9_unpacking_goes_on(tmp_path):
@@ -828,9 +839,7 @@ def test_after_kill_9_unpacking_goes_on(tmp_path):
 def test_every_address_is_encrypted_and_every_checksum_well_formed():
     files = [f for s in DOWNLOADS.values() for f in s.files + s.images]
     for f in files:
-        assert (
-            dl.check_address(f.url) and f.size > 0 and (f.checksum is None or dl.parse_checksum(f.checksum))
-        )
+        assert check_address(f.url) and f.size > 0 and (f.checksum is None or parse_checksum(f.checksum))
     assert len({f.url for f in files}) == len(files) == 20
     assert {f.name for f in files if not f.checksum} == {
         'NLMCXR_png.tgz',
@@ -972,7 +981,7 @@ def test_errors_end_with_2_and_without_a_traceback(toy, server, capsys):
 
 
 def test_a_collection_that_will_not_fit_is_not_begun(toy, server, capsys, monkeypatch):
-    monkeypatch.setattr(dl.shutil, 'disk_usage', lambda p: SimpleNamespace(free=10))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=10))
     assert runner.main(['download', 'openi', '--accept-licence']) == 2
     assert 'Make room' in capsys.readouterr().err and server.asked == [] and not (toy / 'data').exists()
 

@@ -15,27 +15,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cxr_lib.data import mimic
+from cxr_lib.data import requests
 from cxr_lib.foundations.core import OBSERVATIONS
-from cxr_lib.data.mimic import (
+from cxr_lib.data.requests import (
     ALLOWED_HEADERS,
     MAX_REPORT,
     MAX_WORDS,
-    MIMIC_FACTS,
     REASONS,
     RESULT_WORDS,
-    check_mimic,
     clean_note,
     has_question,
     header_kind,
     indication,
-    load_mimic,
     question_share,
-    read_reports,
     read_request,
     report_sections,
     scrub_questions,
 )
+from cxr_lib.data.mimic import MIMIC_FACTS, check_mimic, load_mimic, read_report_texts
 from cxr_lib.data.studies import STUDY_COLUMNS, Exclusions, StudyTableError
 
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -299,7 +296,7 @@ def check_safe(report):
 @pytest.fixture
 def structure_alone(monkeypatch):
     "Without the guard against sentences about the film: headers, lines and colons must do"
-    monkeypatch.setattr(mimic, '_FILM', re.compile('(?!)'))
+    monkeypatch.setattr(requests, '_FILM', re.compile('(?!)'))
 
 
 @settings(
@@ -331,7 +328,7 @@ def test_no_such_word_in_ten_thousand_reports_and_most_of_them_have_a_note(struc
 def test_these_reports_would_show_it_if_one_of_the_rules_were_missing(
     structure_alone, monkeypatch, rule, without
 ):
-    monkeypatch.setattr(mimic, rule, without)
+    monkeypatch.setattr(requests, rule, without)
     header_kind.cache_clear()
     try:
         assert any(seen_in(indication(written(random.Random(seed)))) for seed in range(10_000))
@@ -1185,7 +1182,7 @@ BROKEN = {  # what is wrong: (the copy, what the error says)
     ),
     'test labels: column': (
         dict(test=labelled(('50000004', {})).replace('Airspace Opacity', 'Opacity')),
-        r'test-set-labeled\.csv: no column for Lung Opacity',
+        r'test-set-labeled\.csv: missing column\(s\) Lung Opacity',
     ),
     'test labels: not a test study': (
         dict(test=labelled(('50000001', {}))),
@@ -1296,7 +1293,9 @@ def test_studies_that_are_known_to_be_mistitled_give_no_note(tmp_path):
 
 def test_reports_come_in_the_order_that_was_asked_for(tmp_path):
     root = copy(tmp_path)
-    texts = read_reports(['10000764', '10000032', '10000032'], ['50000003', '59999999', '50000001'], root)
+    texts = read_report_texts(
+        ['10000764', '10000032', '10000032'], ['50000003', '59999999', '50000001'], root
+    )
     assert texts == [REPORTS['10000764', '50000003'], None, REPORTS['10000032', '50000001']]
 
 
