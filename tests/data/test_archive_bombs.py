@@ -1,4 +1,4 @@
-"""Archives count all that they unpack to: long headers, chains of them, what follows the end, members that are not wanted."""
+"""Archives count all that they unpack to: long headers, chains of them, what follows the end, unwanted members."""
 
 import gzip
 import io
