@@ -273,12 +273,13 @@ def _cut(text):
 
 # %% ../../nbs/chapters/04_data/13_requests.ipynb #816322be
 #: Why a report gave no note.
-REASONS = (
-    'note',
-    *('no report', 'empty report', 'not text', 'too long for a report'),
-    *('no request section', 'request section is empty', 'request stands after the results'),
-    *('request runs into another section', 'request describes the film', 'report is known to be mistitled'),
-    *('only de-identification marks', 'only a question'),
+REASONS = tuple(
+    (
+        'note; no report; empty report; not text; too long for a report; no request section; '
+        'request section is empty; request stands after the results; request runs into another section; '
+        'request describes the film; report is known to be mistitled; only de-identification marks; '
+        'only a question'
+    ).split('; ')
 )
 _JUNK = re.compile(r'[\x01-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffd\ue000-\uf8ff]')
 

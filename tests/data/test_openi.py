@@ -649,11 +649,9 @@ def test_an_image_name_that_climbs_out_or_stands_twice_is_refused(with_images):
 def test_views_come_from_the_projections_file_where_there_is_one(with_images):
     file = with_images / 'indiana_projections.csv'
     file.write_text(
-        
-            'uid,filename,projection\n1,1_IM-0007-4001.dcm.png,Lateral\n'
-            '1,1_IM-0007-3001.dcm.png,Frontal\n2,2_IM-0007-1001.dcm.png,Frontal\n'
-            '77,77_IM-0001-1001.dcm.png,Frontal\n'
-        
+        'uid,filename,projection\n1,1_IM-0007-4001.dcm.png,Lateral\n'
+        '1,1_IM-0007-3001.dcm.png,Frontal\n2,2_IM-0007-1001.dcm.png,Frontal\n'
+        '77,77_IM-0001-1001.dcm.png,Frontal\n'
     )
     table = load_openi(with_images, exclusions=Exclusions())
     assert table.view.tolist() == ['Frontal', 'Lateral', 'Frontal', None] and table.projection.isna().all()
