@@ -470,10 +470,10 @@ class Source:
 _OPENI = 'https://openi.nlm.nih.gov/imgs/collections'
 _NEGBIO = 'https://raw.githubusercontent.com/ncbi-nlp/NegBio/c04cdb9cee08204707ab3fa3cbcb0c2c89f9e468'
 _OPENI_SOURCE = Source(
-    'Open-i, Indiana University: 3,955 reports with indications; --images adds 7,470 films',
+    'Open-i, Indiana University: 3,955 reports with indications; --images adds 7,470 images',
     'openi',
     'CC BY-NC-ND 4.0',
-    'Reports and films: CC BY-NC-ND 4.0 (https://creativecommons.org/licenses/by-nc-nd/4.0/), that is: '
+    'Reports and images: CC BY-NC-ND 4.0 (https://creativecommons.org/licenses/by-nc-nd/4.0/), that is: '
     'credit (Demner-Fushman et al. 2016), no commercial use, no changed copies passed on; '
     'see https://openi.nlm.nih.gov/faq for the terms now in force. '
     'Gold labels: public domain (NCBI; Peng et al. 2018).',
@@ -520,7 +520,7 @@ def _nih_archive(number, box, size, md5):
 
 
 _NIH_SOURCE = Source(
-    'NIH ChestX-ray14: 112,120 frontal films',
+    'NIH ChestX-ray14: 112,120 frontal radiographs',
     'nih',
     'free use with credit',
     f'NIH Clinical Center: use is unrestricted; link to {_NIH_BOX}, '
@@ -534,7 +534,7 @@ _NIH_SOURCE = Source(
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #a3475113
 _COVID_SOURCE = Source(
-    'COVID-19 image collection (Cohen et al. 2020): films with case histories',
+    'COVID-19 image collection (Cohen et al. 2020): radiographs with case histories',
     'covid',
     'per image, many CC BY-NC-SA',
     'Each image has its own licence, in metadata.csv (most are CC BY-NC-SA: no commercial use, '
@@ -564,7 +564,7 @@ def _medmnist(title, name, size, md5):
 
 # %% ../../nbs/chapters/04_data/09_download.ipynb #000034b0
 _CHEXPERT_SOURCE = Source(
-    'CheXpert: 224,316 films',
+    'CheXpert: 224,316 radiographs',
     'chexpert',
     'Stanford research use agreement',
     'Each user signs the Stanford University Dataset Research Use Agreement: no commercial use, no passing on.',
@@ -575,7 +575,7 @@ _CHEXPERT_SOURCE = Source(
     ),
 )
 _MIMIC_SOURCE = Source(
-    'MIMIC-CXR-JPG 2.0.0 with the reports of MIMIC-CXR: 377,110 films',
+    'MIMIC-CXR-JPG 2.0.0 with the reports of MIMIC-CXR: 377,110 images',
     'mimic',
     'PhysioNet credentialed',
     'PhysioNet Credentialed Health Data License: credentialed users only, no passing on.',
@@ -586,8 +586,8 @@ _MIMIC_SOURCE = Source(
         'and https://physionet.org/content/mimic-cxr/2.0.0/, and use the wget command shown there.'
     ),
 )
-_SMALL, _LARGE = 'MedMNIST: 5,856 paediatric films, 28 px, pneumonia yes or no', 'the same at 224 px'
-_CHEST = 'MedMNIST: the 112,120 NIH films, 28 px'
+_SMALL, _LARGE = 'MedMNIST: 5,856 paediatric radiographs, 28 px, pneumonia yes or no', 'the same at 224 px'
+_CHEST = 'MedMNIST: the 112,120 NIH radiographs, 28 px'
 _MEDMNIST = (
     (_SMALL, 'pneumoniamnist', 4_170_000, '28209eda62fecd6e6a2d98b1501bb15f'),
     (_LARGE, 'pneumoniamnist_224', 214_384_716, 'd6a3c71de1b945ea11211b03746c1fe1'),

@@ -480,14 +480,14 @@ def film_path(
     key = project_root() / 'data' / '.dicom-secret'
     if not key.is_file():
         raise RadiographError(
-            f'{path}: a film under a keyed name, but the key {key} is not here. '
+            f'{path}: an image under a keyed name, but the key {key} is not here. '
             'Bring it, or run the exploration again.'
         )
     with _HASHING:
         found = _films_under(str(path.parent), dicom_secret())
     if path.name not in found:
         raise RadiographError(
-            f'{path}: no film of this name is in the folder: it was renamed or removed, '
+            f'{path}: no image of this name is in the folder: it was renamed or removed, '
             f'or the key in {key} is another one. Run the exploration again.'
         )
     return path.parent / found[path.name]
@@ -538,7 +538,7 @@ def _say_parts(films: pd.DataFrame, root: Path, exclusions):
     shown = ', '.join(f'{word} ({n})' for word, n in words.items())
     add_remark(
         exclusions,
-        f'{root}: {words.sum()} films stay though the part of the body that their headers name '
+        f'{root}: {words.sum()} images are kept although the part of the body that their headers name '
         f'is not understood: {shown}. Look at them, and leave other parts out',
     )
 
@@ -561,11 +561,11 @@ def _chest_films(found: list, root: Path, named: Mapping, exclusions) -> pd.Data
     reasons = films.reason.value_counts()
     if films.reason.notna().all():
         said = '; '.join(f'{reason} ({n})' for reason, n in reasons.items())
-        raise StudyTableError(f'{root}: none of its {len(films)} DICOM files is a chest film: {said}')
+        raise StudyTableError(f'{root}: none of its {len(films)} DICOM files is a chest radiograph: {said}')
     for reason in reasons.index:
         films = leave_out(films, films.reason == reason, reason, exclusions)
     again = films.film_id.notna() & films.film_id.duplicated()
-    return leave_out(films, again, 'a second copy of a film', exclusions)
+    return leave_out(films, again, 'a second copy of an image', exclusions)
 
 # %% ../../nbs/chapters/04_data/08_folders.ipynb #3569bbec
 def _labels_table(path: Path, exclusions) -> pd.DataFrame:
@@ -632,7 +632,7 @@ def _with_patients(table: pd.DataFrame, root: Path, exclusions) -> pd.DataFrame:
     table = leave_out(table, table.patient_id.isna(), reason, exclusions)
     if not len(table):
         raise StudyTableError(
-            f'{root}: none of its {count} chest films has a PatientID. Name the patients in {remedy}.'
+            f'{root}: none of its {count} chest radiographs has a PatientID. Name the patients in {remedy}.'
         )
     study = table.study_id.where(table.study_id.notna(), _numbered(table.patient_id))
     return table.assign(study_id=study)

@@ -136,7 +136,7 @@ def _section_texts(tree, where: str) -> dict:
         if label not in texts:
             continue
         if len(section) or texts[label] is not None:
-            fault = 'holds other elements' if len(section) else 'stands twice'
+            fault = 'holds other elements' if len(section) else 'appears twice'
             raise StudyTableError(f'{where}: the section {label.upper()} {fault}; expected one plain text.')
         if section.text and section.text.strip():
             texts[label] = section.text

@@ -276,8 +276,8 @@ def _cut(text):
 REASONS = tuple(
     (
         'note; no report; empty report; not text; too long for a report; no request section; '
-        'request section is empty; request stands after the results; request runs into another section; '
-        'request describes the film; report is known to be mistitled; only de-identification marks; '
+        'request section is empty; request follows the results; request runs into another section; '
+        'request describes the image; report is known to be mistitled; only de-identification marks; '
         'only a question'
     ).split('; ')
 )
@@ -303,7 +303,7 @@ _NOTHING = re.compile(
     |not\ (?:given|provided|available|stated|specified))?\W*$""",
     re.I | re.X,
 )
-_BLAME = {'another section': 'request runs into another section', 'the film': 'request describes the film'}
+_BLAME = {'another section': 'request runs into another section', 'the film': 'request describes the image'}
 
 
 def _section_lines(lines, i, rest):
@@ -352,7 +352,7 @@ def _sections(lines):
         elif kind in _ALLOWED:
             header = line[: len(line) - len(rest)]
             if results:
-                trouble.add('request stands after the results')
+                trouble.add('request follows the results')
             elif before in ('text', 'other') and not (header.isupper() and not above.isupper()):
                 trouble.add('request runs into another section')  # wrapped prose may begin with 'history:'
             else:

@@ -1,6 +1,6 @@
 """Folders of a user's own: what the mapping says is done, what it does not say is refused with row and remedy.
 
-Of a DICOM export only chest films stay, and the rest is listed.
+Of a DICOM export only chest radiographs stay, and the rest is listed.
 """
 
 import io
@@ -442,7 +442,7 @@ def test_a_second_copy_of_a_film_is_left_out(tmp_path):
     (tmp_path / 'export/copy.dcm').write_bytes(first.read_bytes())
     left = Exclusions()
     assert load(tmp_path / 'export', exclusions=left).image.tolist() == ['a.dcm']
-    assert left.counts().to_dict() == {'a second copy of a film': 1}
+    assert left.counts().to_dict() == {'a second copy of an image': 1}
 
 
 def test_a_film_of_an_unknown_part_of_the_body_stays(tmp_path):
@@ -457,7 +457,7 @@ def test_a_film_of_an_unknown_part_of_the_body_stays(tmp_path):
         (lambda r: None, 'cannot be listed'),
         (
             lambda r: film(r / 'a.dcm', Modality='CT'),
-            r'is a chest film: not a radiograph: its modality is CT \(1\)',
+            r'is a chest radiograph: not a radiograph: its modality is CT \(1\)',
         ),
         (lambda r: film(r / 'a.dcm', PatientID=None), 'has a PatientID'),
     ],

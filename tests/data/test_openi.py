@@ -375,7 +375,7 @@ WRONG_MEMBERS = {
     'no identifier': (dict(xml=report(3).replace(b'<uId id="CXR3"/>', b'')), 'expected an element eCitation'),
     'two indications': (
         dict(xml=report(3, extra='<AbstractText Label="INDICATION">again</AbstractText>')),
-        'INDICATION stands twice',
+        'INDICATION appears twice',
     ),
     'findings inside the indication': (
         dict(
