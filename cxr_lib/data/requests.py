@@ -231,7 +231,7 @@ def _split_header(text, end):
 def _about_film(text, end):
     "Where the first sentence begins that describes the image"
     found = _FILM.search(text, 0, end)
-    return (_sentence_start(text, found.start()), 'the film') if found else None
+    return (_sentence_start(text, found.start()), 'the image') if found else None
 
 
 _ENDS = (_spaced_header, _closing_word, _split_header, _about_film)
@@ -303,7 +303,7 @@ _NOTHING = re.compile(
     |not\ (?:given|provided|available|stated|specified))?\W*$""",
     re.I | re.X,
 )
-_BLAME = {'another section': 'request runs into another section', 'the film': 'request describes the image'}
+_BLAME = {'another section': 'request runs into another section', 'the image': 'request describes the image'}
 
 
 def _section_lines(lines, i, rest):
