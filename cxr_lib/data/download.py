@@ -167,9 +167,8 @@ _REASONS = (
 
 def _reason(e):
     text = f'{type(e).__name__} {e}'
-    return next(
-        (said for word, said in _REASONS if word in text), f'the connection broke ({type(e).__name__})'
-    )
+    known = (said for word, said in _REASONS if word in text)
+    return next(known, f'the connection broke ({type(e).__name__})')
 
 
 def _number(text):
@@ -655,10 +654,10 @@ def _unpacked_stamp(folder, f):
 def _check_room_for(files, folder, name):
     "Is there room for the files that are not here yet?"
     absent = [f for f in files if not (folder / f.name).exists() and not _unpacked_stamp(folder, f).exists()]
-    disk = next(
-        p for p in (folder, *folder.resolve().parents) if p.is_dir()
-    )  # the folder may not be there yet
-    check_room(disk, sum(max(0, f.size - PartialFile(folder / f.name, f.url).size) for f in absent), name)
+    # the folder may not be there yet
+    disk = next(p for p in (folder, *folder.resolve().parents) if p.is_dir())
+    left = [max(0, f.size - PartialFile(folder / f.name, f.url).size) for f in absent]
+    check_room(disk, sum(left), name)
 
 
 def _fetch_file(f, folder, progress, say):

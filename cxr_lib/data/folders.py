@@ -12,13 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Mapping
 import numpy as np, pandas as pd
-from cxr_lib.foundations.core import (
-    OBSERVATIONS,
-    RadiographError,
-    project_root,
-    read_json,
-    stop_on_machine_error,
-)
+from ..foundations.core import OBSERVATIONS, RadiographError
+from ..foundations.core import project_root, read_json, stop_on_machine_error
 from .studies import ALLOWED, META_COLUMNS, Exclusions, StudyTableError, add_remark, below_root
 from .studies import check_shared_patients, escapes_root, find_observations, is_clutter
 from .studies import join_observation, leave_out, map_labels, observation_name, plain_name

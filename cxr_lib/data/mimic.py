@@ -14,15 +14,8 @@ from typing import Iterable
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, stop_on_machine_error
 from .requests import MAX_REPORT, clean_note, read_request, scrub_questions
-from .studies import Exclusions, StudyTableError
-from cxr_lib.data.studies import (
-    is_clutter,
-    leave_out,
-    name_observations,
-    read_csv,
-    refuse_rows,
-    validate_studies,
-)
+from .studies import Exclusions, StudyTableError, is_clutter, leave_out, name_observations
+from .studies import read_csv, refuse_rows, validate_studies
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #cdd6fc31
 _IDENTIFIERS = {
@@ -43,9 +36,8 @@ def _mimic_file(root, name):
 def _read_ids(path, columns, exclusions=None):
     "A table whose identifiers are text, filled and of the official form"
     ids = [c for c in _IDENTIFIERS if c in columns]
-    table = read_csv(
-        path, columns, filled=ids, exclusions=exclusions, dtype=dict.fromkeys((*ids, *_WORDS), str)
-    )
+    types = dict.fromkeys((*ids, *_WORDS), str)
+    table = read_csv(path, columns, filled=ids, exclusions=exclusions, dtype=types)
     for c in ids:
         form, expected = _IDENTIFIERS[c]
         refuse_rows(table, ~table[c].str.fullmatch(form), path, c, expected)

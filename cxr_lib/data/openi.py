@@ -15,15 +15,8 @@ import numpy as np, pandas as pd
 from ..foundations.core import IMPLIES, OBSERVATIONS, stop_on_machine_error
 from .archives import is_tar
 from .requests import check_marks, has_words
-from cxr_lib.data.studies import (
-    NIH_TO_CHEXPERT,
-    Exclusions,
-    StudyTableError,
-    is_clutter,
-    leave_out,
-    map_labels,
-)
-from .studies import read_csv, refuse_rows, validate_studies
+from .studies import NIH_TO_CHEXPERT, Exclusions, StudyTableError, is_clutter, leave_out
+from .studies import map_labels, read_csv, refuse_rows, validate_studies
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #c98d6bcb
 MAX_REPORT_BYTES = 1_000_000  # of one XML; the largest of the collection has 8,967

@@ -11,14 +11,9 @@ import os, re, zipfile, zlib
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, atomic_path, content_key, project_root
-from cxr_lib.data.studies import (
-    NIH_LABELS,
-    NIH_TO_CHEXPERT,
-    Exclusions,
-    StudyTableError,
-    check_patient_splits,
-)
-from .studies import leave_out, map_labels, read_csv, refuse_rows, validate_studies
+from .studies import NIH_LABELS, NIH_TO_CHEXPERT, Exclusions, StudyTableError
+from .studies import check_patient_splits, leave_out, map_labels, read_csv, refuse_rows
+from .studies import validate_studies
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #5fade58a
 def nih_age(
