@@ -16,7 +16,7 @@ from ..foundations.run import RunFolder
 from ..foundations.files import read_json
 from ..foundations.figures import BLUE, MIST, ORANGE, figure_of_words, mark_simulated, words_instead
 from .catalogue import Scan, about_blank, scanned
-from .mimic import question_share
+from .requests import question_share
 from .studies import AGE_BANDS, ALLOWED, age_band, check_patient_splits, shared_by_image_split
 
 # %% ../../nbs/chapters/04_data/17_pictures.ipynb #ac4fd8ad

@@ -141,7 +141,8 @@ def _demo_command(args):
 
 def _download_command(args):
     "`cxr download`"
-    from cxr_lib.data.download import DOWNLOADS, DownloadError, describe_downloads, fetch
+    from cxr_lib.data.download import DOWNLOADS, describe_downloads, fetch
+    from cxr_lib.data.archives import DownloadError
 
     if not args.name:
         print(describe_downloads())

@@ -1,4 +1,4 @@
-"""Archives count all that they unpack to: long headers, chains of them, what follows the end, members that are not wanted."""
+"""Archives count all that they unpack to: long headers, chains of them, what follows the end, unwanted members."""
 
 import gzip
 import io
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_openi import GOOD, archive
 
-from cxr_lib.data.download import DownloadError, unpack
+from cxr_lib.data.archives import DownloadError, unpack
 from cxr_lib.data.openi import read_reports
 from cxr_lib.data.public import load_medmnist
 from cxr_lib.data.studies import StudyTableError

@@ -1,4 +1,7 @@
-"""One table of bad input, end to end: each case is refused in words that name file, row and remedy, or left out, counted and listed, or stated to be good."""
+"""One table of bad input, end to end: what is refused, what is left out and listed, and what is stated to be good.
+
+A refusal names file, row and remedy.
+"""
 
 import gzip
 import io
@@ -308,9 +311,9 @@ def test_each_case_ends_as_stated(tmp_path, monkeypatch, case):
         assert not run.done('exploration')
     elif outcome == 'good':
         table = call()
-        assert (
-            len(table) == 12 and '2.png' in set(table.image) and not len(pd.read_csv(run / 'exclusions.csv'))
-        )
+        assert len(table) == 12
+        assert '2.png' in set(table.image)
+        assert not len(pd.read_csv(run / 'exclusions.csv'))
         assert scanned(run).thumbnails.shape == (12, 32, 32)
     else:  # left out: counted, listed, and gone from the table
         table, left = call(), pd.read_csv(run / 'exclusions.csv')
@@ -324,6 +327,5 @@ def test_either_endian_gives_the_same_film(tmp_path):
 
     saved(DEEP, 'TIFF')(tmp_path / 'little.tif')
     saved(Image.frombytes('I;16B', (60, 50), DEEP.astype('>u2').tobytes()), 'TIFF')(tmp_path / 'big.tif')
-    assert np.array_equal(read_gray(tmp_path / 'little.tif'), read_gray(tmp_path / 'big.tif')) and read_gray(
-        tmp_path / 'big.tif'
-    )[0].tolist() == sorted(read_gray(tmp_path / 'big.tif')[0])
+    assert np.array_equal(read_gray(tmp_path / 'little.tif'), read_gray(tmp_path / 'big.tif'))
+    assert read_gray(tmp_path / 'big.tif')[0].tolist() == sorted(read_gray(tmp_path / 'big.tif')[0])

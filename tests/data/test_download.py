@@ -1,4 +1,7 @@
-"""Downloads over a loopback server that misbehaves, archives that nobody should trust, and `cxr download`. No other machine is asked for anything."""
+"""Downloads over a loopback server that misbehaves, archives that nobody should trust, and `cxr download`.
+
+No other machine is asked for anything.
+"""
 
 import errno
 import gzip
@@ -26,18 +29,27 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr_lib.data import download as dl
 from cxr_lib.running import command as runner
-from cxr_lib.data.download import DOWNLOADS, DownloadError, RemoteFile, Source, download, fetch, unpack
+from cxr_lib.data.archives import DownloadError, only_one, unpack
+from cxr_lib.data.download import DOWNLOADS, PartialFile, Patience, RemoteFile, Source
+from cxr_lib.data.download import check_address, download, fetch, parse_checksum
 
 SHARED = ROOT.parent / 'shared' / 'data'
 DATA = random.Random(0).randbytes(400_000)
 SHA = hashlib.sha256(DATA).hexdigest()
 OTHER = random.Random(1).randbytes(len(DATA))
 
+#: What a server answers unless it is told otherwise.
+ANSWER = dict(
+    data=DATA, kind='application/octet-stream', etag='"v1"', modified=None, encoding=None, length=True
+)
+ANSWER |= dict(ranges=True, heed_if_range=True, cut=None, chunked=False, hold=None)
+ANSWER |= dict(status=None, location=None, headers=())
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    "Answers as `server.answers[path]` says, a list of keyword arguments for `serve`: one for each request, the last for all that follow"
+    """Answers as `server.answers[path]` says, a list of keyword arguments for `serve`:
+    one for each request, the last for all that follow"""
 
     protocol_version = 'HTTP/1.1'
 
@@ -57,70 +69,61 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.serve(**(answers.pop(0) if len(answers) > 1 else answers[0]))
 
-    def serve(
-        self,
-        data=DATA,
-        etag='"v1"',
-        modified=None,
-        ranges=True,
-        heed_if_range=True,
-        cut=None,
-        length=True,
-        chunked=False,
-        encoding=None,
-        kind='application/octet-stream',
-        status=None,
-        location=None,
-        headers=(),
-        hold=None,
-    ):
-        if location or status:
-            self.send_response(status or 302)
-            if location:
-                self.send_header('Location', location)
-            for name, value in headers:
-                self.send_header(name, value)
-            self.send_header('Content-Length', '0')
-            self.send_header('Connection', 'close')
-            self.end_headers()
+    def serve(self, **answer):
+        assert answer.keys() <= ANSWER.keys()
+        a = SimpleNamespace(**ANSWER | answer)
+        if a.location or a.status:
+            headers = [('Location', a.location)] if a.location else []
+            self.empty(a.status or 302, headers + list(a.headers))
             return
         asked, tag = self.headers.get('Range'), self.headers.get('If-Range')
-        part = ranges and asked and (tag in (None, etag, modified) or not heed_if_range)
+        part = a.ranges and asked and (tag in (None, a.etag, a.modified) or not a.heed_if_range)
         start = int(asked.removeprefix('bytes=').rstrip('-')) if part else 0
-        if start > len(data) or part and start == len(data):
-            self.send_response(416)
-            self.send_header('Content-Length', '0')
-            self.send_header('Connection', 'close')
-            self.end_headers()
+        if start > len(a.data) or part and start == len(a.data):
+            self.empty(416)
             return
-        body = data[start:]
+        body = a.data[start:]
         self.send_response(206 if part else 200)
         if part:
-            self.send_header('Content-Range', f'bytes {start}-{len(data) - 1}/{len(data)}')
-        if etag:
-            self.send_header('ETag', etag)
-        if modified:
-            self.send_header('Last-Modified', modified)
-        if encoding:
-            self.send_header('Content-Encoding', encoding)
-        if chunked:
+            self.send_header('Content-Range', f'bytes {start}-{len(a.data) - 1}/{len(a.data)}')
+        self.describe(a, len(body))
+        self.send(a, body)
+
+    def empty(self, status, headers=()):
+        "An answer without a body"
+        self.send_response(status)
+        for name, value in (*headers, ('Content-Length', '0'), ('Connection', 'close')):
+            self.send_header(name, value)
+        self.end_headers()
+
+    def describe(self, a, length):
+        "The headers of a file"
+        stated = {'ETag': a.etag, 'Last-Modified': a.modified, 'Content-Encoding': a.encoding}
+        for name, value in stated.items():
+            if value:
+                self.send_header(name, value)
+        if a.chunked:
             self.send_header('Transfer-Encoding', 'chunked')
-        elif length:
-            self.send_header('Content-Length', str(len(body)))
-        self.send_header('Content-Type', kind)
+        elif a.length:
+            self.send_header('Content-Length', str(length))
+        self.send_header('Content-Type', a.kind)
         self.send_header('Connection', 'close')
         self.end_headers()
-        for i in range(0, len(body) if cut is None else cut, 10_000):
-            piece = body[i : min(i + 10_000, len(body) if cut is None else cut)]
+
+    def send(self, a, body):
+        "The bytes of a file, or as many as are not cut off"
+        end = len(body) if a.cut is None else a.cut
+        for i in range(0, end, 10_000):
+            piece = body[i : min(i + 10_000, end)]
             try:
-                self.wfile.write(b'%x\r\n%s\r\n' % (len(piece), piece) if chunked else piece)
+                self.wfile.write(b'%x\r\n%s\r\n' % (len(piece), piece) if a.chunked else piece)
             except OSError:
                 return
             self.log['sent'] += len(piece)
-            if hold and self.log['sent'] >= hold[0]:
+            if a.hold and self.log['sent'] >= a.hold[0]:
                 self.wfile.flush()
-                hold[1].wait(60)
-        if chunked and cut is None:
+                a.hold[1].wait(60)
+        if a.chunked and a.cut is None:
             self.wfile.write(b'0\r\n\r\n')
 
     def log_message(self, *args):
@@ -155,8 +158,13 @@ def server():
     s.server_close()
 
 
-def get(url, path, **kw):
-    return download(url, path, **{**dict(progress=False, wait=0.001, timeout=20), **kw})
+def get(url, path, sha256=None, **kw):
+    patience = {k: kw.pop(k) for k in ('retries', 'wait', 'timeout') if k in kw}
+    if sha256:
+        kw['checksum'] = f'sha256:{sha256}'
+    return download(
+        url, path, patience=Patience(**dict(wait=0.001, timeout=20) | patience), **dict(progress=False) | kw
+    )
 
 
 def refused(f, *args, **kw):
@@ -239,9 +247,9 @@ def test_a_file_of_another_length_is_another_file(server, tmp_path):
 def test_a_weak_tag_is_not_sent_but_compared(server, tmp_path):
     url = server.has('a.bin', dict(cut=200_000, etag='W/"v1"'), dict(data=OTHER, etag='W/"v2"'))
     assert get(url, tmp_path / 'a.bin').read_bytes() == OTHER
-    assert (
-        server.asked[1]['range'] and server.asked[1]['if_range'] is None and server.asked[2]['range'] is None
-    )
+    assert server.asked[1]['range']
+    assert server.asked[1]['if_range'] is None
+    assert server.asked[2]['range'] is None
 
 
 def test_without_tag_date_or_checksum_nothing_is_resumed(server, tmp_path):
@@ -253,9 +261,8 @@ def test_a_checksum_alone_allows_resuming_and_finds_a_glued_file(server, tmp_pat
     url = server.has('a.bin', dict(cut=200_000, etag=None), dict(etag=None))
     assert get(url, tmp_path / 'a.bin', sha256=SHA).read_bytes() == DATA and server.sent() == len(DATA)
     url = server.has('b.bin', dict(cut=200_000, etag=None), dict(data=OTHER, etag=None))
-    assert 'sha256 of b.bin' in refused(get, url, tmp_path / 'b.bin', sha256=SHA) and names(tmp_path) == [
-        'a.bin'
-    ]
+    assert 'sha256 of b.bin' in refused(get, url, tmp_path / 'b.bin', sha256=SHA)
+    assert names(tmp_path) == ['a.bin']
 
 
 def test_a_wrong_checksum_says_expected_and_got_and_leaves_nothing(server, tmp_path):
@@ -273,10 +280,8 @@ def test_a_wrong_length_is_refused_before_the_transfer(server, tmp_path):
 @pytest.mark.parametrize('stated', [dict(length=False), dict(chunked=True)])
 def test_a_stream_without_length_ends_at_the_limit(server, tmp_path, stated):
     url = server.has('a.bin', stated)
-    assert (
-        'more than 100000 bytes' in refused(get, url, tmp_path / 'a.bin', max_bytes=100_000)
-        and names(tmp_path) == []
-    )
+    assert 'more than 100000 bytes' in refused(get, url, tmp_path / 'a.bin', max_bytes=100_000)
+    assert names(tmp_path) == []
     assert get(url, tmp_path / 'a.bin').read_bytes() == DATA
 
 
@@ -294,7 +299,9 @@ def test_a_server_that_falls_silent_is_asked_again(server, tmp_path):
         over.set()
 
 
-CHILD = 'import sys; from cxr_lib.data.download import download; download(sys.argv[1], sys.argv[2], sha256=sys.argv[3], progress=False)'
+CHILD = '''import sys
+from cxr_lib.data.download import download
+download(sys.argv[1], sys.argv[2], checksum='sha256:' + sys.argv[3], progress=False)'''
 
 
 def until(true, what):
@@ -322,15 +329,13 @@ def test_after_kill_9_the_next_call_fetches_only_the_rest(server, tmp_path):
     assert set(names(tmp_path)) <= {'a.bin.part', 'a.bin.part.json', '.a.bin.lock'}
     server.asked.clear()
     assert get(url, tmp_path / 'a.bin', sha256=SHA).read_bytes() == DATA
-    assert (
-        server.sent() == len(DATA) - have
-        and server.asked[0]['range'] == f'bytes={have}-'
-        and names(tmp_path) == ['a.bin']
-    )
+    assert server.sent() == len(DATA) - have
+    assert server.asked[0]['range'] == f'bytes={have}-'
+    assert names(tmp_path) == ['a.bin']
 
 
 def under_way(tmp_path, url, data):
-    partial = dl.PartialFile(tmp_path / 'a.bin', url)
+    partial = PartialFile(tmp_path / 'a.bin', url)
     partial.begin({'ETag': '"v1"'}, len(DATA))
     partial.part.write_bytes(data)
     return partial
@@ -338,11 +343,9 @@ def under_way(tmp_path, url, data):
 
 def test_killed_between_the_last_byte_and_the_rename_nothing_is_fetched_again(server, tmp_path):
     under_way(tmp_path, url := server.has('a.bin', {}), DATA)
-    assert (
-        get(url, tmp_path / 'a.bin', sha256=SHA).read_bytes() == DATA
-        and server.asked == []
-        and names(tmp_path) == ['a.bin']
-    )
+    assert get(url, tmp_path / 'a.bin', sha256=SHA).read_bytes() == DATA
+    assert server.asked == []
+    assert names(tmp_path) == ['a.bin']
 
 
 @pytest.mark.parametrize(
@@ -362,10 +365,8 @@ def test_bytes_that_cannot_be_placed_are_thrown_away(server, tmp_path, spoil):
 
 def test_bytes_from_another_address_are_not_gone_on_with(server, tmp_path):
     under_way(tmp_path, 'https://elsewhere.org/a.bin', OTHER[:1000])
-    assert (
-        get(server.has('a.bin', {}), tmp_path / 'a.bin').read_bytes() == DATA
-        and server.asked[0]['range'] is None
-    )
+    assert get(server.has('a.bin', {}), tmp_path / 'a.bin').read_bytes() == DATA
+    assert server.asked[0]['range'] is None
 
 
 def test_a_file_that_is_there_and_wrong_is_not_overwritten(server, tmp_path):
@@ -375,7 +376,7 @@ def test_a_file_that_is_there_and_wrong_is_not_overwritten(server, tmp_path):
 
 
 def test_two_processes_do_not_write_one_file(server, tmp_path):
-    with dl._only_one(tmp_path / 'a.bin'):
+    with only_one(tmp_path / 'a.bin'):
         assert 'another process' in refused(get, server.has('a.bin', {}), tmp_path / 'a.bin')
 
 
@@ -395,19 +396,17 @@ def test_two_processes_do_not_write_one_file(server, tmp_path):
 def test_a_refusal_is_said_in_words_and_not_repeated(server, tmp_path, status, said):
     url = server.has('a.bin', dict(status=status))
     error = refused(get, url, tmp_path / 'a.bin')
-    assert (
-        url in error
-        and str(status) in error
-        and said in error
-        and len(server.asked) == 1
-        and names(tmp_path) == []
-    )
+    assert url in error
+    assert str(status) in error
+    assert said in error
+    assert len(server.asked) == 1
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize('status', [500, 502, 503, 429, 408])
 def test_a_busy_server_is_asked_again(server, tmp_path, status, monkeypatch):
     paused = []
-    monkeypatch.setattr(dl.time, 'sleep', paused.append)
+    monkeypatch.setattr(time, 'sleep', paused.append)
     url = server.has(
         'a.bin',
         dict(status=status),
@@ -420,7 +419,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path, status, monkeypatch):
 
 def test_pauses_grow_and_end(server, tmp_path, monkeypatch):
     paused = []
-    monkeypatch.setattr(dl.time, 'sleep', paused.append)
+    monkeypatch.setattr(time, 'sleep', paused.append)
     assert '500' in refused(get, server.has('a.bin', dict(status=500)), tmp_path / 'a.bin', wait=1, retries=9)
     assert paused == [1, 2, 4, 8, 16, 32, 64, 120, 120]
 
@@ -428,19 +427,13 @@ def test_pauses_grow_and_end(server, tmp_path, monkeypatch):
 def test_redirects_are_followed_with_the_range(server, tmp_path):
     server.has('b.bin', dict(cut=200_000), {})
     url = server.has('a.bin', dict(location='/b.bin'))
-    assert get(url, tmp_path / 'a.bin').read_bytes() == DATA and [a['range'] for a in server.asked] == [
-        None,
-        None,
-        'bytes=200000-',
-        'bytes=200000-',
-    ]
+    assert get(url, tmp_path / 'a.bin').read_bytes() == DATA
+    assert [a['range'] for a in server.asked] == [None, None, 'bytes=200000-', 'bytes=200000-']
 
 
 def test_a_redirect_loop_ends(server, tmp_path):
-    assert (
-        'without end' in refused(get, server.has('a.bin', dict(location='/a.bin')), tmp_path / 'a.bin')
-        and len(server.asked) == 10
-    )
+    assert 'without end' in refused(get, server.has('a.bin', dict(location='/a.bin')), tmp_path / 'a.bin')
+    assert len(server.asked) == 10
 
 
 @pytest.mark.parametrize(
@@ -448,9 +441,8 @@ def test_a_redirect_loop_ends(server, tmp_path):
 )
 def test_redirects_lead_only_to_encrypted_addresses(server, tmp_path, target):
     said = refused(get, server.has('a.bin', dict(location=target)), tmp_path / 'a.bin')
-    assert (
-        f'redirects to {target}, which is not an https address' in said or 'Invalid IPv6' in said
-    ) and names(tmp_path) == []
+    assert f'redirects to {target}, which is not an https address' in said or 'Invalid IPv6' in said
+    assert names(tmp_path) == []
 
 
 def test_only_https_is_asked_for(tmp_path):
@@ -478,15 +470,12 @@ def test_a_server_that_compresses_when_allowed_sends_the_file_as_it_is(server, t
 
 
 def test_a_web_page_is_not_taken_for_the_file(server, tmp_path):
-    assert (
-        'web page'
-        in refused(
-            get,
-            server.has('a.tgz', dict(data=b'<html>Sign in', kind='text/html; charset=utf-8')),
-            tmp_path / 'a.tgz',
-        )
-        and names(tmp_path) == []
+    assert 'web page' in refused(
+        get,
+        server.has('a.tgz', dict(data=b'<html>Sign in', kind='text/html; charset=utf-8')),
+        tmp_path / 'a.tgz',
     )
+    assert names(tmp_path) == []
 
 
 def test_proxies_are_not_asked_for_this_machine(server, tmp_path, monkeypatch):
@@ -508,13 +497,11 @@ def test_no_network_is_said_in_words(tmp_path, monkeypatch):
 
     monkeypatch.setattr(socket, 'getaddrinfo', unknown)
     said = refused(get, 'https://cxr-lib.invalid/a.bin', tmp_path / 'a.bin', retries=1)
-    assert (
-        'cannot be resolved' in said
-        and 'https://cxr-lib.invalid/a.bin' in said
-        and 'Check the network' in said
-        and str(tmp_path / 'a.bin') in said
-        and names(tmp_path) == []
-    )
+    assert 'cannot be resolved' in said
+    assert 'https://cxr-lib.invalid/a.bin' in said
+    assert 'Check the network' in said
+    assert str(tmp_path / 'a.bin') in said
+    assert names(tmp_path) == []
 
 
 def test_a_port_where_nothing_listens_is_said_in_words(tmp_path):
@@ -530,7 +517,7 @@ def test_a_port_where_nothing_listens_is_said_in_words(tmp_path):
 
 
 def test_a_file_that_will_not_fit_is_not_begun(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(dl.shutil, 'disk_usage', lambda p: SimpleNamespace(free=399_999))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=399_999))
     url = server.has('a.bin', {})
     assert '400.0 kB free' in refused(get, url, tmp_path / 'a.bin')
     under_way(tmp_path, url, DATA[:1])  # the byte that is there needs no room
@@ -543,7 +530,7 @@ def test_a_disk_that_fills_up_keeps_what_came(server, tmp_path, monkeypatch):
 
     url = server.has('a.bin', dict(cut=200_000, length=False), {})
     with monkeypatch.context() as m:
-        m.setattr(dl.os, 'fsync', full)
+        m.setattr(os, 'fsync', full)
         said = refused(get, url, tmp_path / 'a.bin')
     assert 'Make room' in said and '200.0 kB are kept' in said
     assert get(url, tmp_path / 'a.bin').read_bytes() == DATA and server.sent() == len(DATA)
@@ -557,13 +544,11 @@ def test_a_folder_that_cannot_be_is_said_in_words(server, tmp_path):
 def test_the_bar_and_the_retries_go_to_standard_error(server, tmp_path, capfd):
     get(server.has('a.bin', dict(cut=200_000), {}), tmp_path / 'a.bin', sha256=SHA, progress=True)
     out, err = capfd.readouterr()
-    assert (
-        out == ''
-        and 'a.bin' in err
-        and '400k/400k' in err
-        and 'cut; trying again' in err
-        and 'checking a.bin' in err
-    )
+    assert out == ''
+    assert 'a.bin' in err
+    assert '400k/400k' in err
+    assert 'cut; trying again' in err
+    assert 'checking a.bin' in err
     get(server.has('b.bin', dict(cut=200_000), {}), tmp_path / 'b.bin', sha256=SHA)
     assert capfd.readouterr() == ('', '')
 
@@ -573,7 +558,7 @@ def test_the_bar_and_the_retries_go_to_standard_error(server, tmp_path, capfd):
 )
 def test_a_checksum_that_is_none_is_refused(tmp_path, checksum):
     with pytest.raises(ValueError, match='expected'):
-        dl.parse_checksum(checksum)
+        parse_checksum(checksum)
 
 
 # Archives
@@ -632,9 +617,8 @@ def test_what_is_unpacked_already_is_not_written_again(tmp_path, make):
     (tmp_path / 'out/images/a.png').unlink()
     (tmp_path / 'out/images/a.png').write_bytes(b'A' * 999)
     again = unpack(archive, tmp_path / 'out', progress=False)
-    assert [p.read_bytes() for p in again] == list(PLAIN.values()) and [p.stat().st_ino for p in again][
-        1:
-    ] == first[1:]
+    assert [p.read_bytes() for p in again] == list(PLAIN.values())
+    assert [p.stat().st_ino for p in again][1:] == first[1:]
 
 
 EVIL = [
@@ -688,23 +672,18 @@ def test_links_and_devices_are_refused(tmp_path, member):
     ],
 )
 def test_links_and_devices_in_zip_are_refused(tmp_path, mode, said):
-    assert (
-        said
-        in refused(
-            unpack, zipped(tmp_path / 'a', {'odd': b'/etc/passwd'}, mode), tmp_path / 'out', progress=False
-        )
-        and names(tmp_path / 'out') == []
+    assert said in refused(
+        unpack, zipped(tmp_path / 'a', {'odd': b'/etc/passwd'}, mode), tmp_path / 'out', progress=False
     )
+    assert names(tmp_path / 'out') == []
 
 
 def test_a_link_that_is_there_already_is_not_followed_out(tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'else').mkdir()
     (tmp_path / 'out/images').symlink_to(tmp_path / 'else')
-    assert (
-        'outside' in refused(unpack, tgz(tmp_path / 'a', PLAIN), tmp_path / 'out', progress=False)
-        and names(tmp_path / 'else') == []
-    )
+    assert 'outside' in refused(unpack, tgz(tmp_path / 'a', PLAIN), tmp_path / 'out', progress=False)
+    assert names(tmp_path / 'else') == []
     (tmp_path / 'out/images').unlink()
     (tmp_path / 'out/images').mkdir()
     (tmp_path / 'else/a.png').write_bytes(b'mine')
@@ -721,18 +700,14 @@ def test_bombs_are_refused_before_anything_is_written(tmp_path, make):
     assert '20.0 MB' in refused(unpack, bomb, tmp_path / 'out', progress=False, max_bytes=20_000_000)
     many = make(tmp_path / 'b', {f'{i}': b'' for i in range(200)})
     assert 'more than 199 files' in refused(unpack, many, tmp_path / 'out', progress=False, max_files=199)
-    assert (
-        names(tmp_path / 'out') == []
-        and len(unpack(many, tmp_path / 'out', progress=False, max_files=200)) == 200
-    )
+    assert names(tmp_path / 'out') == []
+    assert len(unpack(many, tmp_path / 'out', progress=False, max_files=200)) == 200
 
 
 def test_an_archive_that_will_not_fit_is_not_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(dl.shutil, 'disk_usage', lambda p: SimpleNamespace(free=2999))
-    assert (
-        'Make room' in refused(unpack, tgz(tmp_path / 'a', PLAIN), tmp_path / 'out', progress=False)
-        and names(tmp_path / 'out') == []
-    )
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=2999))
+    assert 'Make room' in refused(unpack, tgz(tmp_path / 'a', PLAIN), tmp_path / 'out', progress=False)
+    assert names(tmp_path / 'out') == []
 
 
 def test_a_disk_that_fills_up_while_unpacking_leaves_whole_files_only(tmp_path, monkeypatch):
@@ -746,7 +721,7 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_whole_files_only(tmp_path, 
         copy(source, target, *more)
 
     with monkeypatch.context() as m:
-        m.setattr(dl.shutil, 'copyfileobj', full)
+        m.setattr(shutil, 'copyfileobj', full)
         assert 'Make room' in refused(unpack, tgz(tmp_path / 'a', PLAIN), tmp_path / 'out', progress=False)
     assert names(tmp_path / 'out') == ['images', 'images/a.png', 'images/deep']
     assert [p.read_bytes() for p in unpack(tmp_path / 'a', tmp_path / 'out', progress=False)] == list(
@@ -781,10 +756,8 @@ def test_a_damaged_archive_is_said_to_be_damaged_and_writes_nothing(make, data):
 def test_a_tar_whose_end_is_missing_is_damaged_even_if_all_members_are_there(tmp_path, lost):
     archive = tgz(tmp_path / 'a', PLAIN)
     archive.write_bytes(archive.read_bytes()[:-lost])
-    assert (
-        'is damaged' in refused(unpack, archive, tmp_path / 'out', progress=False)
-        and names(tmp_path / 'out') == []
-    )
+    assert 'is damaged' in refused(unpack, archive, tmp_path / 'out', progress=False)
+    assert names(tmp_path / 'out') == []
 
 
 def test_other_things_that_are_no_archive_are_refused(tmp_path):
@@ -795,11 +768,11 @@ def test_other_things_that_are_no_archive_are_refused(tmp_path):
 
 
 SLOW = '''import sys, time, shutil
-from cxr_lib.data import download as dl
+from cxr_lib.data.archives import unpack
 copy = shutil.copyfileobj
 def slow(source, target, n): copy(source, target, n); target.flush(); time.sleep(.2)
-dl.shutil.copyfileobj = slow
-dl.unpack(sys.argv[1], sys.argv[2], progress=False)'''
+shutil.copyfileobj = slow
+unpack(sys.argv[1], sys.argv[2], progress=False)'''
 
 
 def test_after_kill_9_unpacking_goes_on(tmp_path):
@@ -812,13 +785,11 @@ def test_after_kill_9_unpacking_goes_on(tmp_path):
     child.kill()
     child.wait(60)
     there = {p.name: p.stat().st_ino for p in out.glob('images/*.png')}
-    assert 3 <= len(there) < 200 and all(
-        (out / 'images' / n).read_bytes() == members[f'images/{n}'] for n in there
-    )
+    assert 3 <= len(there) < 200
+    assert all((out / 'images' / n).read_bytes() == members[f'images/{n}'] for n in there)
     done = unpack(archive, out, progress=False)
-    assert [p.read_bytes() for p in done] == list(members.values()) and all(
-        (out / 'images' / n).stat().st_ino == i for n, i in there.items()
-    )
+    assert [p.read_bytes() for p in done] == list(members.values())
+    assert all((out / 'images' / n).stat().st_ino == i for n, i in there.items())
     assert [n for n in names(out) if '/' not in n] == ['images']
 
 
@@ -828,9 +799,7 @@ def test_after_kill_9_unpacking_goes_on(tmp_path):
 def test_every_address_is_encrypted_and_every_checksum_well_formed():
     files = [f for s in DOWNLOADS.values() for f in s.files + s.images]
     for f in files:
-        assert (
-            dl.check_address(f.url) and f.size > 0 and (f.checksum is None or dl.parse_checksum(f.checksum))
-        )
+        assert check_address(f.url) and f.size > 0 and (f.checksum is None or parse_checksum(f.checksum))
     assert len({f.url for f in files}) == len(files) == 20
     assert {f.name for f in files if not f.checksum} == {
         'NLMCXR_png.tgz',
@@ -866,9 +835,8 @@ def test_the_open_i_reports_arrive_unmodified_from_a_line_that_breaks(server, tm
     root = fetch(
         'openi', tmp_path / 'openi', accept_licence=True, progress=False, downloads=local, say=lambda s: None
     )
-    assert names(root) == ['NLMCXR_reports.tgz', 'openi_gld_std14.csv'] and server.sent() == sum(
-        f.size for f in source.files
-    )
+    assert names(root) == ['NLMCXR_reports.tgz', 'openi_gld_std14.csv']
+    assert server.sent() == sum(f.size for f in source.files)
     with tarfile.open(root / 'NLMCXR_reports.tgz') as tar:
         assert sum(m.name.endswith('.xml') for m in tar) == 3955
 
@@ -903,7 +871,8 @@ def toy(server, tmp_path, monkeypatch):
 
 
 def test_the_list_names_sizes_and_licences_and_imports_nothing_heavy():
-    code = "import sys; from cxr_lib.running import command as r; assert r.main(['download']) == 0; print([m for m in ('torch', 'pandas', 'numpy', 'requests', 'tqdm', 'filelock') if m in sys.modules])"
+    code = "import sys; from cxr_lib.running import command as r; assert r.main(['download']) == 0; "
+    code += "heavy = 'torch pandas numpy requests tqdm filelock'.split(); print([m for m in heavy if m in sys.modules])"
     out = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True
     ).stdout
@@ -916,12 +885,10 @@ def test_the_list_names_sizes_and_licences_and_imports_nothing_heavy():
 def test_the_command_fetches_into_data_and_says_what_to_run_next(toy, capsys):
     assert runner.main(['download', 'openi', '--accept-licence']) == 0
     out = capsys.readouterr().out
-    assert (
-        'No commercial use.' in out
-        and '400.0 kB' in out
-        and 'sha256 is right' in out
-        and out.endswith('Next: cxr run --dataset openi --root data/openi\n')
-    )
+    assert 'No commercial use.' in out
+    assert '400.0 kB' in out
+    assert 'sha256 is right' in out
+    assert out.endswith('Next: cxr run --dataset openi --root data/openi\n')
     assert names(toy / 'data') == ['openi', 'openi/reports.bin']
 
 
@@ -938,12 +905,10 @@ def test_images_are_fetched_when_asked_for_and_not_again_when_their_archive_is_d
 def test_terms_have_to_be_accepted(toy, server, capsys):
     assert runner.main(['download', 'openi']) == 2
     out, err = capsys.readouterr()
-    assert (
-        'No commercial use.' in out
-        and '--accept-licence' in err
-        and server.asked == []
-        and names(toy) == ['settings.ini']
-    )
+    assert 'No commercial use.' in out
+    assert '--accept-licence' in err
+    assert server.asked == []
+    assert names(toy) == ['settings.ini']
 
 
 @pytest.mark.parametrize(
@@ -972,7 +937,7 @@ def test_errors_end_with_2_and_without_a_traceback(toy, server, capsys):
 
 
 def test_a_collection_that_will_not_fit_is_not_begun(toy, server, capsys, monkeypatch):
-    monkeypatch.setattr(dl.shutil, 'disk_usage', lambda p: SimpleNamespace(free=10))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: SimpleNamespace(free=10))
     assert runner.main(['download', 'openi', '--accept-licence']) == 2
     assert 'Make room' in capsys.readouterr().err and server.asked == [] and not (toy / 'data').exists()
 
@@ -980,7 +945,8 @@ def test_a_collection_that_will_not_fit_is_not_begun(toy, server, capsys, monkey
 COMMAND = '''import sys
 from cxr_lib.running import command as runner
 from cxr_lib.data.download import DOWNLOADS, RemoteFile, Source
-DOWNLOADS['openi'] = Source('Toy', 'openi', 'free', 'Any use.', files=(RemoteFile('reports.bin', sys.argv[1], 400_000, 'sha256:' + sys.argv[2]),))
+file = RemoteFile('reports.bin', sys.argv[1], 400_000, 'sha256:' + sys.argv[2])
+DOWNLOADS['openi'] = Source('Toy', 'openi', 'free', 'Any use.', files=(file,))
 sys.exit(runner.main(['download', 'openi', '--to', 'here']))'''
 
 

@@ -1,4 +1,7 @@
-"""Folders of a user's own: what the mapping says is done, what it does not say is refused with row and remedy; of a DICOM export only chest films stay, and the rest is listed."""
+"""Folders of a user's own: what the mapping says is done, what it does not say is refused with row and remedy.
+
+Of a DICOM export only chest radiographs stay, and the rest is listed.
+"""
 
 import io
 import json
@@ -34,8 +37,15 @@ def folder(root, text, images=('a.png', 'b.png', 'c.png'), mapping=None, name='s
     return root
 
 
-PLAIN = 'image,patient_id,sex,age,view,projection,note,split,Cardiomegaly,Edema\na.png,p,F,70,Frontal,PA,cough,train,1,\nb.png,p,female,70,lateral,,,train,0.0,-1\nc.png,q,M,,PA,AP,,test,,0\n'
-FOREIGN = 'file,who,gender,years,opacity,mass,nodule,list\na,p,W,90+,yes,1,0,Mass|Fibrosis\nb,p,W,90+,No,0,-1,Clear\nc,q,X,4,maybe,,,\n'
+PLAIN = (
+    'image,patient_id,sex,age,view,projection,note,split,Cardiomegaly,Edema\n'
+    'a.png,p,F,70,Frontal,PA,cough,train,1,\n'
+    'b.png,p,female,70,lateral,,,train,0.0,-1\nc.png,q,M,,PA,AP,,test,,0\n'
+)
+FOREIGN = (
+    'file,who,gender,years,opacity,mass,nodule,list\n'
+    'a,p,W,90+,yes,1,0,Mass|Fibrosis\nb,p,W,90+,No,0,-1,Clear\nc,q,X,4,maybe,,,\n'
+)
 MAPPING = dict(
     columns={
         'image': '{file}.png',
@@ -56,18 +66,14 @@ MAPPING = dict(
 def test_columns_with_the_study_tables_names_need_no_mapping(tmp_path):
     table = load_csv(folder(tmp_path / 'r', PLAIN))
     assert list(table.columns) == list(STUDY_COLUMNS) and table.study_id.tolist() == ['p-1', 'p-2', 'q-1']
-    assert (
-        table.sex.tolist() == ['Female', 'Female', 'Male']
-        and table.view.tolist() == ['Frontal', 'Lateral', 'Frontal']
-        and table.projection.tolist() == ['PA', None, 'AP']
-    )
-    assert (
-        table.Cardiomegaly.tolist()[:2] == [1, 0]
-        and np.isnan(table.Cardiomegaly[2])
-        and np.isnan(table.Edema[0])
-        and table.Edema.tolist()[1:] == [-1, 0]
-        and table.Fracture.isna().all()
-    )
+    assert table.sex.tolist() == ['Female', 'Female', 'Male']
+    assert table.view.tolist() == ['Frontal', 'Lateral', 'Frontal']
+    assert table.projection.tolist() == ['PA', None, 'AP']
+    assert table.Cardiomegaly.tolist()[:2] == [1, 0]
+    assert np.isnan(table.Cardiomegaly[2])
+    assert np.isnan(table.Edema[0])
+    assert table.Edema.tolist()[1:] == [-1, 0]
+    assert table.Fracture.isna().all()
     assert table.note.tolist() == ['cough', None, None] and table.split.tolist() == ['train', 'train', 'test']
 
 
@@ -75,27 +81,21 @@ def test_columns_with_the_study_tables_names_need_no_mapping(tmp_path):
 def test_a_mapping_is_an_argument_or_a_file(tmp_path, kept):
     root = folder(tmp_path / 'r', FOREIGN, mapping=MAPPING if kept else None)
     table = load_csv(root, **({} if kept else MAPPING))
-    assert (
-        table.image.tolist() == ['a.png', 'b.png', 'c.png']
-        and table.patient_id.tolist() == ['p', 'p', 'q']
-        and table.study_id.tolist() == ['p/a', 'p/b', 'q/c']
-    )
+    assert table.image.tolist() == ['a.png', 'b.png', 'c.png']
+    assert table.patient_id.tolist() == ['p', 'p', 'q']
+    assert table.study_id.tolist() == ['p/a', 'p/b', 'q/c']
     assert table.sex.tolist() == ['Female', 'Female', None] and table.age.tolist() == [90, 90, 4]
-    assert (
-        table['Lung Opacity'].tolist() == [1, 0, -1]
-        and table['Lung Lesion'].tolist()[:2] == [1, -1]
-        and np.isnan(table['Lung Lesion'][2])
-    )
+    assert table['Lung Opacity'].tolist() == [1, 0, -1]
+    assert table['Lung Lesion'].tolist()[:2] == [1, -1]
+    assert np.isnan(table['Lung Lesion'][2])
 
 
 def test_an_argument_goes_before_its_part_of_the_file(tmp_path):
     root = folder(tmp_path / 'r', FOREIGN, mapping=MAPPING)
     table = load_csv(root, labels={'Fracture': 'mass'})
-    assert (
-        table.Fracture.tolist()[:2] == [1, 0]
-        and table['Lung Opacity'].isna().all()
-        and table.age.tolist() == [90, 90, 4]
-    )
+    assert table.Fracture.tolist()[:2] == [1, 0]
+    assert table['Lung Opacity'].isna().all()
+    assert table.age.tolist() == [90, 90, 4]
 
 
 def test_a_column_of_names_is_split(tmp_path):
@@ -106,12 +106,10 @@ def test_a_column_of_names_is_split(tmp_path):
         mapping={**MAPPING, 'labels': {'column': 'list', 'delimiter': '|', 'names': names}},
     )
     table = load_csv(root)
-    assert (
-        table['Lung Lesion'].tolist()[:2] == [1, 0]
-        and table['No Finding'].tolist()[:2] == [0, 1]
-        and table.iloc[2][list(OBSERVATIONS)].isna().all()
-        and table.Edema.isna().all()
-    )
+    assert table['Lung Lesion'].tolist()[:2] == [1, 0]
+    assert table['No Finding'].tolist()[:2] == [0, 1]
+    assert table.iloc[2][list(OBSERVATIONS)].isna().all()
+    assert table.Edema.isna().all()
 
 
 def test_an_observation_that_a_list_never_names_is_missing(tmp_path):
@@ -121,12 +119,10 @@ def test_an_observation_that_a_list_never_names_is_missing(tmp_path):
         ),
         labels={'column': 'found', 'delimiter': ';'},
     )
-    assert (
-        table.Edema.tolist() == [1, 0, 0]
-        and table.Fracture.tolist() == [1, 0, 0]
-        and table['No Finding'].tolist() == [0, 1, 0]
-        and table.Pneumonia.isna().all()
-    )
+    assert table.Edema.tolist() == [1, 0, 0]
+    assert table.Fracture.tolist() == [1, 0, 0]
+    assert table['No Finding'].tolist() == [0, 1, 0]
+    assert table.Pneumonia.isna().all()
     one = load_csv(
         folder(tmp_path / 's', 'image,patient_id,found\na.png,1,Edema|Fracture\nb.png,2,Edema\nc.png,3,\n'),
         labels='found',
@@ -139,10 +135,8 @@ def test_each_image_its_own_patient_only_if_said(tmp_path):
     with pytest.raises(StudyTableError, match="columns={'patient_id': 'image'}"):
         load_csv(root, columns={'image': 'file'})
     table = load_csv(root, columns={'image': 'file', 'patient_id': 'image'})
-    assert table.patient_id.tolist() == ['a.png', 'b.png'] and table.study_id.tolist() == [
-        'a.png-1',
-        'b.png-1',
-    ]
+    assert table.patient_id.tolist() == ['a.png', 'b.png']
+    assert table.study_id.tolist() == ['a.png-1', 'b.png-1']
 
 
 def test_windows_tables_are_read(tmp_path):
@@ -165,21 +159,18 @@ def test_a_table_may_lie_elsewhere_and_be_compressed(tmp_path):
 def test_a_column_is_switched_off(tmp_path):
     root = folder(tmp_path / 'r', PLAIN)
     table = load_csv(root, columns={'split': None, 'sex': None}, labels={'Edema': None})
-    assert (
-        table.split.isna().all()
-        and table.sex.isna().all()
-        and table.Edema.isna().all()
-        and table.Cardiomegaly.notna().any()
-    )
+    assert table.split.isna().all()
+    assert table.sex.isna().all()
+    assert table.Edema.isna().all()
+    assert table.Cardiomegaly.notna().any()
 
 
 def test_images_that_are_absent_are_refused_or_listed(tmp_path):
     root, left = folder(tmp_path / 'r', PLAIN, ('a.png', 'b.png')), Exclusions()
     with pytest.raises(StudyTableError, match='studies.csv row 3: image'):
         load_csv(root)
-    assert len(load_csv(root, missing='exclude', exclusions=left)) == 2 and left.rows[0][0].endswith(
-        'studies.csv row 3'
-    )
+    assert len(load_csv(root, missing='exclude', exclusions=left)) == 2
+    assert left.rows[0][0].endswith('studies.csv row 3')
 
 
 ROW = 'image,patient_id,sex,age,Edema\na.png,p,F,3,1\n'
@@ -369,25 +360,18 @@ def test_an_export_becomes_a_study_table(tmp_path):
         (root / name).write_text('nothing')
     table = load(root)
     assert list(table.columns) == list(STUDY_COLUMNS) and table.image.tolist() == ['a.dcm', 'b/IM1', 'b/IM2']
-    assert (
-        table.view.tolist() == ['Frontal', 'Frontal', 'Lateral']
-        and table.projection.tolist() == ['AP', 'PA', None]
-        and table.sex.tolist() == ['Male', 'Female', 'Female']
-        and table.age.tolist() == [90, 45, 45]
-    )
-    assert (
-        table.patient_id[1] == table.patient_id[2] != table.patient_id[0]
-        and table.study_id[0] == table.patient_id[0] + '-1'
-        and table.study_id[1] == table.study_id[2]
-    )
-    assert (
-        table.split.isna().all()
-        and table[list(OBSERVATIONS)].isna().all(axis=None)
-        and table.note.isna().all()
-    )
-    assert not any(
-        w in table.to_csv() for w in ('ROE', 'JANE', '4711', 'H-2', '099Y', '1.2.3.4')
-    ) and read_dicom(root / table.image[0]).shape == (8, 8)
+    assert table.view.tolist() == ['Frontal', 'Frontal', 'Lateral']
+    assert table.projection.tolist() == ['AP', 'PA', None]
+    assert table.sex.tolist() == ['Male', 'Female', 'Female']
+    assert table.age.tolist() == [90, 45, 45]
+    assert table.patient_id[1] == table.patient_id[2] != table.patient_id[0]
+    assert table.study_id[0] == table.patient_id[0] + '-1'
+    assert table.study_id[1] == table.study_id[2]
+    assert table.split.isna().all()
+    assert table[list(OBSERVATIONS)].isna().all(axis=None)
+    assert table.note.isna().all()
+    assert not any(w in table.to_csv() for w in ('ROE', 'JANE', '4711', 'H-2', '099Y', '1.2.3.4'))
+    assert read_dicom(root / table.image[0]).shape == (8, 8)
 
 
 def broken(path):
@@ -449,19 +433,16 @@ def test_a_missing_decoder_is_listed_with_the_package(tmp_path, monkeypatch):
     ds['PixelData'].VR, ds['PixelData'].is_undefined_length = 'OB', True
     ds.save_as(path)
     left = Exclusions()
-    assert (
-        len(load(tmp_path / 'export', exclusions=left)) == 1
-        and 'pip install pylibjpeg pylibjpeg-libjpeg' in left.rows[0][2]
-    )
+    assert len(load(tmp_path / 'export', exclusions=left)) == 1
+    assert 'pip install pylibjpeg pylibjpeg-libjpeg' in left.rows[0][2]
 
 
 def test_a_second_copy_of_a_film_is_left_out(tmp_path):
     first = film(tmp_path / 'export/a.dcm')
     (tmp_path / 'export/copy.dcm').write_bytes(first.read_bytes())
     left = Exclusions()
-    assert load(tmp_path / 'export', exclusions=left).image.tolist() == [
-        'a.dcm'
-    ] and left.counts().to_dict() == {'a second copy of a film': 1}
+    assert load(tmp_path / 'export', exclusions=left).image.tolist() == ['a.dcm']
+    assert left.counts().to_dict() == {'a second copy of an image': 1}
 
 
 def test_a_film_of_an_unknown_part_of_the_body_stays(tmp_path):
@@ -476,7 +457,7 @@ def test_a_film_of_an_unknown_part_of_the_body_stays(tmp_path):
         (lambda r: None, 'cannot be listed'),
         (
             lambda r: film(r / 'a.dcm', Modality='CT'),
-            r'is a chest film: not a radiograph: its modality is CT \(1\)',
+            r'is a chest radiograph: not a radiograph: its modality is CT \(1\)',
         ),
         (lambda r: film(r / 'a.dcm', PatientID=None), 'has a PatientID'),
     ],
@@ -507,18 +488,14 @@ def test_labels_are_joined_by_path(tmp_path):
         'image,Edema,patient_id,split,note\nb.dcm,1,mine,test,cough\nx\\a.dcm,-1,,train,\nct.dcm,1,,,\n'
     )
     table = load(root, exclusions=left).set_index('image')
-    assert (
-        table.Edema['b.dcm'] == 1
-        and table.Edema['x/a.dcm'] == -1
-        and np.isnan(table.Edema['c.dcm'])
-        and table.Fracture.isna().all()
-    )
-    assert (
-        table.patient_id['b.dcm'] == 'mine'
-        and len(table.patient_id['x/a.dcm']) == 16
-        and table.split['b.dcm'] == 'test'
-        and table.note['b.dcm'] == 'cough'
-    )
+    assert table.Edema['b.dcm'] == 1
+    assert table.Edema['x/a.dcm'] == -1
+    assert np.isnan(table.Edema['c.dcm'])
+    assert table.Fracture.isna().all()
+    assert table.patient_id['b.dcm'] == 'mine'
+    assert len(table.patient_id['x/a.dcm']) == 16
+    assert table.split['b.dcm'] == 'test'
+    assert table.note['b.dcm'] == 'cough'
     assert left.counts().to_dict() == {'not a radiograph: its modality is CT': 1}
     (tmp_path / 'other.csv').write_text('image,Edema\nc.dcm,0\n')
     assert load(root, labels='../other.csv', exclusions=Exclusions()).set_index('image').Edema['c.dcm'] == 0
@@ -548,9 +525,8 @@ def test_labels_without_a_film_are_listed_if_asked(tmp_path):
     film(tmp_path / 'export/a.dcm')
     (tmp_path / 'export/labels.csv').write_text('image,Edema\nz.dcm,1\na.dcm,0\n')
     left = Exclusions()
-    assert load(tmp_path / 'export', missing='exclude', exclusions=left).Edema.tolist() == [
-        0
-    ] and left.rows == [(f'{tmp_path}/export/labels.csv row 1', 'z.dcm', 'no such DICOM file')]
+    assert load(tmp_path / 'export', missing='exclude', exclusions=left).Edema.tolist() == [0]
+    assert left.rows == [(f'{tmp_path}/export/labels.csv row 1', 'z.dcm', 'no such DICOM file')]
     with pytest.raises(StudyTableError, match='no such file'):
         load(tmp_path / 'export', labels='absent.csv')
     with pytest.raises(ValueError, match='missing is'):
@@ -580,11 +556,9 @@ def test_a_progress_bar_is_shown(tmp_path, capsys):
 def test_the_secret_is_made_once_and_for_its_owner_only(home):
     one = dicom_secret()
     path = home / 'data/.dicom-secret'
-    assert (
-        len(one) == 32
-        and dicom_secret() == one
-        and [p.name for p in path.parent.iterdir()] == ['.dicom-secret']
-    )
+    assert len(one) == 32
+    assert dicom_secret() == one
+    assert [p.name for p in path.parent.iterdir()] == ['.dicom-secret']
     if os.name != 'nt':
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.unlink()
@@ -614,9 +588,8 @@ def test_a_file_system_without_links_gets_a_secret_too(tmp_path, monkeypatch):
         raise OSError('not supported')
 
     monkeypatch.setattr(os, 'link', no_links)
-    assert dicom_secret(tmp_path / 'key') == dicom_secret(tmp_path / 'key') and [
-        p.name for p in tmp_path.iterdir()
-    ] == ['key']
+    assert dicom_secret(tmp_path / 'key') == dicom_secret(tmp_path / 'key')
+    assert [p.name for p in tmp_path.iterdir()] == ['key']
 
 
 @pytest.mark.parametrize('content', [b'', b'short', b'\xff' * 64, b'z' * 64])

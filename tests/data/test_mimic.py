@@ -1,4 +1,7 @@
-"""MIMIC-CXR: no word of findings or impression reaches a note, ordinary requests come back exactly, and what is wrong with a copy is said by file and row."""
+"""MIMIC-CXR: no word of findings or impression reaches a note, and ordinary requests come back exactly.
+
+What is wrong with a copy is said by file and row.
+"""
 
 import gzip
 import random
@@ -15,27 +18,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cxr_lib.data import mimic
+from cxr_lib.data import requests
 from cxr_lib.foundations.core import OBSERVATIONS
-from cxr_lib.data.mimic import (
+from cxr_lib.data.requests import (
     ALLOWED_HEADERS,
     MAX_REPORT,
     MAX_WORDS,
-    MIMIC_FACTS,
     REASONS,
     RESULT_WORDS,
-    check_mimic,
     clean_note,
     has_question,
     header_kind,
     indication,
-    load_mimic,
     question_share,
-    read_reports,
     read_request,
     report_sections,
     scrub_questions,
 )
+from cxr_lib.data.mimic import MIMIC_FACTS, check_mimic, load_mimic, read_report_texts
 from cxr_lib.data.studies import STUDY_COLUMNS, Exclusions, StudyTableError
 
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -45,93 +45,38 @@ SHARED = ROOT.parent / 'shared' / 'data'
 
 #: What a radiologist saw. None of these words is in a request.
 SEEN = ('Zorbex', 'quandrel', 'vimtor', 'Plimquist', 'drolven', 'kestwin', 'fladdow', 'murnoch')
-FILM = (
-    'opacity',
-    'lungs',
-    'clear',
-    'effusion',
-    'in the',
-    'right',
-    'base.',
-    'The',
-    'heart',
-    'is',
-    'normal.',
-    'No',
-    'pneumothorax,',
-    'chest',
-    'view',
-    'of',
-    '___',
-    '5:21',
-    'history',
-    'indication',
-    'reason for exam',
-    'cough',
-    '//',
-    '?',
-    'unchanged;',
+FILM = tuple(
+    (
+        'opacity; lungs; clear; effusion; in the; right; base.; The; heart; is; normal.; No; '
+        'pneumothorax,; chest; view; of; ___; 5:21; history; indication; reason for exam; cough; //; ?; '
+        'unchanged;'
+    ).split('; ')
 )
-ASKED = (
-    'cough',
-    'fever',
-    'chest pain',
-    'CHF',
-    's/p CABG',
-    '___',
-    'year old',
-    'woman',
-    'with',
-    'for',
-    'pneumonia,',
-    'SOB',
-    'COPD',
-    'evaluate',
-    '? effusion',
-    'r/o',
-    'feeding tube',
-    'depression',
-    'line placement.',
-    'Dyspnea',
-    '//',
-    '5:21 PM',
-    'compression',
-    'fracture',
-    'in',
-    'h/o',
+ASKED = tuple(
+    (
+        'cough; fever; chest pain; CHF; s/p CABG; ___; year old; woman; with; for; pneumonia,; SOB; '
+        'COPD; evaluate; ? effusion; r/o; feeding tube; depression; line placement.; Dyspnea; //; '
+        '5:21 PM; compression; fracture; in; h/o'
+    ).split('; ')
 )
-PREAMBLE = (
-    'EXAMINATION:  CHEST (PA AND LAT)',
-    'TECHNIQUE:  Chest PA and lateral',
-    'COMPARISON:  ___',
-    'Exam: portable chest',
-    'DATE: ___',
-    'CHEST RADIOGRAPH PERFORMED ON ___',
-    'COMPARISON none',
-    'STUDY: AP chest',
+PREAMBLE = tuple(
+    (
+        'EXAMINATION:  CHEST (PA AND LAT); TECHNIQUE:  Chest PA and lateral; COMPARISON:  ___; '
+        'Exam: portable chest; DATE: ___; CHEST RADIOGRAPH PERFORMED ON ___; COMPARISON none; '
+        'STUDY: AP chest'
+    ).split('; ')
 )
-RESULT_HEADERS = (
-    'FINDINGS',
-    'IMPRESSION',
-    'FINDING',
-    'IMPRESSIONS',
-    'FINDINGS AND IMPRESSION',
-    'FINDINGS/IMPRESSION',
-    'CONCLUSION',
-    'INTERPRETATION',
-    'WET READ',
-    'IMPRESSION #1',
-    'REPORT',
-    'PRELIMINARY READ',
+RESULT_HEADERS = tuple(
+    (
+        'FINDINGS; IMPRESSION; FINDING; IMPRESSIONS; FINDINGS AND IMPRESSION; FINDINGS/IMPRESSION; '
+        'CONCLUSION; INTERPRETATION; WET READ; IMPRESSION #1; REPORT; PRELIMINARY READ'
+    ).split('; ')
 )
-UNKNOWN_HEADERS = (
-    'CHEST, TWO VIEWS',
-    'PORTABLE AP CHEST',
-    'Lungs',
-    'Cardiac silhouette',
-    'AP CHEST, 5:21 A.M., ___',
-    'Other',
-    'RECOMMENDATION(S)',
+UNKNOWN_HEADERS = tuple(
+    (
+        'CHEST, TWO VIEWS; PORTABLE AP CHEST; Lungs; Cardiac silhouette; AP CHEST, 5:21 A.M., ___; '
+        'Other; RECOMMENDATION(S)'
+    ).split('; ')
 )
 
 
@@ -238,7 +183,10 @@ def written(rng):
             '',
             '                                 FINAL REPORT\n ',
             'FINAL REPORT\n',
-            ' WET READ: ___ ___ 5:21 PM\n Zorbex quandrel.\n ______________________________\n                 FINAL REPORT\n ',
+            (
+                ' WET READ: ___ ___ 5:21 PM\n Zorbex quandrel.\n ______________________________\n'
+                '                 FINAL REPORT\n '
+            ),
         )
     )
     order = (
@@ -299,7 +247,7 @@ def check_safe(report):
 @pytest.fixture
 def structure_alone(monkeypatch):
     "Without the guard against sentences about the film: headers, lines and colons must do"
-    monkeypatch.setattr(mimic, '_FILM', re.compile('(?!)'))
+    monkeypatch.setattr(requests, '_FILM', re.compile('(?!)'))
 
 
 @settings(
@@ -331,7 +279,7 @@ def test_no_such_word_in_ten_thousand_reports_and_most_of_them_have_a_note(struc
 def test_these_reports_would_show_it_if_one_of_the_rules_were_missing(
     structure_alone, monkeypatch, rule, without
 ):
-    monkeypatch.setattr(mimic, rule, without)
+    monkeypatch.setattr(requests, rule, without)
     header_kind.cache_clear()
     try:
         assert any(seen_in(indication(written(random.Random(seed)))) for seed in range(10_000))
@@ -420,7 +368,11 @@ NASTY = {  # name: (report, note)
         'fall',
     ),
     'request form': (
-        'UNDERLYING MEDICAL CONDITION:\n ___ year old man with CHF\nREASON FOR THIS EXAMINATION:\n ? effusion\n______________\n FINAL REPORT\n Zorbex.',
+        (
+            'UNDERLYING MEDICAL CONDITION:\n ___ year old man with CHF\n'
+            'REASON FOR THIS EXAMINATION:\n ? effusion\n______________\n FINAL REPORT\n'
+            ' Zorbex.'
+        ),
         '___ year old man with CHF. ? effusion',
     ),
     'request form in a line': (
@@ -503,9 +455,9 @@ def test_nasty_report(name):
         ('x' * (MAX_REPORT + 1), 'too long for a report'),
         ('Clear.', 'no request section'),
         ('INDICATION:', 'request section is empty'),
-        ('FINDINGS: x\nINDICATION: y', 'request stands after the results'),
+        ('FINDINGS: x\nINDICATION: y', 'request follows the results'),
         ('INDICATION: findings', 'request runs into another section'),
-        ('HISTORY: Lungs are clear.', 'request describes the film'),
+        ('HISTORY: Lungs are clear.', 'request describes the image'),
         ('HISTORY: ___', 'only de-identification marks'),
         ('HISTORY: CHF', 'note'),
     ],
@@ -515,11 +467,12 @@ def test_each_reason_has_its_report(report, reason):
 
 
 def test_sections_come_by_name_in_their_order_and_no_other_section_comes():
-    report = ' HISTORY:  CHF.\n \n REASON FOR EXAM:  ? effusion\n \n COMPARISON:  ___\n \n INDICATION:  dyspnea\n \n FINDINGS:  Zorbex'
-    assert (
-        report_sections(report) == {'HISTORY': 'CHF.', 'REASON': '? effusion', 'INDICATION': 'dyspnea'}
-        and indication(report) == 'CHF. ? effusion. dyspnea'
+    report = (
+        ' HISTORY:  CHF.\n \n REASON FOR EXAM:  ? effusion\n \n COMPARISON:  ___\n \n'
+        ' INDICATION:  dyspnea\n \n FINDINGS:  Zorbex'
     )
+    assert report_sections(report) == {'HISTORY': 'CHF.', 'REASON': '? effusion', 'INDICATION': 'dyspnea'}
+    assert indication(report) == 'CHF. ? effusion. dyspnea'
     assert report_sections('Zorbex') == report_sections(None) == {}
 
 
@@ -530,7 +483,11 @@ BANNER = '                                 FINAL REPORT\n'
 ORDINARY = [
     (
         BANNER
-        + ' EXAMINATION:  CHEST (PA AND LAT)\n \n INDICATION:  ___F with cough // ? pneumonia\n \n TECHNIQUE:  Chest PA and lateral\n \n'
+        + (
+            ' EXAMINATION:  CHEST (PA AND LAT)\n \n'
+            ' INDICATION:  ___F with cough // ? pneumonia\n \n'
+            ' TECHNIQUE:  Chest PA and lateral\n \n'
+        )
         + REST,
         '___F with cough // ? pneumonia',
     ),
@@ -543,34 +500,60 @@ ORDINARY = [
     (BANNER + ' HISTORY:  Chest pain.\n \n' + REST, 'Chest pain.'),
     (
         BANNER
-        + ' CHEST RADIOGRAPH PERFORMED ON ___\n \n COMPARISON:  Prior exam from ___.\n \n CLINICAL HISTORY:  Altered mental status, assess for pneumonia.\n \n FINDINGS:  PA and lateral views. Zorbex.\n',
+        + (
+            ' CHEST RADIOGRAPH PERFORMED ON ___\n \n COMPARISON:  Prior exam from ___.\n \n'
+            ' CLINICAL HISTORY:  Altered mental status, assess for pneumonia.\n \n'
+            ' FINDINGS:  PA and lateral views. Zorbex.\n'
+        ),
         'Altered mental status, assess for pneumonia.',
     ),
     (
         BANNER
-        + ' REASON FOR EXAMINATION:  Evaluation of the patient after CABG.\n \n Portable AP radiograph of the chest was reviewed in comparison to ___.\n \n Zorbex.\n',
+        + (
+            ' REASON FOR EXAMINATION:  Evaluation of the patient after CABG.\n \n'
+            ' Portable AP radiograph of the chest was reviewed in comparison to ___.\n \n'
+            ' Zorbex.\n'
+        ),
         'Evaluation of the patient after CABG.',
     ),
     (
         BANNER
-        + ' AP CHEST, 5:21 A.M., ___\n \n HISTORY:  ___-year-old man with intubation, hypoxia.\n \n IMPRESSION:  AP chest compared to ___:\n \n Zorbex.\n',
+        + (
+            ' AP CHEST, 5:21 A.M., ___\n \n HISTORY:  ___-year-old man with intubation, '
+            'hypoxia.\n \n IMPRESSION:  AP chest compared to ___:\n \n Zorbex.\n'
+        ),
         '___-year-old man with intubation, hypoxia.',
     ),
     (
         BANNER
-        + ' STUDY:  AP chest, ___.\n \n CLINICAL HISTORY:  ___-year-old woman with subdural hematoma, evaluate\n endotracheal tube position.\n \n'
+        + (
+            ' STUDY:  AP chest, ___.\n \n'
+            ' CLINICAL HISTORY:  ___-year-old woman with subdural hematoma, evaluate\n'
+            ' endotracheal tube position.\n \n'
+        )
         + REST,
         '___-year-old woman with subdural hematoma, evaluate endotracheal tube position.',
     ),
     (
         BANNER
-        + ' EXAMINATION:  Portable chest\n \n INDICATION:  ___ year old man with ESRD on HD, s/p fall with right sided chest\n pain, on coumadin  // ? rib fracture, ? pneumothorax\n \n'
+        + (
+            ' EXAMINATION:  Portable chest\n \n'
+            ' INDICATION:  ___ year old man with ESRD on HD, '
+            's/p fall with right sided chest\n pain, on coumadin  // ? rib fracture, '
+            '? pneumothorax\n \n'
+        )
         + REST,
-        '___ year old man with ESRD on HD, s/p fall with right sided chest pain, on coumadin // ? rib fracture, ? pneumothorax',
+        (
+            '___ year old man with ESRD on HD, s/p fall with right sided chest pain, '
+            'on coumadin // ? rib fracture, ? pneumothorax'
+        ),
     ),
     (
         BANNER
-        + ' INDICATION:  Shortness of breath.\n \n COMPARISONS:  None.\n \n TWO VIEWS OF THE CHEST:  Zorbex.\n \n IMPRESSION:  Zorbex.\n',
+        + (
+            ' INDICATION:  Shortness of breath.\n \n COMPARISONS:  None.\n \n'
+            ' TWO VIEWS OF THE CHEST:  Zorbex.\n \n IMPRESSION:  Zorbex.\n'
+        ),
         'Shortness of breath.',
     ),
     (BANNER + ' CLINICAL INFORMATION:  Pre-operative evaluation.\n \n' + REST, 'Pre-operative evaluation.'),
@@ -581,7 +564,10 @@ ORDINARY = [
         '___-year-old female with lung cancer, status post VATS, chest tube removed.',
     ),
     (
-        ' WET READ: ___ ___ ___ 8:42 PM\n  Zorbex.\n ______________________________________________________________________________\n'
+        (
+            ' WET READ: ___ ___ ___ 8:42 PM\n  Zorbex.\n'
+            ' ______________________________________________________________________________\n'
+        )
         + BANNER
         + ' INDICATION:  ___F with dyspnea on exertion  // acute process?\n \n'
         + REST,
@@ -599,7 +585,10 @@ ORDINARY = [
     ),
     (
         BANNER
-        + ' INDICATION:  ___M s/p MVC, restrained driver, chest wall tenderness\n \n TECHNIQUE:  Frontal and lateral views.\n \n'
+        + (
+            ' INDICATION:  ___M s/p MVC, restrained driver, chest wall tenderness\n \n'
+            ' TECHNIQUE:  Frontal and lateral views.\n \n'
+        )
         + REST,
         '___M s/p MVC, restrained driver, chest wall tenderness',
     ),
@@ -616,7 +605,11 @@ ORDINARY = [
     (BANNER + ' HISTORY:  Cirrhosis.\n \n REFERENCE EXAM:  ___.\n \n FINDINGS:  Zorbex.\n', 'Cirrhosis.'),
     (
         BANNER
-        + ' EXAMINATION:  CHEST (PORTABLE AP)\n \n INDICATION:  ___ year old man with new onset atrial fibrillation and pulmonary edema\n // interval change\n \n'
+        + (
+            ' EXAMINATION:  CHEST (PORTABLE AP)\n \n'
+            ' INDICATION:  ___ year old man with new onset atrial fibrillation and pulmonary edema\n'
+            ' // interval change\n \n'
+        )
         + REST,
         '___ year old man with new onset atrial fibrillation and pulmonary edema // interval change',
     ),
@@ -782,19 +775,12 @@ def test_simulated_requests_ask_and_keep_their_history():
 
 # The adapter: a small copy of the official layout
 
-META = (
-    'dicom_id',
-    'subject_id',
-    'study_id',
-    'PerformedProcedureStepDescription',
-    'ViewPosition',
-    'Rows',
-    'Columns',
-    'StudyDate',
-    'StudyTime',
-    'ProcedureCodeSequence_CodeMeaning',
-    'ViewCodeSequence_CodeMeaning',
-    'PatientOrientationCodeSequence_CodeMeaning',
+META = tuple(
+    (
+        'dicom_id; subject_id; study_id; PerformedProcedureStepDescription; ViewPosition; Rows; '
+        'Columns; StudyDate; StudyTime; ProcedureCodeSequence_CodeMeaning; '
+        'ViewCodeSequence_CodeMeaning; PatientOrientationCodeSequence_CodeMeaning'
+    ).split('; ')
 )
 NAMES = tuple(sorted(OBSERVATIONS))  # the files order labels otherwise than CheXpert does
 IMAGES = [
@@ -816,86 +802,62 @@ REPORTS = {
 }
 
 
-def copy(
-    root,
-    *,
-    metadata=(),
-    split=(),
-    labels=(),
-    test=None,
-    patients=None,
-    drop=(),
-    end='.csv.gz',
-    version='2.0.0',
-    reports='files',
-    films=True,
-    raw=(),
-):
-    "A small copy; the changes are {row: {column: value}} or rows to add"
-    root.mkdir(exist_ok=True)
-    meta = pd.DataFrame(
-        [
-            dict(
-                zip(
-                    META,
-                    (
-                        d,
-                        p,
-                        s,
-                        'CHEST (PA AND LAT)',
-                        v,
-                        '3056',
-                        '2544',
-                        '21800506',
-                        '213014.531',
-                        'CHEST (PA AND LAT)',
-                        c,
-                        'Erect',
-                    ),
-                )
-            )
-            for d, p, s, v, c, _ in IMAGES
-        ]
-    )
-    parts = pd.DataFrame([dict(dicom_id=d, study_id=s, subject_id=p, split=t) for d, p, s, _, _, t in IMAGES])
-    label = pd.DataFrame(
-        [
-            {'subject_id': p, 'study_id': s, **dict.fromkeys(NAMES, '')}
-            for p, s in (
-                ('10000032', '50000001'),
-                ('10000032', '50000002'),
-                ('10000764', '50000003'),
-                ('11000011', '50000004'),
-            )
-        ]
-    )
+def official_tables():
+    "The four tables, by name"
+    meta = [
+        (
+            d,
+            p,
+            s,
+            'CHEST (PA AND LAT)',
+            v,
+            '3056',
+            '2544',
+            '21800506',
+            '213014.531',
+            'CHEST (PA AND LAT)',
+            c,
+            'Erect',
+        )
+        for d, p, s, v, c, _ in IMAGES
+    ]
+    parts = [dict(dicom_id=d, study_id=s, subject_id=p, split=t) for d, p, s, _, _, t in IMAGES]
+    studies = [
+        ('10000032', '50000001'),
+        ('10000032', '50000002'),
+        ('10000764', '50000003'),
+        ('11000011', '50000004'),
+    ]
+    label = pd.DataFrame([{'subject_id': p, 'study_id': s, **dict.fromkeys(NAMES, '')} for p, s in studies])
     label.loc[0, ['Pneumonia', 'Edema', 'Lung Opacity']] = ('1.0', '-1.0', '0.0')
     label.loc[3, ['Lung Lesion', 'Edema']] = ('1.0', '1.0')
-    tables = {
-        'metadata': (meta, metadata),
-        'split': (parts, split),
-        'chexpert': (label, labels),
-        'negbio': (label.assign(Pneumonia=''), ()),
+    return {
+        'metadata': pd.DataFrame([dict(zip(META, row)) for row in meta]),
+        'split': pd.DataFrame(parts),
+        'chexpert': label,
+        'negbio': label.assign(Pneumonia=''),
     }
-    for name, (table, changes) in tables.items():
-        for change in changes:
-            if isinstance(change, tuple):
-                table.loc[change[0], change[1]] = change[2]
-            else:
-                table = pd.concat([table, pd.DataFrame([change])], ignore_index=True)
-        table = table.drop(columns=[c for c in drop if c in table])
-        path = root / f'mimic-cxr-{version}-{name}{end}'
-        data = table.to_csv(index=False).encode()
-        path.write_bytes(gzip.compress(data) if end.endswith('.gz') else data)
-    if test is not None:
-        (root / 'mimic-cxr-2.1.0-test-set-labeled.csv').write_text(test)
-    if patients is not None:
-        (root / 'patients.csv.gz').write_bytes(gzip.compress(patients.encode()))
-    if films:
-        for d, p, s, *_ in IMAGES:
-            f = root / f'files/p{p[:2]}/p{p}/s{s}/{d}.jpg'
-            f.parent.mkdir(parents=True, exist_ok=True)
-            Image.new('L', (4, 4)).save(f)
+
+
+def changed(table, changes, drop):
+    "A table with cells changed, (row, column, value), rows added, {column: value}, and columns dropped"
+    for change in changes:
+        if isinstance(change, tuple):
+            table.loc[change[0], change[1]] = change[2]
+        else:
+            table = pd.concat([table, pd.DataFrame([change])], ignore_index=True)
+    return table.drop(columns=[c for c in drop if c in table])
+
+
+def write_films(root):
+    for d, p, s, *_ in IMAGES:
+        f = root / f'files/p{p[:2]}/p{p}/s{s}/{d}.jpg'
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (4, 4)).save(f)
+
+
+def write_reports(root, reports):
+    "The reports as a zip, in a folder of their own, or beside the images"
     files = {f'files/p{p[:2]}/p{p}/s{s}.txt': t for (p, s), t in REPORTS.items()}
     if reports == 'zip':
         with zipfile.ZipFile(root / 'mimic-cxr-reports.zip', 'w') as z:
@@ -906,6 +868,24 @@ def copy(
             f = root / ('mimic-cxr-reports' if reports == 'folder' else '') / name
             f.parent.mkdir(parents=True, exist_ok=True)
             f.write_text(t)
+
+
+def copy(root, *, test=None, patients=None, reports='files', films=True, raw=(), **tables):
+    "A small copy; `tables` are changes of a table by its name, and `drop`, `end` and `version` of all"
+    root.mkdir(exist_ok=True)
+    end, version = tables.get('end', '.csv.gz'), tables.get('version', '2.0.0')
+    for name, table in official_tables().items():
+        changes = tables.get('labels' if name == 'chexpert' else name, ())
+        data = changed(table, changes, tables.get('drop', ())).to_csv(index=False).encode()
+        path = root / f'mimic-cxr-{version}-{name}{end}'
+        path.write_bytes(gzip.compress(data) if end.endswith('.gz') else data)
+    if test is not None:
+        (root / 'mimic-cxr-2.1.0-test-set-labeled.csv').write_text(test)
+    if patients is not None:
+        (root / 'patients.csv.gz').write_bytes(gzip.compress(patients.encode()))
+    if films:
+        write_films(root)
+    write_reports(root, reports)
     for name, data in raw:
         (root / name).write_bytes(data)
     return root
@@ -920,11 +900,9 @@ def labelled(*rows, lung='Airspace Opacity'):
 def test_a_copy_is_one_row_an_image_with_the_labels_and_the_note_of_its_study(tmp_path):
     t = load_mimic(copy(tmp_path))
     assert list(t.columns) == list(STUDY_COLUMNS) and len(t) == 8
-    assert (
-        t.image[0] == 'files/p10/p10000032/s50000001/a-1.jpg'
-        and t.patient_id.nunique() == 3
-        and t.study_id.nunique() == 5
-    )
+    assert t.image[0] == 'files/p10/p10000032/s50000001/a-1.jpg'
+    assert t.patient_id.nunique() == 3
+    assert t.study_id.nunique() == 5
     assert t.view.where(t.view.notna(), None).tolist() == [
         'Frontal',
         'Lateral',
@@ -934,7 +912,8 @@ def test_a_copy_is_one_row_an_image_with_the_labels_and_the_note_of_its_study(tm
         'Frontal',
         None,
         'Lateral',
-    ] and t.projection.where(t.projection.notna(), None).tolist() == [
+    ]
+    assert t.projection.where(t.projection.notna(), None).tolist() == [
         'PA',
         None,
         'AP',
@@ -944,17 +923,13 @@ def test_a_copy_is_one_row_an_image_with_the_labels_and_the_note_of_its_study(tm
         None,
         None,
     ]
-    assert (
-        t.split.tolist() == ['train'] * 3 + ['tuning'] * 2 + ['test'] * 3
-        and t.sex.isna().all()
-        and t.age.isna().all()
-    )
-    assert (
-        t.loc[0, ['Pneumonia', 'Edema', 'Lung Opacity']].tolist() == [1, -1, 0]
-        and t.loc[1, 'Edema'] == -1
-        and t.loc[0, 'Lung Lesion'] != t.loc[0, 'Lung Lesion']
-        and t.loc[6, list(OBSERVATIONS)].isna().all()
-    )
+    assert t.split.tolist() == ['train'] * 3 + ['tuning'] * 2 + ['test'] * 3
+    assert t.sex.isna().all()
+    assert t.age.isna().all()
+    assert t.loc[0, ['Pneumonia', 'Edema', 'Lung Opacity']].tolist() == [1, -1, 0]
+    assert t.loc[1, 'Edema'] == -1
+    assert t.loc[0, 'Lung Lesion'] != t.loc[0, 'Lung Lesion']
+    assert t.loc[6, list(OBSERVATIONS)].isna().all()
     assert (
         t.note.where(t.note.notna(), None).tolist()
         == ['___F with cough // ? pneumonia'] * 2 + [None] + ['? effusion'] * 2 + [None] * 3
@@ -964,12 +939,11 @@ def test_a_copy_is_one_row_an_image_with_the_labels_and_the_note_of_its_study(tm
         'no request section': 1,
         'only de-identification marks': 1,
         'no report': 1,
-    } and t.attrs['label_sources']['test'] == {'chexpert': 1, 'none': 1}
-    assert (
-        check_mimic(t).loc['train', 'images found'] == 3
-        and check_mimic(t).loc['all', 'patients known'] == 65_379
-        and sum(n for n, _, _ in MIMIC_FACTS.values()) == 377_110
-    )
+    }
+    assert t.attrs['label_sources']['test'] == {'chexpert': 1, 'none': 1}
+    assert check_mimic(t).loc['train', 'images found'] == 3
+    assert check_mimic(t).loc['all', 'patients known'] == 65_379
+    assert sum(n for n, _, _ in MIMIC_FACTS.values()) == 377_110
 
 
 def test_a_label_file_without_rows_labels_nothing(tmp_path):
@@ -990,12 +964,10 @@ def test_a_label_file_without_rows_labels_nothing(tmp_path):
 def test_labels_go_by_name_and_the_labeler_is_a_choice(tmp_path):
     root = copy(tmp_path)
     chexpert, negbio = load_mimic(root), load_mimic(root, labeler='negbio')
-    assert (
-        chexpert['Lung Lesion'][5] == 1
-        and chexpert.Pneumonia[0] == 1
-        and negbio.Pneumonia.isna().all()
-        and negbio.Edema[0] == -1
-    )
+    assert chexpert['Lung Lesion'][5] == 1
+    assert chexpert.Pneumonia[0] == 1
+    assert negbio.Pneumonia.isna().all()
+    assert negbio.Edema[0] == -1
 
 
 @pytest.mark.parametrize(
@@ -1027,11 +999,9 @@ def test_reports_may_be_elsewhere_or_nowhere(tmp_path):
 def test_questions_and_marks_are_choices(tmp_path):
     root = copy(tmp_path)
     t = load_mimic(root, questions='scrub')
-    assert (
-        t.note[0] == '___F with cough'
-        and pd.isna(t.note[3])
-        and t.attrs['note_reasons']['only a question'] == 1
-    )
+    assert t.note[0] == '___F with cough'
+    assert pd.isna(t.note[3])
+    assert t.attrs['note_reasons']['only a question'] == 1
     assert load_mimic(root, marks='drop').note[0] == 'F with cough // ? pneumonia'
 
 
@@ -1041,19 +1011,15 @@ def test_the_radiologists_labels_replace_the_programs_or_are_the_whole_test_spli
         Exclusions(),
     )
     t = load_mimic(root)
-    assert (
-        t.loc[5, ['Lung Opacity', 'Edema', 'Pneumonia']].tolist() == [1, -1, 0]
-        and pd.isna(t['Lung Lesion'][5])
-        and t.attrs['label_sources']['test'] == {'radiologist': 1, 'none': 1}
-        and len(t) == 8
-    )
+    assert t.loc[5, ['Lung Opacity', 'Edema', 'Pneumonia']].tolist() == [1, -1, 0]
+    assert pd.isna(t['Lung Lesion'][5])
+    assert t.attrs['label_sources']['test'] == {'radiologist': 1, 'none': 1}
+    assert len(t) == 8
     assert load_mimic(root, test_labels='labeler')['Lung Lesion'][5] == 1
     only = load_mimic(root, test_labels='radiologist', exclusions=left)
-    assert (
-        only[only.split == 'test'].study_id.tolist() == ['50000004']
-        and left.counts().to_dict() == {'test study that no radiologist labelled': 2}
-        and left.rows[0][1].endswith('e-1.jpg')
-    )
+    assert only[only.split == 'test'].study_id.tolist() == ['50000004']
+    assert left.counts().to_dict() == {'test study that no radiologist labelled': 2}
+    assert left.rows[0][1].endswith('e-1.jpg')
     assert (
         load_mimic(
             copy(tmp_path / 'same', test=labelled(('50000004', {'Lung Opacity': 1}), lung='Lung Opacity'))
@@ -1063,13 +1029,15 @@ def test_the_radiologists_labels_replace_the_programs_or_are_the_whole_test_spli
 
 
 def test_sex_and_age_come_from_mimic_iv(tmp_path):
-    people = 'subject_id,gender,anchor_age,anchor_year,anchor_year_group,dod\n10000032,F,52,2178,2014 - 2016,\n10000764,M,88,2178,2014 - 2016,\n11000011,M,91,2181,2014 - 2016,\n'
-    t = load_mimic(copy(tmp_path, patients=people))
-    assert (
-        t.sex.tolist() == ['Female'] * 3 + ['Male'] * 5
-        and t.age.tolist()[:5] == [54] * 3 + [91] * 2
-        and t.age[5:].isna().all()
+    people = (
+        'subject_id,gender,anchor_age,anchor_year,anchor_year_group,dod\n'
+        '10000032,F,52,2178,2014 - 2016,\n10000764,M,88,2178,2014 - 2016,\n'
+        '11000011,M,91,2181,2014 - 2016,\n'
     )
+    t = load_mimic(copy(tmp_path, patients=people))
+    assert t.sex.tolist() == ['Female'] * 3 + ['Male'] * 5
+    assert t.age.tolist()[:5] == [54] * 3 + [91] * 2
+    assert t.age[5:].isna().all()
     t = load_mimic(
         copy(
             tmp_path / 'b',
@@ -1185,7 +1153,7 @@ BROKEN = {  # what is wrong: (the copy, what the error says)
     ),
     'test labels: column': (
         dict(test=labelled(('50000004', {})).replace('Airspace Opacity', 'Opacity')),
-        r'test-set-labeled\.csv: no column for Lung Opacity',
+        r'test-set-labeled\.csv: missing column\(s\) Lung Opacity',
     ),
     'test labels: not a test study': (
         dict(test=labelled(('50000001', {}))),
@@ -1249,7 +1217,8 @@ def test_what_belongs_to_no_image_is_listed(tmp_path):
         test=labelled(('59999999', {}), ('50000004', {})),
     )
     t = load_mimic(root, exclusions=left)
-    assert len(t) == 8 and left.counts().to_dict() == {
+    assert len(t) == 8
+    assert left.counts().to_dict() == {
         'in the split file, but not in the metadata': 1,
         'labels (chexpert) of a study without an image in the metadata': 1,
         "the radiologist's labels of a study without an image in the metadata": 1,
@@ -1266,11 +1235,9 @@ def test_images_that_are_not_there_are_refused_or_listed(tmp_path):
     with pytest.raises(StudyTableError, match=r'metadata\.csv\.gz row 2: image is'):
         load_mimic(root)
     t = load_mimic(root, missing='exclude', exclusions=left)
-    assert (
-        len(t) == 7
-        and left.counts().to_dict() == {'the image is not on disk': 1}
-        and t.attrs['note_reasons']['note'] == 2
-    )
+    assert len(t) == 7
+    assert left.counts().to_dict() == {'the image is not on disk': 1}
+    assert t.attrs['note_reasons']['note'] == 2
 
 
 def test_a_report_that_is_no_text_gives_no_note_and_stops_nothing(tmp_path):
@@ -1279,9 +1246,14 @@ def test_a_report_that_is_no_text_gives_no_note_and_stops_nothing(tmp_path):
     (root / 'files/p10/p10000764/s50000003.txt').write_bytes(b'\xef\xbb\xbfINDICATION: cough\r\n\r\nZorbex')
     (root / 'files/p11/p11000011/s50000004.txt').write_text('INDICATION: cough ' + 'x ' * MAX_REPORT)
     t = load_mimic(root)
-    assert t.note.where(t.note.notna(), None).tolist() == [None] * 3 + ['cough'] * 2 + [None] * 3 and t.attrs[
-        'note_reasons'
-    ] == {'not text': 1, 'no request section': 1, 'note': 1, 'too long for a report': 1, 'no report': 1}
+    assert t.note.where(t.note.notna(), None).tolist() == [None] * 3 + ['cough'] * 2 + [None] * 3
+    assert t.attrs['note_reasons'] == {
+        'not text': 1,
+        'no request section': 1,
+        'note': 1,
+        'too long for a report': 1,
+        'no report': 1,
+    }
 
 
 def test_studies_that_are_known_to_be_mistitled_give_no_note(tmp_path):
@@ -1296,7 +1268,9 @@ def test_studies_that_are_known_to_be_mistitled_give_no_note(tmp_path):
 
 def test_reports_come_in_the_order_that_was_asked_for(tmp_path):
     root = copy(tmp_path)
-    texts = read_reports(['10000764', '10000032', '10000032'], ['50000003', '59999999', '50000001'], root)
+    texts = read_report_texts(
+        ['10000764', '10000032', '10000032'], ['50000003', '59999999', '50000001'], root
+    )
     assert texts == [REPORTS['10000764', '50000003'], None, REPORTS['10000032', '50000001']]
 
 

@@ -1,4 +1,7 @@
-"""NIH ChestX-ray14, the COVID-19 collection and MedMNIST: odd files load as stated, malformed ones are refused by file and row, and nothing disappears unlisted."""
+"""NIH ChestX-ray14, the COVID-19 collection and MedMNIST: odd files load as stated, malformed ones are refused.
+
+Errors name file and row, and nothing disappears unlisted.
+"""
 
 import io
 import signal
@@ -182,9 +185,8 @@ def test_images_that_are_not_there_are_refused_or_listed(tmp_path, make, load, f
     (tmp_path / image).unlink()
     refused(load, tmp_path, f'{file} row 2', "missing='exclude'")
     left = Exclusions()
-    assert len(load(tmp_path, missing='exclude', exclusions=left)) == 3 and left.rows == [
-        (f'{tmp_path / file} row 2', image, 'the image is not on disk')
-    ]
+    assert len(load(tmp_path, missing='exclude', exclusions=left)) == 3
+    assert left.rows == [(f'{tmp_path / file} row 2', image, 'the image is not on disk')]
     with pytest.warns(UserWarning, match='1 of 4 rows are left out: the image is not on disk'):
         load(tmp_path, missing='exclude')
     for path in (tmp_path / 'images').iterdir():
@@ -260,11 +262,9 @@ def test_nih_labels_map_to_observations_and_unannotated_ones_are_missing(tmp_pat
             {'Finding Labels': 'Infiltration'},
         )
     )
-    assert (
-        table['Lung Lesion'].tolist() == [1, 0, 0, 0]
-        and table['Lung Opacity'].tolist() == [0, 0, 1, 0]
-        and table['Pleural Effusion'].tolist() == [1, 0, 0, 0]
-    )
+    assert table['Lung Lesion'].tolist() == [1, 0, 0, 0]
+    assert table['Lung Opacity'].tolist() == [0, 0, 1, 0]
+    assert table['Pleural Effusion'].tolist() == [1, 0, 0, 0]
     assert table['No Finding'].tolist() == [0, 0, 0, 1]
     assert table[['Enlarged Cardiomediastinum', 'Fracture', 'Support Devices']].isna().all(axis=None)
 
@@ -386,11 +386,9 @@ def test_covid_what_is_not_a_radiograph_is_listed_by_reason_and_lateral_films_st
         ),
         exclusions=left,
     )
-    assert (
-        table.image.tolist() == ['images/1.jpg']
-        and table['view'].tolist() == ['Lateral']
-        and table.projection.tolist() == [None]
-    )
+    assert table.image.tolist() == ['images/1.jpg']
+    assert table['view'].tolist() == ['Lateral']
+    assert table.projection.tolist() == [None]
     assert left.rows == [
         (f'{tmp_path / "metadata.csv"} row 1', '0.jpg', 'not a radiograph: modality CT'),
         (f'{tmp_path / "metadata.csv"} row 4', '3.jpg', 'neither a frontal nor a lateral view: Coronal'),
@@ -419,20 +417,16 @@ def test_covid_every_row_is_in_the_table_or_in_the_list(tmp_path):
         if r['filename']:
             film(tmp_path / 'images' / r['filename'])
     table = load_covid(tmp_path, missing='exclude', exclusions=left)
-    assert (
-        len(table) + len(left) == 200
-        and len({row for row, _, _ in left.rows}) == len(left)
-        and len(table) > 10
-    )
+    assert len(table) + len(left) == 200
+    assert len({row for row, _, _ in left.rows}) == len(left)
+    assert len(table) > 10
     assert (table.projection.notna() == (table['view'] == 'Frontal')).all()
 
 
 def test_covid_unknowns_stay_missing(tmp_path):
     table = load_covid(covid(tmp_path, dict(sex='', age='', clinical_notes='', finding='')))
-    assert (
-        table.iloc[0][['sex', 'age', 'note', 'Pneumonia', 'No Finding']].isna().all()
-        and table.projection.tolist() == ['AP'] * 4
-    )
+    assert table.iloc[0][['sex', 'age', 'note', 'Pneumonia', 'No Finding']].isna().all()
+    assert table.projection.tolist() == ['AP'] * 4
 
 
 def test_covid_rows_are_counted_in_the_file_even_where_some_are_left_out(tmp_path):
@@ -461,9 +455,8 @@ def test_covid_a_finding_that_does_not_say_pneumonia_or_normal_is_missing():
             ]
         )
     )
-    assert labels.Pneumonia.fillna(9).tolist() == [1, 0, 9, 9, 1, 1, 9, 9, 9] and labels['No Finding'].fillna(
-        9
-    ).tolist() == [0, 1, 0, 0, 0, 0, 9, 9, 9]
+    assert labels.Pneumonia.fillna(9).tolist() == [1, 0, 9, 9, 1, 1, 9, 9, 9]
+    assert labels['No Finding'].fillna(9).tolist() == [0, 1, 0, 0, 0, 0, 9, 9, 9]
     assert labels.drop(columns=['Pneumonia', 'No Finding']).isna().all(axis=None)
 
 
@@ -508,11 +501,9 @@ def test_medmnist_pixels_labels_and_splits_are_those_of_the_archive(tmp_path, ho
     folder = unpack_medmnist(tmp_path / f'{name}.npz', progress=False)
     table = load_medmnist(folder)
     assert folder.parent == home / 'data' / 'medmnist' and folder.name.startswith(f'{name}-')
-    assert (
-        table.split.tolist() == ['train'] * 5 + ['tuning'] * 3 + ['test'] * 4
-        and table.patient_id.is_unique
-        and (table['view'] == 'Frontal').all()
-    )
+    assert table.split.tolist() == ['train'] * 5 + ['tuning'] * 3 + ['test'] * 4
+    assert table.patient_id.is_unique
+    assert (table['view'] == 'Frontal').all()
     for i, image in enumerate(table.image):
         part, k = image.split('/')[0], int(image.split('/')[1][:6])
         assert np.array_equal(np.asarray(Image.open(folder / image)), arrays[f'{part}_images'][k])
@@ -554,10 +545,8 @@ def test_medmnist_of_several_archives_one_has_to_be_named(tmp_path, home):
         'several chest sets of MedMNIST: chestmnist, pneumoniamnist',
         "flag='chestmnist'",
     )
-    assert (
-        unpack_medmnist(tmp_path, flag='chestmnist').name.startswith('chestmnist-')
-        and load_medmnist(tmp_path, flag='pneumoniamnist').Pneumonia.notna().all()
-    )
+    assert unpack_medmnist(tmp_path, flag='chestmnist').name.startswith('chestmnist-')
+    assert load_medmnist(tmp_path, flag='pneumoniamnist').Pneumonia.notna().all()
     refused(load_medmnist, tmp_path, 'no chestmnist_64 here', flag='chestmnist_64')
     refused(
         load_medmnist,
@@ -645,11 +634,9 @@ def test_medmnist_a_killed_job_goes_on_where_it_was_and_leaves_no_half_file(tmp_
     for p in written:
         assert np.array_equal(np.asarray(Image.open(p)), arrays[f'{p.parent.name}_images'][int(p.stem)])
     folder = unpack_medmnist(tmp_path, progress=False)
-    assert (
-        len(done()) == 3020
-        and all(p.stat().st_mtime_ns == t for p, t in written.items())
-        and len(load_medmnist(folder)) == 3020
-    )
+    assert len(done()) == 3020
+    assert all(p.stat().st_mtime_ns == t for p, t in written.items())
+    assert len(load_medmnist(folder)) == 3020
 
 
 def test_medmnist_missing_images_and_a_spoilt_label_file_are_said(tmp_path, home):
@@ -680,11 +667,9 @@ def test_nih_421_images_of_421_patients_with_the_counts_of_their_own_labels():
         assert table[o].isna().all() == (
             o in ('Enlarged Cardiomediastinum', 'Fracture', 'Support Devices')
         ), o
-    assert (
-        set(table.patient_id) == set(raw['Patient ID'].astype(str))
-        and table.age.between(0, 100).all()
-        and table.note.isna().all()
-    )
+    assert set(table.patient_id) == set(raw['Patient ID'].astype(str))
+    assert table.age.between(0, 100).all()
+    assert table.note.isna().all()
 
 
 def test_covid_150_images_of_88_patients_with_notes():
@@ -694,9 +679,8 @@ def test_covid_150_images_of_88_patients_with_notes():
     table = load_covid(SHARED / 'covid', exclusions=left)
     assert len(table) == 150 and table.patient_id.nunique() == 88 and len(left) == 0
     assert table.note.notna().mean() > 0.7 and table.note.dropna().str.len().median() > 50
-    assert (table['No Finding'] == 1).sum() == 2 == (table.Pneumonia == 0).sum() and (
-        table.Pneumonia == 1
-    ).sum() > 100
+    assert (table['No Finding'] == 1).sum() == 2 == (table.Pneumonia == 0).sum()
+    assert (table.Pneumonia == 1).sum() > 100
     assert table[[o for o in OBSERVATIONS if o not in ('Pneumonia', 'No Finding')]].isna().all(axis=None)
 
 
@@ -705,13 +689,10 @@ def test_pneumoniamnist_3166_images_half_of_them_pneumonia(home):
         pytest.skip('the MedMNIST sample is not at ../shared/data/medmnist')
     folder = unpack_medmnist(SHARED / 'medmnist', progress=False)
     table = load_medmnist(folder)
-    assert (
-        table.split.value_counts().to_dict() == {'train': 2428, 'test': 468, 'tuning': 270}
-        and (table.Pneumonia == 1).sum() == (table['No Finding'] == 1).sum() == 1583
-    )
-    assert (table.Pneumonia + table['No Finding'] == 1).all() and table[
-        [o for o in OBSERVATIONS if o not in ('Pneumonia', 'No Finding')]
-    ].isna().all(axis=None)
+    assert table.split.value_counts().to_dict() == {'train': 2428, 'test': 468, 'tuning': 270}
+    assert (table.Pneumonia == 1).sum() == (table['No Finding'] == 1).sum() == 1583
+    assert (table.Pneumonia + table['No Finding'] == 1).all()
+    assert table[[o for o in OBSERVATIONS if o not in ('Pneumonia', 'No Finding')]].isna().all(axis=None)
     pixels = np.load(SHARED / 'medmnist' / 'pneumoniamnist.npz', allow_pickle=False)['val_images']
     assert np.array_equal(
         np.stack([np.asarray(Image.open(folder / i)) for i in table.image[table.split == 'tuning']]), pixels
