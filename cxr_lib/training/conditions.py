@@ -165,7 +165,7 @@ def predict_conditions(
         ):
             some = torch.from_numpy(rows[i])
             image = (
-                model.encode_image(data._pixels(some, device))
+                model.encode_image(data.pixel_batch(some, device))
                 if data.image_tokens is None
                 else data.image_tokens[some].to(device).float()
             )

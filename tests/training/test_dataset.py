@@ -24,16 +24,18 @@ from PIL import Image
 from cxr_lib.foundations.core import OBSERVATIONS, seed_everything
 from cxr_lib.training.dataset import (
     StudyData,
-    Tokens,
     encode_images,
     encode_notes,
-    encoder_key,
-    film_fingerprints,
     hide_words,
     is_frozen,
     mean_auroc,
-    note_fingerprints,
     predict_logits,
+)
+from cxr_lib.training.tokens import (
+    Tokens,
+    encoder_key,
+    film_fingerprints,
+    note_fingerprints,
     prune_token_caches,
     token_caches,
 )
@@ -360,7 +362,7 @@ def built(tmp_path_factory):
     "A folder with the two caches of a model, of several chunks each, and the predictions without them"
     folder, model = tmp_path_factory.mktemp('built'), make_model()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 5000)
+        patch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 5000)
         fresh(model).precompute(model, cache=folder, token_dtype='float32')
     return folder, predict_logits(model, fresh(model), np.arange(24))
 
@@ -368,7 +370,7 @@ def built(tmp_path_factory):
 @pytest.fixture
 def cached(built, model, tmp_path, monkeypatch):
     "A model, its counter, a folder with its two caches, and the predictions without them"
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 5000)
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 5000)
     return (
         model,
         Counted(model),
@@ -461,14 +463,14 @@ def test_an_encoder_whose_code_has_changed_is_found_out(cached):
     model, _, folder, _ = cached
     original = model.encode_image
     model.encode_image = lambda pixels: original(pixels) * 1.02  # no weight, no layer, no buffer shows it
-    with pytest.warns(UserWarning, match='the encoder no longer says what was kept'):
+    with pytest.warns(UserWarning, match='the encoder no longer gives the stored tokens'):
         data = fresh(model).precompute(model, cache=folder, token_dtype='float32')
     assert same(model, data, predict_logits(model, fresh(model), np.arange(24)))
 
 
 @pytest.mark.parametrize('torn', [False, True])
 def test_a_build_that_was_stopped_goes_on_where_it_stopped(model, tmp_path, monkeypatch, torn):
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 600)  # one film a chunk
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)  # one film a chunk
     original, calls = model.encode_image, []
 
     def stopping(pixels):
@@ -506,8 +508,8 @@ def test_a_build_that_was_stopped_goes_on_where_it_stopped(model, tmp_path, monk
 BUILDER = """
 import sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
-import cxr_lib.training.dataset
-cxr_lib.training.dataset.CHUNK_BYTES = 600
+import cxr_lib.training.dataset, cxr_lib.training.tokens
+cxr_lib.training.tokens.CHUNK_BYTES = 600
 from training.test_dataset import fresh, make_model
 model = make_model(); quick = model.encode_image
 def encode(pixels): time.sleep(.1); return quick(pixels)
@@ -532,7 +534,7 @@ def test_one_that_was_killed_leaves_nothing_wrong_and_two_build_it_once(tmp_path
     killed.kill()
     killed.communicate()
     assert token_caches(folder).finished.tolist() == [False]
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 600)
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)
     models = [make_model(), make_model()]
     seen = [Counted(m) for m in models]
 
@@ -550,7 +552,7 @@ def test_one_that_was_killed_leaves_nothing_wrong_and_two_build_it_once(tmp_path
 
 def test_a_full_disk_is_said_before_anything_is_built(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        'cxr_lib.training.dataset.shutil.disk_usage',
+        'cxr_lib.training.tokens.shutil.disk_usage',
         lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 100, 100),
     )
     seen = Counted(model)
@@ -563,17 +565,17 @@ def test_a_full_disk_is_said_before_anything_is_built(model, tmp_path, monkeypat
 
 
 def test_a_disk_that_fills_up_keeps_what_was_encoded(model, tmp_path, monkeypatch):
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 600)
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)
 
     def full(*args):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr('cxr_lib.training.dataset.os.fsync', full)
+    monkeypatch.setattr('cxr_lib.training.tokens.os.fsync', full)
     with pytest.raises(OSError, match='No space left on device. What is encoded is kept') as e:
         encode_images(model, fresh(model), cache=tmp_path)
     assert e.value.errno == errno.ENOSPC
     monkeypatch.undo()
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 600)
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)
     seen = Counted(model)
     encode_images(model, fresh(model), cache=tmp_path)
     assert seen.films <= 4
@@ -585,7 +587,7 @@ def test_what_does_not_fit_into_half_precision_is_an_error(model, tmp_path):
     for cache in (None, tmp_path):
         with pytest.raises(
             ValueError,
-            match="image encoder resnet8_chest gives values that do not fit into float16; take token_dtype='float32'",
+            match="image encoder resnet8_chest gives values that do not fit into float16; use token_dtype='float32'",
         ):
             encode_images(model, fresh(model), cache=cache)
         encode_images(model, fresh(model), cache=cache, token_dtype='float32')
@@ -599,7 +601,7 @@ def test_wrong_options_and_tables_are_refused(model):
         fresh(model).precompute(model, token_dtype='int8')
     with pytest.raises(ValueError, match='batch_size is 0'):
         encode_notes(model, fresh(model), batch_size=0)
-    with pytest.raises(ValueError, match='24 films for 20 rows'):
+    with pytest.raises(ValueError, match='24 images for 20 rows'):
         fresh(model, TABLE.head(20))
     with pytest.raises(ValueError, match='the split is empty'):
         predict_logits(model, fresh(model), [])
