@@ -380,9 +380,9 @@ def test_permutations_come_back_as_they_were_written(tmp_path_factory, n, seed):
         (lambda a: a[:, :5], 'the shape is'),
         (lambda a: a[..., :13], 'the shape is'),
         (lambda a: a[:0], 'the shape is'),
-        (lambda a: a + 1, 'no probabilities'),
-        (lambda a: a - 2, 'no probabilities'),
-        (lambda a: a * np.nan, 'no probabilities'),
+        (lambda a: a + 1, 'not probabilities'),
+        (lambda a: a - 2, 'not probabilities'),
+        (lambda a: a * np.nan, 'not probabilities'),
         (lambda a: a.astype(int), 'of type int'),
     ],
 )
@@ -421,7 +421,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         ({'observations': np.array(OBSERVATIONS[::-1])}, 'the observations are not'),
         ({'images': np.array(IMAGES[1:])}, 'the shape is'),
         ({'images': np.array([IMAGES])}, 'not a list'),
-        ({'permutations': array + 1}, 'no probabilities'),
+        ({'permutations': array + 1}, 'not probabilities'),
         ({'permutations': array.astype(int)}, 'of type int'),
     ):
         np.savez(tmp_path / 'p.npz', **parts | change)

@@ -88,7 +88,7 @@ def test_measuring_leaves_the_network_and_the_random_numbers_as_they_were():
 
 
 def test_two_patients_are_too_few_to_tell_what_one_costs():
-    with pytest.raises(ValueError, match='the batch has 2 patients; 3 at least'):
+    with pytest.raises(ValueError, match='the batch has 2 patients; at least 3 are needed'):
         memory_estimate(Named(nn.Linear(3, 3)), dict(x=torch.zeros(2, 3)), 8)
 
 
