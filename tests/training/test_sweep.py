@@ -23,6 +23,7 @@ from cxr_lib.foundations.core import OBSERVATIONS, read_json
 from cxr_lib.training.dataset import mean_auroc
 from cxr_lib.model.fusion import PRESETS, make_config, split_overrides
 from cxr_lib.running.command import plan_run
+from cxr_lib.training import sweep
 from cxr_lib.training.sweep import (
     GRID,
     TrainTrial,
@@ -80,7 +81,8 @@ def work(folder, seconds, n, log):
         time.sleep(seconds)
         return smooth(s)
 
-    run_sweep(folder, slow, SPACE, n_trials=n, sampler='random', patience=0.05)
+    sweep.PATIENCE = 0.05
+    run_sweep(folder, slow, SPACE, n_trials=n, sampler='random')
 
 
 def worker(*args):
@@ -337,7 +339,7 @@ def test_a_search_that_cannot_be_done(tmp_path, args, why):
 
 def test_cmaes_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'cmaes', None)
-    with pytest.raises(ImportError, match='pip install cmaes, or take tpe'):
+    with pytest.raises(ImportError, match='pip install cmaes, or use tpe'):
         check_search('cmaes', 'none', 3)
 
 
