@@ -108,12 +108,10 @@ def note_donors(
 # %% ../../nbs/chapters/07_training/03_conditions.ipynb #f42857d7
 @dataclass
 class Conditions:
-    "The same rows under every condition"
+    "The same rows under every condition; the first permutation is `shuffled_note`"
 
     probabilities: dict  # condition -> (n, 14)
-    permutations: (
-        np.ndarray
-    )  # (n_permutations, n, 14) float32: fused, with shuffled notes; the first: `shuffled_note`
+    permutations: np.ndarray  # (n_permutations, n, 14) float32: fused, with shuffled notes
     reasons: dict  # column of the prediction table -> why it isn't, or not everywhere, what its name says
 
 
@@ -195,9 +193,7 @@ def prediction_table(
     probabilities: Mapping,  # condition -> (n, 14)
     split: str,  # 'tuning' or 'test'
     fold: int = -1,  # cross-validation fold, -1 if there is none
-) -> (
-    pd.DataFrame
-):  # as chapter `metrics.predictions` expects: `label/<observation>`, `<condition>/<observation>`
+) -> pd.DataFrame:  # `label/<observation>` and `<condition>/<observation>`, see chapter `metrics.predictions`
     "Labels and probabilities side by side"
     expected = (len(table), len(OBSERVATIONS))
     for condition, p in probabilities.items():

@@ -221,9 +221,8 @@ def mean_auroc(
         positive, there = y == 1, ~np.isnan(y)
         m, n = int(positive.sum()), int((there & ~positive).sum())
         if min(m, n) >= min_cases:
-            in_order = (
-                rankdata(s[there])[positive[there]].sum() - m * (m + 1) / 2
-            )  # Mann and Whitney's count of pairs
+            # Mann and Whitney's count of pairs in the right order
+            in_order = rankdata(s[there])[positive[there]].sum() - m * (m + 1) / 2
             found.append(in_order / (m * n))
     return float(np.mean(found)) if found else float('nan')
 

@@ -50,9 +50,8 @@ def training_targets(
         low, high = LABEL_POLICIES[policy]
         uncertain = np.flatnonzero(y[:, k] == -1)
         if low < high:
-            y[uncertain, k] = [
-                _smoothed(low, high, seed, o, image) for image in table['image'].iloc[uncertain]
-            ]
+            images = table['image'].iloc[uncertain]
+            y[uncertain, k] = [_smoothed(low, high, seed, o, image) for image in images]
         else:
             y[uncertain, k] = low
     return torch.from_numpy(y)

@@ -25,9 +25,7 @@ class _Kept:
         self.weights, self.sizes, self.held = {self.block(p) for p in model.parameters()}, {}, []
 
     @staticmethod
-    def block(
-        tensor,
-    ):  # the block's address; a tensor without memory, of which only the shape is known, has one too
+    def block(tensor):  # its address; a tensor of which only the shape is known has one too
         return tensor.untyped_storage()._cdata
 
     def __call__(self, tensor):
@@ -76,9 +74,8 @@ def memory_estimate(
         raise ValueError(f'the batch has {n} patients; at least 3 are needed, {why}')
     weights = _bytes([*model.parameters(), *model.buffers()])
     trained = _bytes(p for p in model.parameters() if p.requires_grad)
-    two, everyone = (
-        activation_bytes(model, {k: v[:m] for k, v in inputs.items()}, precision) for m in (2, n)
-    )
+    two = activation_bytes(model, {k: v[:2] for k, v in inputs.items()}, precision)
+    everyone = activation_bytes(model, inputs, precision)
     each = (everyone - two) / (n - 2)
     parts = {
         'weights': weights,

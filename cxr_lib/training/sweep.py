@@ -16,15 +16,8 @@ from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from filelock import FileLock
-from cxr_lib.foundations.core import (
-    RunFolder,
-    atomic_path,
-    choose_device,
-    content_key,
-    read_json,
-    seed_everything,
-)
-from ..foundations.core import write_json
+from ..foundations.core import RunFolder, atomic_path, choose_device, content_key, read_json
+from ..foundations.core import seed_everything, write_json
 from ..foundations.figures import BLUE, GREEN, GREY, RED, SILVER, SLATE, VERMILION
 from ..foundations.figures import save_figure, set_theme, sign_figure
 from ..foundations.progress import progress_bar
@@ -456,10 +449,8 @@ def _do(study, trial, objective):
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #4a0bdc2f
 def trials_table(
     study,  # as from `run_sweep` or `open_sweep`
-) -> (
-    pd.DataFrame
-):  # trial, state, score (pruned: the last seen), epochs, seconds, reason, host, pid, each setting
-    "All trials, in the order in which they began"
+) -> pd.DataFrame:  # trial, state, score, epochs, seconds, reason, host, pid, and each setting
+    "All trials, in the order in which they began; the score of a pruned one is the last seen"
     names = list((study.user_attrs.get('settings') or {}).get('space', {}))
     columns = ['trial', 'state', 'score', 'epochs', 'seconds', 'reason', 'host', 'pid', *names]
     rows = []
@@ -654,9 +645,7 @@ def _excess(s, order):
 def selection_optimism(
     resampled: np.ndarray,  # (trials, 1 + resamples), as from `resampled_scores`; column 0 is the sample itself
     n_orders: int = 40,  # random orders of the trials that are averaged
-) -> (
-    pd.DataFrame
-):  # by number of trials: best (expected best score), independent (the formula), measured (bootstrap)
+) -> pd.DataFrame:  # by number of trials: best (expected score), independent (formula), measured (bootstrap)
     "How much too high the best score is expected to be, by the number of trials"
     s = np.atleast_2d(np.asarray(resampled, float))
     s = s[:, ~np.isnan(s).any(0)]
@@ -719,9 +708,7 @@ def _why_undefined(trials, names):
 def importance_table(
     study,  # as from `run_sweep`
     seed: int = 0,  # of the forest
-) -> (
-    pd.DataFrame
-):  # by parameter: importance (they sum to 1; NaN where undefined), reason; the most important first
+) -> pd.DataFrame:  # by setting: importance (sums to 1; NaN where undefined), reason; most important first
     "Share of the score's variation that each setting explains, over the finished trials"
     importance, names = _optuna().importance, list(study.user_attrs['settings']['space'])
     reasons, found = _why_undefined(_trials(study, 'finished'), names), {}
@@ -780,9 +767,8 @@ def plot_history(
     if len(finished):
         best = dict(where='post', color=VERMILION, lw=1.5, label='best so far')
         ax.step(finished.place, finished.score.cummax(), **best)
-    ax.set(
-        title='The course of the search', xlabel='trial, by time of start', ylabel='mean AUROC, tuning split'
-    )
+    ax.set(title='The course of the search', xlabel='trial, by time of start')
+    ax.set_ylabel('mean AUROC, tuning split')
     ax.xaxis.get_major_locator().set_params(integer=True)
     if len(table):
         ax.legend()
@@ -842,9 +828,8 @@ def sweep_figures(
     return figures
 
 # %% ../../nbs/chapters/07_training/05_sweep.ipynb #c256a020
-_SCORE_IS = (
-    'mean AUROC of the fused answer on the tuning split, the best of all trials and epochs: optimistic'
-)
+_SCORE_IS = 'mean AUROC of the fused answer on the tuning split, '
+_SCORE_IS += 'the best of all trials and epochs: optimistic'
 
 
 def _command(preset, overrides, label_policy, dataset):
@@ -867,9 +852,7 @@ def write_best(
     overrides: str | Mapping = '',  # of all trials
     label_policy: str = 'ignore',  # of all trials
     dataset: str = 'simulated',  # name of the source
-) -> (
-    dict
-):  # what is written: preset, overrides (text), settings, trial, score, optimism, n_finished, command, ...
+) -> dict:  # what is written: preset, overrides (text), settings, trial, score, optimism, command, ...
     "Write `best.json`: the winner, in the form that `cxr run -p overrides` takes"
     finished = _trials(study, 'finished')
     if not finished:
@@ -881,12 +864,8 @@ def write_best(
     text, resamples = json.dumps(chosen), trial_resamples(study)
     found = dict(preset=preset, overrides=text, settings=settings, trial=best.number)
     found |= dict(score=best.value, score_is=_SCORE_IS, n_finished=len(finished))
-    luck = (
-        selection_optimism(resamples).iloc[-1]
-        if len(resamples)
-        else pd.Series(np.nan, ['measured', 'independent'])
-    )
-    found |= {f'optimism_{name}': float(luck[name]) for name in ('measured', 'independent')}
+    luck = selection_optimism(resamples).iloc[-1] if len(resamples) else {}
+    found |= {f'optimism_{name}': float(luck.get(name, np.nan)) for name in ('measured', 'independent')}
     found |= dict(selected_on='tuning', folds=0, command=_command(preset, text, label_policy, dataset))
     write_json(Path(folder) / 'best.json', found)
     return found
@@ -913,12 +892,11 @@ def sweep_stage(  # noqa: PLR0913
     check_search(sampler, pruner, n_trials)
     table, source, folder = ensure_notes(run), read_json(run / 'source.json'), run / 'sweep'
     space = check_space(space, preset, overrides, int((table.split == 'train').sum()))
+    shared = dict(epochs=epochs, label_policy=label_policy)
     objective = TrainTrial(
-        table, data_root(run), preset, overrides, epochs, label_policy, seed, token_folder()
+        table, data_root(run), preset, overrides, seed=seed, token_cache=token_folder(), **shared
     )
-    settings = dict(
-        preset=preset, overrides=parse_overrides(overrides), epochs=epochs, label_policy=label_policy
-    )
+    settings = dict(preset=preset, overrides=parse_overrides(overrides), **shared)
     settings['data'] = content_key(table.to_csv(index=False))
     how = dict(n_trials=n_trials, sampler=sampler, pruner=pruner, seed=seed)
     study = run_sweep(folder, objective, space, settings=settings, **how)

@@ -115,9 +115,8 @@ class _TokenFile:
         self.length = len(self.header) + self.shape[0] * self.row
         longest = np.diff(first).max(initial=1) * self.row
         step, items = max(1, int(CHUNK_BYTES // max(1, longest))), len(first) - 1
-        self.chunks = [
-            (a, min(a + step, items)) for a in range(0, items, step)
-        ]  # first item, and one past the last
+        # first item of each chunk, and one past the last
+        self.chunks = [(a, min(a + step, items)) for a in range(0, items, step)]
 
     def span(self, a, b):  # where the bytes of the items a to b - 1 begin, and how many they are
         start, end = int(self.first[a]), int(self.first[b])
@@ -163,9 +162,8 @@ def resume(self: _TokenFile):  # checksums of the chunks that are there already
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #27c3b08e
 @patch
-def damage(
-    self: _TokenFile, meta, stat
-):  # '' if there is none; OSError, ValueError, KeyError or TypeError count as damage
+def damage(self: _TokenFile, meta, stat):  # what is damaged; '' if nothing is
+    "An OSError, ValueError, KeyError or TypeError counts as damage too"
     if meta['format'] != TOKEN_FORMAT or len(meta['checksums']) != len(self.chunks):
         return 'meta.json describes another file'
     if stat.st_size != self.length:
@@ -181,10 +179,8 @@ def damage(
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #27c3b0a0
 @patch
-def fault(
-    self: _TokenFile, probe
-):  # why the file can't be used; '' if it can; 'unfinished' if it never was complete
-    "probe: item -> its tokens, encoded just now"
+def fault(self: _TokenFile, probe):  # '' if the file can be used; 'unfinished' if it never was complete
+    "Why the file can't be used. probe: item -> its tokens, encoded just now"
     if not (self.meta.is_file() and self.tokens.is_file()):
         return 'unfinished'
     try:
@@ -323,9 +319,7 @@ def _cache_file(items, cache, token_dtype):
     if not file.fault(probe):
         return file
     Path(cache).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(
-        Path(cache) / f'.{name}.lock'
-    )  # beside it, so that the folder can be deleted under the lock
+    lock = FileLock(Path(cache) / f'.{name}.lock')  # beside the folder, which can be deleted under the lock
     try:
         lock.acquire(timeout=0)
     except TimeoutError:
@@ -358,9 +352,8 @@ def encode_distinct(
     items = _Items(source, batch_size, token_dtype)
     first, n = items.first, len(items.row)
     if cache is not None and first[-1]:
-        return Tokens(
-            np.load(_cache_file(items, cache, token_dtype).tokens, mmap_mode='r'), first, items.item
-        )
+        file = _cache_file(items, cache, token_dtype)
+        return Tokens(np.load(file.tokens, mmap_mode='r'), first, items.item)
     values = np.empty((int(first[-1]), items.one(0).shape[1]), items.kind)
     for a in range(0, n, batch_size):
         b = min(a + batch_size, n)
@@ -378,18 +371,15 @@ def _cache_facts(path):
     finished = 'checksums' in meta and 'tokens.npy' in files
     times = [files['meta.json'].st_mtime] if finished else [f.st_mtime for f in files.values()]
     used = max(times, default=path.stat().st_mtime)
-    about = dict(path=path, what=path.name.split('-')[0]) | {
-        k: meta.get(k) for k in ('encoder', 'items', 'dtype')
-    }
-    return about | dict(bytes=sum(f.st_size for f in files.values()), finished=finished, used=used)
+    about = {k: meta.get(k) for k in ('encoder', 'items', 'dtype')}
+    about |= dict(path=path, what=path.name.split('-')[0], finished=finished, used=used)
+    return about | dict(bytes=sum(f.st_size for f in files.values()))
 
 
 def token_caches(
     folder: str | Path,  # as given to `encode_distinct` as `cache`
-) -> (
-    pd.DataFrame
-):  # path, what, encoder, items, dtype, bytes, finished, used (UTC); least recently used first
-    "The token caches below a folder"
+) -> pd.DataFrame:  # path, what, encoder, items, dtype, bytes, finished, used (UTC)
+    "The token caches below a folder, the least recently used first"
     paths = sorted(p for what in ('image', 'note') for p in Path(folder).glob(f'{what}-' + '[0-9a-f]' * 16))
     columns = ['path', 'what', 'encoder', 'items', 'dtype', 'bytes', 'finished', 'used']
     found = pd.DataFrame([_cache_facts(p) for p in paths], columns=columns)

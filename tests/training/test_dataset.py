@@ -1,4 +1,7 @@
-"""Data of a run: kept tokens say what the encoder would say, whatever happens to their file; everything that decides them is in their key."""
+"""Data of a run: kept tokens are the encoder's output, whatever happens to their file.
+
+Everything that decides them is in their key.
+"""
 
 import copy
 import errno
@@ -202,9 +205,9 @@ def test_any_rows_in_any_order_with_any_notes(rows, batch_size, seed):
 def test_equal_films_and_equal_notes_are_encoded_once(model):
     seen = Counted(model)
     data = fresh(model).precompute(model)
-    assert (
-        seen.films == 23 + 2 and len(data.image_tokens.first) - 1 == 23
-    )  # one film more for the number of tokens, one for their width
+    # one film more for the number of tokens, one for their width
+    assert seen.films == 23 + 2
+    assert len(data.image_tokens.first) - 1 == 23
     distinct = {
         tuple(i[m.bool()].tolist()) for i, m in zip(data.notes['input_ids'], data.notes['attention_mask'])
     }
@@ -261,11 +264,9 @@ def test_augmented_batches_bring_pixels_even_where_tokens_are_kept(model):
     data = fresh(model).precompute(model)
     i = torch.arange(4)
     first, second = data.batch(i, augmented=True), data.batch(i, augmented=True)
-    assert (
-        'image_tokens' not in first
-        and not torch.equal(first['pixels'], second['pixels'])
-        and 'image_tokens' in data.batch(i)
-    )
+    assert 'image_tokens' not in first
+    assert not torch.equal(first['pixels'], second['pixels'])
+    assert 'image_tokens' in data.batch(i)
 
 
 def test_precompute_leaves_the_mode_of_the_model(model):
@@ -327,11 +328,9 @@ def test_films_of_a_pixel_cache_are_known_by_file_and_others_by_pixels(tmp_path)
     names = ['0.png', '1.png', '0.png', '2.png']
     pixels = pixel_cache(tmp_path, names, 32, tmp_path / 'cache', progress=False)
     prints = film_fingerprints(pixels)
-    assert (
-        prints[0] == prints[2]
-        and len(set(prints.tolist())) == 3
-        and not np.array_equal(prints, film_fingerprints(np.array(pixels)))
-    )
+    assert prints[0] == prints[2]
+    assert len(set(prints.tolist())) == 3
+    assert not np.array_equal(prints, film_fingerprints(np.array(pixels)))
     for part in (pixels[1:], pixels[::-1], pixels[[1, 0]], pixels[:, ::2, ::2]):  # a part is not the whole
         assert np.array_equal(film_fingerprints(part), film_fingerprints(np.array(part)))
     Image.fromarray(PIXELS[3]).save(tmp_path / '1.png')  # another film under the same name
@@ -345,13 +344,10 @@ def test_notes_are_known_by_what_the_encoder_sees():
     def prints(notes, n=32):
         return note_fingerprints(tokenize(TOKENIZER, notes, n)).tolist()
 
-    assert (
-        prints(['fever', None, ' ', 'FEVER']) == [*prints(['fever', '', None]), prints(['fever'])[0]]
-        and prints(['fever', 'x' * 9])[0] == prints(['fever'])[0]
-    )
-    assert prints(['cough and fever'], 4) != prints(['cough and fever']) and prints(
-        ['cough and fever']
-    ) != prints(['fever and cough'])
+    assert prints(['fever', None, ' ', 'FEVER']) == [*prints(['fever', '', None]), prints(['fever'])[0]]
+    assert prints(['fever', 'x' * 9])[0] == prints(['fever'])[0]
+    assert prints(['cough and fever'], 4) != prints(['cough and fever'])
+    assert prints(['cough and fever']) != prints(['fever and cough'])
 
 
 # The file
@@ -493,11 +489,9 @@ def test_a_build_that_was_stopped_goes_on_where_it_stopped(model, tmp_path, monk
     seen = Counted(model)
     data = fresh(model)
     data.image_tokens = quiet(encode_images, model, data, cache=tmp_path)
-    assert (
-        seen.films <= 23 - (before - 4) + 4 + torn
-        and seen.films < 23
-        and token_caches(tmp_path).finished.all()
-    )
+    assert seen.films <= 23 - (before - 4) + 4 + torn
+    assert seen.films < 23
+    assert token_caches(tmp_path).finished.all()
     assert np.allclose(
         predict_logits(model, data, np.arange(24))['fused'],
         predict_logits(model, fresh(model), np.arange(24))['fused'],
@@ -545,9 +539,8 @@ def test_one_that_was_killed_leaves_nothing_wrong_and_two_build_it_once(tmp_path
         first, second = pool.map(build, models)
     few, many = sorted(s.films for s in seen)
     assert few <= 4 and many <= 4 + 23 - 5  # one went on where the killed one stopped, the other waited
-    assert torch.equal(first, second) and np.allclose(
-        first, encode_images(models[0], fresh(models[0]))[np.arange(24)], atol=1e-3
-    )
+    assert torch.equal(first, second)
+    assert np.allclose(first, encode_images(models[0], fresh(models[0]))[np.arange(24)], atol=1e-3)
 
 
 def test_a_full_disk_is_said_before_anything_is_built(model, tmp_path, monkeypatch):
@@ -630,9 +623,8 @@ def test_the_least_recently_used_caches_go_first(tmp_path):
     in_use = use(0)  # the oldest is used again
     before = in_use[[0, 5]].clone()
     assert token_caches(tmp_path).path.tolist() == [paths[1], paths[2], paths[0]]
-    assert prune_token_caches(tmp_path, 1.5 * size).path.tolist() == [paths[1], paths[2]] and token_caches(
-        tmp_path
-    ).path.tolist() == [paths[0]]
+    assert prune_token_caches(tmp_path, 1.5 * size).path.tolist() == [paths[1], paths[2]]
+    assert token_caches(tmp_path).path.tolist() == [paths[0]]
     assert prune_token_caches(tmp_path, 1.5 * size).empty
     if os.name != 'nt':
         assert len(prune_token_caches(tmp_path, 0)) == 1 and torch.equal(in_use[[0, 5]], before)
