@@ -1,4 +1,7 @@
-"""Data of a run: kept tokens say what the encoder would say, whatever happens to their file; everything that decides them is in their key."""
+"""Data of a run: kept tokens are the encoder's output, whatever happens to their file.
+
+Everything that decides them is in their key.
+"""
 
 import copy
 import errno
@@ -24,16 +27,18 @@ from PIL import Image
 from cxr_lib.foundations.core import OBSERVATIONS, seed_everything
 from cxr_lib.training.dataset import (
     StudyData,
-    Tokens,
     encode_images,
     encode_notes,
-    encoder_key,
-    film_fingerprints,
     hide_words,
     is_frozen,
     mean_auroc,
-    note_fingerprints,
     predict_logits,
+)
+from cxr_lib.training.tokens import (
+    Tokens,
+    encoder_key,
+    film_fingerprints,
+    note_fingerprints,
     prune_token_caches,
     token_caches,
 )
@@ -201,9 +206,9 @@ def test_any_rows_in_any_order_with_any_notes(rows, batch_size, seed):
 def test_equal_films_and_equal_notes_are_encoded_once(model):
     seen = Counted(model)
     data = fresh(model).precompute(model)
-    assert (
-        seen.films == 23 + 2 and len(data.image_tokens.first) - 1 == 23
-    )  # one film more for the number of tokens, one for their width
+    # one film more for the number of tokens, one for their width
+    assert seen.films == 23 + 2
+    assert len(data.image_tokens.first) - 1 == 23
     distinct = {
         tuple(i[m.bool()].tolist()) for i, m in zip(data.notes['input_ids'], data.notes['attention_mask'])
     }
@@ -260,11 +265,9 @@ def test_augmented_batches_bring_pixels_even_where_tokens_are_kept(model):
     data = fresh(model).precompute(model)
     i = torch.arange(4)
     first, second = data.batch(i, augmented=True), data.batch(i, augmented=True)
-    assert (
-        'image_tokens' not in first
-        and not torch.equal(first['pixels'], second['pixels'])
-        and 'image_tokens' in data.batch(i)
-    )
+    assert 'image_tokens' not in first
+    assert not torch.equal(first['pixels'], second['pixels'])
+    assert 'image_tokens' in data.batch(i)
 
 
 def test_precompute_leaves_the_mode_of_the_model(model):
@@ -326,11 +329,9 @@ def test_films_of_a_pixel_cache_are_known_by_file_and_others_by_pixels(tmp_path)
     names = ['0.png', '1.png', '0.png', '2.png']
     pixels = pixel_cache(tmp_path, names, 32, tmp_path / 'cache', progress=False)
     prints = film_fingerprints(pixels)
-    assert (
-        prints[0] == prints[2]
-        and len(set(prints.tolist())) == 3
-        and not np.array_equal(prints, film_fingerprints(np.array(pixels)))
-    )
+    assert prints[0] == prints[2]
+    assert len(set(prints.tolist())) == 3
+    assert not np.array_equal(prints, film_fingerprints(np.array(pixels)))
     for part in (pixels[1:], pixels[::-1], pixels[[1, 0]], pixels[:, ::2, ::2]):  # a part is not the whole
         assert np.array_equal(film_fingerprints(part), film_fingerprints(np.array(part)))
     Image.fromarray(PIXELS[3]).save(tmp_path / '1.png')  # another film under the same name
@@ -344,13 +345,10 @@ def test_notes_are_known_by_what_the_encoder_sees():
     def prints(notes, n=32):
         return note_fingerprints(tokenize(TOKENIZER, notes, n)).tolist()
 
-    assert (
-        prints(['fever', None, ' ', 'FEVER']) == [*prints(['fever', '', None]), prints(['fever'])[0]]
-        and prints(['fever', 'x' * 9])[0] == prints(['fever'])[0]
-    )
-    assert prints(['cough and fever'], 4) != prints(['cough and fever']) and prints(
-        ['cough and fever']
-    ) != prints(['fever and cough'])
+    assert prints(['fever', None, ' ', 'FEVER']) == [*prints(['fever', '', None]), prints(['fever'])[0]]
+    assert prints(['fever', 'x' * 9])[0] == prints(['fever'])[0]
+    assert prints(['cough and fever'], 4) != prints(['cough and fever'])
+    assert prints(['cough and fever']) != prints(['fever and cough'])
 
 
 # The file
@@ -361,7 +359,7 @@ def built(tmp_path_factory):
     "A folder with the two caches of a model, of several chunks each, and the predictions without them"
     folder, model = tmp_path_factory.mktemp('built'), make_model()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 5000)
+        patch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 5000)
         fresh(model).precompute(model, cache=folder, token_dtype='float32')
     return folder, predict_logits(model, fresh(model), np.arange(24))
 
@@ -369,7 +367,7 @@ def built(tmp_path_factory):
 @pytest.fixture
 def cached(built, model, tmp_path, monkeypatch):
     "A model, its counter, a folder with its two caches, and the predictions without them"
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 5000)
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 5000)
     return (
         model,
         Counted(model),
@@ -462,14 +460,14 @@ def test_an_encoder_whose_code_has_changed_is_found_out(cached):
     model, _, folder, _ = cached
     original = model.encode_image
     model.encode_image = lambda pixels: original(pixels) * 1.02  # no weight, no layer, no buffer shows it
-    with pytest.warns(UserWarning, match='the encoder no longer says what was kept'):
+    with pytest.warns(UserWarning, match='the encoder no longer gives the stored tokens'):
         data = fresh(model).precompute(model, cache=folder, token_dtype='float32')
     assert same(model, data, predict_logits(model, fresh(model), np.arange(24)))
 
 
 @pytest.mark.parametrize('torn', [False, True])
 def test_a_build_that_was_stopped_goes_on_where_it_stopped(model, tmp_path, monkeypatch, torn):
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 600)  # one film a chunk
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)  # one film a chunk
     original, calls = model.encode_image, []
 
     def stopping(pixels):
@@ -492,11 +490,9 @@ def test_a_build_that_was_stopped_goes_on_where_it_stopped(model, tmp_path, monk
     seen = Counted(model)
     data = fresh(model)
     data.image_tokens = quiet(encode_images, model, data, cache=tmp_path)
-    assert (
-        seen.films <= 23 - (before - 4) + 4 + torn
-        and seen.films < 23
-        and token_caches(tmp_path).finished.all()
-    )
+    assert seen.films <= 23 - (before - 4) + 4 + torn
+    assert seen.films < 23
+    assert token_caches(tmp_path).finished.all()
     assert np.allclose(
         predict_logits(model, data, np.arange(24))['fused'],
         predict_logits(model, fresh(model), np.arange(24))['fused'],
@@ -507,8 +503,8 @@ def test_a_build_that_was_stopped_goes_on_where_it_stopped(model, tmp_path, monk
 BUILDER = """
 import sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
-import cxr_lib.training.dataset
-cxr_lib.training.dataset.CHUNK_BYTES = 600
+import cxr_lib.training.dataset, cxr_lib.training.tokens
+cxr_lib.training.tokens.CHUNK_BYTES = 600
 from training.test_dataset import fresh, make_model
 model = make_model(); quick = model.encode_image
 def encode(pixels): time.sleep(.1); return quick(pixels)
@@ -533,7 +529,7 @@ def test_one_that_was_killed_leaves_nothing_wrong_and_two_build_it_once(tmp_path
     killed.kill()
     killed.communicate()
     assert token_caches(folder).finished.tolist() == [False]
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 600)
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)
     models = [make_model(), make_model()]
     seen = [Counted(m) for m in models]
 
@@ -544,14 +540,13 @@ def test_one_that_was_killed_leaves_nothing_wrong_and_two_build_it_once(tmp_path
         first, second = pool.map(build, models)
     few, many = sorted(s.films for s in seen)
     assert few <= 4 and many <= 4 + 23 - 5  # one went on where the killed one stopped, the other waited
-    assert torch.equal(first, second) and np.allclose(
-        first, encode_images(models[0], fresh(models[0]))[np.arange(24)], atol=1e-3
-    )
+    assert torch.equal(first, second)
+    assert np.allclose(first, encode_images(models[0], fresh(models[0]))[np.arange(24)], atol=1e-3)
 
 
 def test_a_full_disk_is_said_before_anything_is_built(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        'cxr_lib.training.dataset.shutil.disk_usage',
+        'cxr_lib.training.tokens.shutil.disk_usage',
         lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 100, 100),
     )
     seen = Counted(model)
@@ -564,17 +559,17 @@ def test_a_full_disk_is_said_before_anything_is_built(model, tmp_path, monkeypat
 
 
 def test_a_disk_that_fills_up_keeps_what_was_encoded(model, tmp_path, monkeypatch):
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 600)
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)
 
     def full(*args):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr('cxr_lib.training.dataset.os.fsync', full)
+    monkeypatch.setattr('cxr_lib.training.tokens.os.fsync', full)
     with pytest.raises(OSError, match='No space left on device. What is encoded is kept') as e:
         encode_images(model, fresh(model), cache=tmp_path)
     assert e.value.errno == errno.ENOSPC
     monkeypatch.undo()
-    monkeypatch.setattr('cxr_lib.training.dataset.CHUNK_BYTES', 600)
+    monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)
     seen = Counted(model)
     encode_images(model, fresh(model), cache=tmp_path)
     assert seen.films <= 4
@@ -586,7 +581,7 @@ def test_what_does_not_fit_into_half_precision_is_an_error(model, tmp_path):
     for cache in (None, tmp_path):
         with pytest.raises(
             ValueError,
-            match="image encoder resnet8_chest gives values that do not fit into float16; take token_dtype='float32'",
+            match="image encoder resnet8_chest gives values that do not fit into float16; use token_dtype='float32'",
         ):
             encode_images(model, fresh(model), cache=cache)
         encode_images(model, fresh(model), cache=cache, token_dtype='float32')
@@ -600,7 +595,7 @@ def test_wrong_options_and_tables_are_refused(model):
         fresh(model).precompute(model, token_dtype='int8')
     with pytest.raises(ValueError, match='batch_size is 0'):
         encode_notes(model, fresh(model), batch_size=0)
-    with pytest.raises(ValueError, match='24 films for 20 rows'):
+    with pytest.raises(ValueError, match='24 images for 20 rows'):
         fresh(model, TABLE.head(20))
     with pytest.raises(ValueError, match='the split is empty'):
         predict_logits(model, fresh(model), [])
@@ -629,9 +624,8 @@ def test_the_least_recently_used_caches_go_first(tmp_path):
     in_use = use(0)  # the oldest is used again
     before = in_use[[0, 5]].clone()
     assert token_caches(tmp_path).path.tolist() == [paths[1], paths[2], paths[0]]
-    assert prune_token_caches(tmp_path, 1.5 * size).path.tolist() == [paths[1], paths[2]] and token_caches(
-        tmp_path
-    ).path.tolist() == [paths[0]]
+    assert prune_token_caches(tmp_path, 1.5 * size).path.tolist() == [paths[1], paths[2]]
+    assert token_caches(tmp_path).path.tolist() == [paths[0]]
     assert prune_token_caches(tmp_path, 1.5 * size).empty
     if os.name != 'nt':
         assert len(prune_token_caches(tmp_path, 0)) == 1 and torch.equal(in_use[[0, 5]], before)

@@ -48,12 +48,10 @@ def test_the_best_policies_are_those_of_the_paper():
         'Pleural Effusion': 'multiclass',
     }
     found = dict(zip(OBSERVATIONS, training_targets(SOME, 'best')[2].tolist()))
-    assert (
-        found['Edema'] == 1
-        and found['Cardiomegaly'] == -1
-        and np.isnan(found['Consolidation'])
-        and np.isnan(found['Fracture'])
-    )
+    assert found['Edema'] == 1
+    assert found['Cardiomegaly'] == -1
+    assert np.isnan(found['Consolidation'])
+    assert np.isnan(found['Fracture'])
 
 
 @settings(max_examples=30, deadline=None)
@@ -139,9 +137,8 @@ def test_weighted_classes_have_the_same_total(rows):
     up, down = class_weights(y)
     positive, negative = (y == 1).sum(0), (y == 0).sum(0)
     both = (positive > 0) & (negative > 0)
-    assert torch.allclose((up * positive)[both], (down * negative)[both]) and torch.allclose(
-        (up * positive + down * negative)[both], (positive + negative)[both].float()
-    )
+    assert torch.allclose((up * positive)[both], (down * negative)[both])
+    assert torch.allclose((up * positive + down * negative)[both], (positive + negative)[both].float())
     assert (up[~both] == 1).all() and (down[~both] == 1).all()
 
 

@@ -54,14 +54,12 @@ def test_a_linear_layer_keeps_its_input_a_relu_its_output_and_nothing_else(wide,
     net = Named(nn.Sequential(nn.Linear(wide, middle), nn.ReLU(), nn.Linear(middle, 3)))
     found = memory_estimate(net, dict(x=torch.randn(5, wide)), batch)
     weights = 4 * (wide * middle + middle + 3 * middle + 3)
+    assert found['activations'] == 4 * batch * (wide + middle)
+    assert found['weights'] == found['gradients'] == weights
+    assert found['optimizer'] == 2 * weights
+    assert found['total'] == sum(v for k, v in found.items() if k != 'total')
     assert (
-        found['activations'] == 4 * batch * (wide + middle)
-        and found['weights'] == found['gradients'] == weights
-        and found['optimizer'] == 2 * weights
-    )
-    assert (
-        found['total'] == sum(v for k, v in found.items() if k != 'total')
-        and memory_estimate(net, dict(x=torch.randn(5, wide)), batch, ema=True)['total']
+        memory_estimate(net, dict(x=torch.randn(5, wide)), batch, ema=True)['total']
         == found['total'] + weights
     )
 
@@ -70,26 +68,22 @@ def test_frozen_weights_need_no_gradient_and_no_moments():
     net = Named(nn.Sequential(nn.Linear(50, 40), nn.ReLU(), nn.Linear(40, 3)))
     net.net[0].requires_grad_(False)
     found = memory_estimate(net, dict(x=torch.randn(5, 50)), 1)
-    assert (
-        found['gradients'] == 4 * (3 * 40 + 3)
-        and found['weights'] > found['gradients']
-        and found['optimizer'] == 2 * found['gradients']
-    )
+    assert found['gradients'] == 4 * (3 * 40 + 3)
+    assert found['weights'] > found['gradients']
+    assert found['optimizer'] == 2 * found['gradients']
 
 
 def test_measuring_leaves_the_network_and_the_random_numbers_as_they_were():
     net = Named(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))).eval()
     before, state = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
     assert activation_bytes(net, dict(x=torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))) > 0
-    assert (
-        all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-        and torch.equal(torch.get_rng_state(), state)
-        and not net.training
-    )
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not net.training
 
 
 def test_two_patients_are_too_few_to_tell_what_one_costs():
-    with pytest.raises(ValueError, match='the batch has 2 patients; 3 at least'):
+    with pytest.raises(ValueError, match='the batch has 2 patients; at least 3 are needed'):
         memory_estimate(Named(nn.Linear(3, 3)), dict(x=torch.zeros(2, 3)), 8)
 
 
@@ -100,9 +94,8 @@ def test_a_plan_from_shapes_says_what_the_network_takes(precision):
     measured = memory_estimate(build_model(config, tokenizer), sight(4), 32, precision)
     for part in ('weights', 'gradients', 'optimizer'):
         assert plan[part] == measured[part]
-    assert plan['activations'] == pytest.approx(measured['activations'], rel=0.02) and plan[
-        'total'
-    ] == pytest.approx(measured['total'], rel=0.02)
+    assert plan['activations'] == pytest.approx(measured['activations'], rel=0.02)
+    assert plan['total'] == pytest.approx(measured['total'], rel=0.02)
 
 
 def test_half_precision_and_checkpointed_blocks_keep_less():
@@ -169,12 +162,10 @@ def test_a_folder_below_a_file_and_a_folder_that_forbids_writing_are_refused(tmp
 
 def test_a_line_says_the_total_and_leaves_out_what_is_next_to_nothing():
     said = describe_memory({'weights': 840e6, 'moving average': 0, 'activations': 5.4e9, 'total': 6.24e9}, 32)
-    assert (
-        'About 6.24 GB' in said
-        and 'weights 0.84' in said
-        and '32 patients at a time' in said
-        and 'moving average' not in said
-    )
+    assert 'About 6.24 GB' in said
+    assert 'weights 0.84' in said
+    assert '32 patients at a time' in said
+    assert 'moving average' not in said
     assert (
         describe_memory({'weights': 1e6, 'total': 1e6}, 8)
         == 'About 0.00 GB of memory at the peak of a step, libraries not counted (8 patients at a time)'

@@ -1,4 +1,7 @@
-"""Sweeps: processes that share one, processes that die, points that repeat, and journals, spaces and samplers that cannot be."""
+"""Sweeps: processes that share one, processes that die, points that repeat.
+
+And journals, spaces and samplers that cannot be.
+"""
 
 import json
 import math
@@ -23,7 +26,8 @@ from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.files import read_json
 from cxr_lib.training.dataset import mean_auroc
 from cxr_lib.model.presets import PRESETS, make_config, split_overrides
-from cxr_lib.running.plan import plan_run
+from cxr_lib.running.command import plan_run
+from cxr_lib.training import sweep
 from cxr_lib.training.sweep import (
     GRID,
     TrainTrial,
@@ -81,7 +85,8 @@ def work(folder, seconds, n, log):
         time.sleep(seconds)
         return smooth(s)
 
-    run_sweep(folder, slow, SPACE, n_trials=n, sampler='random', patience=0.05)
+    sweep.PATIENCE = 0.05
+    run_sweep(folder, slow, SPACE, n_trials=n, sampler='random')
 
 
 def worker(*args):
@@ -108,12 +113,13 @@ def test_two_processes_share_a_sweep_and_finish_exactly_as_many_trials_as_asked(
         p.join(90)
         assert p.exitcode == 0
     table = pd.read_csv(tmp_path / 'sweep' / 'trials.csv')
-    assert (
-        len(table) == 11 and (table.state == 'finished').all() and not table[list(SPACE)].duplicated().any()
-    )
-    assert (
-        len(begun(logs[0])) + len(begun(logs[1])) == 11 and begun(logs[0]) and begun(logs[1])
-    )  # both worked, and nothing was done twice
+    assert len(table) == 11
+    assert (table.state == 'finished').all()
+    assert not table[list(SPACE)].duplicated().any()
+    # both worked, and nothing was done twice
+    assert len(begun(logs[0])) + len(begun(logs[1])) == 11
+    assert begun(logs[0])
+    assert begun(logs[1])
     assert set(table.pid) == {p.pid for p in both}
 
 
@@ -164,10 +170,8 @@ def test_an_interrupted_trial_is_tried_again(tmp_path):
     assert states(tmp_path) == {'killed': 1}
     run_sweep(tmp_path, smooth, SPACE, n_trials=2)
     table = trials_table(open_sweep(tmp_path))
-    assert (
-        list(table.state) == ['killed', 'finished', 'finished']
-        and (table.loc[0, list(SPACE)] == table.loc[1, list(SPACE)]).all()
-    )
+    assert list(table.state) == ['killed', 'finished', 'finished']
+    assert (table.loc[0, list(SPACE)] == table.loc[1, list(SPACE)]).all()
 
 
 def test_a_trial_without_an_owner_was_begun_by_a_process_that_died(tmp_path):
@@ -205,9 +209,9 @@ def test_every_point_is_tried_once_and_then_the_sweep_ends(tmp_path, sampler):
         pytest.importorskip('cmaes')
     study = run_sweep(tmp_path, smooth, SPACE, n_trials=40, sampler=sampler, pruner='none')
     table = trials_table(study)
-    assert (
-        len(table) == 24 and not table[list(SPACE)].duplicated().any() and (table.state == 'finished').all()
-    )
+    assert len(table) == 24
+    assert not table[list(SPACE)].duplicated().any()
+    assert (table.state == 'finished').all()
     assert table.loc[table.score.idxmax(), list(SPACE)].to_dict() == dict(
         lr=0.004, dropout=0.2, frozen='none'
     )
@@ -265,10 +269,8 @@ def test_a_setting_that_fails_is_noted_and_not_tried_again(tmp_path):
     study = run_sweep(tmp_path, objective, SPACE, n_trials=24, sampler='grid', seed=1)
     table = trials_table(study)
     assert len(table) == 24 and (table.state == 'failed').equals(table.lr >= 0.004)
-    assert (
-        table[table.lr == 0.004].reason.eq('RuntimeError: out of memory').all()
-        and table[table.lr == 0.008].reason.str.contains('epoch 1 is nan').all()
-    )
+    assert table[table.lr == 0.004].reason.eq('RuntimeError: out of memory').all()
+    assert table[table.lr == 0.008].reason.str.contains('epoch 1 is nan').all()
     assert table[table.state == 'failed'].score.isna().all()
 
 
@@ -338,7 +340,7 @@ def test_a_search_that_cannot_be_done(tmp_path, args, why):
 
 def test_cmaes_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, 'cmaes', None)
-    with pytest.raises(ImportError, match='pip install cmaes, or take tpe'):
+    with pytest.raises(ImportError, match='pip install cmaes, or use tpe'):
         check_search('cmaes', 'none', 3)
 
 
@@ -397,12 +399,10 @@ def test_other_settings_are_refused_and_named(tmp_path):
 @pytest.mark.parametrize('preset', list(PRESETS))
 def test_the_grid_of_a_preset_can_be_built(preset):
     grid = check_space('', preset)
-    assert (
-        set(grid) == set(GRID)
-        and grid['frozen'] == list(GRID['frozen'])
-        and grid['weight_decay'] == [0.01, 0.05, 0.1]
-        and grid['dropout'] == [0.1, 0.2, 0.3]
-    )
+    assert set(grid) == set(GRID)
+    assert grid['frozen'] == list(GRID['frozen'])
+    assert grid['weight_decay'] == [0.01, 0.05, 0.1]
+    assert grid['dropout'] == [0.1, 0.2, 0.3]
     own = PRESETS[preset]['training']['lr']
     assert np.allclose(np.divide(grid['lr'], own), np.divide(GRID['lr'], 5e-5), rtol=0.01)
     if preset == 'base':
@@ -433,10 +433,8 @@ def test_the_winner_feeds_the_command_line(tmp_path):
         'preset': words[words.index('--preset') + 1]
     }
     plan = plan_run(given, home=ROOT)
-    assert (
-        make_config(plan.passed['model']['preset'], plan.passed['model']['overrides']) == config
-        and plan.passed['training']['folds'] == 0
-    )
+    assert make_config(plan.passed['model']['preset'], plan.passed['model']['overrides']) == config
+    assert plan.passed['training']['folds'] == 0
     assert [trial_overrides(dict(frozen=f)) for f in GRID['frozen']] == [
         dict(freeze_image=i, freeze_text=t)
         for i, t in ((True, True), (True, False), (False, True), (False, False))
@@ -452,10 +450,8 @@ def test_equal_scores_choose_the_first_and_importance_is_undefined(tmp_path):
 
 def test_importance_finds_what_matters_and_says_what_is_undefined(tmp_path):
     one = run_sweep(tmp_path / 'one', smooth, SPACE, n_trials=1)
-    assert (
-        importance_table(one).reason.str.startswith('1 finished trial;').all()
-        and importance_table(one).importance.isna().all()
-    )
+    assert importance_table(one).reason.str.startswith('1 finished trial;').all()
+    assert importance_table(one).importance.isna().all()
     space = dict(SPACE, batch_size=[32])
     study = run_sweep(
         tmp_path / 'all',
@@ -465,12 +461,11 @@ def test_importance_finds_what_matters_and_says_what_is_undefined(tmp_path):
         sampler='grid',
     )
     table = importance_table(study)
-    assert (
-        table.index[0] == 'lr' and table.importance['lr'] > 0.9 and table.importance.sum() == pytest.approx(1)
-    )
-    assert table.reason['batch_size'] == 'only one value was tried' and math.isnan(
-        table.importance['batch_size']
-    )
+    assert table.index[0] == 'lr'
+    assert table.importance['lr'] > 0.9
+    assert table.importance.sum() == pytest.approx(1)
+    assert table.reason['batch_size'] == 'only one value was tried'
+    assert math.isnan(table.importance['batch_size'])
     kind = run_sweep(
         tmp_path / 'kind',
         lambda s, report: dict(score=float(s['frozen'] == 'text')),
@@ -515,11 +510,9 @@ def test_the_resampled_score_is_the_score_of_selection():
     y[r.random(y.shape) < 0.2] = np.nan
     y[:, 3] = 0
     found = resampled_scores(y, s, [f'p{i // 2}' for i in range(60)], 50)
-    assert (
-        len(found) == 51
-        and found[0] == pytest.approx(mean_auroc(y, s), abs=1e-9)
-        and 0.02 < found[1:].std() < 0.1
-    )
+    assert len(found) == 51
+    assert found[0] == pytest.approx(mean_auroc(y, s), abs=1e-9)
+    assert 0.02 < found[1:].std() < 0.1
     assert np.isnan(resampled_scores(np.zeros((9, 14)), r.random((9, 14)), range(9), 5)).all()
 
 
@@ -577,10 +570,8 @@ def test_a_real_trial_never_sees_the_test_split(studies, films, tmp_path):
         *(t[['score', *space]] for t in tables)
     )  # other answers in the test split change nothing
     for t in study.get_trials():
-        assert (
-            t.value == pytest.approx(t.user_attrs['resampled'][0], abs=1e-5)
-            and len(t.user_attrs['resampled']) == 201
-        )
+        assert t.value == pytest.approx(t.user_attrs['resampled'][0], abs=1e-5)
+        assert len(t.user_attrs['resampled']) == 201
     with pytest.raises(AssertionError, match='may not look at the test split'):
         objective.data.batch(torch.as_tensor([0, 40]))
     assert 'optimism' in sweep_figures(study)

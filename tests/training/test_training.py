@@ -41,8 +41,8 @@ from cxr_lib.model.presets import make_config, split_overrides
 from cxr_lib.stages.model import model_stage
 from cxr_lib.stages.notes import notes_stage
 from cxr_lib.training.resume import TrainingProgress, read_checkpoint, write_checkpoint
-from cxr_lib.training.loop import _Shell, check_finite, fit
-from cxr_lib.training.steps import batch_parts, branch_loss, step_seed
+from cxr_lib.training.steps import Shell, batch_parts, branch_loss, step_seed
+from cxr_lib.training.loop import check_finite, fit
 from cxr_lib.stages.training import ensure_training, training_stage
 from cxr_lib.training.folds import fold_splits
 
@@ -82,10 +82,8 @@ def small_training(n=36, dropout=0.1, seed=0, label_policy='ignore', labels=(0.0
     )
     words = SMALL['text_config'] | dict(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     seed_everything(seed)
-    config, tokenizer = (
-        make_config('tiny', SMALL | dict(dropout=dropout, text_config=words)),
-        learn_tokenizer(table.note, 100),
-    )
+    config = make_config('tiny', SMALL | dict(dropout=dropout, text_config=words))
+    tokenizer = learn_tokenizer(table.note, 100)
     return build_model(config, tokenizer), StudyData(
         table, '', config, tokenizer, label_policy, pixels=rng.integers(0, 256, (n, 64, 64), dtype=np.uint8)
     )
@@ -205,7 +203,9 @@ def kill_stages(home, draw):
 
 
 def kill_all(home):
-    import accelerate, matplotlib.pyplot, scipy.special, sklearn.metrics, timm.utils, transformers.models.bert.modeling_bert  # noqa: F401  once, for all children
+    # imported once, for all children
+    import accelerate, matplotlib.pyplot, scipy.special  # noqa: F401
+    import sklearn.metrics, timm.utils, transformers.models.bert.modeling_bert  # noqa: F401
 
     torch.set_num_threads(1)
     draw = random.Random()
@@ -229,7 +229,7 @@ def environment(home):
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
-    "Runs that were left alone, and others that were killed at random moments, then resumed: (home folder, names of the killed stages)"
+    "Runs left alone, and others killed at random moments, then resumed: (home, names of the killed stages)"
     if not hasattr(os, 'fork'):
         pytest.skip('this system has no fork')
     home = tmp_path_factory.mktemp('home')
@@ -246,9 +246,9 @@ def killed(tmp_path_factory):
 
 def test_a_training_that_is_killed_at_any_moment_ends_with_the_same_weights_and_log_to_the_last_bit(killed):
     found = json.loads((killed[0] / 'small.json').read_text())
-    assert len(found['killed']) == N_KILLS and not any(
-        k['ended'] for k in found['killed']
-    )  # all were killed before their end
+    # all were killed before their end
+    assert len(found['killed']) == N_KILLS
+    assert not any(k['ended'] for k in found['killed'])
     for k in found['killed']:
         assert k['end'] == found['whole'], k['left']
     assert all(
@@ -292,7 +292,7 @@ def test_what_a_kill_leaves_is_whole_or_absent_and_never_marked_as_done(killed):
 
 def test_a_finished_run_is_not_trained_again_and_keeps_no_checkpoints(killed, monkeypatch):
     run = RunFolder(killed[0] / 'reports' / 'whole')
-    monkeypatch.setattr('cxr_lib.training.loop.fit', None)  # would fail if it were called
+    monkeypatch.setattr('cxr_lib.stages.training.fit', None)  # would fail if it were called
     assert run.done('training') and len(ensure_training(run)) and not (run / '.checkpoints').exists()
 
 
@@ -334,9 +334,8 @@ def whole(run, predictions, n_test):
     conditions = ('fused', 'image_only', 'note_only', 'shuffled_note', 'missing_note')
     values = test[[f'{c}/{o}' for c in conditions for o in OBSERVATIONS]].to_numpy()
     assert len(test) == n_test and np.isfinite(values).all() and ((values >= 0) & (values <= 1)).all()
-    assert run.done('training') and sorted(p.name for p in run.path.iterdir() if p.name.startswith('.')) == [
-        '.stages'
-    ]
+    assert run.done('training')
+    assert sorted(p.name for p in run.path.iterdir() if p.name.startswith('.')) == ['.stages']
     load_model(run / 'model')
     return test
 
@@ -345,10 +344,8 @@ def test_a_data_set_without_any_note_runs_and_its_answers_do_not_depend_on_notes
     run = odd_run(tmp_path, monkeypatch, note=None)
     test = whole(run, training_stage(run, epochs=1, folds=0), 9)
     for o in OBSERVATIONS:
-        assert (
-            np.allclose(test[f'fused/{o}'], test[f'missing_note/{o}'])
-            and np.ptp(test[f'note_only/{o}']) < 1e-6
-        )
+        assert np.allclose(test[f'fused/{o}'], test[f'missing_note/{o}'])
+        assert np.ptp(test[f'note_only/{o}']) < 1e-6
 
 
 def test_no_positives_at_all_runs_and_is_selected_by_loss(tmp_path, monkeypatch):
@@ -432,11 +429,9 @@ def test_cross_validation_tests_every_patient_once_by_a_model_that_has_not_seen_
     run = odd_run(tmp_path, monkeypatch, n=40, patient_id=[f'p{i // 2}' for i in range(40)])
     predictions = training_stage(run, epochs=1, folds=2, negative_example=False)
     test = whole(run, predictions, 40)
-    assert (
-        test.image.is_unique
-        and set(test.fold) == {0, 1}
-        and json.loads((run / 'model' / 'config.json').read_text())['fold'] == 0
-    )
+    assert test.image.is_unique
+    assert set(test.fold) == {0, 1}
+    assert json.loads((run / 'model' / 'config.json').read_text())['fold'] == 0
     for _, fold in predictions.groupby('fold'):
         check_patient_splits(fold)
 
@@ -467,9 +462,8 @@ def test_folds_never_part_a_patient_and_are_nearly_equal(patients, folds, seed):
 
 
 def test_small_real_sources_are_cross_validated_by_default():
-    assert {name for name, d in DATASETS.items() if d.folds == 5} == {'nih', 'covid'} and all(
-        d.folds in (0, 5) for d in DATASETS.values()
-    )
+    assert {name for name, d in DATASETS.items() if d.folds == 5} == {'nih', 'covid'}
+    assert all(d.folds in (0, 5) for d in DATASETS.values())
 
 
 # Predictions
@@ -497,9 +491,8 @@ def test_shuffled_notes_and_missing_notes_leave_the_image_as_it_is():
             model(torch.from_numpy(data.pixels), **{k: v[order] for k, v in data.notes.items()})['fused']
         ).numpy()
     assert np.allclose(out['shuffled_note'], by_hand, atol=1e-5)
-    assert np.allclose(out['fused'][2::3], out['missing_note'][2::3], atol=1e-6) and not np.allclose(
-        out['fused'][0], out['missing_note'][0], atol=1e-6
-    )
+    assert np.allclose(out['fused'][2::3], out['missing_note'][2::3], atol=1e-6)
+    assert not np.allclose(out['fused'][0], out['missing_note'][0], atol=1e-6)
 
 
 def test_training_stops_after_patience_and_ends_with_its_best_epoch(tmp_path):
@@ -540,7 +533,7 @@ def curves(log):
 
 
 def curves_of_all_sizes():
-    "Loss curves of batches that are easy and hard to share: halves, parts, fewer patients than parts, fewer than processes"
+    "Loss curves of batches that are easy and hard to share: halves, parts, few patients, more processes"
     found = {}
     for name, more in dict(
         plain={},
@@ -668,19 +661,15 @@ def test_two_processes_and_two_parts_take_the_steps_of_one(together, monkeypatch
 
 def test_two_processes_that_were_stopped_within_an_epoch_log_what_they_would_have_logged(together):
     main, other = together[0]
-    assert (
-        main['resumed']['calls'] == 6
-        and main['resumed']['log'] == main['whole']['log'] == other['resumed']['log']
-    )
+    assert main['resumed']['calls'] == 6
+    assert main['resumed']['log'] == main['whole']['log'] == other['resumed']['log']
     assert main['resumed']['weights'] == main['whole']['weights'] == other['resumed']['weights']
 
 
 def test_what_ends_a_training_ends_it_in_all_processes(together):
     main, other = together[0]
-    assert (
-        main['pruned'] == 'LookupError: not worth going on'
-        and 'LookupError: not worth going on' in other['pruned']
-    )
+    assert main['pruned'] == 'LookupError: not worth going on'
+    assert 'LookupError: not worth going on' in other['pruned']
     assert main['diverged'] == other['diverged'] and main['diverged'].startswith('FloatingPointError: ')
 
 
@@ -728,7 +717,8 @@ def test_a_training_ended_from_outside_closes_its_bar_and_its_writer(tmp_path, m
     assert not any(
         getattr(m, 'gradient_checkpointing', False) or getattr(m, 'grad_checkpointing', False)
         for m in model.modules()
-    ) and all(p.grad is None for p in model.parameters())
+    )
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_log_that_is_passed_on_is_the_whole_log():
@@ -737,9 +727,8 @@ def test_the_log_that_is_passed_on_is_the_whole_log():
         *small_training(),
         on_epoch=lambda log: seen.append([(row['epoch'], row['tuning_auroc']) for row in log]),
     )
-    assert [len(s) for s in seen] == [1, 2, 3] and seen[-1] == [
-        (row['epoch'], row['tuning_auroc']) for row in log
-    ]
+    assert [len(s) for s in seen] == [1, 2, 3]
+    assert seen[-1] == [(row['epoch'], row['tuning_auroc']) for row in log]
 
 
 def test_a_model_trained_in_bf16_computes_in_fp32_afterwards():
@@ -792,15 +781,11 @@ def test_every_patient_of_a_batch_is_computed_once_and_all_processes_go_back_equ
     n, accumulate, processes
 ):
     own = [batch_parts(n, accumulate, processes, k) for k in range(processes)]
-    assert (
-        sorted(i for parts in own for part in parts for i in part) == list(range(n))
-        and len({len(parts) for parts in own}) == 1
-    )
-    assert (
-        len(own[0]) <= accumulate
-        and (n < processes or all(len(part) for parts in own for part in parts))
-        and len(own[0][0])
-    )
+    assert sorted(i for parts in own for part in parts for i in part) == list(range(n))
+    assert len({len(parts) for parts in own}) == 1
+    assert len(own[0]) <= accumulate
+    assert n < processes or all(len(part) for parts in own for part in parts)
+    assert len(own[0][0])
 
 
 @pytest.fixture(scope='module')
@@ -874,9 +859,8 @@ def test_a_disk_that_is_full_later_is_reported_and_the_checkpoint_before_stays(t
     with pytest.raises(OSError, match='free space or check the disk'):
         write_checkpoint(tmp_path / 'x.pt', {})
     monkeypatch.undo()
-    assert [p.name for p in tmp_path.iterdir()] == ['x.pt'] and read_checkpoint(tmp_path / 'x.pt')[
-        'epoch'
-    ] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ['x.pt']
+    assert read_checkpoint(tmp_path / 'x.pt')['epoch'] == 1
 
 
 def test_what_killed_processes_left_half_written_is_removed_and_nothing_else(tmp_path, monkeypatch):
@@ -901,12 +885,10 @@ def test_a_loss_that_is_no_number_ends_the_training_with_epoch_step_rate_and_rem
     with pytest.raises(FloatingPointError, match=why) as error:
         train_small(model, data, tmp_path / 'x.pt', checkpoint_minutes=0.0, **how)
     said = str(error.value)
-    assert (
-        re.search(
-            r'in epoch \d, (step \d of \d|on the tuning split), at a learning rate of \de\+(29|30)', said
-        )
-        and 'Lower lr and note_lr' in said
+    assert re.search(
+        r'in epoch \d, (step \d of \d|on the tuning split), at a learning rate of \de\+(29|30)', said
     )
+    assert 'Lower lr and note_lr' in said
     if left := read_checkpoint(tmp_path / 'x.pt'):
         assert len(json.loads(left['progress']['log'])) == left['progress']['epoch']
 
@@ -967,14 +949,14 @@ def test_three_classes_learn_from_uncertain_labels_and_leave_the_model_as_it_was
     model, data = small_training(label_policy='multiclass', labels=(0.0, 1.0, -1.0))
     names, start = set(model.state_dict()), fingerprint(model)
     log = train_small(model, data, tmp_path / 'x.pt')
-    assert (
-        set(model.state_dict()) == names and fingerprint(model) != start and not model.head._forward_pre_hooks
-    )
+    assert set(model.state_dict()) == names
+    assert fingerprint(model) != start
+    assert not model.head._forward_pre_hooks
     left = torch.load(tmp_path / 'x.pt', weights_only=True)['model']
     heads = {k: v for k, v in left.items() if k.startswith('uncertain')}
-    assert len(heads) == 6 and all(
-        (v != 0).any() for v in heads.values()
-    )  # one for each branch, and it has learned
+    # one for each branch, and it has learned
+    assert len(heads) == 6
+    assert all((v != 0).any() for v in heads.values())
     resumed, data = small_training(label_policy='multiclass', labels=(0.0, 1.0, -1.0), seed=7)
     with pytest.raises(LookupError):
         train_small(
@@ -989,7 +971,7 @@ def test_three_classes_learn_from_uncertain_labels_and_leave_the_model_as_it_was
 
 def test_one_logit_more_is_the_softmax_of_three_in_a_training_step():
     model, data = small_training(label_policy='multiclass', labels=(0.0, 1.0, -1.0, np.nan), dropout=0.0)
-    shell, y = _Shell(model, ('fused', 'image', 'note'), True).eval(), data.targets[:12]
+    shell, y = Shell(model, ('fused', 'image', 'note'), True).eval(), data.targets[:12]
     for p in shell.uncertain.parameters():
         torch.nn.init.normal_(p)
     out, three = shell(**data.batch(torch.arange(12))), torch.ones(14, dtype=torch.bool)
@@ -1007,12 +989,10 @@ def test_one_logit_more_is_the_softmax_of_three_in_a_training_step():
 def test_the_memory_that_a_step_needs_is_said_before_the_first(capsys):
     said = []
     train_small(*small_training(), on_epoch=lambda log: said.append(capsys.readouterr().out), accumulate=2)
-    assert (
-        said[0].startswith('About ')
-        and 'GB of memory at the peak of a step' in said[0]
-        and '4 patients at a time' in said[0]
-        and said[1:] == ['', '']
-    )
+    assert said[0].startswith('About ')
+    assert 'GB of memory at the peak of a step' in said[0]
+    assert '4 patients at a time' in said[0]
+    assert said[1:] == ['', '']
 
 
 def test_a_folder_that_cannot_be_written_is_reported_before_the_first_epoch(tmp_path, monkeypatch):
