@@ -21,7 +21,7 @@ from cxr_lib.foundations.core import (
     number_text,
     read_json,
 )
-from .data.images import read_radiograph
+from .data.pixels import read_radiograph
 from .model.saved import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from .model.encoders import tokenize
 from .training.loop import ensure_training, is_simulated

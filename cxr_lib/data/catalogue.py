@@ -289,7 +289,7 @@ def vocabulary_table() -> pd.DataFrame:  # columns source, label, observation
     from cxr_lib.data.mimic import MIMIC_TEST_LABELS
     from cxr_lib.data.openi import OPENI_GOLD, OPENI_MESH
     from cxr_lib.data.public import MEDMNIST_LABELS
-    from cxr_lib.data.studies import NIH_LABELS, NIH_TO_CHEXPERT
+    from cxr_lib.data.observations import NIH_LABELS, NIH_TO_CHEXPERT
 
     nih = {n: NIH_TO_CHEXPERT.get(n) for n in NIH_LABELS}
     tables = {
@@ -732,7 +732,7 @@ def plot_contact_sheet(
 ):  # matplotlib figure
     "A sheet of films, each with its positive observations"
     import matplotlib.pyplot as plt
-    from cxr_lib.data.images import read_radiograph
+    from cxr_lib.data.pixels import read_radiograph
 
     films = films_to_show(table)
     if not len(films):
@@ -924,7 +924,7 @@ def plot_observation_sheet(
 ):  # matplotlib figure
     "A row of films for each observation, those with the fewest other positives first"
     import matplotlib.pyplot as plt
-    from cxr_lib.data.images import read_radiograph
+    from cxr_lib.data.pixels import read_radiograph
 
     table = films_to_show(table).sample(frac=1, random_state=seed)
     others = (table[list(OBSERVATIONS)] == 1).sum(axis=1)
@@ -1012,7 +1012,7 @@ def near_duplicates_across_splits(
     threshold: float = 0.98,  # correlation of thumbnails from which on two films count as near-identical; chapter data.images measures it
 ) -> pd.DataFrame:  # image_1, split_1, image_2, split_2, similarity; most alike first
     "Pairs of near-identical films in different splits"
-    from cxr_lib.data.images import near_duplicates
+    from cxr_lib.data.duplicates import near_duplicates
 
     at = table.set_index('image').split.reindex(seen.table.image)
     pairs = near_duplicates(seen.thumbnails, at.to_numpy(), threshold)
@@ -1036,7 +1036,7 @@ def plot_pairs(
 ):  # matplotlib figure
     "The most alike pairs, one above the other"
     import matplotlib.pyplot as plt
-    from cxr_lib.data.images import read_radiograph
+    from cxr_lib.data.pixels import read_radiograph
 
     some = pairs[:n]
     if not len(some):

@@ -28,27 +28,22 @@ from cxr_lib.data.studies import (
     below_root,
     check_shared_patients,
     escapes_root,
-    find_observations,
     is_clutter,
-    join_observation,
     leave_out,
-    map_labels,
-    observation_name,
-    plain_name,
-    read_csv,
     refuse_rows,
     validate_studies,
 )
-from cxr_lib.data.dicom import (
-    DICOM_SUFFIXES,
-    NOTE_TAGS,
-    RADIOGRAPHS,
-    dicom_facts,
-    is_dicom,
-    is_film_name,
-    keyed_hash,
-    years_of,
+from cxr_lib.data.observations import (
+    find_observations,
+    join_observation,
+    map_labels,
+    observation_name,
+    plain_name,
 )
+from .tables import read_csv
+from .elements import DICOM_SUFFIXES, is_dicom
+from .header import NOTE_TAGS, RADIOGRAPHS, is_film_name, keyed_hash, years_of
+from .dicom import dicom_facts
 
 _MAPPING = ('columns', 'labels', 'values')
 #: What a cell may hold without being explained, in lower case.

@@ -21,11 +21,11 @@ from cxr_lib.data.studies import (
     StudyTableError,
     is_clutter,
     leave_out,
-    name_observations,
-    read_csv,
     refuse_rows,
     validate_studies,
 )
+from .observations import name_observations
+from .tables import read_csv
 
 # %% ../../nbs/chapters/04_data/05_mimic.ipynb #2505a4bb
 #: Header as written (upper case, punctuation dropped) -> section. Nothing else is ever read.

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import Iterator, Mapping
 import numpy as np, pandas as pd
 from ..foundations.core import IMPLIES, OBSERVATIONS, stop_on_machine_error
+from .observations import NIH_TO_CHEXPERT, map_labels
 from cxr_lib.data.studies import (
-    NIH_TO_CHEXPERT,
     Exclusions,
     StudyTableError,
     is_clutter,
     leave_out,
-    map_labels,
-    read_csv,
     refuse_rows,
     validate_studies,
 )
+from .tables import read_csv
 
 # %% ../../nbs/chapters/04_data/06_openi.ipynb #c98d6bcb
 MAX_REPORT_BYTES = 1_000_000  # of one XML; the largest of the collection has 8,967

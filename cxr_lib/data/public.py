@@ -11,18 +11,16 @@ import re
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, atomic_path, content_key, project_root
+from .observations import NIH_LABELS, NIH_TO_CHEXPERT, map_labels
 from cxr_lib.data.studies import (
-    NIH_LABELS,
-    NIH_TO_CHEXPERT,
     Exclusions,
     StudyTableError,
     check_patient_splits,
     leave_out,
-    map_labels,
-    read_csv,
     refuse_rows,
     validate_studies,
 )
+from .tables import read_csv
 
 # %% ../../nbs/chapters/04_data/07_public.ipynb #5fade58a
 def nih_age(

@@ -31,7 +31,7 @@ from cxr_lib.foundations.core import (
 )
 from ..metrics.calibration import METHODS, apply_calibration
 from .encoders import check_sizes, merge_lora, plain_text_config, tokenize
-from ..data.images import PREPROCESSING, read_radiograph
+from ..data.pixels import PREPROCESSING, read_radiograph
 from .fusion import ModelConfig, MultimodalClassifier
 
 FORMAT = 'cxr_lib.model/3'

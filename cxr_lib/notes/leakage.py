@@ -523,7 +523,7 @@ def openi_yardsticks(
 ) -> pd.DataFrame:  # rows: (section, observation or 'Mean'), defined ones only; columns AUROC, low, high
     "What a bag of words makes of each section of the 3,851 labelled reports (Demner-Fushman et al. 2016)"
     from cxr_lib.data.openi import OPENI_GOLD, indication_note, load_openi, read_gold, read_reports
-    from cxr_lib.data.studies import map_labels
+    from cxr_lib.data.observations import map_labels
 
     if labels not in ('published', 'table'):
         raise ValueError(f"labels is {labels!r}; expected 'published' or 'table'")

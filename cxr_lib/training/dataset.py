@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
 from ..foundations.core import content_key, project_root, read_json, stop_on_machine_error, write_json
-from ..data.images import augment, pixel_cache
+from ..data.augmentation import augment
+from ..data.images import pixel_cache
 from .losses import training_targets
 from ..model.fusion import ModelConfig, MultimodalClassifier
 from ..model.encoders import tokenize

@@ -29,17 +29,10 @@ from pydicom.uid import (
 )
 
 from cxr_lib.foundations.core import RadiographError
-from cxr_lib.data.dicom import (
-    NOTE_TAGS,
-    age_in_years,
-    dicom_facts,
-    is_dicom,
-    keyed_hash,
-    read_dicom,
-    upright,
-    view_of,
-    window,
-)
+from cxr_lib.data.header import NOTE_TAGS, age_in_years, keyed_hash, view_of
+from cxr_lib.data.dicom import dicom_facts, read_dicom, upright
+from cxr_lib.data.elements import is_dicom
+from cxr_lib.data.gray import window
 
 KEY = b'the key of a test, 32 bytes long'
 RAMP = np.tile(np.arange(64, dtype=np.uint16) * 64, (48, 1))  # 12 bit, brighter to the right

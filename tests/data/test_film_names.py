@@ -8,9 +8,11 @@ from test_folders import film
 
 from cxr_lib.foundations.core import RadiographError, RunFolder, read_json
 from cxr_lib.data.catalogue import data_root, describe_remarks, exploration_stage
-from cxr_lib.data.dicom import age_in_years, chest_part, dicom_facts, is_film_name
+from cxr_lib.data.header import age_in_years, chest_part, is_film_name
+from cxr_lib.data.dicom import dicom_facts
 from cxr_lib.data.folders import dicom_files, film_path, load_dicom
-from cxr_lib.data.images import pixel_cache, read_radiograph
+from cxr_lib.data.images import pixel_cache
+from cxr_lib.data.pixels import read_radiograph
 from cxr_lib.notes.wording import notes_stage
 from cxr_lib.evaluation.selection import films_key
 from cxr_lib.data.studies import Exclusions, StudyTableError

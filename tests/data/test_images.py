@@ -19,17 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cxr_lib.data.images
-from cxr_lib.data.images import (
-    CHUNK,
-    augment,
-    images_that_fail,
-    near_duplicates,
-    pixel_cache,
-    read_gray,
-    read_radiograph,
-    scan_images,
-    to_square,
-)
+from cxr_lib.data.images import CHUNK, images_that_fail, pixel_cache, scan_images
+from cxr_lib.data.augmentation import augment
+from cxr_lib.data.duplicates import near_duplicates
+from cxr_lib.data.pixels import read_gray, read_radiograph, to_square
+from cxr_lib.foundations.chunks import ChunkedFile
 from cxr_lib.foundations.core import MAX_PIXELS, RadiographError
 
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -273,7 +267,7 @@ def test_a_large_jpeg_decoded_at_a_reduced_scale_agrees_with_the_whole_one(
     ],
 )
 def test_dicom_files_go_to_the_dicom_reader_by_suffix_or_by_mark(tmp_path, monkeypatch, name, head):
-    monkeypatch.setattr('cxr_lib.data.images.read_dicom', lambda path: RAMP)
+    monkeypatch.setattr('cxr_lib.data.pixels.read_dicom', lambda path: RAMP)
     (tmp_path / name).write_bytes(head)
     assert np.array_equal(read_gray(tmp_path / name), RAMP)
     assert scan_images(tmp_path, [name], progress=False)[0].loc[0, ['width', 'height', 'mode']].tolist() == [
@@ -287,7 +281,7 @@ def test_a_refusal_by_the_dicom_reader_passes_through(tmp_path, monkeypatch):
     def refuse(path):
         raise RadiographError(f'{path}: 2 frames')
 
-    monkeypatch.setattr('cxr_lib.data.images.read_dicom', refuse)
+    monkeypatch.setattr('cxr_lib.data.pixels.read_dicom', refuse)
     (tmp_path / 'film.dcm').write_bytes(b'x')
     with pytest.raises(RadiographError, match='film.dcm: 2 frames'):
         read_radiograph(tmp_path / 'film.dcm')
@@ -727,16 +721,16 @@ def test_a_full_disk_is_reported_with_the_size_before_anything_is_decoded(films,
 
 
 def test_a_disk_that_fills_up_meanwhile_keeps_what_is_decoded(films, decoded, monkeypatch):
-    write = cxr_lib.data.images._PixelFile.write
+    write = ChunkedFile.write
 
     def full(self, chunk, pixels, failed):
         if chunk == 2:
-            self.pixels = self.folder / 'gone' / 'pixels.npy'  # any error of the system
+            self.building = self.folder / 'gone' / 'pixels.npy'  # any error of the system
         write(self, chunk, pixels, failed)
 
     with monkeypatch.context() as m:
-        m.setattr(cxr_lib.data.images._PixelFile, 'write', full)
-        with pytest.raises(OSError, match='What is decoded is kept'):
+        m.setattr(ChunkedFile, 'write', full)
+        with pytest.raises(OSError, match='What has been written is kept'):
             build(films, workers=1)
     decoded.clear()
     assert is_right(build(films), films) and set(decoded) <= set(names()[2 * CHUNK :]) and decoded

@@ -24,9 +24,12 @@ from cxr_lib.foundations.core import (
     stop_on_machine_error,
 )
 from cxr_lib.data.catalogue import exploration_stage
-from cxr_lib.data.dicom import dicom_facts, is_dicom
-from cxr_lib.data.images import pixel_cache, read_gray, scan_images
-from cxr_lib.data.studies import StudyTableError, is_there, read_csv
+from cxr_lib.data.dicom import dicom_facts
+from cxr_lib.data.elements import is_dicom
+from cxr_lib.data.images import pixel_cache, scan_images
+from cxr_lib.data.pixels import read_gray
+from cxr_lib.data.studies import StudyTableError, is_there
+from cxr_lib.data.tables import read_csv
 
 KEY = b'the key of a test, 32 bytes long'
 RAMP = np.tile(np.arange(60, dtype=np.uint8) * 4, (50, 1))

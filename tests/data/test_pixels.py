@@ -30,7 +30,8 @@ from pydicom.uid import (
 from test_dicom import lut, write
 
 from cxr_lib.foundations.core import RadiographError
-from cxr_lib.data.dicom import dicom_facts, is_dicom, read_dicom
+from cxr_lib.data.dicom import dicom_facts, read_dicom
+from cxr_lib.data.elements import is_dicom
 
 KEY = b'the key of a test, 32 bytes long'
 SIZE = (17, 23)  # odd, so that every padding byte is there
@@ -531,7 +532,7 @@ def test_a_palette_is_resolved(tmp_path, syntax, bits):
 
 @pytest.mark.parametrize('kind', ['implicit', 'explicit', 'group 2'])
 def test_a_file_without_preamble_and_without_ending_is_dicom(tmp_path, kind):
-    from cxr_lib.data.images import read_gray
+    from cxr_lib.data.pixels import read_gray
 
     values = rng().integers(0, 4096, SIZE).astype(np.uint16)
     path = write(

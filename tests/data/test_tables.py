@@ -18,14 +18,9 @@ from cxr_lib.data.download import unpack
 from cxr_lib.data.folders import load_csv
 from cxr_lib.data.mimic import read_reports
 from cxr_lib.data.openi import read_reports as read_archive
-from cxr_lib.data.studies import (
-    Exclusions,
-    StudyTableError,
-    find_observations,
-    name_observations,
-    observation_name,
-    read_csv,
-)
+from cxr_lib.data.studies import Exclusions, StudyTableError
+from cxr_lib.data.observations import find_observations, name_observations, observation_name
+from cxr_lib.data.tables import read_csv
 
 
 def films(root, table, name='studies.csv', n=4):
