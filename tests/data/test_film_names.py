@@ -1,4 +1,8 @@
-"""Folders of DICOM files: films go by keyed names in everything that is written and are found again; only known other parts of the body are left out; one identifier for all is said at the start."""
+"""Folders of DICOM files.
+
+Images go by keyed names in everything that is written, and are found again; only known other parts of the body are
+left out; one identifier for all is reported at the start.
+"""
 
 import json
 
@@ -263,7 +267,8 @@ def test_only_known_other_parts_are_left_out_and_unknown_words_are_counted(tmp_p
         f'{i:02d}.dcm' for i in (0, 1, 2, 3, 4, 7, 8, 9, 10)
     ] and left.counts().to_dict() == {'another part of the body': 2}
     assert left.remarks == [
-        f'{root}: 3 films stay though the part of the body that their headers name is not understood: RX1 (2), (not shown) (1). Look at them, and leave other parts out'
+        f'{root}: 3 films stay though the part of the body that their headers name is not understood: '
+        'RX1 (2), (not shown) (1). Look at them, and leave other parts out'
     ]
     assert 'ROE' not in json.dumps(left.remarks)
 

@@ -1,4 +1,4 @@
-"""Images: every file ends as a film or as an error that names it; the cache is whole, or not opened; a copy of a film is found."""
+"""Images: every file ends as a picture or a named error; the cache is whole or not opened; copies are found."""
 
 import errno
 import os
@@ -441,7 +441,8 @@ def logged(path, *args):
     print(os.path.basename(path), file=log, flush=True); time.sleep(.003)
     return read(path, *args)
 im.read_radiograph = logged
-pixels = im.pixel_cache(root, [f'{i}.png' for i in range(int(os.environ['N']))], 16, root + '/cache', progress=progress, workers=1)
+names = [f'{i}.png' for i in range(int(os.environ['N']))]
+pixels = im.pixel_cache(root, names, 16, root + '/cache', progress=progress, workers=1)
 print('sum', int(pixels.sum()), flush=True)
 """
 
@@ -736,26 +737,35 @@ def test_a_disk_that_fills_up_meanwhile_keeps_what_is_decoded(films, decoded, mo
     assert is_right(build(films), films) and set(decoded) <= set(names()[2 * CHUNK :]) and decoded
 
 
+MEMORY = """
+import resource, sys, cv2, numpy, PIL.Image, filelock, cxr_lib.data.images as im
+from tqdm.auto import tqdm
+
+def megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+root, many = sys.argv[1], int(sys.argv[2])
+options = dict(size=320, cache_dir=root + '/cache', progress=False, workers=2)
+im.pixel_cache(root, ['0.png'], **options)
+before = megabytes()
+pixels = im.pixel_cache(root, [f'{i}.png' for i in range(many)], **options)
+print(pixels.nbytes / 2**20, megabytes() - before)
+"""
+
+
 def test_building_does_not_hold_the_pixels_in_memory(tmp_path):
     many = 1600
     save(tmp_path / '0.png', RAMP[:4, :4])
     for i in range(1, many):
         os.link(tmp_path / '0.png', tmp_path / f'{i}.png')
-    code = (
-        "import resource, sys, cv2, numpy, PIL.Image, filelock, cxr_lib.data.images as im\nfrom tqdm.auto import tqdm\nim.pixel_cache(sys.argv[1], ['0.png'], 320, sys.argv[1] + '/cache', progress=False, workers=2)\n"
-        "rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024\nbefore = rss()\n"
-        f"pixels = im.pixel_cache(sys.argv[1], [f'{{i}}.png' for i in range({many})], 320, sys.argv[1] + '/cache', progress=False, workers=2)\nprint(pixels.nbytes/2**20, rss() - before)"
+    done = subprocess.run(
+        [sys.executable, '-c', MEMORY, str(tmp_path), str(many)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    size, grown = map(
-        float,
-        subprocess.run(
-            [sys.executable, '-c', code, str(tmp_path)],
-            env={**os.environ, 'PYTHONPATH': str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split(),
-    )
+    size, grown = map(float, done.stdout.split())
     assert size > 150 and grown < 60
 
 

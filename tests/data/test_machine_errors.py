@@ -1,4 +1,4 @@
-"""An error of the machine (a failing disk, a lost network drive, permissions, too many open files) is no damaged and no absent file."""
+"""An error of the machine (a failing disk, a lost drive, permissions, open files) is no damaged or absent file."""
 
 import builtins
 import errno
@@ -71,7 +71,7 @@ class BrokenFile(io.RawIOBase):
 
 
 def breaks(monkeypatch, number, where, name):
-    "From now on the file of this name fails where it is opened, read or looked for ('stat'), or its folder where it is listed"
+    "From now on the file of this name fails where it is opened, read or looked for ('stat'), or its folder when listed"
 
     def is_it(path):
         return isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).rstrip('/').endswith(name)

@@ -1,6 +1,7 @@
-"""The same stored values give the same picture: over transfer syntaxes and decoders, and over the header fields that say what a stored value means.
+"""The same stored values give the same picture.
 
-What is expected is worked out here, from the stored values, by the definitions of the standard; nothing of the code under test is used for it.
+Over transfer syntaxes and decoders, and over the header fields that say what a stored value means. What is expected is
+worked out here, from the stored values, by the definitions of the standard, without the code under test.
 """
 
 import io
@@ -97,8 +98,11 @@ def rle_of(cells):
 
 
 def j2k(integers, precision, signed):
-    """A JPEG 2000 codestream of these integers which declares this precision and sign: written with 16 bits, unsigned,
-    so that its coefficients are the values less 2**15; then the declaration (Ssiz) is changed to the one whose offset fits."""
+    """A JPEG 2000 codestream of these integers which declares this precision and sign.
+
+    It is written with 16 bits, unsigned, so that its coefficients are the values less 2**15; then the declaration
+    (Ssiz) is changed to the one whose offset fits.
+    """
     coefficients = integers.astype(int) - (0 if signed else 2 ** (precision - 1))
     out = io.BytesIO()
     Image.fromarray((coefficients + 2**15).astype(np.uint16)).save(

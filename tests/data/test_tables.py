@@ -1,5 +1,6 @@
-"""Tables as hospitals write them: label columns under other names, separators and encodings, a comma at the end of a line, one patient for all; each is read right, or refused with its row.
+"""Tables as hospitals write them, each read right, or rejected with its row.
 
+Label columns under other names, separators and encodings, a comma at the end of a line, one patient for all.
 The small files lie in ../shared/cases beside the repository; what they hold is written here too."""
 
 import gzip
@@ -120,10 +121,9 @@ def test_a_table_in_which_no_label_is_understood_is_refused_unless_it_is_said_to
     tmp_path, header, cells
 ):
     root = films(tmp_path / 'r', rows(header, *cells))
-    with pytest.raises(
-        StudyTableError,
-        match=rf'no column is understood as an observation; it has image, patient_id, {header.replace(",", ", ")}.*labels=',
-    ):
+    columns = f'image, patient_id, {header.replace(",", ", ")}'
+    said = rf'no column is understood as an observation; it has {columns}.*labels='
+    with pytest.raises(StudyTableError, match=said):
         load_csv(root, exclusions=Exclusions())
     assert load_csv(root, labels={}, exclusions=Exclusions())[list(OBSERVATIONS)].isna().all(axis=None)
 
@@ -420,7 +420,11 @@ def test_companion_files_of_a_mac_are_listed_and_no_films(tmp_path):
     }
 
 
-XML = '<eCitation><uId id="CXR1"/><MedlineCitation><Article><Abstract><AbstractText Label="INDICATION">Cough</AbstractText></Abstract></Article></MedlineCitation><MeSH/></eCitation>'
+XML = (
+    '<eCitation><uId id="CXR1"/><MedlineCitation><Article><Abstract>'
+    '<AbstractText Label="INDICATION">Cough</AbstractText>'
+    '</Abstract></Article></MedlineCitation><MeSH/></eCitation>'
+)
 
 
 def packed(path, mode):
