@@ -483,7 +483,7 @@ def test_leakage_needs_no_chapter_after_its_own():
         [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     earlier = {
-        'cxr_lib.data.header',
+        'cxr_lib.data.dicom',
         'cxr_lib.data.studies',
         'cxr_lib.foundations.compat',
         'cxr_lib.foundations.core',
