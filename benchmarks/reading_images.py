@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cxr_lib.data.images import pixel_cache, read_gray, read_radiograph
+from cxr_lib.data.images import pixel_cache
+from cxr_lib.data.pixels import read_gray, read_radiograph
 from cxr_lib.simulation.rendering import render_radiograph
 
 SIZES = {'large': (2544, 3056), 'small': (320, 390)}

@@ -16,7 +16,7 @@ from .foundations.core import as_text, number_text
 from .foundations.files import read_json
 from .foundations.figures import CONDITION_COLORS
 from .data.catalogue import data_root, is_simulated
-from .data.images import read_radiograph
+from .data.pixels import read_radiograph
 from .model.encoders import tokenize
 from .model.saved import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from .stages.training import ensure_training

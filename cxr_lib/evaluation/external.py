@@ -16,14 +16,9 @@ import numpy as np, pandas as pd
 from ..foundations.core import COMPETITION, OBSERVATIONS, SIMULATED, number_text, short_name
 from ..foundations.files import atomic_path, write_json
 from ..foundations.figures import CONDITION_COLORS, draw_interval, save_figure, set_theme, sign_figure
-from cxr_lib.data.studies import (
-    Exclusions,
-    join_observation,
-    observation_name,
-    read_table,
-    same_column,
-    table_bytes,
-)
+from ..data.studies import Exclusions
+from ..data.observations import join_observation, observation_name
+from ..data.tables import read_table, same_column, table_bytes
 from ..data.public import nih_labels
 from ..metrics.calibration import brier_score, calibration_interval
 from cxr_lib.metrics.ranking import (

@@ -28,7 +28,7 @@ from cxr_lib.foundations.files import (
 from ..foundations.run import versions
 from ..metrics.calibration import METHODS, apply_calibration
 from .encoders import check_sizes, merge_lora, plain_text_config, tokenize
-from ..data.images import PREPROCESSING, read_radiograph
+from ..data.pixels import PREPROCESSING, read_radiograph
 from .presets import ModelConfig
 from .fusion import MultimodalClassifier
 

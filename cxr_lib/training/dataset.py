@@ -12,7 +12,8 @@ import numpy as np, pandas as pd
 import torch
 from fastcore.basics import patch
 from ..foundations.core import project_root
-from ..data.images import augment, pixel_cache
+from ..data.augmentation import augment
+from ..data.images import pixel_cache
 from ..model.encoders import tokenize
 from ..model.presets import ModelConfig
 from ..model.fusion import MultimodalClassifier

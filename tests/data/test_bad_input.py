@@ -323,7 +323,7 @@ def test_each_case_ends_as_stated(tmp_path, monkeypatch, case):
 
 
 def test_either_endian_gives_the_same_film(tmp_path):
-    from cxr_lib.data.images import read_gray
+    from cxr_lib.data.pixels import read_gray
 
     saved(DEEP, 'TIFF')(tmp_path / 'little.tif')
     saved(Image.frombytes('I;16B', (60, 50), DEEP.astype('>u2').tobytes()), 'TIFF')(tmp_path / 'big.tif')

@@ -1,4 +1,4 @@
-"""CheXpert: every official count at full size, in seconds; what is wrong with a copy is said by file, row and remedy."""
+"""CheXpert: every official count at full size, in seconds; a fault of a copy is named by file, row and remedy."""
 
 import csv
 import os
@@ -28,7 +28,7 @@ from cxr_lib.data.studies import (
 )
 
 HEADER = ['Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *OBSERVATIONS]
-#: Which training observations are positive, negative and uncertain how often is not among the official counts: shares for the made table.
+#: Shares of training images that are positive, negative and uncertain: assumed, since the release gives no such counts.
 ASSUMED = dict(
     zip(
         OBSERVATIONS[1:],
@@ -55,7 +55,7 @@ ASSUMED = dict(
 
 
 def studies_of_patients(rng, patients, studies):
-    "How many studies each patient has: a log-series (most have one, a few have dozens) with the official totals. This distribution is assumed."
+    "How many studies each patient has: a log-series (most have one, a few dozens) with the official totals; assumed"
     p = np.linspace(0.5, 0.99, 5000)
     n = rng.logseries(p[np.argmin(abs(-p / ((1 - p) * np.log(1 - p)) - studies / patients))], patients)
     while off := int(n.sum()) - studies:
@@ -129,7 +129,10 @@ def made_chexpert(seed=0):
 
 
 def write_made(root, train, valid, links):
-    "The tables as CSV in `root`, and a path for every image: each patient's folder is a link, in the folder `links`, to one folder that holds every study number and every view"
+    """The tables as CSV in `root`, and a path for every image.
+
+    Each patient's folder is a link, in the folder `links`, to one folder that holds every study number and every view.
+    """
     train.to_csv(root / 'train.csv', index=False)
     valid.to_csv(root / 'valid.csv', index=False)
     most = int(train.Path.str.extract(r'/study(\d+)/', expand=False).astype(int).max())
@@ -146,15 +149,14 @@ def write_made(root, train, valid, links):
 
 
 def full_folders():
-    "Two new folders for `write_made`; the 64,740 links are made in memory where there is such a file system, as a busy disk takes long for them"
-    return Path(tempfile.mkdtemp()), Path(
-        tempfile.mkdtemp(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None)
-    )
+    "Two new folders for `write_made`; the 64,740 links are made in memory where possible, as a busy disk is slow"
+    memory = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None
+    return Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp(dir=memory))
 
 
 @pytest.fixture(scope='module')
 def full():
-    "The made data set at full size: its root, its two CSVs, its study table, the CPU seconds of the load and of a bare read"
+    "The simulated data set at full size: root, two CSVs, study table, CPU seconds of the load and of a bare read"
     root, links = full_folders()
     try:
         train, valid = made_chexpert()

@@ -1,4 +1,4 @@
-"""Study tables: no patient is in two splits, values are checked on entry, and no path leads out of its root by its name."""
+"""Study tables: no patient is in two splits, values are checked on entry, and no path leads out of its root."""
 
 import numpy as np
 import pandas as pd

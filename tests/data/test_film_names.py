@@ -1,4 +1,8 @@
-"""Folders of DICOM files: films go by keyed names in everything that is written and are found again; only known other parts of the body are left out; one identifier for all is said at the start."""
+"""Folders of DICOM files.
+
+Images go by keyed names in everything that is written, and are found again; only known other parts of the body are
+left out; one identifier for all is reported at the start.
+"""
 
 import json
 
@@ -12,9 +16,11 @@ from cxr_lib.foundations.files import read_json
 from cxr_lib.data.catalogue import data_root
 from cxr_lib.data.pictures import describe_remarks
 from cxr_lib.stages.exploration import exploration_stage
-from cxr_lib.data.dicom import age_in_years, chest_part, dicom_facts, is_film_name
+from cxr_lib.data.header import age_in_years, chest_part, is_film_name
+from cxr_lib.data.dicom import dicom_facts
 from cxr_lib.data.folders import dicom_files, film_path, load_dicom
-from cxr_lib.data.images import pixel_cache, read_radiograph
+from cxr_lib.data.images import pixel_cache
+from cxr_lib.data.pixels import read_radiograph
 from cxr_lib.stages.notes import notes_stage
 from cxr_lib.evaluation.selection import films_key
 from cxr_lib.data.studies import Exclusions, StudyTableError
@@ -101,7 +107,7 @@ def test_names_stay_where_the_folder_moves_and_change_with_the_key(tmp_path, hom
     with pytest.raises(RadiographError, match='the key .* is not here'):
         read_radiograph(root / before[0])
     assert not set(load(root, missing='exclude').image) & set(before)
-    with pytest.raises(RadiographError, match='no image of this name'):
+    with pytest.raises(RadiographError, match='no film of this name'):
         read_radiograph(root / before[0])
 
 
@@ -265,7 +271,7 @@ def test_only_known_other_parts_are_left_out_and_unknown_words_are_counted(tmp_p
         f'{i:02d}.dcm' for i in (0, 1, 2, 3, 4, 7, 8, 9, 10)
     ] and left.counts().to_dict() == {'another part of the body': 2}
     assert left.remarks == [
-        f'{root}: 3 images are kept although the part of the body that their headers name is not understood: '
+        f'{root}: 3 films stay though the part of the body that their headers name is not understood: '
         'RX1 (2), (not shown) (1). Look at them, and leave other parts out'
     ]
     assert 'ROE' not in json.dumps(left.remarks)

@@ -1,4 +1,4 @@
-"""Images: every file ends as a film or as an error that names it; the cache is whole, or not opened; a copy of a film is found."""
+"""Images: every file ends as a picture or a named error; the cache is whole or not opened; copies are found."""
 
 import errno
 import os
@@ -19,17 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cxr_lib.data.images
-from cxr_lib.data.images import (
-    CHUNK,
-    augment,
-    images_that_fail,
-    near_duplicates,
-    pixel_cache,
-    read_gray,
-    read_radiograph,
-    scan_images,
-    to_square,
-)
+from cxr_lib.data.images import CHUNK, images_that_fail, pixel_cache, scan_images
+from cxr_lib.data.augmentation import augment
+from cxr_lib.data.duplicates import near_duplicates
+from cxr_lib.data.pixels import read_gray, read_radiograph, to_square
+from cxr_lib.foundations.chunks import ChunkedFile
 from cxr_lib.foundations.core import MAX_PIXELS, RadiographError
 
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -273,7 +267,7 @@ def test_a_large_jpeg_decoded_at_a_reduced_scale_agrees_with_the_whole_one(
     ],
 )
 def test_dicom_files_go_to_the_dicom_reader_by_suffix_or_by_mark(tmp_path, monkeypatch, name, head):
-    monkeypatch.setattr('cxr_lib.data.images.read_dicom', lambda path: RAMP)
+    monkeypatch.setattr('cxr_lib.data.pixels.read_dicom', lambda path: RAMP)
     (tmp_path / name).write_bytes(head)
     assert np.array_equal(read_gray(tmp_path / name), RAMP)
     assert scan_images(tmp_path, [name], progress=False)[0].loc[0, ['width', 'height', 'mode']].tolist() == [
@@ -287,7 +281,7 @@ def test_a_refusal_by_the_dicom_reader_passes_through(tmp_path, monkeypatch):
     def refuse(path):
         raise RadiographError(f'{path}: 2 frames')
 
-    monkeypatch.setattr('cxr_lib.data.images.read_dicom', refuse)
+    monkeypatch.setattr('cxr_lib.data.pixels.read_dicom', refuse)
     (tmp_path / 'film.dcm').write_bytes(b'x')
     with pytest.raises(RadiographError, match='film.dcm: 2 frames'):
         read_radiograph(tmp_path / 'film.dcm')
@@ -447,7 +441,8 @@ def logged(path, *args):
     print(os.path.basename(path), file=log, flush=True); time.sleep(.003)
     return read(path, *args)
 im.read_radiograph = logged
-pixels = im.pixel_cache(root, [f'{i}.png' for i in range(int(os.environ['N']))], 16, root + '/cache', progress=progress, workers=1)
+names = [f'{i}.png' for i in range(int(os.environ['N']))]
+pixels = im.pixel_cache(root, names, 16, root + '/cache', progress=progress, workers=1)
 print('sum', int(pixels.sum()), flush=True)
 """
 
@@ -727,19 +722,35 @@ def test_a_full_disk_is_reported_with_the_size_before_anything_is_decoded(films,
 
 
 def test_a_disk_that_fills_up_meanwhile_keeps_what_is_decoded(films, decoded, monkeypatch):
-    write = cxr_lib.data.images._PixelFile.write
+    write = ChunkedFile.write
 
     def full(self, chunk, pixels, failed):
         if chunk == 2:
-            self.pixels = self.folder / 'gone' / 'pixels.npy'  # any error of the system
+            self.building = self.folder / 'gone' / 'pixels.npy'  # any error of the system
         write(self, chunk, pixels, failed)
 
     with monkeypatch.context() as m:
-        m.setattr(cxr_lib.data.images._PixelFile, 'write', full)
-        with pytest.raises(OSError, match='What is decoded is kept'):
+        m.setattr(ChunkedFile, 'write', full)
+        with pytest.raises(OSError, match='What has been written is kept'):
             build(films, workers=1)
     decoded.clear()
     assert is_right(build(films), films) and set(decoded) <= set(names()[2 * CHUNK :]) and decoded
+
+
+MEMORY = """
+import resource, sys, cv2, numpy, PIL.Image, filelock, cxr_lib.data.images as im
+from tqdm.auto import tqdm
+
+def megabytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+root, many = sys.argv[1], int(sys.argv[2])
+options = dict(size=320, cache_dir=root + '/cache', progress=False, workers=2)
+im.pixel_cache(root, ['0.png'], **options)
+before = megabytes()
+pixels = im.pixel_cache(root, [f'{i}.png' for i in range(many)], **options)
+print(pixels.nbytes / 2**20, megabytes() - before)
+"""
 
 
 def test_building_does_not_hold_the_pixels_in_memory(tmp_path):
@@ -747,21 +758,14 @@ def test_building_does_not_hold_the_pixels_in_memory(tmp_path):
     save(tmp_path / '0.png', RAMP[:4, :4])
     for i in range(1, many):
         os.link(tmp_path / '0.png', tmp_path / f'{i}.png')
-    code = (
-        "import resource, sys, cv2, numpy, PIL.Image, filelock, cxr_lib.data.images as im\nfrom tqdm.auto import tqdm\nim.pixel_cache(sys.argv[1], ['0.png'], 320, sys.argv[1] + '/cache', progress=False, workers=2)\n"
-        "rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024\nbefore = rss()\n"
-        f"pixels = im.pixel_cache(sys.argv[1], [f'{{i}}.png' for i in range({many})], 320, sys.argv[1] + '/cache', progress=False, workers=2)\nprint(pixels.nbytes/2**20, rss() - before)"
+    done = subprocess.run(
+        [sys.executable, '-c', MEMORY, str(tmp_path), str(many)],
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    size, grown = map(
-        float,
-        subprocess.run(
-            [sys.executable, '-c', code, str(tmp_path)],
-            env={**os.environ, 'PYTHONPATH': str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split(),
-    )
+    size, grown = map(float, done.stdout.split())
     assert size > 150 and grown < 60
 
 

@@ -1,4 +1,4 @@
-"""An error of the machine (a failing disk, a lost network drive, permissions, too many open files) is no damaged and no absent file."""
+"""An error of the machine (a failing disk, a lost drive, permissions, open files) is no damaged or absent file."""
 
 import builtins
 import errno
@@ -19,9 +19,12 @@ from cxr_lib.foundations.core import RadiographError
 from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import is_file, is_folder, is_present, stop_on_machine_error
 from cxr_lib.stages.exploration import exploration_stage
-from cxr_lib.data.dicom import dicom_facts, is_dicom
-from cxr_lib.data.images import pixel_cache, read_gray, scan_images
-from cxr_lib.data.studies import StudyTableError, is_there, read_csv
+from cxr_lib.data.dicom import dicom_facts
+from cxr_lib.data.elements import is_dicom
+from cxr_lib.data.images import pixel_cache, scan_images
+from cxr_lib.data.pixels import read_gray
+from cxr_lib.data.studies import StudyTableError, is_there
+from cxr_lib.data.tables import read_csv
 
 KEY = b'the key of a test, 32 bytes long'
 RAMP = np.tile(np.arange(60, dtype=np.uint8) * 4, (50, 1))
@@ -63,7 +66,7 @@ class BrokenFile(io.RawIOBase):
 
 
 def breaks(monkeypatch, number, where, name):
-    "From now on the file of this name fails where it is opened, read or looked for ('stat'), or its folder where it is listed"
+    "From now on the file of this name fails where it is opened, read or looked for ('stat'), or its folder when listed"
 
     def is_it(path):
         return isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).rstrip('/').endswith(name)
@@ -162,7 +165,7 @@ def test_an_error_is_put_into_words_once_and_one_without_a_number_is_left_to_the
         OSError, stop_on_machine_error, OSError(errno.ENOSPC, 'No space left on device'), 'film.png'
     ).value
     assert pytest.raises(OSError, stop_on_machine_error, first, 'other.png').value is first
-    assert 'Free space on the disk' in str(first)
+    assert 'Make room on the disk' in str(first)
     assert isinstance(
         pytest.raises(
             OSError, stop_on_machine_error, PermissionError(errno.EACCES, 'Permission denied'), 'film.png'

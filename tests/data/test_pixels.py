@@ -1,6 +1,7 @@
-"""The same stored values give the same picture: over transfer syntaxes and decoders, and over the header fields that say what a stored value means.
+"""The same stored values give the same picture.
 
-What is expected is worked out here, from the stored values, by the definitions of the standard; nothing of the code under test is used for it.
+Over transfer syntaxes and decoders, and over the header fields that say what a stored value means. What is expected is
+worked out here, from the stored values, by the definitions of the standard, without the code under test.
 """
 
 import io
@@ -30,7 +31,8 @@ from pydicom.uid import (
 from test_dicom import lut, write
 
 from cxr_lib.foundations.core import RadiographError
-from cxr_lib.data.dicom import dicom_facts, is_dicom, read_dicom
+from cxr_lib.data.dicom import dicom_facts, read_dicom
+from cxr_lib.data.elements import is_dicom
 
 KEY = b'the key of a test, 32 bytes long'
 SIZE = (17, 23)  # odd, so that every padding byte is there
@@ -96,8 +98,11 @@ def rle_of(cells):
 
 
 def j2k(integers, precision, signed):
-    """A JPEG 2000 codestream of these integers which declares this precision and sign: written with 16 bits, unsigned,
-    so that its coefficients are the values less 2**15; then the declaration (Ssiz) is changed to the one whose offset fits."""
+    """A JPEG 2000 codestream of these integers which declares this precision and sign.
+
+    It is written with 16 bits, unsigned, so that its coefficients are the values less 2**15; then the declaration
+    (Ssiz) is changed to the one whose offset fits.
+    """
     coefficients = integers.astype(int) - (0 if signed else 2 ** (precision - 1))
     out = io.BytesIO()
     Image.fromarray((coefficients + 2**15).astype(np.uint16)).save(
@@ -531,7 +536,7 @@ def test_a_palette_is_resolved(tmp_path, syntax, bits):
 
 @pytest.mark.parametrize('kind', ['implicit', 'explicit', 'group 2'])
 def test_a_file_without_preamble_and_without_ending_is_dicom(tmp_path, kind):
-    from cxr_lib.data.images import read_gray
+    from cxr_lib.data.pixels import read_gray
 
     values = rng().integers(0, 4096, SIZE).astype(np.uint16)
     path = write(

@@ -13,7 +13,7 @@ from test_dicom import write
 from test_images import deep_png, png
 
 from cxr_lib.foundations.core import RadiographError
-from cxr_lib.data.images import IMAGE_FORMATS, read_gray, read_radiograph
+from cxr_lib.data.pixels import IMAGE_FORMATS, read_gray, read_radiograph
 
 CASES = ROOT.parent / 'shared' / 'cases'
 RAMP = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))
@@ -331,7 +331,7 @@ def test_what_is_packed_into_a_picture_beside_its_pixels_is_not_unpacked(tmp_pat
 
 
 def test_a_file_larger_than_any_film_is_refused_before_it_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr('cxr_lib.data.images.LARGEST_FILE', 5_000)
+    monkeypatch.setattr('cxr_lib.data.pixels.LARGEST_FILE', 5_000)
     (tmp_path / 'film.png').write_bytes(bytes(10_000))
     with pytest.raises(RadiographError, match='film.png: more than 5,000 bytes'):
         read_gray(tmp_path / 'film.png')

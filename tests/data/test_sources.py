@@ -31,14 +31,8 @@ from cxr_lib.data.public import (
     nih_labels,
     unpack_medmnist,
 )
-from cxr_lib.data.studies import (
-    NIH_LABELS,
-    NIH_TO_CHEXPERT,
-    STUDY_COLUMNS,
-    Exclusions,
-    StudyTableError,
-    split_by_patient,
-)
+from cxr_lib.data.observations import NIH_LABELS, NIH_TO_CHEXPERT
+from cxr_lib.data.studies import STUDY_COLUMNS, Exclusions, StudyTableError, split_by_patient
 
 SHARED = ROOT.parent / 'shared' / 'data'
 NIH_HEADER = [

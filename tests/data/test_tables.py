@@ -1,5 +1,6 @@
-"""Tables as hospitals write them: label columns under other names, separators and encodings, a comma at the end of a line, one patient for all; each is read right, or refused with its row.
+"""Tables as hospitals write them, each read right, or rejected with its row.
 
+Label columns under other names, separators and encodings, a comma at the end of a line, one patient for all.
 The small files lie in ../shared/cases beside the repository; what they hold is written here too."""
 
 import gzip
@@ -16,16 +17,11 @@ from cxr_lib.data.chexpert import relabel
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.data.archives import unpack
 from cxr_lib.data.folders import load_csv
-from cxr_lib.data.mimic import read_report_texts
+from cxr_lib.data.openi import read_reports
 from cxr_lib.data.openi import read_reports as read_archive
-from cxr_lib.data.studies import (
-    Exclusions,
-    StudyTableError,
-    find_observations,
-    name_observations,
-    observation_name,
-    read_csv,
-)
+from cxr_lib.data.studies import Exclusions, StudyTableError
+from cxr_lib.data.observations import find_observations, name_observations, observation_name
+from cxr_lib.data.tables import read_csv
 
 
 def films(root, table, name='studies.csv', n=4):
@@ -125,10 +121,9 @@ def test_a_table_in_which_no_label_is_understood_is_refused_unless_it_is_said_to
     tmp_path, header, cells
 ):
     root = films(tmp_path / 'r', rows(header, *cells))
-    with pytest.raises(
-        StudyTableError,
-        match=rf'no column is understood as an observation; it has image, patient_id, {header.replace(",", ", ")}.*labels=',
-    ):
+    columns = f'image, patient_id, {header.replace(",", ", ")}'
+    said = rf'no column is understood as an observation; it has {columns}.*labels='
+    with pytest.raises(StudyTableError, match=said):
         load_csv(root, exclusions=Exclusions())
     assert load_csv(root, labels={}, exclusions=Exclusions())[list(OBSERVATIONS)].isna().all(axis=None)
 
@@ -425,7 +420,11 @@ def test_companion_files_of_a_mac_are_listed_and_no_films(tmp_path):
     }
 
 
-XML = '<eCitation><uId id="CXR1"/><MedlineCitation><Article><Abstract><AbstractText Label="INDICATION">Cough</AbstractText></Abstract></Article></MedlineCitation><MeSH/></eCitation>'
+XML = (
+    '<eCitation><uId id="CXR1"/><MedlineCitation><Article><Abstract>'
+    '<AbstractText Label="INDICATION">Cough</AbstractText>'
+    '</Abstract></Article></MedlineCitation><MeSH/></eCitation>'
+)
 
 
 def packed(path, mode):
@@ -465,4 +464,4 @@ def test_companion_files_in_a_folder_and_in_a_zip_are_no_reports(tmp_path):
     with zipfile.ZipFile(tmp_path / 'r.zip', 'w') as archive:
         archive.writestr('files/p10/p10000001/s50000001.txt', 'INDICATION: cough')
         archive.writestr('__MACOSX/files/p10/p10000001/s50000001.txt', b'\0')
-    assert read_report_texts(['10000001'], ['50000001'], tmp_path / 'r.zip') == ['INDICATION: cough']
+    assert read_reports(['10000001'], ['50000001'], tmp_path / 'r.zip') == ['INDICATION: cough']

@@ -39,7 +39,7 @@ from cxr_lib.metrics.decisions import choose_thresholds
 from cxr_lib.metrics.comparison import holm
 from cxr_lib.metrics.predictions import REQUIRED_CONDITIONS, synthetic_predictions
 from cxr_lib.data.public import load_nih
-from cxr_lib.data.studies import NIH_TO_CHEXPERT
+from cxr_lib.data.observations import NIH_TO_CHEXPERT
 
 DATA = Path(__file__).resolve().parent.parent.parent.parent / 'shared' / 'data'
 quick = settings(max_examples=60, deadline=None)

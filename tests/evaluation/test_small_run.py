@@ -24,7 +24,7 @@ from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.data.catalogue import data_root
 from cxr_lib.demo import DemoSession, demo_banner, demo_samples, demo_widget, probability_bars
 from cxr_lib.stages.evaluation import stored_calibrations
-from cxr_lib.data.images import read_radiograph
+from cxr_lib.data.pixels import read_radiograph
 from cxr_lib.metrics.predictions import synthetic_predictions
 from cxr_lib.stages.training import keep_calibration
 
