@@ -22,8 +22,8 @@ from cxr_lib.foundations.core import (
     read_json,
 )
 from .data.images import read_radiograph
-from .model.saved import MAX_NOTE_CHARACTERS, PretrainedClassifier
-from .model.encoders import tokenize
+from .model.classifier import MAX_NOTE_CHARACTERS, PretrainedClassifier
+from .model.text import tokenize
 from .training.loop import ensure_training, is_simulated
 
 

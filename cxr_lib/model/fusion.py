@@ -14,15 +14,9 @@ import pandas as pd
 import torch, torch.nn as nn, torch.nn.functional as F
 from ..foundations.core import OBSERVATIONS, RunFolder, parse_json, write_json
 from ..foundations.run import check_ranges
-from cxr_lib.model.encoders import (
-    ImageEncoder,
-    add_lora,
-    backbone_defaults,
-    checkpoint_activations,
-    make_text_encoder,
-    train_unfrozen,
-    unfreeze,
-)
+from .images import ImageEncoder, backbone_defaults
+from .adapt import add_lora, checkpoint_activations, train_unfrozen, unfreeze
+from .text import make_text_encoder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..foundations.core import content_key, project_root, read_json, stop_on_mac
 from ..data.images import augment, pixel_cache
 from .losses import training_targets
 from ..model.fusion import ModelConfig, MultimodalClassifier
-from ..model.encoders import tokenize
+from ..model.text import tokenize
 
 
 class Tokens:

@@ -35,7 +35,8 @@ from ..foundations.progress import report_progress
 from ..foundations.run import check_ranges
 from ..data.catalogue import DATASETS, data_root
 from ..data.studies import check_patient_splits
-from ..model.encoders import layer_groups, make_tokenizer
+from ..model.adapt import layer_groups
+from ..model.text import make_tokenizer
 from cxr_lib.model.fusion import (
     TRAINING_DEFAULTS,
     MultimodalClassifier,

@@ -27,7 +27,7 @@ from ..foundations.figures import save_figure, sign_figure
 from ..foundations.run import check_ranges
 from ..data.catalogue import DATASETS, data_root
 from ..data.studies import check_patient_splits
-from ..model.encoders import make_tokenizer
+from ..model.text import make_tokenizer
 from ..model.fusion import PRESETS, build_model, make_config, parse_overrides, split_overrides
 from .dataset import StudyData, mean_auroc, predict_logits
 from ..metrics.ranking import ranking_metrics, resample_patients

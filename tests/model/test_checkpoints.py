@@ -24,23 +24,13 @@ from safetensors.torch import load_file, save_file
 
 import cxr_lib.model.saved as checkpoints
 from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
-from cxr_lib.model.saved import (
-    FORMAT,
-    CheckpointError,
-    PretrainedClassifier,
-    check_calibration,
-    check_thresholds,
-    checkpoint_folder,
-    load_model,
-    preprocessing_of,
-    read_shapes,
-    read_weights,
-    save_calibration,
-    save_model,
-)
+from cxr_lib.model.saved import FORMAT, check_calibration, load_model, save_calibration, save_model
+from cxr_lib.model.weights import CheckpointError, read_shapes, read_weights
+from cxr_lib.model.classifier import PretrainedClassifier, checkpoint_folder
+from cxr_lib.model.checks import check_thresholds, preprocessing_of
 from cxr_lib.foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
 from cxr_lib.model.fusion import build_model, make_config
-from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer, tokenize
+from cxr_lib.model.text import learn_tokenizer, make_tokenizer, tokenize
 
 TEXTS = [
     '65F with SOB and fever ? pneumonia',

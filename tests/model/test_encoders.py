@@ -14,26 +14,30 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr_lib.model.encoders import (
+from cxr_lib.model.images import (
     CLASSIFIERS,
     ImageEncoder,
-    add_lora,
     backbone_defaults,
     backbone_pixels,
     check_pixels,
-    check_sizes,
+    load_backbone,
+)
+from cxr_lib.model.adapt import (
+    add_lora,
     checkpoint_activations,
     layer_groups,
+    merge_lora,
+    train_unfrozen,
+    unfreeze,
+)
+from cxr_lib.model.weights import check_sizes
+from cxr_lib.model.text import (
     learn_tokenizer,
-    load_backbone,
     load_text_encoder,
     load_tokenizer,
     make_text_encoder,
     make_tokenizer,
-    merge_lora,
     tokenize,
-    train_unfrozen,
-    unfreeze,
     unknown_share,
     vocabulary_case,
 )

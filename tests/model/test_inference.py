@@ -20,9 +20,11 @@ if importlib.util.find_spec('openvino') is None:
         'OpenVINO is not installed (pip install "cxr_lib[fast]")', allow_module_level=True
     )  # not imported here: its statistics
 from cxr_lib.model import fast as inference
-from cxr_lib.model.saved import CheckpointError, PretrainedClassifier, load_model, save_model
+from cxr_lib.model.weights import CheckpointError
+from cxr_lib.model.classifier import PretrainedClassifier
+from cxr_lib.model.saved import load_model, save_model
 from cxr_lib.foundations.core import read_json, write_json
-from cxr_lib.model.encoders import tokenize
+from cxr_lib.model.text import tokenize
 from cxr_lib.model.fast import AGREEMENT, choose_routes, fast_model, largest_difference
 
 BF16 = 'BF16' in inference._capabilities()
@@ -398,7 +400,7 @@ def test_base_in_full_size(monkeypatch):
         pytest.skip('needs 3 GB of memory and a minute; set CXR_TEST_FULL=1')
     if not VOCABULARY.exists():
         pytest.skip('the vocabulary is not at ../shared/data/vocab')
-    from cxr_lib.model.encoders import make_tokenizer
+    from cxr_lib.model.text import make_tokenizer
     from cxr_lib.model.fusion import build_model, make_config
 
     config = make_config(

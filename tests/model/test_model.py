@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer, merge_lora, tokenize
+from cxr_lib.model.text import learn_tokenizer, make_tokenizer, tokenize
+from cxr_lib.model.adapt import merge_lora
 from cxr_lib.model.fusion import (
     PRESETS,
     CrossAttention,

@@ -41,7 +41,7 @@ from cxr_lib.notes.leakage import (
     words_probe,
 )
 from cxr_lib.metrics.ranking import delong_test
-from cxr_lib.model.encoders import learn_tokenizer
+from cxr_lib.model.text import learn_tokenizer
 from cxr_lib.notes.wording import clinical_notes, dial_notes, label_leak_notes
 from cxr_lib.simulation.patients import draw_patients
 from cxr_lib.data.studies import StudyTableError

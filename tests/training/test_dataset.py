@@ -39,7 +39,7 @@ from cxr_lib.training.dataset import (
 )
 from cxr_lib.data.images import pixel_cache
 from cxr_lib.model.fusion import build_model, make_config
-from cxr_lib.model.encoders import learn_tokenizer, tokenize
+from cxr_lib.model.text import learn_tokenizer, tokenize
 
 NOTES = [
     'cough and fever',

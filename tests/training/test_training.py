@@ -38,7 +38,7 @@ from cxr_lib.data.studies import check_patient_splits
 from cxr_lib.model.saved import load_model
 from cxr_lib.training.conditions import note_donors, predict_conditions
 from cxr_lib.training.dataset import StudyData, mean_auroc, predict_logits
-from cxr_lib.model.encoders import learn_tokenizer
+from cxr_lib.model.text import learn_tokenizer
 from cxr_lib.training.losses import masked_bce
 from cxr_lib.model.fusion import build_model, make_config, model_stage, split_overrides
 from cxr_lib.notes.wording import notes_stage
