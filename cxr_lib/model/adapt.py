@@ -29,7 +29,7 @@ def _backbone_groups(encoder):
     used = lambda k: k != rest and f'backbone.{k}' not in encoder.unused
     return [[f'backbone.{k}' for k in g if used(k)] for g in groups]
 
-
+# %% ../../nbs/chapters/06_model/03_adapt.ipynb #173da9a3
 def _text_groups(encoder):
     "Layer groups of a text encoder: its stack is the list of as many layers as its configuration says"
     depth = encoder.config.num_hidden_layers
@@ -49,13 +49,11 @@ def _text_groups(encoder):
             groups[depth if at else 0].append(k)
     return groups
 
-
+# %% ../../nbs/chapters/06_model/03_adapt.ipynb #756ceb9a
 def layer_groups(
     encoder: nn.Module,  # an `ImageEncoder` or a text encoder
-) -> (
-    list
-):  # lists of parameter names: the stem or the embeddings, then one list per block; without unused heads
-    "Parameters of an encoder from input to output"
+) -> list:  # lists of parameter names: the stem or the embeddings, then one list per block
+    "Parameters of an encoder from input to output, without unused heads"
     return _backbone_groups(encoder) if isinstance(encoder, ImageEncoder) else _text_groups(encoder)
 
 
@@ -91,7 +89,7 @@ def train_unfrozen(
     encoder: nn.Module,  # a frozen or partly frozen encoder
     mode: bool = True,  # training mode?
 ):
-    "Training mode for the parts that are trained; frozen parts stay in evaluation mode (batch norm, dropout, stochastic depth)"
+    "Training mode for the parts that are trained; frozen ones stay in evaluation mode (batch norm, dropout)"
     encoder.eval()
     for part in _trained_parts(encoder) if mode else ():
         part.train()
@@ -133,7 +131,7 @@ def _check_lora_is_used(encoder, names):
         fault = f'computes its attention past its layers (first {min(left)!r}), so LoRA would have no effect'
         raise ValueError(f'{_label(encoder)} {fault}; use unfreeze_image or unfreeze_text')
 
-
+# %% ../../nbs/chapters/06_model/03_adapt.ipynb #810a172f
 def add_lora(
     encoder: nn.Module,  # a frozen encoder; changed in place
     rank: int,  # of the added matrices

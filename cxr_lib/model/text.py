@@ -33,7 +33,7 @@ def _bert_tokenizer(wordpiece_vocab, lowercase, strip_accents=None):
     t.post_processor = processors.TemplateProcessing(single='[CLS] $A [SEP]', special_tokens=frame)
     return PreTrainedTokenizerFast(tokenizer_object=t, **_SPECIAL)
 
-
+# %% ../../nbs/chapters/06_model/01_text.ipynb #142c9ae0
 def learn_tokenizer(
     notes: Iterable,  # training notes; missing ones are skipped
     vocab_size: int = 1500,  # word pieces at most
@@ -127,7 +127,7 @@ _CONTRADICTION = (
 
 def case_of(
     pieces: Iterable[str],  # of a BERT's vocabulary
-    said: Mapping,  # do_lower_case and strip_accents as its tokenizer_config.json gives them; without, the pieces decide
+    said: Mapping,  # do_lower_case and strip_accents in its tokenizer_config.json; else the pieces decide
     name: str,  # what to call it in a warning
 ) -> dict:  # lowercase, strip_accents (None: as lowercase)
     "How notes are normalised for a vocabulary; a warning if its configuration and its pieces contradict each other"
@@ -200,9 +200,8 @@ def _said_about_case(name):
         values = read_json(path)
         if file == 'tokenizer.json':
             normalizer = values.get('normalizer') or {}
-            values = dict(
-                do_lower_case=normalizer.get('lowercase'), strip_accents=normalizer.get('strip_accents')
-            )
+            names = dict(do_lower_case='lowercase', strip_accents='strip_accents')
+            values = {key: normalizer.get(name) for key, name in names.items()}
         said |= {k: values[k] for k in ('do_lower_case', 'strip_accents') if values.get(k) is not None}
     return said
 
@@ -390,7 +389,7 @@ def _reject_misfits(name, found):
 def load_text_encoder(
     name: str | Path,  # on the hub, a folder, or 'package:<package>/<folder>'
 ) -> nn.Module:  # in evaluation mode
-    "Load an encoder. Keys that are missing, left over or of another shape are an error. No code that comes with it is run"
+    "Load an encoder. Keys that are missing, left over or of another shape are an error. Its own code is not run"
     name = str(name)
     config = _from_hub(_text_configuration, name, 'text encoder')
     make, source = _text_class(config.model_type), Path(_text_source(name))

@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 
 import cxr_lib.model.saved as checkpoints
 from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
-from cxr_lib.model.saved import FORMAT, check_calibration, load_model, save_calibration, save_model
+from cxr_lib.model.saved import FORMAT, load_model, save_calibration, save_model
 from cxr_lib.model.weights import CheckpointError, read_shapes, read_weights
 from cxr_lib.model.classifier import PretrainedClassifier, checkpoint_folder
-from cxr_lib.model.checks import check_thresholds, preprocessing_of
+from cxr_lib.model.checks import check_calibration, check_thresholds, preprocessing_of
 from cxr_lib.foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
 from cxr_lib.model.fusion import build_model, make_config
 from cxr_lib.model.text import learn_tokenizer, make_tokenizer, tokenize
@@ -951,14 +951,13 @@ def test_a_library_that_computes_something_else_is_noticed(saved, monkeypatch):
 KILLED = '''
 import os, signal, sys, torch
 import cxr_lib.model.saved as checkpoints
-from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
 from cxr_lib.model.saved import load_model, save_model
 model, tokenizer = load_model(sys.argv[1])
 with torch.no_grad(): model.missing_note.add_(1)
 real = checkpoints.probe_answers
 def killed(*args): real(*args); os.kill(os.getpid(), signal.SIGKILL)
 checkpoints.probe_answers = killed
-checkpoints._check_probe = lambda *args: None
+checkpoints.check_probe = lambda *args: None
 print('saving', flush=True)
 save_model(model, tokenizer, sys.argv[1])
 '''
@@ -1093,7 +1092,7 @@ def stand_in(monkeypatch):
         p = np.asarray(probabilities, float)
         return 1 / (1 + np.exp(-np.log(p / (1 - p)) / t))
 
-    monkeypatch.setattr('cxr_lib.model.saved.apply_calibration', apply_calibration)
+    monkeypatch.setattr('cxr_lib.model.classifier.apply_calibration', apply_calibration)
     return apply_calibration
 
 
@@ -1173,9 +1172,9 @@ def test_what_cannot_be_predicted_is_said(tiny, tmp_path):
     nan = films.float()
     nan[0, 0, 0] = float('nan')
     table = [
-        (films / 255, None, 'pixels go from 0 to 1; expected gray levels from 0 to 255'),
-        (films.float() - 128, None, 'pixels go from -128'),
-        (nan, None, 'pixels go from nan'),
+        (films / 255, None, 'pixels lie between 0 and 1: already scaled\\? Expected 0 to 255'),
+        (films.float() - 128, None, 'pixels lie between -128'),
+        (nan, None, 'pixels lie between nan'),
         (films[:, :32], None, r'shape \(4, 32, 64\)'),
         ([], None, 'shape'),
         (torch.stack([films] * 3, 1), None, r'\(4, 3, 64, 64\); expected \(n, 64, 64\), grayscale'),

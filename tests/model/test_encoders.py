@@ -1,4 +1,4 @@
-"""Encoders by name: films and notes become tokens, weights that do not fit and pixels that were prepared otherwise are refused."""
+"""Encoders by name: radiographs and notes become tokens; weights that do not fit and unsuitable pixels are rejected."""
 
 import json
 import os
@@ -105,7 +105,10 @@ def test_the_same_notes_always_give_the_same_vocabulary(size):
     first, *others = (learn_tokenizer(texts, size).get_vocab() for _ in range(4))
     assert all(v == first for v in others) and sorted(first.values()) == list(range(len(first)))
     code = (
-        "import sys; from cxr_lib.model.encoders import learn_tokenizer; from cxr_lib.notes.wording import clinical_notes; from cxr_lib.simulation.patients import draw_patients\n"
+        "import sys\n"
+        "from cxr_lib.model.text import learn_tokenizer\n"
+        "from cxr_lib.notes.wording import clinical_notes\n"
+        "from cxr_lib.simulation.patients import draw_patients\n"
         "people = draw_patients(200, 3); print(sorted(learn_tokenizer(clinical_notes(people, people.age, people.sex), "
         "int(sys.argv[1])).get_vocab().items()))"
     )
@@ -158,7 +161,7 @@ NOTE = 'Fever, CHF and café'
 
 
 def bert_folder(path, pieces, **tokenizer_config):
-    "As Bio_ClinicalBERT is laid out: vocab.txt and config.json; tokenizer_config.json only where something is said in it"
+    "As Bio_ClinicalBERT is laid out: vocab.txt and config.json; tokenizer_config.json only if it says something"
     path.mkdir(parents=True, exist_ok=True)
     (path / 'vocab.txt').write_text('\n'.join(pieces), encoding='utf-8')
     (path / 'config.json').write_text(json.dumps(dict(model_type='bert', vocab_size=len(pieces), **SMALL)))
@@ -296,7 +299,8 @@ def test_any_timm_backbone_becomes_tokens(name, size, tokens, width):
     ],
 )
 def test_families_of_timm_fit_without_special_cases(name, tokens, width):
-    "Shapes alone, on the meta device: full-size architectures take no memory. Class, distillation and register tokens stay tokens"
+    """Shapes alone, on the meta device: full-size architectures take no memory.
+    Class, distillation and register tokens stay tokens"""
     size = min(256, backbone_defaults(name)['image_size'] if 'dinov2' not in name else 224)
     with torch.device('meta'):
         encoder = image(name, size)
@@ -317,7 +321,7 @@ def test_families_of_timm_fit_without_special_cases(name, tokens, width):
     [
         ('pit_xs_224', 224, 'gives one vector'),
         ('crossvit_tiny_240', 240, 'several feature maps'),
-        ('test_resnet', 32, 'gives one vector for films of 32'),
+        ('test_resnet', 32, 'gives one vector for images of 32'),
         ('test_vit', 0, 'image_size is 0; expected pixels, such as 160'),
         ('resnet_of_tomorrow', 224, "timm has no model 'resnet_of_tomorrow'"),
         ('resnet50.tomorrow', 224, "timm has no weights 'tomorrow' of resnet50; known are resnet50.a1"),
@@ -418,7 +422,8 @@ def test_a_local_timm_checkpoint_loads_with_or_without_its_classifier(tmp_path, 
 
 @pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'test_vit_relpos', 'test_convnext'])
 def test_a_folder_as_timm_distributes_it_gives_timms_own_features(tmp_path, name):
-    "Written by timm's own function: 1,000 classes, three colours, config.json; a ViT with its head, a pooled one, a ConvNeXt with its norm in the head"
+    """Written by timm's own function: 1,000 classes, three colours, config.json.
+    A ViT with its head, a pooled one, a ConvNeXt with its norm in the head"""
     import timm
     from timm.models import save_for_hf
 

@@ -1,4 +1,4 @@
-"""Fast inference: the same answers for any batch, what is refused, and what happens where bfloat16 is missing or does not agree."""
+"""Fast inference: the same answers for any batch, what is rejected, and what if bfloat16 is missing or does not agree."""
 
 import importlib.util
 import os
@@ -23,7 +23,7 @@ from cxr_lib.model import fast as inference
 from cxr_lib.model.weights import CheckpointError
 from cxr_lib.model.classifier import PretrainedClassifier
 from cxr_lib.model.saved import load_model, save_model
-from cxr_lib.foundations.core import read_json, write_json
+from cxr_lib.foundations.core import file_facts, read_json, write_json
 from cxr_lib.model.text import tokenize
 from cxr_lib.model.fast import AGREEMENT, choose_routes, fast_model, largest_difference
 
@@ -237,7 +237,7 @@ def test_an_unknown_route_and_a_missing_library_say_the_remedy(monkeypatch, save
         (dict(image_tokens=torch.zeros(1, 4, 8)), 'does not know image_tokens'),
         (dict(return_attention=True), 'does not know return_attention'),
         (dict(input_ids=None), 'are needed, as tokenize gives them'),
-        (dict(pixels=torch.zeros(2, 64, 64)), '2 films and 1 notes'),
+        (dict(pixels=torch.zeros(2, 64, 64)), '2 images and 1 notes'),
         (dict(pixels=torch.zeros(1, 32, 32)), '32 x 32 pixels'),
         (dict(pixels=torch.rand(1, 64, 64)), 'already scaled'),
         (dict(pixels=torch.full((1, 64, 64), -3.0)), 'expected 0 to 255'),
@@ -314,7 +314,7 @@ def test_an_export_whose_answers_are_others_is_refused(saved, tmp_path):
     tensors = load_file(path)
     save_file({k: v + 0.5 if k == 'logits.note' else v for k, v in tensors.items()}, path)
     about = read_json(folder / 'fast' / 'about.json')
-    about['files'][path.name] = dict(bytes=path.stat().st_size, sha256=inference._sha256(path))
+    about['files'][path.name] = file_facts(path)
     write_json(folder / 'fast' / 'about.json', about)
     with pytest.raises(CheckpointError, match='fp32 route differs from the trained model'):
         fast_model(folder, 'fp32')
@@ -342,7 +342,8 @@ def test_nothing_is_sent_over_the_network(tmp_path):
     "OpenVINO's statistics need the package openvino_telemetry, and write into ~/intel"
     code = (
         'import sys, torch; from cxr_lib.model.fast import _openvino; ov, _ = _openvino()\n'
-        'ov.convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2)); assert not sys.modules.get("openvino_telemetry")\n'
+        'ov.convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2))\n'
+        'assert not sys.modules.get("openvino_telemetry")\n'
         'assert ov.tools.ovc.telemetry_utils.tm.__name__.endswith("telemetry_stub")'
     )
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The model: what its answer does not depend on, what attention does, which parts are trained, and how it is rebuilt from its configuration."""
+"""The model: what its answer does not depend on, attention, trained parts, and rebuilding from the configuration."""
 
 import importlib.util
 import json
