@@ -1,4 +1,4 @@
-"""Fast inference: the same answers for any batch, what is rejected, and what if bfloat16 is missing or does not agree."""
+"""Fast inference: the same answers for any batch, what is rejected, and where bfloat16 is missing or disagrees."""
 
 import importlib.util
 import os
@@ -82,9 +82,8 @@ def exact(trained):
 def test_any_number_of_films_and_any_length_of_note_is_answered_as_the_model_does(trained, exact, notes):
     films = trained[2][: len(notes)]
     own, fast = answer(trained[0], films, notes), answer(exact, films, notes)
-    assert set(fast) == set(own) and all(
-        fast[k].shape == own[k].shape and fast[k].dtype == torch.float32 for k in own
-    )
+    assert set(fast) == set(own)
+    assert all(fast[k].shape == own[k].shape and fast[k].dtype == torch.float32 for k in own)
     assert largest_difference(fast, own) < 1e-4
 
 
@@ -93,11 +92,11 @@ def test_bfloat16_agrees_where_logits_spread(trained):
     model, _, films = trained
     fast = fast_model(model)
     own = answer(model, films, (TEXTS + [None]) * 3)
-    assert fast.route == 'bf16' and own['fused'].std() > 1.5
-    assert (
-        1e-5 < largest_difference(answer(fast, films, (TEXTS + [None]) * 3), own) <= AGREEMENT
-        and fast.agreement <= AGREEMENT
-    )  # not fp32 by another name
+    assert fast.route == 'bf16'
+    assert own['fused'].std() > 1.5
+    # not fp32 by another name
+    assert 1e-5 < largest_difference(answer(fast, films, (TEXTS + [None]) * 3), own) <= AGREEMENT
+    assert fast.agreement <= AGREEMENT
 
 
 @pytest.mark.parametrize(
@@ -129,7 +128,8 @@ def test_pixels_in_every_form_the_model_takes(trained, exact):
 
 def test_a_note_alone(trained, exact):
     own, fast = answer(trained[0], None, TEXTS), answer(exact, None, TEXTS)
-    assert list(fast) == list(own) == ['note'] and largest_difference(fast, own) < 1e-4
+    assert list(fast) == list(own) == ['note']
+    assert largest_difference(fast, own) < 1e-4
 
 
 def test_it_takes_the_models_place_in_a_classifier(trained, saved):
@@ -138,11 +138,9 @@ def test_it_takes_the_models_place_in_a_classifier(trained, saved):
     classifier.model = fast_model(saved, 'fp32')
     after = classifier.predict(trained[2][:4].numpy(), [*TEXTS, None])
     numbers = [c for c in before if '/' in c]
-    assert (
-        list(after) == list(before)
-        and (before[numbers] - after[numbers]).abs().to_numpy().max() < 1e-4
-        and (before.has_note == after.has_note).all()
-    )
+    assert list(after) == list(before)
+    assert (before[numbers] - after[numbers]).abs().to_numpy().max() < 1e-4
+    assert (before.has_note == after.has_note).all()
 
 
 def test_many_threads_get_their_own_answers(trained, exact):
@@ -176,11 +174,9 @@ def test_the_model_is_left_as_it_was():
         [p.requires_grad for p in model.parameters()],
     )
     fast_model(model.train(), 'fp32')
-    assert (
-        model.training
-        and [p.requires_grad for p in model.parameters()] == grads
-        and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    )
+    assert model.training
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
 # Routes
@@ -203,7 +199,8 @@ def test_the_route_follows_the_processor(monkeypatch, route, found, expected):
 def test_without_bfloat16_instructions_the_answers_are_exact(monkeypatch, trained, saved):
     monkeypatch.setattr(inference, '_capabilities', lambda: {'FP32', 'INT8'})
     fast = fast_model(saved)
-    assert fast.route == 'fp32' and fast.agreement < 1e-4
+    assert fast.route == 'fp32'
+    assert fast.agreement < 1e-4
     with pytest.raises(ValueError, match='no bfloat16 instructions'):
         fast_model(saved, 'bf16')
 
@@ -302,7 +299,8 @@ def test_a_stale_or_damaged_export_is_refused_and_deleting_it_helps(saved, tmp_p
     assert f'Delete {folder / "fast"}' in str(refused.value)
     if damage is other_weights:
         shutil.rmtree(folder / 'fast')
-        assert fast_model(folder, 'fp32').agreement < 1e-4 and (folder / 'fast').is_dir()
+        assert fast_model(folder, 'fp32').agreement < 1e-4
+        assert (folder / 'fast').is_dir()
 
 
 def test_an_export_whose_answers_are_others_is_refused(saved, tmp_path):
@@ -322,10 +320,8 @@ def test_an_export_whose_answers_are_others_is_refused(saved, tmp_path):
 
 def test_an_undefined_answer_is_never_agreement():
     one, nan = {'fused': torch.zeros(1, 14)}, {'fused': torch.full((1, 14), float('nan'))}
-    assert (
-        largest_difference(nan, one) == 1 == largest_difference(one, nan)
-        and largest_difference(one, one) == 0
-    )
+    assert largest_difference(nan, one) == 1 == largest_difference(one, nan)
+    assert largest_difference(one, one) == 0
 
 
 @pytest.fixture
@@ -390,7 +386,8 @@ def test_opening_an_export_builds_no_model(saved, monkeypatch):
 
 def test_an_export_does_not_disturb_the_saved_model(saved):
     model, _ = load_model(saved)
-    assert not model.training and (saved / 'fast').is_dir()
+    assert not model.training
+    assert (saved / 'fast').is_dir()
     with pytest.raises(CheckpointError, match='observations'):
         fast_model(saved, 'fp32', observations=('Edema',))
 
