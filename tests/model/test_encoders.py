@@ -645,7 +645,7 @@ def test_a_configuration_of_something_else_beside_the_weights_is_not_a_card(tmp_
 
 
 @pytest.mark.parametrize('whole', [True, False])
-def test_weights_from_the_hub_are_verified_too(monkeypatch, whole):
+def test_weights_from_the_hub_are_verified_too(monkeypatch, no_network, whole):
     import timm
     import timm.models._builder
 
