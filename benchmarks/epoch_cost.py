@@ -16,7 +16,7 @@ import torch
 
 from cxr_lib.foundations.core import OBSERVATIONS, seed_everything
 from cxr_lib.training.dataset import StudyData
-from cxr_lib.model.encoders import learn_tokenizer
+from cxr_lib.model.text import learn_tokenizer
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config
 from cxr_lib.training.loop import fit

@@ -19,7 +19,7 @@ import torch
 
 from cxr_lib.data.simulated import simulated_radiograph
 from cxr_lib.training.dataset import StudyData, predict_logits
-from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer
+from cxr_lib.model.text import learn_tokenizer, make_tokenizer
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config, split_overrides
 from cxr_lib.notes.wording import clinical_notes

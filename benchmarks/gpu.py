@@ -22,7 +22,8 @@ import torch
 
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.training.dataset import StudyData
-from cxr_lib.model.encoders import ImageEncoder, learn_tokenizer
+from cxr_lib.model.images import ImageEncoder
+from cxr_lib.model.text import learn_tokenizer
 from cxr_lib.training.losses import masked_bce
 from cxr_lib.model.fusion import MultimodalClassifier
 from cxr_lib.model.presets import make_config, split_overrides

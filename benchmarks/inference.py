@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from cxr_lib.data.simulated import simulated_radiograph
-from cxr_lib.model.encoders import learn_tokenizer, tokenize
+from cxr_lib.model.text import learn_tokenizer, tokenize
 from cxr_lib.model.fast import AGREEMENT, BRANCHES, choose_routes, fast_model, largest_difference
 from cxr_lib.model.fusion import build_model, parameter_table
 from cxr_lib.model.presets import make_config

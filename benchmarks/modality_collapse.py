@@ -15,7 +15,7 @@ import pandas as pd
 from cxr_lib.foundations.core import OBSERVATIONS, choose_device, seed_everything
 from cxr_lib.data.catalogue import data_root
 from cxr_lib.training.dataset import StudyData, predict_logits
-from cxr_lib.model.encoders import make_tokenizer
+from cxr_lib.model.text import make_tokenizer
 from cxr_lib.metrics.ranking import count_cases, interval, mean_over, rank_condition, resample_patients
 from cxr_lib.model.fusion import build_model
 from cxr_lib.stages.model import ensure_architecture

@@ -17,8 +17,8 @@ from .foundations.files import read_json
 from .foundations.figures import CONDITION_COLORS
 from .data.catalogue import data_root, is_simulated
 from .data.pixels import read_radiograph
-from .model.encoders import tokenize
-from .model.saved import MAX_NOTE_CHARACTERS, PretrainedClassifier
+from .model.text import tokenize
+from .model.classifier import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from .stages.training import ensure_training
 
 # %% ../nbs/08_demo.ipynb #f6bc262b

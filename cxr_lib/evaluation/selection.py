@@ -29,7 +29,8 @@ from ..foundations.run import portable_path
 from ..data.catalogue import check_source
 from ..stages.exploration import exploration_stage
 from ..training.dataset import StudyData, mean_auroc, predict_logits
-from ..model.encoders import backbone_defaults, make_tokenizer
+from ..model.images import backbone_defaults
+from ..model.text import make_tokenizer
 from .external import ONE_TO_ONE, compare_external
 from ..data.images import pixel_cache
 from ..metrics.ranking import count_cases, mean_over, named_interval, rank_condition, resample_patients

@@ -9,8 +9,10 @@ __all__ = ['CrossAttention', 'FusionBlock', 'masked_mean', 'MultimodalClassifier
 from typing import NamedTuple
 import pandas as pd, torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
-from .encoders import ImageEncoder, add_lora, checkpoint_activations, make_text_encoder
-from .encoders import train_unfrozen, unfreeze
+from .images import ImageEncoder
+from .adapt import add_lora, checkpoint_activations
+from .text import make_text_encoder
+from .adapt import train_unfrozen, unfreeze
 from .presets import ModelConfig, check_config
 
 # %% ../../nbs/chapters/06_model/06_fusion.ipynb #309b941c

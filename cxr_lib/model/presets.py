@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Mapping
 from ..foundations.core import OBSERVATIONS
 from ..foundations.files import parse_json
-from .encoders import backbone_defaults
+from .images import backbone_defaults
 
 # %% ../../nbs/chapters/06_model/05_presets.ipynb #78da2b6c
 @dataclass(frozen=True)

@@ -502,7 +502,7 @@ def sentence_vectors(
 ) -> np.ndarray:  # (n, width) float32, rows of unit length
     "Mean token vector of each note by a frozen encoder; equal texts are encoded once"
     import torch
-    from cxr_lib.model.encoders import load_text_encoder, load_tokenizer
+    from cxr_lib.model.text import load_text_encoder, load_tokenizer
 
     tokenizer, model = load_tokenizer(folder), load_text_encoder(folder).eval()
     cut = np.asarray([n[: 20 * max_tokens] for n in notes], dtype=object).astype(str)

@@ -20,7 +20,7 @@ from ..foundations.run import check_ranges
 from ..metrics.calibration import calibrated_thresholds, fit_calibrations
 from ..data.catalogue import DATASETS, data_root
 from ..notes.leaking import label_leak_notes
-from ..model.encoders import make_tokenizer
+from ..model.text import make_tokenizer
 from ..model.fusion import build_model
 from ..model.presets import make_config, split_overrides
 from ..model.saved import save_calibration, save_model

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..foundations.core import project_root
 from ..data.augmentation import augment
 from ..data.images import pixel_cache
-from ..model.encoders import tokenize
+from ..model.text import tokenize
 from ..model.presets import ModelConfig
 from ..model.fusion import MultimodalClassifier
 from .losses import training_targets

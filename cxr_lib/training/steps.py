@@ -12,7 +12,7 @@ from typing import Callable, Mapping
 import numpy as np, torch, torch.nn as nn
 from ..foundations.core import OBSERVATIONS, choose_device
 from ..foundations.run import check_ranges
-from ..model.encoders import layer_groups
+from ..model.adapt import layer_groups
 from ..model.fusion import MultimodalClassifier
 from ..model.presets import TRAINING_DEFAULTS
 from .losses import LOSSES, three_class_loss

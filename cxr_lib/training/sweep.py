@@ -28,7 +28,7 @@ from ..foundations.run import check_ranges
 from ..metrics.ranking import ranking_metrics, resample_patients
 from ..data.catalogue import DATASETS, data_root
 from ..data.studies import check_patient_splits
-from ..model.encoders import make_tokenizer
+from ..model.text import make_tokenizer
 from ..model.presets import PRESETS, make_config, parse_overrides, split_overrides
 from ..model.fusion import build_model
 from .dataset import StudyData, mean_auroc, predict_logits

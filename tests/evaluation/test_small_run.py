@@ -17,7 +17,7 @@ from cxr_lib.metrics import calibration
 from cxr_lib import demo
 from cxr_lib.running import command as runner
 from cxr_lib.metrics.calibration import apply_calibration, calibrated, fit_calibrations
-from cxr_lib.model.saved import PretrainedClassifier
+from cxr_lib.model.classifier import PretrainedClassifier
 from cxr_lib.foundations.core import OBSERVATIONS, as_list, as_table, as_text
 from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import read_json, write_json

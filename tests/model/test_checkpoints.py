@@ -24,24 +24,14 @@ from safetensors.torch import load_file, save_file
 
 import cxr_lib.model.saved as checkpoints
 from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
-from cxr_lib.model.saved import (
-    FORMAT,
-    CheckpointError,
-    PretrainedClassifier,
-    check_calibration,
-    check_thresholds,
-    checkpoint_folder,
-    load_model,
-    preprocessing_of,
-    read_shapes,
-    read_weights,
-    save_calibration,
-    save_model,
-)
+from cxr_lib.model.saved import FORMAT, load_model, save_calibration, save_model
+from cxr_lib.model.weights import CheckpointError, read_shapes, read_weights
+from cxr_lib.model.classifier import PretrainedClassifier, checkpoint_folder
+from cxr_lib.model.checks import check_calibration, check_thresholds, preprocessing_of
 from cxr_lib.foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config
-from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer, tokenize
+from cxr_lib.model.text import learn_tokenizer, make_tokenizer, tokenize
 
 TEXTS = [
     '65F with SOB and fever ? pneumonia',
@@ -53,6 +43,9 @@ THRESHOLDS = {
     'youden': {o: None if o == 'Fracture' else 0.4 for o in OBSERVATIONS},
     'sensitivity_0.90': dict.fromkeys(OBSERVATIONS, 0.2),
 }
+#: Of a saved model with every optional part.
+FILES = ['README.md', 'calibration.json', 'config.json', 'model.safetensors', 'thresholds.json']
+FILES += ['tokenizer.json', 'tokenizer_config.json']
 BERT = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
 FACTS = {'preset': 'tiny', 'dataset': 'simulated', 'simulated': True, 'fold': -1}
 
@@ -112,6 +105,15 @@ def answer(model, tokenizer, pixels, notes):
         return model(pixels, **tokenize(tokenizer, notes))
 
 
+def same_answers(one, two, pixels, notes=TEXTS):
+    "Do two pairs of a model and its tokenizer give the same fused logits, to the last bit?"
+    return torch.equal(*(answer(model, tokenizer, pixels, notes)['fused'] for model, tokenizer in (one, two)))
+
+
+def without(mapping, *names):
+    return {k: v for k, v in mapping.items() if k not in names}
+
+
 def contents(folder):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(folder).iterdir()}
 
@@ -152,22 +154,11 @@ def weights(folder, change):
 
 def test_everything_comes_back(tiny, original):
     back = PretrainedClassifier.from_pretrained(original)
-    assert set(contents(original)) == {
-        'model.safetensors',
-        'config.json',
-        'tokenizer.json',
-        'tokenizer_config.json',
-        'calibration.json',
-        'thresholds.json',
-        'README.md',
-    }
-    assert (back.calibration, back.thresholds, back.facts, back.card) == (
-        CALIBRATION,
-        THRESHOLDS,
-        FACTS,
-        None,
-    )
-    assert back.observations == OBSERVATIONS and back.preprocessing == preprocessing_of(tiny[0])
+    assert sorted(contents(original)) == FILES
+    assert (back.calibration, back.thresholds, back.facts) == (CALIBRATION, THRESHOLDS, FACTS)
+    assert back.card is None
+    assert back.observations == OBSERVATIONS
+    assert back.preprocessing == preprocessing_of(tiny[0])
     wanted = dict(
         image_size=64,
         in_chans=1,
@@ -176,34 +167,28 @@ def test_everything_comes_back(tiny, original):
         pixel_range=[0, 255],
         film_version=checkpoints.PREPROCESSING,
     )
-    assert {k: back.preprocessing[k] for k in wanted} == wanted and 'read_radiograph' in back.preprocessing[
-        'film'
-    ]
+    assert {k: back.preprocessing[k] for k in wanted} == wanted
+    assert 'read_radiograph' in back.preprocessing['film']
     state = tiny[0].state_dict()
-    assert list(state) == list(back.model.state_dict()) and all(
-        torch.equal(v, back.model.state_dict()[k]) for k, v in state.items()
-    )
+    assert list(state) == list(back.model.state_dict())
+    assert all(torch.equal(v, back.model.state_dict()[k]) for k, v in state.items())
     one, two = answer(*tiny[:2], tiny[2][:3], TEXTS), answer(back.model, back.tokenizer, tiny[2][:3], TEXTS)
-    assert all(torch.equal(one[k], two[k]) for k in ('fused', 'image', 'note')) and not back.model.training
+    assert all(torch.equal(one[k], two[k]) for k in ('fused', 'image', 'note'))
+    assert not back.model.training
     card = (original / 'README.md').read_text()
-    assert (
-        RESEARCH_USE in card
-        and SIMULATED in card
-        and '- dataset: simulated' in card
-        and '(calibrated)' in card
-    )
-    assert 'temperature' in repr(back) and 'youden' in repr(back)
+    assert RESEARCH_USE in card
+    assert SIMULATED in card
+    assert '- dataset: simulated' in card
+    assert '(calibrated)' in card
+    assert 'temperature' in repr(back)
+    assert 'youden' in repr(back)
 
 
 def test_a_second_generation_is_the_same_folder(original, tmp_path):
     PretrainedClassifier.from_pretrained(original).save_pretrained(tmp_path / 'again')
-    assert {k: v for k, v in contents(tmp_path / 'again').items() if k != 'config.json'} == {
-        k: v for k, v in contents(original).items() if k != 'config.json'
-    }
+    assert without(contents(tmp_path / 'again'), 'config.json') == without(contents(original), 'config.json')
     first, second = (json.loads((f / 'config.json').read_text()) for f in (original, tmp_path / 'again'))
-    assert {k: v for k, v in first.items() if k not in ('model', 'sha256')} == {
-        k: v for k, v in second.items() if k not in ('model', 'sha256')
-    }
+    assert without(first, 'model', 'sha256') == without(second, 'model', 'sha256')
     assert {k for k in first['model'] if first['model'][k] != second['model'][k]} <= {'text_weights'}
 
 
@@ -216,11 +201,9 @@ def test_saving_and_loading_draw_no_random_numbers(tiny, tmp_path):
     tiny[0].train()
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     load_model(save_model(tiny[0], tiny[1], tmp_path / 'model'))
-    assert (
-        torch.equal(before[0], torch.get_rng_state())
-        and (before[1] == np.random.get_state()[1]).all()
-        and tiny[0].training
-    )
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+    assert tiny[0].training
     tiny[0].eval()
 
 
@@ -229,10 +212,9 @@ def test_half_precision_and_tied_weights_are_written_in_full(tmp_path):
     model.half()
     model.norm.weight = model.norm.bias
     again, _ = load_model(save_model(model, tokenizer, tmp_path / 'model'))
-    assert all(
-        v.dtype != torch.float16 and torch.equal(v, model.state_dict()[k].to(v.dtype))
-        for k, v in again.state_dict().items()
-    )
+    for k, v in again.state_dict().items():
+        assert v.dtype != torch.float16
+        assert torch.equal(v, model.state_dict()[k].to(v.dtype))
 
 
 def test_paths_of_this_machine_stay_here(tiny, tmp_path):
@@ -284,10 +266,7 @@ def test_text_encoders_of_other_families_are_rebuilt(family, tiny, tmp_path, no_
     shutil.rmtree(tmp_path / 'encoder')
     again, tokenizer = load_model(tmp_path / 'model')
     assert again.text_encoder.config.model_type == family
-    assert torch.equal(
-        answer(model, tiny[1], tiny[2][:3], TEXTS)['fused'],
-        answer(again, tokenizer, tiny[2][:3], TEXTS)['fused'],
-    )
+    assert same_answers((model, tiny[1]), (again, tokenizer), tiny[2][:3])
 
 
 def test_the_offline_preset_comes_back(tmp_path, no_network):
@@ -299,15 +278,10 @@ def test_the_offline_preset_comes_back(tmp_path, no_network):
     model = build_model(config, tokenizer).eval()
     films = torch.randint(0, 256, (2, 224, 224), dtype=torch.uint8)
     again, tokenizer_again = load_model(save_model(model, tokenizer, tmp_path / 'model'))
-    assert torch.equal(
-        answer(model, tokenizer, films, TEXTS[:2])['fused'],
-        answer(again, tokenizer_again, films, TEXTS[:2])['fused'],
-    )
-    assert (
-        preprocessing_of(again)['in_chans'] == 3
-        and len(preprocessing_of(again)['mean']) == 3
-        and preprocessing_of(again)['std'] == [0.5] * 3
-    )
+    assert same_answers((model, tokenizer), (again, tokenizer_again), films, TEXTS[:2])
+    assert preprocessing_of(again)['in_chans'] == 3
+    assert len(preprocessing_of(again)['mean']) == 3
+    assert preprocessing_of(again)['std'] == [0.5] * 3
 
 
 def test_lora_adapters_are_merged_into_the_file_and_stay_in_the_model(tiny, tmp_path):
@@ -320,11 +294,10 @@ def test_lora_adapters_are_merged_into_the_file_and_stay_in_the_model(tiny, tmp_
     again, _ = load_model(save_model(model, tokenizer, tmp_path / 'model'))
     after = answer(again, tokenizer, tiny[2][:3], TEXTS)
     assert torch.allclose(before['fused'], after['fused'], atol=1e-4)
-    assert any('lora_' in k for k in model.state_dict()) and not any('lora_' in k for k in again.state_dict())
-    assert torch.equal(before['fused'], answer(model, tokenizer, tiny[2][:3], TEXTS)['fused']) and (
-        model.config.lora_rank,
-        again.config.lora_rank,
-    ) == (4, 0)
+    assert any('lora_' in k for k in model.state_dict())
+    assert not any('lora_' in k for k in again.state_dict())
+    assert torch.equal(before['fused'], answer(model, tokenizer, tiny[2][:3], TEXTS)['fused'])
+    assert (model.config.lora_rank, again.config.lora_rank) == (4, 0)
 
 
 def test_adapters_that_cannot_be_merged_are_not_saved(tiny, tmp_path, monkeypatch):
@@ -374,10 +347,7 @@ def test_a_folder_of_the_first_format_still_loads(tiny, tmp_path):
     (folder / 'config.json').write_text(json.dumps(config))
     with pytest.warns(UserWarning, match='first format: it has no checksums'):
         again, tokenizer_again = load_model(folder)
-    assert torch.equal(
-        answer(model, tokenizer, films[:3], TEXTS)['fused'],
-        answer(again, tokenizer_again, films[:3], TEXTS)['fused'],
-    )
+    assert same_answers((model, tokenizer), (again, tokenizer_again), films[:3])
     with pytest.warns(UserWarning):
         assert PretrainedClassifier.from_pretrained(folder).facts == {'preset': 'tiny', 'fold': -1}
     edit(folder, lambda c: c['model'].update(fusion_dim=32))
@@ -488,6 +458,7 @@ def calibrated(**parameters):
     return part('calibration.json', {'method': 'platt', 'observations': {'Edema': parameters}})
 
 
+REMEDY = re.compile(r'[Ii]nstall|[Cc]opy|[Uu]se|git lfs|Ask|[Dd]elete|take|pass|load it there')
 MALFORMED = {
     'no weights': (
         lambda d: (d / 'model.safetensors').unlink(),
@@ -669,10 +640,9 @@ def test_malformed_folders_are_refused_in_words(name, saved):
     with pytest.raises(ValueError) as error:
         PretrainedClassifier.from_pretrained(saved)
     assert re.search(said, str(error.value), re.S), str(error.value)
-    assert str(saved) in str(error.value) and not (saved / 'opened').exists()
-    assert re.search(
-        r'[Ii]nstall|[Cc]opy|[Uu]se|git lfs|Ask|[Dd]elete|take|pass|load it there', str(error.value)
-    ), f'no remedy in: {error.value}'
+    assert str(saved) in str(error.value)
+    assert not (saved / 'opened').exists()
+    assert REMEDY.search(str(error.value)), f'no remedy in: {error.value}'
 
 
 # Damage to config.json, and folders of strangers
@@ -727,9 +697,7 @@ def test_a_folder_of_the_second_format_still_loads(saved, tiny):
     )
     (saved / 'config.json').write_text(json.dumps(config | dict(format='cxr_lib.model/2')))
     again, tokenizer = load_model(saved)
-    assert torch.equal(
-        answer(*tiny[:2], tiny[2][:3], TEXTS)['fused'], answer(again, tokenizer, tiny[2][:3], TEXTS)['fused']
-    )
+    assert same_answers(tiny[:2], (again, tokenizer), tiny[2][:3])
     save_calibration(saved, CALIBRATION)
     assert PretrainedClassifier.from_pretrained(saved).calibration == CALIBRATION
 
@@ -837,9 +805,8 @@ def test_a_header_that_lies_is_refused_before_anything_is_allocated(content, sai
 
 def test_shapes_are_read_without_the_tensors(original, tiny):
     shapes = read_shapes(original / 'model.safetensors')
-    assert {k: (v.shape, v.dtype) for k, v in shapes.items()} == {
-        k: (v.shape, v.dtype) for k, v in tiny[0].state_dict().items()
-    }
+    kinds = lambda tensors: {k: (v.shape, v.dtype) for k, v in tensors.items()}
+    assert kinds(shapes) == kinds(tiny[0].state_dict())
     assert all(v.is_meta for v in shapes.values())
 
 
@@ -859,9 +826,7 @@ def test_code_that_a_saved_model_names_is_not_run_and_nobody_is_asked(saved, mon
     edit(saved, lambda c: c.update(auto_map=own), 'tokenizer_config.json')
     record(saved, 'tokenizer_config.json')
     again, tokenizer = load_model(saved)
-    assert torch.equal(
-        answer(*tiny[:2], tiny[2][:3], TEXTS)['fused'], answer(again, tokenizer, tiny[2][:3], TEXTS)['fused']
-    )
+    assert same_answers(tiny[:2], (again, tokenizer), tiny[2][:3])
     assert not (saved / 'executed').exists()
 
 
@@ -908,7 +873,8 @@ def test_a_file_is_no_folder(saved, tmp_path):
 def test_a_safetensors_file_of_others_can_be_read(tmp_path):
     save_file({'a': torch.ones(2)}, tmp_path / 'x.safetensors', {'format': 'pt'})
     state, about = read_weights(tmp_path / 'x.safetensors')
-    assert about == {} and torch.equal(state['a'], torch.ones(2))
+    assert about == {}
+    assert torch.equal(state['a'], torch.ones(2))
 
 
 def test_what_cannot_be_saved_leaves_nothing(tiny, tmp_path):
@@ -962,14 +928,13 @@ def test_a_library_that_computes_something_else_is_noticed(saved, monkeypatch):
 KILLED = '''
 import os, signal, sys, torch
 import cxr_lib.model.saved as checkpoints
-from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
 from cxr_lib.model.saved import load_model, save_model
 model, tokenizer = load_model(sys.argv[1])
 with torch.no_grad(): model.missing_note.add_(1)
 real = checkpoints.probe_answers
 def killed(*args): real(*args); os.kill(os.getpid(), signal.SIGKILL)
 checkpoints.probe_answers = killed
-checkpoints._check_probe = lambda *args: None
+checkpoints.check_probe = lambda *args: None
 print('saving', flush=True)
 save_model(model, tokenizer, sys.argv[1])
 '''
@@ -985,10 +950,10 @@ def test_a_killed_save_leaves_the_earlier_model(saved):
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
         timeout=200,
     )
-    assert done.returncode == -signal.SIGKILL and 'saving' in done.stdout, done.stderr
-    assert [
-        p for p in saved.parent.iterdir() if p.name.endswith('.tmp')
-    ]  # everything had been written, under the other name
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert 'saving' in done.stdout, done.stderr
+    # everything had been written, under the other name
+    assert [p for p in saved.parent.iterdir() if p.name.endswith('.tmp')]
     assert contents(saved) == before
     load_model(saved)
 
@@ -1014,16 +979,16 @@ def test_a_full_disk_leaves_the_earlier_model(where, tiny, saved, monkeypatch):
     ):
         with pytest.raises(OSError, match='the disk is full'):
             save()
-        assert contents(saved) == before and [p.name for p in saved.parent.iterdir()] == ['model']
+        assert contents(saved) == before
+        assert [p.name for p in saved.parent.iterdir()] == ['model']
 
 
 def test_saving_over_an_older_model_replaces_it_whole(tiny, saved):
     (saved / 'left over.txt').write_text('old')
     save_model(new_model(2, tiny[1], 'image_size=64 fusion_dim=32')[0], tiny[1], saved)
     assert not {'left over.txt', 'calibration.json'} & set(contents(saved))
-    assert load_model(saved)[0].config.fusion_dim == 32 and [p.name for p in saved.parent.iterdir()] == [
-        'model'
-    ]
+    assert load_model(saved)[0].config.fusion_dim == 32
+    assert [p.name for p in saved.parent.iterdir()] == ['model']
 
 
 # Calibration and thresholds
@@ -1031,23 +996,15 @@ def test_saving_over_an_older_model_replaces_it_whole(tiny, saved):
 
 def test_calibration_is_added_to_a_saved_model(tiny, tmp_path):
     save_model(tiny[0], tiny[1], tmp_path / 'model', FACTS)
-    assert (
-        PretrainedClassifier.from_pretrained(tmp_path / 'model').calibration is None
-        and '(not calibrated)' in (tmp_path / 'model' / 'README.md').read_text()
-    )
+    assert PretrainedClassifier.from_pretrained(tmp_path / 'model').calibration is None
+    assert '(not calibrated)' in (tmp_path / 'model' / 'README.md').read_text()
     save_calibration(tmp_path / 'model', CALIBRATION)
     save_calibration(tmp_path / 'model', thresholds=THRESHOLDS)
     back = PretrainedClassifier.from_pretrained(tmp_path / 'model')
-    assert (back.calibration, back.thresholds, back.facts) == (
-        CALIBRATION,
-        THRESHOLDS,
-        FACTS,
-    ) and '(calibrated)' in (tmp_path / 'model' / 'README.md').read_text()
-    assert set(json.loads((tmp_path / 'model' / 'config.json').read_text())['files']) >= {
-        'calibration.json',
-        'thresholds.json',
-        'model.safetensors',
-    }
+    assert (back.calibration, back.thresholds, back.facts) == (CALIBRATION, THRESHOLDS, FACTS)
+    assert '(calibrated)' in (tmp_path / 'model' / 'README.md').read_text()
+    recorded = json.loads((tmp_path / 'model' / 'config.json').read_text())['files']
+    assert set(recorded) >= {'calibration.json', 'thresholds.json', 'model.safetensors'}
     before = contents(tmp_path / 'model')
     with pytest.raises(CheckpointError, match='not an observation'):
         save_calibration(tmp_path / 'model', thresholds={'youden': {'Mass': 0.5}})
@@ -1076,20 +1033,16 @@ def test_a_stop_while_calibration_is_added_leaves_a_folder_that_loads(
     monkeypatch.setattr(checkpoints, 'write_json', stop)
     with pytest.raises(KeyboardInterrupt):
         save_calibration(folder, CALIBRATION | {'method': 'none'}, THRESHOLDS)
-    assert PretrainedClassifier.from_pretrained(folder).calibration['method'] == (
-        'temperature' if when < 3 else 'none'
-    )
+    wanted = 'temperature' if when < 3 else 'none'
+    assert PretrainedClassifier.from_pretrained(folder).calibration['method'] == wanted
 
 
 def test_an_observation_may_have_no_calibration():
-    assert check_calibration(
-        {
-            'method': 'isotonic',
-            'observations': {'Edema': {'x': [0.0, 0.5], 'y': np.array([0.1, 0.2])}, 'Fracture': None},
-        }
-    )
+    steps = {'x': [0.0, 0.5], 'y': np.array([0.1, 0.2])}
+    assert check_calibration({'method': 'isotonic', 'observations': {'Edema': steps, 'Fracture': None}})
     assert check_calibration({'fused': CALIBRATION, 'image_only': CALIBRATION})
-    assert check_thresholds({'youden': {'Edema': np.float64(0.2)}}) and check_thresholds({}) == {}
+    assert check_thresholds({'youden': {'Edema': np.float64(0.2)}})
+    assert check_thresholds({}) == {}
     for wrong in (None, [], {}, {'fused': CALIBRATION, 'else': CALIBRATION}, {'fused': {'method': 'magic'}}):
         with pytest.raises(CheckpointError, match='expected'):
             check_calibration(wrong)
@@ -1104,7 +1057,7 @@ def stand_in(monkeypatch):
         p = np.asarray(probabilities, float)
         return 1 / (1 + np.exp(-np.log(p / (1 - p)) / t))
 
-    monkeypatch.setattr('cxr_lib.model.saved.apply_calibration', apply_calibration)
+    monkeypatch.setattr('cxr_lib.model.classifier.apply_calibration', apply_calibration)
     return apply_calibration
 
 
@@ -1118,12 +1071,10 @@ def test_probabilities_are_calibrated(tiny, stand_in):
     some = PretrainedClassifier(tiny[0], tiny[1], {'note_only': CALIBRATION}).predict(tiny[2][:3], TEXTS)
     for condition in ('fused', 'image_only', 'note_only'):
         wanted = stand_in(raw[columns(condition)].to_numpy(), CALIBRATION)
-        assert np.allclose(every[columns(condition)], wanted) and not np.allclose(
-            raw[columns(condition)], wanted
-        )
-        assert np.allclose(
-            some[columns(condition)], wanted if condition == 'note_only' else raw[columns(condition)]
-        )
+        assert np.allclose(every[columns(condition)], wanted)
+        assert not np.allclose(raw[columns(condition)], wanted)
+        wanted = wanted if condition == 'note_only' else raw[columns(condition)]
+        assert np.allclose(some[columns(condition)], wanted)
 
 
 def test_the_calibration_chapter_is_what_is_applied(tiny, original):
@@ -1161,21 +1112,20 @@ def test_predictions_are_those_of_the_model(tiny, tmp_path):
     ):
         for batch_size in (1, 3, 32):
             got = classifier.predict(images, notes, batch_size)
-            assert got.has_note.tolist() == [True, False, False, False] and len(got.columns) == 2 + 3 * 14
+            assert got.has_note.tolist() == [True, False, False, False]
+            assert len(got.columns) == 2 + 3 * 14
             for branch, condition in (('fused', 'fused'), ('image', 'image_only'), ('note', 'note_only')):
                 assert np.allclose(got[columns(condition)], wanted[branch], atol=1e-5)
-    assert classifier.predict(files, notes).image.tolist() == [str(f) for f in files] and classifier.predict(
-        films, notes
-    ).image.tolist() == [0, 1, 2, 3]
+    assert classifier.predict(files, notes).image.tolist() == [str(f) for f in files]
+    assert classifier.predict(films, notes).image.tolist() == [0, 1, 2, 3]
     one = classifier.predict(files[0], TEXTS[0])
-    assert len(one) == 1 and np.allclose(one[columns('fused')], wanted['fused'][:1], atol=1e-5)
-    assert np.allclose(
-        classifier.predict(films)[columns('fused')], classifier.predict(films, [None] * 4)[columns('fused')]
-    )  # no notes at all
+    assert len(one) == 1
+    assert np.allclose(one[columns('fused')], wanted['fused'][:1], atol=1e-5)
+    alone, missing = classifier.predict(films), classifier.predict(films, [None] * 4)
+    assert np.allclose(alone[columns('fused')], missing[columns('fused')])  # no notes at all
     words = classifier.predict(notes=pd.Series(TEXTS))
-    assert words[columns('fused') + columns('image_only')].isna().all(axis=None) and words[
-        columns('note_only')
-    ].notna().all(axis=None)
+    assert words[columns('fused') + columns('image_only')].isna().all(axis=None)
+    assert words[columns('note_only')].notna().all(axis=None)
 
 
 def test_what_cannot_be_predicted_is_said(tiny, tmp_path):
@@ -1184,9 +1134,9 @@ def test_what_cannot_be_predicted_is_said(tiny, tmp_path):
     nan = films.float()
     nan[0, 0, 0] = float('nan')
     table = [
-        (films / 255, None, 'pixels go from 0 to 1; expected gray levels from 0 to 255'),
-        (films.float() - 128, None, 'pixels go from -128'),
-        (nan, None, 'pixels go from nan'),
+        (films / 255, None, 'pixels lie between 0 and 1: already scaled\\? Expected 0 to 255'),
+        (films.float() - 128, None, 'pixels lie between -128'),
+        (nan, None, 'pixels lie between nan'),
         (films[:, :32], None, r'shape \(4, 32, 64\)'),
         ([], None, 'shape'),
         (torch.stack([films] * 3, 1), None, r'\(4, 3, 64, 64\); expected \(n, 64, 64\), grayscale'),
@@ -1202,9 +1152,8 @@ def test_what_cannot_be_predicted_is_said(tiny, tmp_path):
     for images, notes, said in table:
         with pytest.raises(ValueError, match=said):
             classifier.predict(images, notes)
-    assert (
-        len(classifier.predict(torch.zeros_like(films, dtype=torch.float32))) == 4
-    )  # a black film is no mistake of scale
+    black = torch.zeros_like(films, dtype=torch.float32)  # no mistake of scale
+    assert len(classifier.predict(black)) == 4
 
 
 def test_files_prepared_in_another_way_are_refused_and_pixels_are_not(saved, tmp_path, tiny):
@@ -1251,10 +1200,10 @@ def test_a_model_of_the_hub_is_loaded_from_its_cache(cache, tiny, no_network):
             answer(*tiny[:2], tiny[2][:3], TEXTS),
             answer(back.model, back.tokenizer, tiny[2][:3], TEXTS),
         )
-        assert torch.equal(one['fused'], two['fused']) and back.facts == FACTS
-    assert (
-        PretrainedClassifier.from_pretrained('someone/cxr-tiny', cache_dir=cache).calibration == CALIBRATION
-    )  # offline by the environment
+        assert torch.equal(one['fused'], two['fused'])
+        assert back.facts == FACTS
+    offline = PretrainedClassifier.from_pretrained('someone/cxr-tiny', cache_dir=cache)  # by the environment
+    assert offline.calibration == CALIBRATION
 
 
 def test_what_is_not_on_the_hub_is_said_with_the_remedy(cache, tmp_path, no_network):
@@ -1299,9 +1248,8 @@ def test_no_pickle_is_fetched(monkeypatch, original):
         'onnx/model.onnx',
         'optimizer.pkl',
     ]
-    assert sorted(filter_repo_objects(on_the_hub, allow_patterns=asked['allow_patterns'])) == sorted(
-        p.name for p in original.iterdir()
-    )
+    fetched = filter_repo_objects(on_the_hub, allow_patterns=asked['allow_patterns'])
+    assert sorted(fetched) == sorted(p.name for p in original.iterdir())
     assert (asked['name'], asked['revision'], asked['token']) == ('someone/cxr-tiny', 'v1', 'secret')
 
 
@@ -1339,30 +1287,19 @@ def hub(monkeypatch):
 
 def test_an_upload_is_private_and_whole(hub, tiny, tmp_path):
     classifier = PretrainedClassifier(tiny[0], tiny[1], CALIBRATION, THRESHOLDS, FACTS)
-    assert (
-        classifier.push_to_hub('someone/cxr-tiny', commit_message='first', branch='trial')
-        == 'https://huggingface.co/someone/cxr-tiny'
-    )
+    address = classifier.push_to_hub('someone/cxr-tiny', commit_message='first', branch='trial')
+    assert address == 'https://huggingface.co/someone/cxr-tiny'
     assert ('create', 'someone/cxr-tiny', True, True) in hub.calls
     _, files, card, options, _ = hub.calls[-1]
-    assert files == [
-        'README.md',
-        'calibration.json',
-        'config.json',
-        'model.safetensors',
-        'thresholds.json',
-        'tokenizer.json',
-        'tokenizer_config.json',
-    ]
-    assert RESEARCH_USE in card and (options['commit_message'], options['revision']) == ('first', 'trial')
-    assert (
-        classifier.save_pretrained(tmp_path / 'cxr-small', push_to_hub=True, private=False)
-        == 'https://huggingface.co/cxr-small'
-    )
+    assert files == FILES
+    assert RESEARCH_USE in card
+    assert (options['commit_message'], options['revision']) == ('first', 'trial')
+    address = classifier.save_pretrained(tmp_path / 'cxr-small', push_to_hub=True, private=False)
+    assert address == 'https://huggingface.co/cxr-small'
     assert ('create', 'cxr-small', False, True) in hub.calls
-    assert load_model(tmp_path / 'cxr-small') and classifier.save_pretrained(
-        tmp_path / 'b', push_to_hub=True, repo_id='someone/b'
-    ).endswith('someone/b')
+    assert load_model(tmp_path / 'cxr-small')
+    address = classifier.save_pretrained(tmp_path / 'b', push_to_hub=True, repo_id='someone/b')
+    assert address.endswith('someone/b')
 
 
 def test_the_generated_card_never_replaces_a_written_one(hub, tiny, tmp_path):
@@ -1371,25 +1308,19 @@ def test_the_generated_card_never_replaces_a_written_one(hub, tiny, tmp_path):
     assert 'README.md' not in hub.calls[-1][1]
     own = PretrainedClassifier(tiny[0], tiny[1], card='# Written by hand\n')
     own.push_to_hub('someone/cxr-tiny')
-    assert 'README.md' in hub.calls[-1][1] and hub.calls[-1][2] == '# Written by hand\n'
+    assert 'README.md' in hub.calls[-1][1]
+    assert hub.calls[-1][2] == '# Written by hand\n'
     own.save_pretrained(tmp_path / 'model')
     assert PretrainedClassifier.from_pretrained(tmp_path / 'model').card == '# Written by hand\n'
 
 
 def test_the_format_is_the_one_that_is_documented(original):
     saved = json.loads((original / 'config.json').read_text())
-    assert (
-        saved['format'] == FORMAT == 'cxr_lib.model/3' and saved['fold'] == -1
-    )  # facts stand beside the rest, as in the first format
-    assert saved['text_config']['model_type'] == 'bert' and not {
-        'dtype',
-        'torch_dtype',
-        '_name_or_path',
-    } & set(saved['text_config'])
-    assert (
-        all(
-            hashlib.sha256((original / f).read_bytes()).hexdigest() == r['sha256']
-            for f, r in saved['files'].items()
-        )
-        and len(saved['files']) == 5
-    )
+    # facts stand beside the rest, as in the first format
+    assert saved['format'] == FORMAT == 'cxr_lib.model/3'
+    assert saved['fold'] == -1
+    assert saved['text_config']['model_type'] == 'bert'
+    assert not {'dtype', 'torch_dtype', '_name_or_path'} & set(saved['text_config'])
+    now = contents(original)
+    assert all(now[f] == r['sha256'] for f, r in saved['files'].items())
+    assert len(saved['files']) == 5

@@ -1,4 +1,4 @@
-"""Fast inference: the same answers for any batch, what is refused, and what happens where bfloat16 is missing or does not agree."""
+"""Fast inference: the same answers for any batch, what is rejected, and where bfloat16 is missing or disagrees."""
 
 import importlib.util
 import os
@@ -20,9 +20,11 @@ if importlib.util.find_spec('openvino') is None:
         'OpenVINO is not installed (pip install "cxr_lib[fast]")', allow_module_level=True
     )  # not imported here: its statistics
 from cxr_lib.model import fast as inference
-from cxr_lib.model.saved import CheckpointError, PretrainedClassifier, load_model, save_model
-from cxr_lib.foundations.files import read_json, write_json
-from cxr_lib.model.encoders import tokenize
+from cxr_lib.model.weights import CheckpointError
+from cxr_lib.model.classifier import PretrainedClassifier
+from cxr_lib.model.saved import load_model, save_model
+from cxr_lib.foundations.files import file_facts, read_json, write_json
+from cxr_lib.model.text import tokenize
 from cxr_lib.model.fast import AGREEMENT, choose_routes, fast_model, largest_difference
 
 BF16 = 'BF16' in inference._capabilities()
@@ -80,9 +82,8 @@ def exact(trained):
 def test_any_number_of_films_and_any_length_of_note_is_answered_as_the_model_does(trained, exact, notes):
     films = trained[2][: len(notes)]
     own, fast = answer(trained[0], films, notes), answer(exact, films, notes)
-    assert set(fast) == set(own) and all(
-        fast[k].shape == own[k].shape and fast[k].dtype == torch.float32 for k in own
-    )
+    assert set(fast) == set(own)
+    assert all(fast[k].shape == own[k].shape and fast[k].dtype == torch.float32 for k in own)
     assert largest_difference(fast, own) < 1e-4
 
 
@@ -91,11 +92,11 @@ def test_bfloat16_agrees_where_logits_spread(trained):
     model, _, films = trained
     fast = fast_model(model)
     own = answer(model, films, (TEXTS + [None]) * 3)
-    assert fast.route == 'bf16' and own['fused'].std() > 1.5
-    assert (
-        1e-5 < largest_difference(answer(fast, films, (TEXTS + [None]) * 3), own) <= AGREEMENT
-        and fast.agreement <= AGREEMENT
-    )  # not fp32 by another name
+    assert fast.route == 'bf16'
+    assert own['fused'].std() > 1.5
+    # not fp32 by another name
+    assert 1e-5 < largest_difference(answer(fast, films, (TEXTS + [None]) * 3), own) <= AGREEMENT
+    assert fast.agreement <= AGREEMENT
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,8 @@ def test_pixels_in_every_form_the_model_takes(trained, exact):
 
 def test_a_note_alone(trained, exact):
     own, fast = answer(trained[0], None, TEXTS), answer(exact, None, TEXTS)
-    assert list(fast) == list(own) == ['note'] and largest_difference(fast, own) < 1e-4
+    assert list(fast) == list(own) == ['note']
+    assert largest_difference(fast, own) < 1e-4
 
 
 def test_it_takes_the_models_place_in_a_classifier(trained, saved):
@@ -136,11 +138,9 @@ def test_it_takes_the_models_place_in_a_classifier(trained, saved):
     classifier.model = fast_model(saved, 'fp32')
     after = classifier.predict(trained[2][:4].numpy(), [*TEXTS, None])
     numbers = [c for c in before if '/' in c]
-    assert (
-        list(after) == list(before)
-        and (before[numbers] - after[numbers]).abs().to_numpy().max() < 1e-4
-        and (before.has_note == after.has_note).all()
-    )
+    assert list(after) == list(before)
+    assert (before[numbers] - after[numbers]).abs().to_numpy().max() < 1e-4
+    assert (before.has_note == after.has_note).all()
 
 
 def test_many_threads_get_their_own_answers(trained, exact):
@@ -174,11 +174,9 @@ def test_the_model_is_left_as_it_was():
         [p.requires_grad for p in model.parameters()],
     )
     fast_model(model.train(), 'fp32')
-    assert (
-        model.training
-        and [p.requires_grad for p in model.parameters()] == grads
-        and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    )
+    assert model.training
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
 # Routes
@@ -201,7 +199,8 @@ def test_the_route_follows_the_processor(monkeypatch, route, found, expected):
 def test_without_bfloat16_instructions_the_answers_are_exact(monkeypatch, trained, saved):
     monkeypatch.setattr(inference, '_capabilities', lambda: {'FP32', 'INT8'})
     fast = fast_model(saved)
-    assert fast.route == 'fp32' and fast.agreement < 1e-4
+    assert fast.route == 'fp32'
+    assert fast.agreement < 1e-4
     with pytest.raises(ValueError, match='no bfloat16 instructions'):
         fast_model(saved, 'bf16')
 
@@ -235,7 +234,7 @@ def test_an_unknown_route_and_a_missing_library_say_the_remedy(monkeypatch, save
         (dict(image_tokens=torch.zeros(1, 4, 8)), 'does not know image_tokens'),
         (dict(return_attention=True), 'does not know return_attention'),
         (dict(input_ids=None), 'are needed, as tokenize gives them'),
-        (dict(pixels=torch.zeros(2, 64, 64)), '2 films and 1 notes'),
+        (dict(pixels=torch.zeros(2, 64, 64)), '2 images and 1 notes'),
         (dict(pixels=torch.zeros(1, 32, 32)), '32 x 32 pixels'),
         (dict(pixels=torch.rand(1, 64, 64)), 'already scaled'),
         (dict(pixels=torch.full((1, 64, 64), -3.0)), 'expected 0 to 255'),
@@ -300,7 +299,8 @@ def test_a_stale_or_damaged_export_is_refused_and_deleting_it_helps(saved, tmp_p
     assert f'Delete {folder / "fast"}' in str(refused.value)
     if damage is other_weights:
         shutil.rmtree(folder / 'fast')
-        assert fast_model(folder, 'fp32').agreement < 1e-4 and (folder / 'fast').is_dir()
+        assert fast_model(folder, 'fp32').agreement < 1e-4
+        assert (folder / 'fast').is_dir()
 
 
 def test_an_export_whose_answers_are_others_is_refused(saved, tmp_path):
@@ -312,7 +312,7 @@ def test_an_export_whose_answers_are_others_is_refused(saved, tmp_path):
     tensors = load_file(path)
     save_file({k: v + 0.5 if k == 'logits.note' else v for k, v in tensors.items()}, path)
     about = read_json(folder / 'fast' / 'about.json')
-    about['files'][path.name] = dict(bytes=path.stat().st_size, sha256=inference._sha256(path))
+    about['files'][path.name] = file_facts(path)
     write_json(folder / 'fast' / 'about.json', about)
     with pytest.raises(CheckpointError, match='fp32 route differs from the trained model'):
         fast_model(folder, 'fp32')
@@ -320,10 +320,8 @@ def test_an_export_whose_answers_are_others_is_refused(saved, tmp_path):
 
 def test_an_undefined_answer_is_never_agreement():
     one, nan = {'fused': torch.zeros(1, 14)}, {'fused': torch.full((1, 14), float('nan'))}
-    assert (
-        largest_difference(nan, one) == 1 == largest_difference(one, nan)
-        and largest_difference(one, one) == 0
-    )
+    assert largest_difference(nan, one) == 1 == largest_difference(one, nan)
+    assert largest_difference(one, one) == 0
 
 
 @pytest.fixture
@@ -340,7 +338,8 @@ def test_nothing_is_sent_over_the_network(tmp_path):
     "OpenVINO's statistics need the package openvino_telemetry, and write into ~/intel"
     code = (
         'import sys, torch; from cxr_lib.model.fast import _openvino; ov, _ = _openvino()\n'
-        'ov.convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2)); assert not sys.modules.get("openvino_telemetry")\n'
+        'ov.convert_model(torch.nn.Linear(2, 2), example_input=torch.zeros(1, 2))\n'
+        'assert not sys.modules.get("openvino_telemetry")\n'
         'assert ov.tools.ovc.telemetry_utils.tm.__name__.endswith("telemetry_stub")'
     )
     done = subprocess.run(
@@ -387,7 +386,8 @@ def test_opening_an_export_builds_no_model(saved, monkeypatch):
 
 def test_an_export_does_not_disturb_the_saved_model(saved):
     model, _ = load_model(saved)
-    assert not model.training and (saved / 'fast').is_dir()
+    assert not model.training
+    assert (saved / 'fast').is_dir()
     with pytest.raises(CheckpointError, match='observations'):
         fast_model(saved, 'fp32', observations=('Edema',))
 
@@ -398,7 +398,7 @@ def test_base_in_full_size(monkeypatch):
         pytest.skip('needs 3 GB of memory and a minute; set CXR_TEST_FULL=1')
     if not VOCABULARY.exists():
         pytest.skip('the vocabulary is not at ../shared/data/vocab')
-    from cxr_lib.model.encoders import make_tokenizer
+    from cxr_lib.model.text import make_tokenizer
     from cxr_lib.model.fusion import build_model
     from cxr_lib.model.presets import make_config
 

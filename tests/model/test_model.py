@@ -1,4 +1,4 @@
-"""The model: what its answer does not depend on, what attention does, which parts are trained, and how it is rebuilt from its configuration."""
+"""The model: what its answer does not depend on, attention, trained parts, and rebuilding from the configuration."""
 
 import importlib.util
 import json
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cxr_lib.model.encoders import learn_tokenizer, make_tokenizer, merge_lora, tokenize
+from cxr_lib.model.text import learn_tokenizer, make_tokenizer, tokenize
+from cxr_lib.model.adapt import merge_lora
 from cxr_lib.model.presets import PRESETS, ModelConfig, make_config
 from cxr_lib.model.fusion import (
     CrossAttention,
@@ -87,9 +88,8 @@ def test_padding_and_the_order_of_the_batch_do_not_change_an_answer(tiny, batch,
     alone = answer(model, tokenizer, films[:1], batch[:1])
     for branch in BRANCHES:
         assert torch.isfinite(together[branch]).all()
-        assert torch.allclose(together[branch][order], mixed[branch], atol=1e-4) and torch.allclose(
-            together[branch][:1], alone[branch], atol=1e-4
-        )
+        assert torch.allclose(together[branch][order], mixed[branch], atol=1e-4)
+        assert torch.allclose(together[branch][:1], alone[branch], atol=1e-4)
 
 
 @settings(max_examples=10, deadline=None)
@@ -129,9 +129,8 @@ def test_an_empty_note_is_the_missing_note_token_and_nothing_else(tiny, blank, n
         finally:
             model.missing_note.copy_(before)
     # a patient with a note never sees it
-    assert not torch.allclose(moved['fused'][:1], missing['fused'][:1], atol=1e-3) and torch.allclose(
-        moved['fused'][1:], missing['fused'][1:], atol=1e-5
-    )
+    assert not torch.allclose(moved['fused'][:1], missing['fused'][:1], atol=1e-3)
+    assert torch.allclose(moved['fused'][1:], missing['fused'][1:], atol=1e-5)
 
 
 class Bag(nn.Module):
@@ -183,12 +182,10 @@ def test_the_image_branch_does_not_read_the_note_and_the_note_branch_does_not_lo
         answer(model, tokenizer, films[2:4], TEXTS[:2]),
     )
     reread = answer(model, tokenizer, films[:2], TEXTS[1:3])
-    assert torch.allclose(one['note'], other['note'], atol=1e-5) and not torch.allclose(
-        one['image'], other['image'], atol=1e-3
-    )
-    assert torch.allclose(one['image'], reread['image'], atol=1e-5) and not torch.allclose(
-        one['note'], reread['note'], atol=1e-3
-    )
+    assert torch.allclose(one['note'], other['note'], atol=1e-5)
+    assert not torch.allclose(one['image'], other['image'], atol=1e-3)
+    assert torch.allclose(one['image'], reread['image'], atol=1e-5)
+    assert not torch.allclose(one['note'], reread['note'], atol=1e-3)
     assert torch.allclose(answer(model, tokenizer, None, TEXTS[:2])['note'], one['note'], atol=1e-5)
 
 
@@ -219,7 +216,8 @@ def test_a_note_of_ten_thousand_words_is_cut_and_an_absent_one_is_not_a_text(tin
         long['fused'], answer(model, tokenizer, films[:1], ['fever and cough ' * 5000])['fused']
     )
     missing, blank = (answer(model, tokenizer, films[:1], [n])['fused'] for n in (None, ' \n'))
-    assert torch.equal(missing, blank) and not torch.allclose(missing, long['fused'], atol=1e-3)
+    assert torch.equal(missing, blank)
+    assert not torch.allclose(missing, long['fused'], atol=1e-3)
 
 
 # Attention
@@ -244,13 +242,13 @@ def test_attention_rows_sum_to_one_padding_gets_nothing_and_both_ways_agree(quer
         out, weight = layer(x, context, mask, return_attention=True)
         fast, none = layer(x, context, mask)
         poisoned, _ = layer(x, torch.where(mask[..., None], context, torch.full_like(context, 1e3)), mask)
-    assert (
-        weight.shape == (3, heads, queries, keys)
-        and none is None
-        and torch.allclose(weight.sum(-1), torch.ones(3, heads, queries), atol=1e-5)
-    )
-    assert (weight.masked_select(~mask[:, None, None].expand_as(weight)) == 0).all() and (weight >= 0).all()
-    assert torch.allclose(out, fast, atol=1e-5) and torch.allclose(fast, poisoned, atol=1e-4)
+    assert weight.shape == (3, heads, queries, keys)
+    assert none is None
+    assert torch.allclose(weight.sum(-1), torch.ones(3, heads, queries), atol=1e-5)
+    assert (weight.masked_select(~mask[:, None, None].expand_as(weight)) == 0).all()
+    assert (weight >= 0).all()
+    assert torch.allclose(out, fast, atol=1e-5)
+    assert torch.allclose(fast, poisoned, atol=1e-4)
 
 
 def test_the_attention_that_is_returned_is_the_one_that_was_used(tiny):
@@ -263,10 +261,8 @@ def test_the_attention_that_is_returned_is_the_one_that_was_used(tiny):
     mask = tokenize(tokenizer, batch)['attention_mask'].bool()
     assert all(torch.allclose(plain[k], seen[k], atol=1e-5) for k in BRANCHES)
     assert seen['attention'].shape == (3, 4, model.image_encoder.n_tokens, mask.shape[1])
-    assert (
-        torch.allclose(seen['attention'].sum(-1)[[0, 2]], torch.ones(()), atol=1e-5)
-        and (seen['attention'][1] == 0).all()
-    )
+    assert torch.allclose(seen['attention'].sum(-1)[[0, 2]], torch.ones(()), atol=1e-5)
+    assert (seen['attention'][1] == 0).all()
     assert (seen['attention'].amax((1, 2))[~mask] == 0).all()
 
 
@@ -277,7 +273,8 @@ def test_one_key_teaches_query_and_key_nothing_and_many_do():
         layer.zero_grad()
         layer(torch.randn(8, 5, 32), torch.randn(8, keys, 32))[0].pow(2).sum().backward()
         q, (k, v) = layer.q.weight.grad, layer.kv.weight.grad.split(32)
-        assert v.abs().max() > 0.1 and (
+        assert v.abs().max() > 0.1
+        assert (
             min(q.abs().max(), k.abs().max()) > 1e-2 if learns else max(q.abs().max(), k.abs().max()) < 1e-4
         )
 
@@ -314,10 +311,8 @@ def test_half_precision_overflows_nowhere(tiny, dtype):
         and torch.allclose(half[k].float(), seen[k].float(), atol=0.1)
         for k in BRANCHES
     )
-    assert (
-        all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-        and seen['attention'].isfinite().all()
-    )
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert seen['attention'].isfinite().all()
     model.zero_grad()
 
 
@@ -357,7 +352,8 @@ def test_what_is_frozen_stays_as_it_is_and_what_is_not_learns(changes, image, no
         sum(v.pow(2).mean() for v in model.train()(films, **enc).values()).backward()
         optimizer.step()
     after = encode()
-    assert torch.equal(before[0], after[0]) == image and torch.equal(before[1], after[1]) == note
+    assert torch.equal(before[0], after[0]) == image
+    assert torch.equal(before[1], after[1]) == note
     assert all(torch.equal(p, kept[k]) for k, p in model.named_parameters() if k in kept)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
@@ -368,11 +364,9 @@ def test_a_frozen_encoder_stays_in_evaluation_mode_and_unfrozen_blocks_train():
         model.train(mode)
         assert [b.training for b in model.image_encoder.backbone.blocks] == [False] * 4 + [mode] * 2
         assert [b.training for b in model.text_encoder.encoder.layer] == [False, False, mode]
-        assert (
-            model.head.training == mode
-            and not model.text_encoder.embeddings.dropout.training
-            and not model.image_encoder.backbone.patch_embed.training
-        )
+        assert model.head.training == mode
+        assert not model.text_encoder.embeddings.dropout.training
+        assert not model.image_encoder.backbone.patch_embed.training
 
 
 @pytest.mark.parametrize(
@@ -417,12 +411,10 @@ def test_merged_lora_gives_the_same_answers_and_needs_peft_no_more():
             nn.init.normal_(p, std=0.1)
     films = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     before = answer(model, tokenizer, films, TEXTS)
-    assert (
-        merge_lora(model) is model
-        and model.config.lora_rank == 0
-        and model.image_is_frozen
-        and model.text_is_frozen
-    )
+    assert merge_lora(model) is model
+    assert model.config.lora_rank == 0
+    assert model.image_is_frozen
+    assert model.text_is_frozen
     assert all(
         torch.allclose(v, before[k], atol=1e-4) for k, v in answer(model, tokenizer, films, TEXTS).items()
     )
@@ -438,9 +430,8 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         torch.manual_seed(1)
         sum(v.pow(2).mean() for v in model(films, **enc).values()).backward()
         runs.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    assert model.image_encoder.backbone.grad_checkpointing and (runs[0] - runs[1]).abs().max() <= 1e-6 * max(
-        1.0, runs[0].abs().max()
-    )
+    assert model.image_encoder.backbone.grad_checkpointing
+    assert (runs[0] - runs[1]).abs().max() <= 1e-6 * max(1.0, runs[0].abs().max())
 
 
 # Configurations, and a model from one
@@ -527,7 +518,8 @@ def test_encoders_from_local_folders_make_a_model_that_needs_them_no_more(tmp_pa
         },
     )
     model = build_model(config, make_tokenizer(config)).eval()
-    assert config.image_size == 160 and torch.equal(
+    assert config.image_size == 160
+    assert torch.equal(
         model.text_encoder.embeddings.word_embeddings.weight, roberta.embeddings.word_embeddings.weight
     )
     for f in sorted(tmp_path.rglob('*.*')):
@@ -552,10 +544,12 @@ def test_offline_preset_has_pretrained_frozen_encoders(no_network):
         == 0
         < table.trained['total']
         < table.parameters['total']
-        and model.image_is_frozen
     )
+    assert model.image_is_frozen
     assert model.text_is_frozen
-    assert not model.image_encoder.training and not model.text_encoder.training and model.head.training
+    assert not model.image_encoder.training
+    assert not model.text_encoder.training
+    assert model.head.training
     x = nn.functional.normalize(
         torch.stack(
             [
@@ -581,29 +575,22 @@ def test_base_builds_at_full_size_from_the_vocabulary_alone(no_network):
         pytest.skip('the vocabulary is not at ../shared/data/vocab')
     config = make_config('base', {'image_weights': '', 'text_weights': False, 'vocab_file': str(VOCABULARY)})
     tokenizer = make_tokenizer(config)
-    assert (
-        len(tokenizer) == 28_996
-        and tokenizer.tokenize('Dyspnea, r/o PTX')[-2:] != ['[UNK]']
-        and tokenizer.cls_token_id == 101
-    )
+    assert len(tokenizer) == 28_996
+    assert tokenizer.tokenize('Dyspnea, r/o PTX')[-2:] != ['[UNK]']
+    assert tokenizer.cls_token_id == 101
     with torch.device('meta'):
         model = build_model(config, tokenizer)  # shapes without memory
     millions = parameter_table(model).parameters / 1e6
-    assert (
-        [round(v) for v in millions.iloc[:3]] == [86, 108, 15]
-        and round(millions['head'], 1) == 0.3
-        and 205 < millions['total'] < 215
-    )
-    assert (
-        model.image_encoder.n_tokens == 197
-        and model.image_encoder.width == 768 == model.text_encoder.config.hidden_size
-    )
+    assert [round(v) for v in millions.iloc[:3]] == [86, 108, 15]
+    assert round(millions['head'], 1) == 0.3
+    assert 205 < millions['total'] < 215
+    assert model.image_encoder.n_tokens == 197
+    assert model.image_encoder.width == 768 == model.text_encoder.config.hidden_size
 
 
 def test_presets_are_known_by_name():
-    assert {'tiny', 'offline', 'base'} <= set(PRESETS) and PRESETS['base']['model'][
-        'text_encoder'
-    ] == 'emilyalsentzer/Bio_ClinicalBERT'
+    assert {'tiny', 'offline', 'base'} <= set(PRESETS)
+    assert PRESETS['base']['model']['text_encoder'] == 'emilyalsentzer/Bio_ClinicalBERT'
     assert PRESETS['base']['model']['image_encoder'] == 'vit_base_patch16_224'
     for name in PRESETS:
         assert make_config(name).image_size > 0

@@ -42,7 +42,7 @@ from cxr_lib.notes.leakage import (
     words_probe,
 )
 from cxr_lib.metrics.comparison import delong_test
-from cxr_lib.model.encoders import learn_tokenizer
+from cxr_lib.model.text import learn_tokenizer
 from cxr_lib.notes.wording import clinical_notes
 from cxr_lib.notes.dial import dial_notes
 from cxr_lib.notes.leaking import label_leak_notes

@@ -87,7 +87,7 @@ def test_checkpoints_depend_on_what_training_imports(copied):
     copied('cxr_lib.evaluation.report')
     copied('cxr_lib.running.execute')
     assert training_sources() == before
-    copied('cxr_lib.model.encoders')
+    copied('cxr_lib.model.text')
     assert training_sources() != before
 
 

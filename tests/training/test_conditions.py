@@ -24,7 +24,7 @@ from cxr_lib.foundations.core import OBSERVATIONS, seed_everything
 from cxr_lib.training.dataset import StudyData, predict_logits
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config
-from cxr_lib.model.encoders import learn_tokenizer
+from cxr_lib.model.text import learn_tokenizer
 
 EDEMA = OBSERVATIONS.index('Edema')
 seeds, someone = st.integers(0, 2**32 - 1), st.lists(st.integers(0, 8), min_size=2, max_size=30)

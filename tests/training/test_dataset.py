@@ -45,7 +45,7 @@ from cxr_lib.training.tokens import (
 from cxr_lib.data.images import pixel_cache
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config
-from cxr_lib.model.encoders import learn_tokenizer, tokenize
+from cxr_lib.model.text import learn_tokenizer, tokenize
 
 NOTES = [
     'cough and fever',

@@ -10,7 +10,7 @@ import torch.nn as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr_lib.model.encoders import learn_tokenizer
+from cxr_lib.model.text import learn_tokenizer
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config
 from cxr_lib.training.memory import (

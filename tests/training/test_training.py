@@ -34,7 +34,7 @@ from cxr_lib.data.studies import check_patient_splits
 from cxr_lib.model.saved import load_model
 from cxr_lib.training.conditions import note_donors, predict_conditions
 from cxr_lib.training.dataset import StudyData, mean_auroc, predict_logits
-from cxr_lib.model.encoders import learn_tokenizer
+from cxr_lib.model.text import learn_tokenizer
 from cxr_lib.training.losses import masked_bce
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config, split_overrides
