@@ -26,7 +26,7 @@ from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.files import read_json
 from cxr_lib.training.dataset import mean_auroc
 from cxr_lib.model.presets import PRESETS, make_config, split_overrides
-from cxr_lib.running.command import plan_run
+from cxr_lib.running.plan import plan_run
 from cxr_lib.training import sweep
 from cxr_lib.training.sweep import (
     GRID,
