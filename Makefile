@@ -21,27 +21,25 @@ report: install
 # The quick checks first; pytest last, so that its closing line ends the log.
 test: check-export check-clean check-readme lint nbdev-test pytest
 
+# Runs a command and prints the seconds that it took: $(call timed,what,command)
+timed = @echo "== $(1)"; start=$$(date +%s); $(2) && echo "   $(1): $$(($$(date +%s) - start)) s"
+
 check-export: install
-	@echo "== the committed modules are what the notebooks export"
-	@$(RUN) tests/check_repository.py export
+	$(call timed,the committed modules are what the notebooks export,$(RUN) tests/check_repository.py export)
 check-clean: install
-	@echo "== the notebooks are clean"
-	@$(RUN) tests/check_repository.py clean
+	$(call timed,the notebooks are clean,$(RUN) tests/check_repository.py clean)
 check-readme: install
-	@echo "== README.md is what index.ipynb gives"
-	@$(RUN) tests/check_repository.py readme
+	$(call timed,README.md is what index.ipynb gives,$(RUN) tests/check_repository.py readme)
 lint: install
-	@echo "== ruff"
-	@$(RUN) -m ruff check --no-cache .
+	$(call timed,ruff,$(RUN) -m ruff check --no-cache .)
+	$(call timed,rooms that fit on a screen,$(RUN) tests/measure_house.py)
 # In a project folder of its own: the stages make one small run, which the other notebooks open.
 nbdev-test: install
-	@echo "== every notebook runs (nbdev_test)"
-	@env -u CXR_HOME $(RUN) -u tests/run_notebooks.py
+	$(call timed,every notebook runs,env -u CXR_HOME $(RUN) -u tests/run_notebooks.py)
 # The main job has the machine to itself; the many small tests share it, one core each.
 pytest: install
-	@echo "== pytest: the main job at its full size"
-	@$(RUN) -m pytest tests/running/test_main_job.py
-	@echo "== pytest: everything else"
+	$(call timed,the main job at its full size,$(RUN) -m pytest tests/running/test_main_job.py)
+	@echo "== everything else"
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --ignore tests/running/test_main_job.py
 
 # For those who change a notebook: write the modules, the README.
