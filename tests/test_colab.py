@@ -1,4 +1,7 @@
-"""Every chapter opens in Colab by itself: its first cell installs the library, keeps Colab's torch, and does nothing elsewhere."""
+"""Every chapter opens in Colab on its own: its first cell installs the library and keeps Colab's torch.
+
+Elsewhere that cell does nothing.
+"""
 
 import io
 import re
