@@ -1,4 +1,4 @@
-"""Packaging: everything is read from settings.ini, the one place where name, version and requirements stand."""
+"""Packaging: name, version and requirements are all read from settings.ini, the one place that states them."""
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -18,11 +18,13 @@ class BuildWithNotebooks(build_py):
     "The stage notebooks travel in the wheel as cxr_lib/nbs, so that `cxr run` works without a checkout"
     def run(self):
         super().run()
-        if getattr(self, 'editable_mode', False): return      # the checkout's own nbs/ are used
+        if getattr(self, 'editable_mode', False):
+            return  # the checkout's own nbs/ are used
         target = Path(self.build_lib)/cfg['lib_name']/'nbs'
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for notebook in sorted((here/cfg['nbs_path']).glob('[0-9]*.ipynb')): shutil.copy(notebook, target)
+        for notebook in sorted((here/cfg['nbs_path']).glob('[0-9]*.ipynb')):
+            shutil.copy(notebook, target)
 
 
 readme = here/'README.md'
@@ -42,7 +44,10 @@ setup(
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require=extras,
-    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_path"]}={cfg["lib_path"]}._modidx:d']},
+    entry_points={
+        'console_scripts': cfg['console_scripts'].split(),
+        'nbdev': [f'{cfg["lib_path"]}={cfg["lib_path"]}._modidx:d'],
+    },
     cmdclass={'build_py': BuildWithNotebooks},
     zip_safe=False,
 )

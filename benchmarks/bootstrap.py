@@ -1,13 +1,15 @@
-"""Seconds for AUROC and average precision of patient-clustered resamples, against a loop over scikit-learn (the baseline).
+"""Time for AUROC and average precision of patient-clustered resamples, against a scikit-learn loop (the baseline).
 
     python benchmarks/bootstrap.py [--resamples 1000] [--loop 3] [--repeats 1]
 
-Fourteen observations, each labelled in every image, with the shares of positives of CheXpert's validation set (5% at least), at the size
-of that set (234 images, 200 patients) and of its training set (223,414 images, 64,540 patients). Labels and scores are drawn, two
-of the fourteen scores are rounded, so that there are ties. Our time includes drawing the patients and sorting; the baseline's holds neither.
-One thread; CPU seconds. The baseline is timed in its two forms, rows taken and `sample_weight`, and the faster one counts. For the large table
-it is run for a few resamples (--loop) of every observation and multiplied: 1,000 would take most of an hour. Every resample of the loop must
-agree to 1e-9.
+Fourteen observations, labelled in every image, with the prevalences of CheXpert's validation set (at least 5%), at the
+size of that set (234 images, 200 patients) and of its training set (223,414 images, 64,540 patients). Labels and scores
+are random; two of the fourteen scores are rounded to create ties. Our time includes drawing the patients and sorting;
+the baseline's includes neither.
+
+One thread; CPU seconds. The baseline is timed in two forms, selected rows and `sample_weight`, and the faster one
+counts. For the large table it runs only a few resamples (--loop) of every observation, and the time is extrapolated:
+1,000 resamples would take most of an hour. Every resample of the loop must agree to 1e-9.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.metrics.ranking import ranking_metrics, resample_patients
 from cxr_lib.notes.leaking import CHEXPERT_VALID_POSITIVES
 
-#: Shares of positives: those of CheXpert's 234 validation images, but 5% where there are fewer, so that every resample has a positive.
+#: Prevalences in CheXpert's 234 validation images, raised to 5% where lower so that every resample has a positive.
 SHARES = np.array([max(0.05, CHEXPERT_VALID_POSITIVES[o] / 234) for o in OBSERVATIONS])
 
 
@@ -44,23 +46,21 @@ def drawn(n_images, n_patients, seed=0):
     r = np.random.default_rng(seed)
     patient = np.concatenate([np.arange(n_patients), r.integers(0, n_patients, n_images - n_patients)])
     labels = r.random((14, n_images)) < SHARES[:, None]
-    scores = 1 / (
-        1 + np.exp(-(1.5 * labels - 2 + r.normal(0, 1, labels.shape) + r.normal(0, 0.5, n_patients)[patient]))
-    )
+    logits = 1.5 * labels - 2 + r.normal(0, 1, labels.shape) + r.normal(0, 0.5, n_patients)[patient]
+    scores = 1 / (1 + np.exp(-logits))
     scores[:2] = np.round(scores[:2], 3)
     return patient, labels, scores
 
 
 def ours(patient, labels, scores, resamples):
+    "The library's way: clusters, weights, and both metrics of every resample"
     clusters, weights = resample_patients(patient, resamples)
-    return (
-        clusters,
-        weights,
-        np.array([ranking_metrics(y, s, weights, clusters) for y, s in zip(labels, scores)]),
-    )
+    found = np.array([ranking_metrics(y, s, weights, clusters) for y, s in zip(labels, scores)])
+    return clusters, weights, found
 
 
 def by_rows(metric, labels, scores, times):
+    "The baseline on rows repeated as often as they were drawn"
     return [
         [metric(y[rows], s[rows]) for t in times for rows in [np.repeat(np.arange(len(y)), t)]]
         for y, s in zip(labels, scores)
@@ -68,15 +68,15 @@ def by_rows(metric, labels, scores, times):
 
 
 def by_weight(metric, labels, scores, times):
+    "The baseline with `sample_weight`"
     return [[metric(y, s, sample_weight=t) for t in times] for y, s in zip(labels, scores)]
 
 
 def measure(n_images, n_patients, resamples, loop, repeats):
-    "Print seconds, ratios and the largest difference; returns the ratio"
+    "Print seconds, ratios and the largest difference; return the ratio"
     patient, labels, scores = drawn(n_images, n_patients)
-    took, (clusters, weights, found) = min(
-        (seconds(ours, patient, labels, scores, resamples) for _ in range(repeats)), key=lambda x: x[0]
-    )
+    runs = (seconds(ours, patient, labels, scores, resamples) for _ in range(repeats))
+    took, (clusters, weights, found) = min(runs, key=lambda x: x[0])
     times = weights[clusters, 1 : 1 + loop].T.astype(int)
     fastest, apart = [], 0.0
     for k, metric in enumerate((roc_auc_score, average_precision_score)):
@@ -86,11 +86,13 @@ def measure(n_images, n_patients, resamples, loop, repeats):
             apart = max(apart, np.abs(found[:, k, 1 : 1 + loop] - values).max())
     how = 'measured' if loop == resamples else f'extrapolated from {loop} resamples of each observation'
     print(
-        f'{n_images:,} images of {n_patients:,} patients, {resamples:,} resamples of 14 observations: AUROC and average precision in {took:.2f} s (weights {weights.nbytes / 1e6:,.0f} MB); '
+        f'{n_images:,} images of {n_patients:,} patients, {resamples:,} resamples of 14 observations: '
+        f'AUROC and average precision in {took:.2f} s (weights {weights.nbytes / 1e6:,.0f} MB); '
         f'scikit-learn {fastest[0]:,.0f} s + {fastest[1]:,.0f} s ({how})'
     )
     print(
-        f'    ratio {sum(fastest) / took:.0f}x; both metrics against roc_auc_score alone {fastest[0] / took:.0f}x; largest difference {apart:.1e}'
+        f'    ratio {sum(fastest) / took:.0f}x; both metrics against roc_auc_score alone '
+        f'{fastest[0] / took:.0f}x; largest difference {apart:.1e}'
     )
     if not apart < 1e-9:
         sys.exit('the two differ by more than 1e-9')

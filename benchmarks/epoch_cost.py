@@ -1,10 +1,14 @@
-"""What an epoch of training costs as the data grow: it must be linear in the patients, so a patient costs the same in a small data set and in a large one (the baseline).
+"""How the cost of a training epoch grows with the data: it must be linear in the number of patients.
 
     python benchmarks/epoch_cost.py [--patients 160 320 640] [--epochs 3]
 
-The tiny preset on SIMULATED data in memory (random films of 64 px and random notes), one process, one thread, batches of 16; one tuning patient for every four training patients. Counts
-processor time between the ends of two epochs, so that other processes matter little; takes the best epoch of each size (the first one warms up and does not count). Prints the seconds an
-epoch, the line through them with its largest deviation, and the ratio of what a patient costs in the largest and the smallest data set.
+A patient must cost the same in a small data set (the baseline) and in a large one. The tiny preset is trained on
+SIMULATED data in memory (random 64 px images and random notes): one process, one thread, batches of 16, and one tuning
+patient for every four training patients. Processor time between the ends of consecutive epochs is counted, so other
+processes matter little. The best epoch of each size counts; the first one is a warm-up and does not.
+
+Prints the seconds per epoch, a fitted line with its largest deviation, and the ratio of the cost per patient between
+the largest and the smallest data set.
 """
 
 import argparse
@@ -21,22 +25,16 @@ from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config
 from cxr_lib.training.loop import fit
 
-WORDS = 'cough fever dyspnoea chest pain for three days history of heart failure smoker fall from ladder orthopnoea weight loss line placement'.split()
-SETTINGS = dict(
-    batch_size=16,
-    lr=1e-3,
-    note_lr=1e-3,
-    weight_decay=0.01,
-    warmup=0.1,
-    note_dropout=0.15,
-    word_dropout=0.2,
-    augment=True,
-    patience=0,
-)
+WORDS = (
+    'cough fever dyspnoea chest pain for three days history of heart failure '
+    'smoker fall from ladder orthopnoea weight loss line placement'
+).split()
+SETTINGS = dict(batch_size=16, lr=1e-3, note_lr=1e-3, weight_decay=0.01, warmup=0.1)
+SETTINGS |= dict(note_dropout=0.15, word_dropout=0.2, augment=True, patience=0)
 
 
 def random_data(n, seed=0):
-    "A model and random films and notes in memory; a fifth of the patients are for tuning"
+    "A model, and random images and notes in memory; a fifth of the patients are for tuning"
     rng = np.random.default_rng(seed)
     table = pd.DataFrame(
         {
@@ -49,23 +47,17 @@ def random_data(n, seed=0):
     )
     seed_everything(seed)
     config, tokenizer = make_config('tiny', 'image_size=64'), learn_tokenizer(WORDS, 200)
-    return build_model(config, tokenizer), StudyData(
-        table, '', config, tokenizer, pixels=rng.integers(0, 256, (n, 64, 64), dtype=np.uint8)
-    )
+    model = build_model(config, tokenizer)
+    pixels = rng.integers(0, 256, (n, 64, 64), dtype=np.uint8)
+    return model, StudyData(table, '', config, tokenizer, pixels=pixels)
 
 
 def seconds_an_epoch(n, epochs):
-    "Processor seconds of the best epoch but the first"
+    "Processor seconds of the best epoch after the first"
     model, data = random_data(n)
-    ends = []
-    fit(
-        model,
-        data,
-        data.rows('train'),
-        data.rows('tuning'),
-        dict(SETTINGS, epochs=epochs + 1),
-        on_epoch=lambda log: ends.append(time.process_time()),
-    )
+    training, ends = dict(SETTINGS, epochs=epochs + 1), []
+    train, tuning = data.rows('train'), data.rows('tuning')
+    fit(model, data, train, tuning, training, on_epoch=lambda log: ends.append(time.process_time()))
     return min(np.diff(ends))
 
 
@@ -78,22 +70,23 @@ def main():
     args = parser.parse_args()
     sizes = np.array(sorted(args.patients))
     if len(sizes) < 3 or sizes[0] < 160:
-        parser.error('give three sizes at least, from 160 on: smaller data sets get smaller batches')
+        parser.error('give at least three sizes, none below 160: smaller data sets get smaller batches')
     torch.set_num_threads(1)
-    seconds_an_epoch(sizes[0], 1)  # what is loaded on first use
+    seconds_an_epoch(sizes[0], 1)  # warm-up: loads what is loaded on first use
     cost = np.array([seconds_an_epoch(n, args.epochs) for n in sizes])
     slope, fixed = np.polyfit(sizes, cost, 1)
     away = np.abs(cost / (fixed + slope * sizes) - 1).max()
     print(
-        f'SIMULATED patients, tiny preset, 64 px, batches of {SETTINGS["batch_size"]}, best of {args.epochs} epochs, processor seconds, one thread'
+        f'SIMULATED patients, tiny preset, 64 px, batches of {SETTINGS["batch_size"]}, '
+        f'best of {args.epochs} epochs, processor seconds, one thread'
     )
     for n, seconds in zip(sizes, cost):
-        print(f'{n:6,} patients: {seconds:.2f} s an epoch, {1e3 * seconds / n:.2f} ms a patient')
+        print(f'{n:6,} patients: {seconds:.2f} s per epoch, {1e3 * seconds / n:.2f} ms per patient')
+    print(f'line: {fixed:.3f} s + {1e3 * slope:.2f} ms per patient; largest deviation from it {away:.1%}')
+    per_patient = cost / sizes
     print(
-        f'line: {fixed:.3f} s + {1e3 * slope:.2f} ms a patient; the sizes are at most {away:.1%} away from it'
-    )
-    print(
-        f'data {sizes[-1] / sizes[0]:.1f}x as large: an epoch costs {cost[-1] / cost[0]:.2f}x, a patient {cost[-1] / sizes[-1] / (cost[0] / sizes[0]):.2f}x (baseline: the smallest size; linear is 1.00x)'
+        f'data {sizes[-1] / sizes[0]:.1f}x as large: an epoch costs {cost[-1] / cost[0]:.2f}x, '
+        f'a patient {per_patient[-1] / per_patient[0]:.2f}x (baseline: the smallest size; linear is 1.00x)'
     )
 
 

@@ -1,15 +1,16 @@
-"""What a CUDA device makes of the `base` preset: is it right, does it fit as estimated, and how fast is it?
+"""The `base` preset on a CUDA device: is it correct, does it fit as estimated, and how fast is it?
 
     python benchmarks/gpu.py [--images 1280] [--batch 32]
 
-Weights are random numbers of the preset's shapes (ViT-Base/16 and a BERT as large as Bio_ClinicalBERT), images and notes are
-random too: speed and memory do not depend on what is learned. Takes under 8 minutes on any CUDA device that holds the model.
+The weights are random, in the preset's architecture (ViT-Base/16 and a BERT as large as Bio_ClinicalBERT), and so are
+images and notes: speed and memory do not depend on what is learned. Takes under 8 minutes on any CUDA device that holds
+the model.
 
-1. Right: logits, loss and gradients of one batch in fp32, bf16 and fp16 against the processor's fp32, as relative error of the
-   whole vector; exits with 1 where one is over its tolerance.
-2. Fits: the peak of allocated memory in training beside what `plan_memory` estimates beforehand.
-3. Fast: images per second in training (the library's own `fit`, second epoch) and in encoding (image encoder alone, for frozen
-   presets; also a ViT-B/14 at 518 pixels, the shape of RAD-DINO).
+1. Correct: logits and gradients of one batch in fp32, bf16 and fp16 against the processor's fp32, as relative
+   error of the whole vector; exits with 1 if one exceeds its tolerance.
+2. Fits: the peak of allocated memory in training beside the estimate of `plan_memory`.
+3. Fast: images per second in training (the library's own `fit`, second epoch) and in encoding (image encoder alone,
+   for frozen presets; also a ViT-B/14 at 518 pixels, the shape of RAD-DINO).
 """
 
 import argparse
@@ -35,17 +36,17 @@ from cxr_lib.training.loop import fit
 CLINICAL_BERT = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
 VOCABULARY = 28_996  # word pieces of the cased BERT vocabulary
 PRECISIONS = {'no': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-#: Largest relative error of logits and gradients: rounding of each format, summed over the layers of two encoders.
+#: Largest relative error of logits and gradients: the rounding of each format over the layers of two encoders.
 TOLERANCE = {'no': (1e-4, 1e-3), 'bf16': (5e-2, 1e-1), 'fp16': (1e-2, 3e-2)}
 
 
 def base_config(**changes):
-    "The preset's shapes with nothing to fetch"
+    "The preset's architecture with random weights, so that nothing is downloaded"
     return make_config('base', dict(image_weights='', text_encoder='', text_config=CLINICAL_BERT) | changes)
 
 
 def random_batch(config, n, device):
-    "Films, notes of full length, and no missing note but one"
+    "Images and full-length notes; one note is missing"
     generator = torch.Generator().manual_seed(1)
     size, length = config.image_size, config.max_tokens
     has_note = torch.ones(n, dtype=torch.bool)
@@ -61,18 +62,18 @@ def random_batch(config, n, device):
 
 
 def logits_and_gradients(model, batch, targets, precision):
-    "-> (all logits, all gradients), each one vector of float64 on the processor"
+    "-> (all logits, all gradients), each as one float64 vector on the processor"
     kind = batch['pixels'].device.type
     model.zero_grad()
     with torch.autocast(kind, dtype=PRECISIONS[precision], enabled=precision != 'no'):
         out = model(**batch)
         loss = sum(masked_bce(out[b].float(), targets, targets.numel()) for b in ('fused', 'image', 'note'))
-    scale = (
-        2.0**12 if precision == 'fp16' else 1.0
-    )  # as a gradient scaler does: small gradients are zero in fp16
+    # small gradients underflow to zero in fp16, so the loss is scaled, as a gradient scaler does
+    scale = 2.0**12 if precision == 'fp16' else 1.0
     (loss * scale).backward()
     gradients = [p.grad.flatten().cpu().double() / scale for p in model.parameters() if p.grad is not None]
-    return torch.cat([out[b].flatten().detach().cpu().double() for b in sorted(out)]), torch.cat(gradients)
+    logits = [out[b].flatten().detach().cpu().double() for b in sorted(out)]
+    return torch.cat(logits), torch.cat(gradients)
 
 
 def relative_error(found, expected):
@@ -80,16 +81,13 @@ def relative_error(found, expected):
 
 
 def check_right(device):
-    "Print the errors against the processor; False where one is too large"
-    config = base_config(
-        dropout=0.0,
-        text_config=CLINICAL_BERT | dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-    )
+    "Print the errors against the processor; False if one is too large"
+    no_dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config = base_config(dropout=0.0, text_config=CLINICAL_BERT | no_dropout)
     torch.manual_seed(0)
     model = MultimodalClassifier(config, VOCABULARY)
-    torch.nn.init.normal_(
-        model.head[-1].weight, std=0.02
-    )  # starts as zeros, behind which an error of the fusion would hide
+    # this layer starts at zero, which would hide an error in the fusion
+    torch.nn.init.normal_(model.head[-1].weight, std=0.02)
     model.train()
     expected = logits_and_gradients(model, *random_batch(config, 4, 'cpu'), 'no')
     model.to(device)
@@ -108,7 +106,7 @@ def check_right(device):
 
 
 def study_data(config, images):
-    "Random films with notes of SIMULATED patients; a fifth of them for tuning"
+    "Random images with notes of SIMULATED patients; a fifth of them for tuning"
     table = draw_patients(images, 0)
     table['note'] = clinical_notes(table, table.age, table.sex)
     table['split'] = np.where(np.arange(images) % 5 == 0, 'tuning', 'train')
@@ -118,37 +116,32 @@ def study_data(config, images):
 
 
 def train(config, data, precision, batch):
-    "-> (images a second in the second epoch with its tuning pass, peak of allocated bytes)"
+    "-> (images per second in the second epoch, tuning pass included; peak of allocated bytes)"
     torch.manual_seed(0)
     model = MultimodalClassifier(config, VOCABULARY)
     training = split_overrides('base')[1] | dict(epochs=2, batch_size=batch, precision=precision, patience=0)
-    gc.collect()  # the training before this one is garbage, but its memory counts until it is collected
+    gc.collect()  # frees the memory of the previous training
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     ends = []
-    fit(
-        model,
-        data,
-        data.rows('train'),
-        data.rows('tuning'),
-        training,
-        name=precision,
-        on_epoch=lambda log: (torch.cuda.synchronize(), ends.append(time.perf_counter())),
-    )
+
+    def note_the_time(log):
+        torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+
+    train, tuning = data.rows('train'), data.rows('tuning')
+    fit(model, data, train, tuning, training, name=precision, on_epoch=note_the_time)
     return len(data.table) / (ends[1] - ends[0]), torch.cuda.max_memory_allocated()
 
 
 def encoding_rate(config, precision, device, batch=64, seconds=4.0):
-    "Images a second of the image encoder, forward only; films are on the device already"
+    "Images per second of the image encoder, forward only, with the images already on the device"
     torch.manual_seed(0)
     encoder = ImageEncoder(config).to(device).eval()
-    films = torch.randint(
-        0, 256, (batch, config.image_size, config.image_size), dtype=torch.uint8, device=device
-    )
-    with (
-        torch.inference_mode(),
-        torch.autocast('cuda', dtype=PRECISIONS[precision], enabled=precision != 'no'),
-    ):
+    shape = (batch, config.image_size, config.image_size)
+    films = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    autocast = torch.autocast('cuda', dtype=PRECISIONS[precision], enabled=precision != 'no')
+    with torch.inference_mode(), autocast:
         for _ in range(3):
             encoder(films)
         torch.cuda.synchronize()
@@ -160,51 +153,53 @@ def encoding_rate(config, precision, device, batch=64, seconds=4.0):
     return done / (time.perf_counter() - started)
 
 
+def time_training(config, images, batch, precisions):
+    "Print speed and memory of training beside the estimate"
+    data = study_data(config, images)
+    print(f'Training, {batch} patients per step:')
+    for precision in precisions:
+        estimate = plan_memory(config, VOCABULARY, batch, precision)['total']
+        rate, peak = train(config, data, precision, batch)
+        print(
+            f'  {precision:<5} {rate:6.0f} images/s, peak {peak / 1e9:5.2f} GB, estimate {estimate / 1e9:5.2f} GB '
+            f'(estimate/peak {estimate / peak:.2f})',
+            flush=True,
+        )
+
+
+def time_encoding(config, precisions, device):
+    "Print the speed of the preset's image encoder and of one as large as RAD-DINO"
+    print('Encoding, image encoder alone:')
+    larger = base_config(image_encoder='vit_base_patch14_dinov2', image_size=518)
+    for name, shape in {'ViT-B/16, 224 px': config, 'ViT-B/14, 518 px (as RAD-DINO)': larger}.items():
+        for precision in precisions:
+            rate = encoding_rate(shape, precision, device)
+            print(f'  {name}, {precision:<5} {rate:7.0f} images/s', flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        '--images', type=int, default=1280, help='of the training, a fifth of them for tuning'
-    )
+    parser.add_argument('--images', type=int, default=1280, help='images in training, a fifth for tuning')
     parser.add_argument('--batch', type=int, default=32)
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit('no CUDA device is there')
+        sys.exit('no CUDA device found')
     device, started = torch.device('cuda'), time.perf_counter()
     properties = torch.cuda.get_device_properties(0)
     print(
-        f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, torch {torch.__version__}, CUDA {torch.version.cuda}; TF32 is off'
+        f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, '
+        f'torch {torch.__version__}, CUDA {torch.version.cuda}; TF32 is off'
     )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     precisions = [p for p in PRECISIONS if p != 'bf16' or properties.major >= 8]
     print('Relative error against the processor in fp32, 4 patients:')
     good = check_right(device)
     config = base_config()
-    data = study_data(config, args.images)
-    print(f'Training, {args.batch} patients a step:')
-    for precision in precisions:
-        estimate = plan_memory(config, VOCABULARY, args.batch, precision)['total']
-        rate, peak = train(config, data, precision, args.batch)
-        print(
-            f'  {precision:<5} {rate:6.0f} images/s, peak {peak / 1e9:5.2f} GB, estimate {estimate / 1e9:5.2f} GB '
-            f'(estimate/peak {estimate / peak:.2f})',
-            flush=True,
-        )
-    print('Encoding, image encoder alone:')
-    shapes = {
-        'ViT-B/16, 224 px': config,
-        'ViT-B/14, 518 px (as RAD-DINO)': base_config(
-            image_encoder='vit_base_patch14_dinov2', image_size=518
-        ),
-    }
-    for name, shape in shapes.items():
-        for precision in precisions:
-            print(
-                f'  {name}, {precision:<5} {encoding_rate(shape, precision, device):7.0f} images/s',
-                flush=True,
-            )
-    print(f'in all {time.perf_counter() - started:.0f} s')
+    time_training(config, args.images, args.batch, precisions)
+    time_encoding(config, precisions, device)
+    print(f'total {time.perf_counter() - started:.0f} s')
     sys.exit(0 if good else 1)
 
 

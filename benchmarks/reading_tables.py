@@ -1,11 +1,11 @@
-"""Seconds to read and validate a study table of CheXpert's size, against a bare pandas.read_csv of the same files (the baseline).
+"""Time to read and validate a study table of CheXpert's size, against a bare pandas.read_csv of the same files.
 
     python benchmarks/reading_tables.py [FOLDER OF CHEXPERT] [--repeats 3]
 
-One process; CPU seconds, the best of the repeats of either side, taken in turn in the same run. With a folder, that copy of
-CheXpert is read. Without one, a table of 223,414 + 234 rows with the official counts and a path for every image file is made
-(tests/data/test_chexpert.py), so the images' folders are in the operating system's cache: a first read from a cold or
-network disk takes longer, by the time that the disk needs for 223,648 questions.
+One process; CPU seconds, the best repeat of each side, both sides in alternation in the same run. With a folder, that
+copy of CheXpert is read. Without one, tests/data/test_chexpert.py makes a table of 223,414 + 234 rows with the official
+counts and a path for every image file. The image folders are then in the operating system's cache: a first read from a
+cold or network disk takes longer, by the time the disk needs for 223,648 look-ups.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def seconds(function, *args):
 
 
 def bare(root):
+    "The baseline: the two tables as pandas reads them"
     return [pd.read_csv(root / f'{name}.csv') for name in ('train', 'valid')]
 
 
@@ -47,7 +48,8 @@ def measure(root, repeats):
         check.append(seconds(validate_studies, table)[0])
         disk.append(seconds(is_there, table.image, root)[0])
     print(
-        f'{len(table):,} rows: read, validated and compared with the disk in {min(whole):.2f} s of one core (validation {min(check):.2f} s, image files {min(disk):.2f} s); '
+        f'{len(table):,} rows: read, validated and compared with the disk in {min(whole):.2f} s of one core '
+        f'(validation {min(check):.2f} s, image files {min(disk):.2f} s); '
         f'bare pandas.read_csv {min(base):.2f} s; ratio {min(whole) / min(base):.0f}x'
     )
     facts = check_chexpert_facts(table)

@@ -1,9 +1,11 @@
-"""Simulated radiographs a second on one core, beside what a data set of real ones costs: Pillow decode + resize of a 1024 px film (the baseline).
+"""Speed of drawing simulated radiographs, against decoding and resizing 1024 px JPEGs with Pillow (the baseline).
 
     python benchmarks/rendering.py [--sizes 128 224] [--films 200] [--repeats 3]
 
-One process, one thread, everything in the same run. The patients are as chapter simulation.patients draws them: about five of the thirteen strengths are large enough to be drawn on each film.
-Counts processor time, so that other processes matter little; prints the best of the repeats for every size, with and without masks.
+The baseline is what a data set of real images costs. One process, one thread, everything in the same run. The patients
+are drawn as in `simulation.patients`: in each image, about five of the thirteen signs are strong enough to be visible.
+Processor time is counted, so other processes matter little. Prints the best of the repeats for every size, with and
+without masks.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from cxr_lib.simulation.rendering import render_radiograph
 
 
 def per_second(draw, n, repeats):
-    "The best rate of several rounds, per second of processor time"
+    "The best rate of several rounds, in images per second of processor time"
     draw(0)
     rounds = []
     for _ in range(repeats):
@@ -32,20 +34,28 @@ def per_second(draw, n, repeats):
 
 
 def baseline(size, n, repeats):
-    "Decode and resize one 1024 px JPEG"
-    rng = np.random.default_rng(0)
+    "The rate of decoding and resizing a 1024 px JPEG"
+    noise = np.random.default_rng(0).normal(0, 12, (1024, 1024))
+    pixels = (np.linspace(40, 200, 1024)[None] + noise).clip(0, 255).astype(np.uint8)
     out = io.BytesIO()
-    Image.fromarray(
-        (np.linspace(40, 200, 1024)[None] + rng.normal(0, 12, (1024, 1024))).clip(0, 255).astype(np.uint8)
-    ).save(out, 'JPEG', quality=92)
+    Image.fromarray(pixels).save(out, 'JPEG', quality=92)
     data = out.getvalue()
-    return per_second(
-        lambda i: np.asarray(
-            Image.open(io.BytesIO(data)).convert('L').resize((size, size), Image.Resampling.BILINEAR)
-        ),
-        n,
-        repeats,
-    )
+
+    def decode(i):
+        image = Image.open(io.BytesIO(data)).convert('L')
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+    return per_second(decode, n, repeats)
+
+
+def rendering_rate(jobs, size, masks, repeats):
+    "The rate of drawing the patients at one size"
+
+    def draw(i):
+        strengths, patient = jobs[i]
+        render_radiograph(strengths, size=size, masks=masks, **patient)
+
+    return per_second(draw, len(jobs), repeats)
 
 
 def main():
@@ -67,20 +77,16 @@ def main():
     ]
     shown = np.mean([sum(v > 0.5 for v in strengths.values()) for strengths, _ in jobs])
     print(
-        f'{args.films} SIMULATED patients, {shown:.1f} strengths above the threshold of visibility a film, best of {args.repeats} rounds, one core'
+        f'{args.films} SIMULATED patients, {shown:.1f} strengths above the visibility threshold per image, '
+        f'best of {args.repeats} rounds, one core'
     )
     for size in args.sizes:
-        plain, masked = (
-            per_second(
-                lambda i, m=masks: render_radiograph(jobs[i][0], size=size, masks=m, **jobs[i][1]),
-                args.films,
-                args.repeats,
-            )
-            for masks in (False, True)
-        )
+        plain, masked = (rendering_rate(jobs, size, masks, args.repeats) for masks in (False, True))
         pillow = baseline(size, max(20, args.films // 4), args.repeats)
         print(
-            f'{size} px: {plain:,.0f} films/s drawn, {masked:,.0f} with masks ({plain / masked:.2f}x as long with them); Pillow decode + resize of a 1024 px film {pillow:,.0f}/s, ratio {plain / pillow:.1f}x'
+            f'{size} px: {plain:,.0f} images/s drawn, {masked:,.0f} with masks '
+            f'({plain / masked:.2f}x as long with them); '
+            f'Pillow decode + resize of a 1024 px image {pillow:,.0f}/s, ratio {plain / pillow:.1f}x'
         )
 
 

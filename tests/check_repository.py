@@ -1,4 +1,4 @@
-"""Does the repository agree with itself? Run by `make test`; each check works on a copy and leaves the tree as it is.
+"""Is the repository consistent? Run by `make test`; each check works on a copy and leaves the tree as it is.
 
 python tests/check_repository.py export            the modules in cxr_lib are what the notebooks export
 python tests/check_repository.py clean             the notebooks hold no outputs and no stray metadata
@@ -129,9 +129,10 @@ def _links(markdown: str, nbs: Path) -> str:
 
 
 def make_readme(notebook: Path) -> 'tuple[str, dict[str, bytes]]':
-    """README.md and its pictures from index.ipynb: Markdown as it is, code that is not hidden (`#| hide`, `#| echo: false`), and outputs.
+    """README.md and its pictures from index.ipynb: Markdown as it is, visible code, and outputs.
 
-    Pictures among the outputs become files nbs/images/readme-N.png, as GitHub shows no pictures inside Markdown.
+    Code under `#| hide` or `#| echo: false` is left out. Pictures among the outputs become files
+    nbs/images/readme-N.png, as GitHub shows no pictures embedded in Markdown.
     """
     parts, pictures = [f'<!-- Made from nbs/{notebook.name} by `make readme`: change it there. -->'], {}
     for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:

@@ -13,14 +13,22 @@ ROOT = Path(__file__).resolve().parent.parent
 STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation')
 
 PARAMETERS = {
-    'exploration': "dataset = 'simulated'   # source of the studies\nroot = ''   # its folder\nn_patients = 24   # how many",
+    'exploration': (
+        "dataset = 'simulated'   # source of the studies\n"
+        "root = ''   # its folder\n"
+        "n_patients = 24   # how many"
+    ),
     'notes': "note_dropout = 0.1   # share of notes dropped",
     'model': "preset = 'tiny'   # size",
-    'training': "preset = 'tiny'   # size\nepochs = 0   # 0: the preset's\nnegative_example = True   # train on leaking notes too",
+    'training': (
+        "preset = 'tiny'   # size\n"
+        "epochs = 0   # 0: the preset's\n"
+        "negative_example = True   # train on leaking notes too"
+    ),
     'evaluation': "n_bootstrap = 20   # resamples\nexternal = ''   # another model's file",
 }
 
-#: Each stage adds a line to what the stage before left; the result shows order and parameters, but not how often it ran.
+#: Each stage adds to what the stages before it left: the result shows order and seed, but not how often it ran.
 WORK = '''import json
 before = sorted((Path(folder.path)/f'{s}.json').read_text() for s in STAGES[:STAGES.index(stage)])
 time.sleep(pause)
@@ -29,26 +37,30 @@ with open(folder/'calls.txt', 'a') as f: print(stage, file=f)
 print('worked on', stage)'''
 
 
+#: The parameters that all stages share.
+COMMON = "run = 'steps'   # name of the run\nseed = 0   # random seed\npause = 0.0   # seconds\n"
+BEGIN = '''import time
+from pathlib import Path
+from cxr_lib.foundations.files import atomic_path
+from cxr_lib.foundations.run import STAGES, run_folder
+stage = {stage!r}
+folder = run_folder(run)
+folder.begin(stage)'''
+KERNEL = dict(name='python3', display_name='python3', language='python')
+
+
 def stage_notebook(stage: str, work: str = WORK, finish: bool = True) -> nbformat.NotebookNode:
     "A notebook with the contract of a stage"
     code = nbformat.v4.new_code_cell
     cells = [
         nbformat.v4.new_markdown_cell(f'# The {stage} stage\n\n> Does nothing much.'),
-        code(
-            "run = 'steps'   # name of the run\nseed = 0   # random seed\npause = 0.0   # seconds\n"
-            + PARAMETERS[stage],
-            metadata=dict(tags=['parameters']),
-        ),
-        code(
-            f"import time\nfrom pathlib import Path\nfrom cxr_lib.foundations.files import atomic_path\nfrom cxr_lib.foundations.run import STAGES, run_folder\nstage = {stage!r}\nfolder = run_folder(run)\nfolder.begin(stage)"
-        ),
+        code(COMMON + PARAMETERS[stage], metadata=dict(tags=['parameters'])),
+        code(BEGIN.format(stage=stage)),
         code(work),
     ]
     if finish:
         cells.append(code('folder.finish(stage, dict(seed=seed))'))
-    return nbformat.v4.new_notebook(
-        cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
-    )
+    return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=KERNEL))
 
 
 class Project:
@@ -72,18 +84,15 @@ class Project:
         nbformat.write(stage_notebook(stage, work, finish), self.notebook(stage))
 
     def calls(self):
-        return (
-            (self.reports / 'calls.txt').read_text().split() if (self.reports / 'calls.txt').exists() else []
-        )
+        calls = self.reports / 'calls.txt'
+        return calls.read_text().split() if calls.exists() else []
 
     def start(self, *args, **more):
         "Start the command line in the project"
-        env = {k: v for k, v in os.environ.items() if k not in ('CXR_HOME', 'COLUMNS')} | {
-            'PYTHONPATH': str(ROOT)
-        }
-        heed = (
-            None if os.name == 'nt' else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-        )  # a test run in the background ignores Ctrl-C, and its children would too
+        env = {k: v for k, v in os.environ.items() if k not in ('CXR_HOME', 'COLUMNS')}
+        env['PYTHONPATH'] = str(ROOT)
+        # a test run in the background ignores Ctrl-C, and its children would too
+        heed = None if os.name == 'nt' else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         return subprocess.Popen(
             [sys.executable, '-m', 'cxr_lib.running.command', *map(str, args)],
             cwd=self.home,

@@ -1,4 +1,4 @@
-"""Is the code laid out so that it can be read? `python tests/measure_house.py [--all] [NOTEBOOK ...]`, run by `make test`.
+"""Is the code laid out readably? `python tests/measure_house.py [--all] [NOTEBOOK ...]`, run by `make test`.
 
 Prints the measured table and every place beyond a limit; `--all` lists places beyond the softer aims as well.
 Line lengths, complexity and numbers of arguments are ruff's (E501, E701 to E703, C901, PLR0913: see pyproject.toml).

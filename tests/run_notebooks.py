@@ -1,7 +1,7 @@
 """Run every notebook as a test, in a project folder of its own: `python tests/run_notebooks.py [PART ...]`.
 
-Three parts: `stages`, one after another, make a small run; `chapters`, beside them on the other core, need no run; `visitors`
-open the small run and come last. Nothing is written into the checkout's data/ or reports/.
+Three parts: `stages` make a small run, one after another; `chapters` need no run and go beside them on the other core;
+`visitors` open the small run and come last. Nothing is written into the checkout's data/ or reports/.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Packaging: one list of requirements, an environment that keeps a torch that is there, a wheel that carries the notebooks."""
+"""Packaging: one list of requirements, an environment that keeps an existing torch, a wheel with the notebooks."""
 
 import base64
 import importlib.util

@@ -1,4 +1,7 @@
-"""Degenerate but real data: the report part of every stage notebook survives it and says so in words, or stage 1 says why going on makes no sense."""
+"""Degenerate but real data: the report part of every stage notebook handles it and says so in words.
+
+Where going on makes no sense, stage 1 says why.
+"""
 
 import json
 from pathlib import Path
@@ -229,7 +232,8 @@ REFUSED = {
     'one image': (
         studies(1, split=None),
         'exploration',
-        '1 image of 1 patient: splits are by patient, and training, tuning and test need at least one each. Add patients',
+        '1 image of 1 patient: splits are by patient, and training, tuning and test need at least one each. '
+        'Add patients',
     ),
     'one patient': (
         studies(patient_id='p', split=None),

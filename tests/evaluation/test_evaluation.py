@@ -1,6 +1,8 @@
-"""Evaluation: the report's numbers, verdict, pictures and files, and another model's predictions, with the errors of malformed files.
+"""Evaluation: the report's numbers, verdict, pictures and files, and the comparison with another model's predictions.
 
-Real data lie in ../shared/data beside the repository (see DESIGN); tests that need them skip where the folder is absent."""
+Malformed files are rejected with the reason. Real data lie in ../shared/data beside the repository (see DESIGN); tests
+that need them are skipped where the folder is absent.
+"""
 
 import json
 from pathlib import Path

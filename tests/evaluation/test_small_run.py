@@ -1,4 +1,7 @@
-"""One small run of a folder whose every text is hostile, through the command line: what its pages show, and what report, saved model and demo say of the same film."""
+"""One small run of a folder in which every text is hostile, through the command line.
+
+What its pages show, and what the report, the saved model and the demo say of the same image.
+"""
 
 import html
 import json
@@ -30,7 +33,10 @@ from cxr_lib.stages.training import keep_calibration
 
 pytestmark = pytest.mark.timeout(1500)  # the whole run is made once, by whichever test comes first
 N = 40
-HOSTILE = '<script>alert(1)</script> <img src=x onerror=alert(2)> | `code` [a link](http://example.org) **bold** $x^2$ \\begin{equation}x\\end{equation} ]]> infiltrate on the film'
+HOSTILE = (
+    '<script>alert(1)</script> <img src=x onerror=alert(2)> | `code` [a link](http://example.org) **bold** '
+    '$x^2$ \\begin{equation}x\\end{equation} ]]> infiltrate on the film'
+)
 #: Observations that the folder has labels of; fewer are quicker to draw.
 LABELLED = OBSERVATIONS[:5]
 #: The same for names of files and runs, which hold no slash.

@@ -1,4 +1,4 @@
-"""Notes: worded from facts or, as a warning, from labels; what a model makes of them, and the stage that writes them."""
+"""Notes: worded from facts or, as a warning, from labels; what a model learns from them; the stage that writes them."""
 
 import hashlib
 import os
@@ -105,7 +105,8 @@ def test_the_same_seed_words_the_same_notes_in_any_process(people):
     code = (
         "import hashlib; from cxr_lib.notes.wording import *; from cxr_lib.simulation.patients import *\n"
         "p = draw_patients(300, seed=7); q = facts_from_labels(p, seed=7)\n"
-        "notes = clinical_notes(p, p.age, p.sex, seed=7) + clinical_notes(q, p.age, p.sex, seed=7) + label_leak_notes(p, seed=7) + dial_notes(p, .7, seed=7)\n"
+        "notes = clinical_notes(p, p.age, p.sex, seed=7) + clinical_notes(q, p.age, p.sex, seed=7)\n"
+        "notes += label_leak_notes(p, seed=7) + dial_notes(p, .7, seed=7)\n"
         "print(hashlib.sha256(repr(notes).encode()).hexdigest())"
     )
     prints = {
@@ -168,20 +169,19 @@ def test_a_patient_of_whom_nothing_is_known_gets_a_note_or_none():
 # Notes that leak
 
 
-def test_leaking_notes_have_the_form_of_the_project_that_this_one_descends_from():
+def test_leaking_notes_have_the_form_of_the_original_project():
     table = pd.DataFrame({o: [float(o in ('Cardiomegaly', 'Edema'))] * 40 for o in OBSERVATIONS})
     notes = label_leak_notes(table)
-    assert (
-        'Chief complaint: Patient presenting with dyspnea and leg swelling for 3 days. History: history of heart failure. Indication: Evaluate for cardiomegaly, edema.'
-        in notes
+    example = (
+        'Chief complaint: Patient presenting with dyspnea and leg swelling for 3 days. '
+        'History: history of heart failure. Indication: Evaluate for cardiomegaly, edema.'
     )
-    assert all(
-        re.fullmatch(
-            r'Chief complaint: Patient presenting with .+ for [1-7] days\. History: history of .+\. Indication: Evaluate for .+\.',
-            n,
-        )
-        for n in notes
+    assert example in notes
+    form = (
+        r'Chief complaint: Patient presenting with .+ for [1-7] days\. '
+        r'History: history of .+\. Indication: Evaluate for .+\.'
     )
+    assert all(re.fullmatch(form, n) for n in notes)
     assert label_leak_notes(table.iloc[:1] * np.nan)[0].endswith(
         'Evaluate for routine screening.'
     ) and label_leak_notes(-table.iloc[:1])[0].endswith('Evaluate for routine screening.')
