@@ -27,13 +27,13 @@ from cxr_lib.evaluation.selection import (
     plot_selection,
     probe,
     read_candidates,
-    selection_studies,
     selection_summary,
     selection_table,
     selection_verdict,
     training_code,
     write_selection,
 )
+from cxr_lib.stages.search import selection_studies
 
 LABELS = [f'label/{o}' for o in OBSERVATIONS]
 

@@ -422,7 +422,10 @@ def test_a_search_for_settings_by_itself(home, mine):
     pytest.importorskip('optuna')
     code, _, err = papermill(
         home,
-        'chapters/07_training/05_sweep.ipynb',
+        '10_search.ipynb',
+        '-p',
+        'what',
+        'settings',
         '-p',
         'run',
         'mine',
@@ -448,7 +451,7 @@ def test_a_choice_of_encoders_by_itself(home, nih, data):
     )
     code, _, err = papermill(
         home,
-        'chapters/08_evaluation/06_selection.ipynb',
+        '10_search.ipynb',
         '-p',
         'run',
         'nih',
