@@ -421,20 +421,7 @@ def test_a_run_that_is_not_there_is_not_made_by_a_notebook(home, mine, tmp_path)
 def test_a_search_for_settings_by_itself(home, mine):
     pytest.importorskip('optuna')
     code, _, err = papermill(
-        home,
-        '10_search.ipynb',
-        '-p',
-        'what',
-        'settings',
-        '-p',
-        'run',
-        'mine',
-        '-p',
-        'n_trials',
-        '2',
-        '-p',
-        'epochs',
-        '1',
+        home, '10_search.ipynb', *'-p what settings -p run mine -p n_trials 2 -p epochs 1'.split()
     )
     assert code == 0, err
     assert (home / 'reports' / 'mine' / 'sweep' / 'best.json').exists()
