@@ -7,7 +7,7 @@ __all__ = ['GRID', 'FIXED', 'FORGOTTEN_HOURS', 'SAMPLERS', 'PRUNERS', 'PATIENCE'
            'open_sweep', 'this_process', 'is_alive', 'trial_state', 'check_search', 'claim_trial', 'trials_table',
            'write_trials', 'run_sweep', 'close_test', 'resampled_scores', 'TrainTrial', 'expected_maximum',
            'selection_optimism', 'trial_resamples', 'plot_optimism', 'importance_table', 'plot_importance',
-           'plot_history', 'plot_parallel', 'sweep_figures', 'write_best', 'sweep_stage']
+           'plot_history', 'plot_parallel', 'sweep_figures', 'write_best']
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #3a585f58
 import contextlib, itertools, json, math, os, shlex, socket, time, warnings
@@ -16,24 +16,22 @@ from typing import Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from filelock import FileLock
-from ..foundations.run import RunFolder
-from ..foundations.files import atomic_path, content_key, read_json
+from ..foundations.files import atomic_path, content_key
 from ..foundations.core import choose_device
 from ..foundations.core import seed_everything
 from ..foundations.files import write_json
 from ..foundations.figures import BLUE, GREEN, GREY, RED, SILVER, SLATE, VERMILION
-from ..foundations.figures import save_figure, set_theme, sign_figure
+from ..foundations.figures import sign_figure
 from ..foundations.progress import progress_bar
-from ..foundations.run import check_ranges
 from ..metrics.ranking import ranking_metrics, resample_patients
-from ..data.catalogue import DATASETS, data_root
+from ..data.catalogue import DATASETS
 from ..data.studies import check_patient_splits
 from ..model.text import make_tokenizer
 from ..model.presets import PRESETS, make_config, parse_overrides, split_overrides
 from ..model.fusion import build_model
 from .dataset import StudyData, mean_auroc, predict_logits
 from .steps import batch_rows, training_values
-from .loop import fit, token_folder
+from .loop import fit
 
 
 def _optuna():
@@ -874,38 +872,3 @@ def write_best(
     found |= dict(selected_on='tuning', folds=0, command=_command(preset, text, label_policy, dataset))
     write_json(Path(folder) / 'best.json', found)
     return found
-
-# %% ../../nbs/chapters/07_training/11_sweep.ipynb #a0613287
-def sweep_stage(  # noqa: PLR0913
-    run: RunFolder,  # a run whose notes are made
-    *,
-    preset: str = 'tiny',  # name of a preset
-    overrides: str = '',  # changes that all trials share
-    space: str | Mapping = '',  # what is tried; '' the preset's grid
-    n_trials: int = 20,  # in all, over all processes and resumptions
-    sampler: str = 'tpe',  # one of `SAMPLERS`
-    pruner: str = 'median',  # one of `PRUNERS`
-    epochs: int = 0,  # of each trial; 0: the preset's
-    label_policy: str = 'ignore',  # see `LABEL_POLICIES`
-    seed: int = 0,  # weights, batches, and the order of what is tried
-) -> dict:  # study, trials (a table), best (as in best.json), space
-    "Search on the tuning split of a run; write journal, table, winner and figures into `<run>/sweep/`"
-    from cxr_lib.stages.notes import ensure_notes
-
-    set_theme()
-    check_ranges(n_trials=n_trials, epochs=epochs, seed=seed)
-    check_search(sampler, pruner, n_trials)
-    table, source, folder = ensure_notes(run), read_json(run / 'source.json'), run / 'sweep'
-    space = check_space(space, preset, overrides, int((table.split == 'train').sum()))
-    shared = dict(epochs=epochs, label_policy=label_policy)
-    objective = TrainTrial(
-        table, data_root(run), preset, overrides, seed=seed, token_cache=token_folder(), **shared
-    )
-    settings = dict(preset=preset, overrides=parse_overrides(overrides), **shared)
-    settings['data'] = content_key(table.to_csv(index=False))
-    how = dict(n_trials=n_trials, sampler=sampler, pruner=pruner, seed=seed)
-    study = run_sweep(folder, objective, space, settings=settings, **how)
-    best = write_best(study, folder, preset, overrides, label_policy, source['dataset'])
-    for name, fig in sweep_figures(study, source['simulated']).items():
-        save_figure(fig, folder / f'{name}.png')
-    return dict(study=study, trials=trials_table(study), best=best, space=space)

@@ -1,4 +1,4 @@
-"""The layout of metrics.json under faults at every place, and a model card that says what the files say and nothing else."""
+"""The layout of metrics.json under faults at every place, and a model card that says just what the files say."""
 
 import copy
 import json
@@ -57,12 +57,10 @@ def stored(metrics, tmp_path_factory):
 
 def test_every_entry_is_described():
     for path, entry in METRICS_SCHEMA.items():
-        assert (
-            isinstance(entry, Entry)
-            and entry.type in TYPES
-            and entry.meaning
-            and re.fullmatch(r'[\w<>.\[\] ]+', path)
-        ), path
+        assert isinstance(entry, Entry), path
+        assert entry.type in TYPES, path
+        assert entry.meaning, path
+        assert re.fullmatch(r'[\w<>.\[\] ]+', path), path
     table = describe_schema()
     shown = {
         p
@@ -70,10 +68,10 @@ def test_every_entry_is_described():
         for base in [row.split(' (and')[0]]
         for p in ([base, f'{base}_low', f'{base}_high'] if '(and' in row else [base])
     }
-    assert shown == set(METRICS_SCHEMA) and set(table['required']) == {'yes', 'no'}
-    assert (describe_schema('subgroups')['path'].str.startswith('subgroups')).all() and len(
-        describe_schema('subgroups')
-    )
+    assert shown == set(METRICS_SCHEMA)
+    assert set(table['required']) == {'yes', 'no'}
+    assert (describe_schema('subgroups')['path'].str.startswith('subgroups')).all()
+    assert len(describe_schema('subgroups'))
 
 
 @pytest.mark.parametrize(
@@ -97,14 +95,8 @@ def test_both_versions_and_the_optional_blocks(stored):
     for name in SCHEMAS:
         check_metrics(stored | dict(schema=name))
     blocks = {k for k, e in METRICS_SCHEMA.items() if e.type == 'block' and '.' not in k}
-    assert blocks == {
-        'comparisons',
-        'decisions',
-        'conformal',
-        'pretest',
-        'published',
-        'permutations',
-    } and not any(METRICS_SCHEMA[k].required for k in blocks)
+    assert blocks == {'comparisons', 'decisions', 'conformal', 'pretest', 'published', 'permutations'}
+    assert not any(METRICS_SCHEMA[k].required for k in blocks)
     check_metrics(stored | {k: {'anything': [1]} for k in blocks})
     check_metrics({k: v for k, v in stored.items() if k != 'fairness'})
     with pytest.raises(ValueError, match='conformal is'):
@@ -125,17 +117,17 @@ def places(value, path=()):
         yield path
     if path and path[0] in LOOSE:
         return
-    for key, below in (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list) and value and isinstance(value[0], dict)
-        else ()
-    ):
+    inside = {}
+    if isinstance(value, dict):
+        inside = value
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        inside = dict(enumerate(value))
+    for key, below in inside.items():
         yield from places(below, (*path, key)) if key not in BLOCKS else ()
 
 
 def named(path):
+    "A place as errors name it"
     return ''.join(f'[{key}]' if isinstance(key, int) else f'.{key}' for key in path)[1:]
 
 
@@ -145,37 +137,26 @@ def at(metrics, path):
 
 def changed(metrics, path, change):
     "A copy with one place changed; only what is on the way to it is copied"
-    if len(path) == 1:
-        parent = copy.copy(metrics)
-        change(parent, path[0])
-        return parent
     parent = copy.copy(metrics)
-    parent[path[0]] = changed(metrics[path[0]], path[1:], change)
+    if len(path) == 1:
+        change(parent, path[0])
+    else:
+        parent[path[0]] = changed(metrics[path[0]], path[1:], change)
     return parent
 
 
 def may_be_absent(path):
     "Items of a list, folds, most conditions and differences, and what is optional"
-    ends = (
-        'ece_low',
-        'ece_high',
-        *(('brier_low', 'brier_high', 'method', 'maps') if path[0] == 'calibration' else ()),
-    )
-    if (
-        isinstance(path[-1], int)
-        or path[-1] in ('n_averaged', 'fairness', *ends, *LOOSE)
-        or path[::2] == ('subgroups', 'compared')
-    ):
+    optional = {'n_averaged', 'fairness', 'ece_low', 'ece_high', *LOOSE}
+    if path[0] == 'calibration':
+        optional |= {'brier_low', 'brier_high', 'method', 'maps'}
+    if isinstance(path[-1], int) or path[-1] in optional or path[::2] == ('subgroups', 'compared'):
         return True
-    return (
-        path[0] == 'thresholds'
-        and len(path) in (2, 4)
-        or path[0] == 'differences'
-        and len(path) == 2
-        or path[0] == 'conditions'
-        and len(path) == 2
-        and path[1] not in ('fused', 'image_only', 'note_only')
-    )
+    if path[0] == 'thresholds':
+        return len(path) in (2, 4)
+    if path[0] == 'conditions' and path[1:] in (('fused',), ('image_only',), ('note_only',)):
+        return False
+    return path[0] in ('conditions', 'differences') and len(path) == 2
 
 
 @pytest.fixture(scope='module')
@@ -341,8 +322,11 @@ def section(card, title):
 def test_the_sections_are_there_and_research_use_comes_first(run):
     card = model_card(run)
     assert re.findall(r'(?m)^## (.+)$', card) == list(SECTIONS) and len(SECTIONS) == 9
-    assert card.index(RESEARCH_USE) < 120 and card.index(SIMULATED) < 300
-    assert 'secret' not in card and 'None' not in card and not re.search(r'\bnan\b', card)
+    assert card.index(RESEARCH_USE) < 120
+    assert card.index(SIMULATED) < 300
+    assert 'secret' not in card
+    assert 'None' not in card
+    assert not re.search(r'\bnan\b', card)
 
 
 def test_the_card_says_what_the_files_say(run, metrics):
@@ -358,16 +342,12 @@ def test_the_card_says_what_the_files_say(run, metrics):
     ):
         assert text in section(card, 'Model details')
     assert 'timm' not in section(card, 'Model details')  # not installed: no version
-    assert (
-        '0011223344556677' in section(card, 'Evaluation data')
-        and '0.610 [0.550, 0.670]' in card
-        and 'describe a film: 0.250' in card
-    )
-    assert (
-        'train: 1 images' in section(card, 'Training data')
-        and '3 epochs, 1 training run; mean AUROC on the tuning split at the chosen epoch 0.711' in card
-        and 'Excluded images: 1' in card
-    )
+    assert '0011223344556677' in section(card, 'Evaluation data')
+    assert '0.610 [0.550, 0.670]' in card
+    assert 'describe an image: 0.250' in card
+    assert 'train: 1 images' in section(card, 'Training data')
+    assert '3 epochs, 1 training run; mean AUROC on the tuning split at the chosen epoch 0.711' in card
+    assert 'Excluded images: 1' in card
     means = metrics['conditions']['fused']['means']['evaluable']
     assert f'| image + note | {means["auroc"]:.3f} [{means["low"]:.3f}, {means["high"]:.3f}] |' in card
     for o in OBSERVATIONS:
@@ -375,10 +355,8 @@ def test_the_card_says_what_the_files_say(run, metrics):
             metrics['conditions']['fused']['observations'][o],
             re.search(rf'(?m)^\| {o} \|.*$', card)[0],
         )
-        assert (
-            f'| {one["n_positive"]} | {one["n_negative"]} | {number(one["auroc"], one["low"], one["high"])} |'
-            in row
-        )
+        auroc = number(one['auroc'], one['low'], one['high'])
+        assert f'| {one["n_positive"]} | {one["n_negative"]} | {auroc} |' in row
     for sentence in metrics['fairness']['sentences']:
         assert sentence in section(card, 'Ethical considerations')
     for row in metrics['subgroups']:
@@ -413,23 +391,19 @@ def test_a_missing_file_is_said_to_be_missing(run, file, words):
     before = model_card(run)
     (run / file).unlink()
     card = model_card(run)
-    assert (
-        card.count(words) > before.count(words)
-        and file in card.split('Absent when this card was written:')[1]
-        and re.findall(r'(?m)^## (.+)$', card) == list(SECTIONS)
-    )
+    assert card.count(words) > before.count(words)
+    assert file in card.split('Absent when this card was written:')[1]
+    assert re.findall(r'(?m)^## (.+)$', card) == list(SECTIONS)
 
 
 def test_an_empty_run_has_no_numbers(tmp_path):
     (tmp_path / 'empty').mkdir()
     card = model_card(tmp_path / 'empty')
-    assert (
-        not re.search(r'0\.\d{3}', card)
-        and card.count(NOT_MEASURED) >= 8
-        and card.count(NOT_RECORDED) >= 10
-        and RESEARCH_USE in card
-        and SIMULATED not in card
-    )
+    assert not re.search(r'0\.\d{3}', card)
+    assert card.count(NOT_MEASURED) >= 8
+    assert card.count(NOT_RECORDED) >= 10
+    assert RESEARCH_USE in card
+    assert SIMULATED not in card
 
 
 def test_an_undefined_number_is_not_measured(run, metrics):
@@ -439,11 +413,9 @@ def test_an_undefined_number_is_not_measured(run, metrics):
     )
     write_json(run / 'metrics.json', m)
     assert f'| image + note | {NOT_MEASURED} |' in model_card(run)
-    assert (
-        number(None) == number(np.nan) == NOT_MEASURED
-        and number(0) == '0'
-        and number(0.25, None, np.nan) == '0.250'
-    )
+    assert number(None) == number(np.nan) == NOT_MEASURED
+    assert number(0) == '0'
+    assert number(0.25, None, np.nan) == '0.250'
 
 
 @pytest.mark.parametrize(
@@ -499,9 +471,8 @@ def test_what_cannot_be_read_is_named(run):
 
 def test_the_card_is_written_whole_and_only_into_a_run(run, tmp_path, monkeypatch):
     path = write_model_card(run)
-    assert path == run / 'model_card.md' and path.read_text(encoding='utf-8') == model_card(
-        run.path
-    ) == model_card(card_parts(run))
+    assert path == run / 'model_card.md'
+    assert path.read_text(encoding='utf-8') == model_card(run.path) == model_card(card_parts(run))
     assert not [p for p in run.path.iterdir() if '.tmp' in p.name]
     with pytest.raises(FileNotFoundError, match='no such run'):
         write_model_card(tmp_path / 'nowhere')
@@ -516,9 +487,7 @@ def test_the_card_is_written_whole_and_only_into_a_run(run, tmp_path, monkeypatc
 
 
 def test_looking_up_never_fails():
-    assert (
-        look_up({'a': {'b': 1}}, 'a', 'b') == 1
-        and look_up({'a': [1]}, 'a', 'b') is None
-        and look_up({'a': 3}, 'a', 'b') is None
-        and look_up({}, 'a') is None
-    )
+    assert look_up({'a': {'b': 1}}, 'a', 'b') == 1
+    assert look_up({'a': [1]}, 'a', 'b') is None
+    assert look_up({'a': 3}, 'a', 'b') is None
+    assert look_up({}, 'a') is None

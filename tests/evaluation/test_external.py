@@ -1,6 +1,6 @@
-"""Any model's predictions: the report alone and beside ours, how images are matched, every malformed file, and the notebook on a user's files.
+"""Any model's predictions: reports alone and beside ours, matching of images, malformed files, the notebook.
 
-Real data lie in ../shared/data beside the repository (see DESIGN); tests that need them skip where the folder is absent."""
+Real data lie in ../shared/data beside the repository (see DESIGN); without that folder, the tests that need them skip."""
 
 import gzip
 import json
@@ -107,7 +107,8 @@ def malformed(tmp_path_factory):
 
 
 def test_there_are_more_than_twenty_and_each_has_its_message(malformed):
-    assert len(malformed) >= 20 and set(malformed) == set(MESSAGES)
+    assert len(malformed) >= 20
+    assert set(malformed) == set(MESSAGES)
 
 
 @pytest.mark.parametrize('what', MESSAGES)
@@ -116,7 +117,8 @@ def test_malformed_files_are_refused_with_place_and_remedy(malformed, what):
     with pytest.raises(FileNotFoundError if what == 'missing file' else ValueError) as refused:
         evaluate_external(path, labels, n_bootstrap=5)
     message = str(refused.value)
-    assert str(labels if what == 'labels in words' else path) in message and 'np.' not in message
+    assert str(labels if what == 'labels in words' else path) in message
+    assert 'np.' not in message
     for part in MESSAGES[what]:
         assert part in message, message
 
@@ -124,11 +126,9 @@ def test_malformed_files_are_refused_with_place_and_remedy(malformed, what):
 def test_the_same_files_without_their_fault_are_read(malformed):
     path, labels = malformed['labels in words']  # its predictions are good
     metrics = evaluate_external(path, labels.with_name('labels.csv'), n_bootstrap=5, min_cases=2)
-    assert (
-        metrics['n_images'] == 12
-        and metrics['n_patients'] == 6
-        and metrics['means']['evaluable']['n_observations'] == 2
-    )
+    assert metrics['n_images'] == 12
+    assert metrics['n_patients'] == 6
+    assert metrics['means']['evaluable']['n_observations'] == 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -159,12 +159,10 @@ def test_a_good_file_that_is_damaged_is_refused_or_read_as_it_is(tmp_path_factor
     except ValueError as e:
         assert 'damaged.csv' in str(e)
         return
-    assert (
-        found.shape[0] >= 1
-        and found.index.is_unique
-        and found.to_numpy().min() >= 0
-        and found.to_numpy().max() <= 1
-    )
+    assert found.shape[0] >= 1
+    assert found.index.is_unique
+    assert found.to_numpy().min() >= 0
+    assert found.to_numpy().max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -216,11 +214,8 @@ def test_images_are_found_under_the_usual_names_and_keep_their_zeros(tmp_path, c
         ),
     )
     found = read_external(path)
-    assert list(found.index) == ['00012', '7'] and list(found) == [
-        'Lung Lesion',
-        'Pleural Effusion',
-        'Pleural Other',
-    ]
+    assert list(found.index) == ['00012', '7']
+    assert list(found) == ['Lung Lesion', 'Pleural Effusion', 'Pleural Other']
     assert found['Lung Lesion'].tolist() == [0.4, 0.3]
 
 
@@ -238,11 +233,9 @@ def test_images_are_found_under_the_usual_names_and_keep_their_zeros(tmp_path, c
 def test_semicolons_tabs_trailing_commas_and_utf16_give_the_same_numbers(tmp_path, data):
     (tmp_path / 'other.csv').write_bytes(data)
     found = read_external(tmp_path / 'other.csv')
-    assert (
-        found.index.tolist() == ['a.png', 'b.png']
-        and found.columns.tolist() == ['Edema']
-        and found['Edema'].tolist() == [0.25, 1]
-    )
+    assert found.index.tolist() == ['a.png', 'b.png']
+    assert found.columns.tolist() == ['Edema']
+    assert found['Edema'].tolist() == [0.25, 1]
 
 
 def test_parquet_gzip_and_a_byte_order_mark_are_read_whatever_the_name(tmp_path, other):
@@ -279,11 +272,9 @@ def test_labels_know_their_patients_or_say_so(tmp_path, columns, known):
     found = read_labels(
         written(tmp_path, pd.DataFrame(columns | {'Edema': [1, ''], 'label/Fracture': [-1, 0]}))
     )
-    assert (
-        found.attrs['patients_known'] == known
-        and found['label/Edema'].isna().tolist() == [False, True]
-        and found['label/Fracture'].tolist() == [-1, 0]
-    )
+    assert found.attrs['patients_known'] == known
+    assert found['label/Edema'].isna().tolist() == [False, True]
+    assert found['label/Fracture'].tolist() == [-1, 0]
     assert found['label/Pneumonia'].isna().all()
     assert set(found['patient_id']) == (
         {'1', '2'} if 'patient_id' in columns and known else {'patient1'} if known else {'a', 'b'}
@@ -332,7 +323,8 @@ def test_images_are_matched_by_the_end_of_their_path(theirs, ours):
     )
     metrics = evaluate_external(external, labels, n_bootstrap=2)
     by_name = external['Edema'].set_axis([n.replace(theirs.format(''), '', 1) for n in external.index])
-    assert metrics['n_images'] == 8 and metrics['observations']['Edema']['auroc'] == pytest.approx(
+    assert metrics['n_images'] == 8
+    assert metrics['observations']['Edema']['auroc'] == pytest.approx(
         roc_auc_score(labels['Edema'], by_name[NAMES])
     )
 
@@ -348,11 +340,9 @@ def test_names_that_do_not_tell_images_apart_are_refused():
 
 def test_what_is_left_out_is_said(other, practice):
     metrics = evaluate_external(other.iloc[:60], practice.iloc[20:], n_bootstrap=5)
-    assert (
-        metrics['n_images'] == 40
-        and metrics['n_labelled'] == len(practice) - 20
-        and len(metrics['remarks']) == 2
-    )
+    assert metrics['n_images'] == 40
+    assert metrics['n_labelled'] == len(practice) - 20
+    assert len(metrics['remarks']) == 2
     assert any('20 predictions are of images without labels' in s for s in external_verdict(metrics))
 
 
@@ -368,13 +358,11 @@ def test_values_agree_with_scikit_learn(metrics, other, practice):
     for o in COMPETITION:
         known, m = practice[f'label/{o}'].isin([0, 1]).to_numpy(), metrics['observations'][o]
         y, p = practice.loc[known, f'label/{o}'], other.loc[known, o].to_numpy()
-        assert m['auroc'] == pytest.approx(roc_auc_score(y, p)) and m['auprc'] == pytest.approx(
-            average_precision_score(y, p)
-        )
+        assert m['auroc'] == pytest.approx(roc_auc_score(y, p))
+        assert m['auprc'] == pytest.approx(average_precision_score(y, p))
         assert m['brier'] == pytest.approx(brier_score_loss(y, p))
-        assert m['ece'] == pytest.approx(calibration_error(y, p)) and m['prevalence'] == pytest.approx(
-            y.mean()
-        )
+        assert m['ece'] == pytest.approx(calibration_error(y, p))
+        assert m['prevalence'] == pytest.approx(y.mean())
         assert m['n_positive'] + m['n_negative'] == known.sum()
         for k in ('auroc', 'auprc', 'brier', 'ece'):
             assert m[f'{k}_low'] < m[f'{k}_high']
@@ -398,31 +386,23 @@ def test_undefined_is_nan_with_a_reason(other, practice):
     labels.loc[0, 'label/Atelectasis'] = 1
     metrics = evaluate_external(other, labels, n_bootstrap=10, min_cases=5)
     found = metrics['observations']
-    assert (
-        np.isnan(found['Edema']['auroc'])
-        and 'no positive' in found['Edema']['reason']
-        and not np.isnan(found['Edema']['brier'])
-    )
-    assert (
-        np.isnan(found['Cardiomegaly']['ece'])
-        and found['Cardiomegaly']['reason'] == 'not labelled in these data'
-    )
-    assert (
-        not np.isnan(found['Atelectasis']['auroc'])
-        and np.isnan(found['Atelectasis']['auroc_low'])
-        and 'only 1 positive' in found['Atelectasis']['reason']
-    )
+    assert np.isnan(found['Edema']['auroc'])
+    assert 'no positive' in found['Edema']['reason']
+    assert not np.isnan(found['Edema']['brier'])
+    assert np.isnan(found['Cardiomegaly']['ece'])
+    assert found['Cardiomegaly']['reason'] == 'not labelled in these data'
+    assert not np.isnan(found['Atelectasis']['auroc'])
+    assert np.isnan(found['Atelectasis']['auroc_low'])
+    assert 'only 1 positive' in found['Atelectasis']['reason']
     assert found['Fracture']['reason'] == 'external does not predict it'
     assert metrics['means']['competition']['observations'] == [
         o for o in ('Consolidation', 'Pleural Effusion') if found[o]['evaluable']
     ]
-    assert metrics['means']['one_to_one']['few'] == ['Atelectasis'] and any(
-        'Atelectasis with 1 positive' in s for s in external_verdict(metrics)
-    )
+    assert metrics['means']['one_to_one']['few'] == ['Atelectasis']
+    assert any('Atelectasis with 1 positive' in s for s in external_verdict(metrics))
     none = evaluate_external(other[['Edema']], labels, n_bootstrap=10)
-    assert np.isnan(none['means']['evaluable']['auroc']) and any(
-        'No mean' in s for s in external_verdict(none)
-    )
+    assert np.isnan(none['means']['evaluable']['auroc'])
+    assert any('No mean' in s for s in external_verdict(none))
 
 
 def test_a_table_is_checked_like_a_file(other, practice):
@@ -438,19 +418,17 @@ def test_everything_is_written_and_can_be_drawn_from_its_json(metrics, tmp_path)
         'external_metrics.json',
         'external_metrics.csv',
         'external_metrics.png',
-    ] and all(f.stat().st_size for f in files)
+    ]
+    assert all(f.stat().st_size for f in files)
     stored = read_json(files[0])
-    assert stored['schema'] == 'cxr_lib.external/1' and external_verdict(stored) == external_verdict(metrics)
+    assert stored['schema'] == 'cxr_lib.external/1'
+    assert external_verdict(stored) == external_verdict(metrics)
     assert external_verdict(metrics)[0].startswith('SIMULATED')
-    assert (
-        external_metrics_table(stored).equals(external_metrics_table(metrics))
-        and pd.read_csv(files[1]).shape[0] == 14
-    )
+    assert external_metrics_table(stored).equals(external_metrics_table(metrics))
+    assert pd.read_csv(files[1]).shape[0] == 14
     assert 'SIMULATED' in plot_external_metrics(stored).get_supxlabel()
-    assert (
-        'SIMULATED'
-        not in plot_external_metrics(json.loads(json.dumps(metrics)) | dict(simulated=False)).get_supxlabel()
-    )
+    real = plot_external_metrics(json.loads(json.dumps(metrics)) | dict(simulated=False))
+    assert 'SIMULATED' not in real.get_supxlabel()
 
 
 # ---- beside ours
@@ -463,9 +441,8 @@ def test_the_comparison_agrees_with_the_report_alone(metrics, other, practice):
     for o in COMPETITION:
         for end in ('', '_low', '_high'):
             assert comparison.loc[o, f'external{end}'] == metrics['observations'][o][f'auroc{end}']
-    assert comparison.loc['Mean', 'external'] == metrics['means']['evaluable']['auroc'] and comparison.loc[
-        'Mean', 'n_images'
-    ] == len(practice)
+    assert comparison.loc['Mean', 'external'] == metrics['means']['evaluable']['auroc']
+    assert comparison.loc['Mean', 'n_images'] == len(practice)
     itself = compare_external(
         practice,
         practice[[f'fused/{o}' for o in OBSERVATIONS]]
@@ -475,11 +452,9 @@ def test_the_comparison_agrees_with_the_report_alone(metrics, other, practice):
     )
     assert (itself[['fused_minus_external', 'fused_minus_external_low']].fillna(0) == 0).all(axis=None)
     text = external_table(comparison.reset_index())
-    assert (
-        'a reader' in text
-        and text.loc['Fracture', 'a reader'] == ''
-        and 'does not predict' in text.loc['Fracture', 'remark']
-    )
+    assert 'a reader' in text
+    assert text.loc['Fracture', 'a reader'] == ''
+    assert 'does not predict' in text.loc['Fracture', 'remark']
     assert 'SIMULATED' in plot_external(comparison.reset_index(), True).get_supxlabel()
     with pytest.raises(ValueError, match=r'none of its \d+ images is among'):
         compare_external(practice, other.set_axis([f'x{i}' for i in range(len(other))]))
@@ -502,15 +477,8 @@ def test_an_exact_name_goes_before_other_words_for_it(tmp_path, practice):
     ):
         metrics = evaluate_external(written(tmp_path, scored(practice, **columns)), practice, n_bootstrap=5)
         assert metrics['observations']['Lung Opacity']['auroc'] == 1
-        assert (
-            sum(
-                'Lung Opacity is read from the column of that name' in m
-                and 'Infiltration' in m
-                and 'is not used' in m
-                for m in metrics['remarks']
-            )
-            == 1
-        )
+        words = 'Lung Opacity is read from the column of that name', 'Infiltration', 'is not used'
+        assert sum(all(w in m for w in words) for m in metrics['remarks']) == 1
         assert any('is not used' in said for said in external_verdict(metrics))
 
 
@@ -548,7 +516,9 @@ def test_every_spelling_of_the_fourteen_is_understood():
         lambda o: f' {o.lower()} ',
     ):
         chosen, unused, remarks = choose_columns([spell(o) for o in OBSERVATIONS])
-        assert list(chosen) == list(OBSERVATIONS) and not unused and not remarks
+        assert list(chosen) == list(OBSERVATIONS)
+        assert not unused
+        assert not remarks
 
 
 @pytest.mark.parametrize(
@@ -570,7 +540,8 @@ def test_columns_without_a_name_are_not_used_and_the_report_says_so(tmp_path, he
     ]
     (tmp_path / 'xrv.csv').write_text('\n'.join([header, *map(','.join, cells)]) + '\n')
     found = read_external(tmp_path / 'xrv.csv')
-    assert list(found) == ['Edema', 'Pneumonia'] and (found == [0.2, 0.4]).all(axis=None)
+    assert list(found) == ['Edema', 'Pneumonia']
+    assert (found == [0.2, 0.4]).all(axis=None)
     assert any('without a name are not used' in m for m in found.attrs['remarks'])
 
 
@@ -587,19 +558,15 @@ def test_labels_in_other_words_are_understood_and_an_exact_name_wins(tmp_path):
         }
     )
     found = read_labels(written(tmp_path, table))
-    assert found['label/Lung Opacity'].tolist() == [1, 0, -1] and found[
-        'label/Pleural Effusion'
-    ].tolist() == [0, 1, 1]
-    assert found['label/Lung Lesion'].tolist()[:2] == [1, 0] and found[
-        'label/Lung Lesion'
-    ].isna().tolist() == [False, False, True]
-    assert found['label/Edema'].tolist() == [0, 0, 1] and found.attrs['remarks'] == [
-        'Lung Lesion is positive where one of these is: Mass, Nodule'
-    ]
+    assert found['label/Lung Opacity'].tolist() == [1, 0, -1]
+    assert found['label/Pleural Effusion'].tolist() == [0, 1, 1]
+    assert found['label/Lung Lesion'].tolist()[:2] == [1, 0]
+    assert found['label/Lung Lesion'].isna().tolist() == [False, False, True]
+    assert found['label/Edema'].tolist() == [0, 0, 1]
+    assert found.attrs['remarks'] == ['Lung Lesion is positive where one of these is: Mass, Nodule']
     both = read_labels(written(tmp_path, table.assign(**{'Lung Opacity': [0, 0, 0]})))
-    assert both['label/Lung Opacity'].tolist() == [0, 0, 0] and any(
-        'Airspace Opacity' in m for m in both.attrs['remarks']
-    )
+    assert both['label/Lung Opacity'].tolist() == [0, 0, 0]
+    assert any('Airspace Opacity' in m for m in both.attrs['remarks'])
 
 
 # ---- scores
@@ -612,7 +579,8 @@ def test_logits_rank_like_their_probabilities_and_calibration_is_undefined(tmp_p
         evaluate_external(other, practice, n_bootstrap=20),
         evaluate_external(path, practice, n_bootstrap=20),
     )
-    assert plain['scale'] == 'probabilities' and scores['scale'] == 'scores'
+    assert plain['scale'] == 'probabilities'
+    assert scores['scale'] == 'scores'
     for o in COMPETITION:
         for m in ('auroc', 'auprc', 'auroc_low', 'auprc_high'):
             assert scores['observations'][o][m] == pytest.approx(plain['observations'][o][m])
@@ -621,13 +589,11 @@ def test_logits_rank_like_their_probabilities_and_calibration_is_undefined(tmp_p
         )
         assert scores['observations'][o]['prevalence'] == plain['observations'][o]['prevalence']
     said = external_verdict(scores)
-    assert f'Brier score and calibration error are {NO_PROBABILITIES}.' in said and any(
-        'are read as scores' in m for m in said
-    )
+    assert f'Brier score and calibration error are {NO_PROBABILITIES}.' in said
+    assert any('are read as scores' in m for m in said)
     table = external_metrics_table(scores)
-    assert (table.loc[list(COMPETITION), ['Brier', 'ECE']] == NO_PROBABILITIES).all(axis=None) and table.loc[
-        'Fracture', 'ECE'
-    ] == '–'
+    assert (table.loc[list(COMPETITION), ['Brier', 'ECE']] == NO_PROBABILITIES).all(axis=None)
+    assert table.loc['Fracture', 'ECE'] == '–'
     write_external(scores, tmp_path / 'out')
     drawn = [
         t.get_text()
@@ -640,13 +606,15 @@ def test_logits_rank_like_their_probabilities_and_calibration_is_undefined(tmp_p
 def test_what_looks_like_percentages_is_not_rescaled_in_silence(tmp_path, other, practice):
     path = written(tmp_path, (100 * other).reset_index())
     found = read_external(path)
-    assert found.attrs['scale'] == 'scores' and np.allclose(found[list(COMPETITION)], 100 * other)
+    assert found.attrs['scale'] == 'scores'
+    assert np.allclose(found[list(COMPETITION)], 100 * other)
     assert any(
         "may be percentages, but were not divided by 100 (scale='percent' does that)" in m
         for m in found.attrs['remarks']
     )
     percent = evaluate_external(path, practice, n_bootstrap=5, scale='percent')
-    assert percent['scale'] == 'probabilities' and any('divided by 100' in m for m in percent['remarks'])
+    assert percent['scale'] == 'probabilities'
+    assert any('divided by 100' in m for m in percent['remarks'])
     whole = evaluate_external(other, practice, n_bootstrap=5)
     assert percent['observations']['Edema']['ece'] == pytest.approx(whole['observations']['Edema']['ece'])
     with pytest.raises(ValueError, match='a percentage from 0 to 100'):
@@ -656,11 +624,9 @@ def test_what_looks_like_percentages_is_not_rescaled_in_silence(tmp_path, other,
 def test_the_scale_can_be_said(tmp_path, other, practice):
     path = written(tmp_path, other.reset_index())
     said = evaluate_external(path, practice, n_bootstrap=5, scale='scores')
-    assert (
-        said['scale'] == 'scores'
-        and np.isnan(said['observations']['Edema']['ece'])
-        and said['observations']['Edema']['auroc'] > 0.5
-    )
+    assert said['scale'] == 'scores'
+    assert np.isnan(said['observations']['Edema']['ece'])
+    assert said['observations']['Edema']['auroc'] > 0.5
     with pytest.raises(
         ValueError, match=r"Cardiomegaly is .*a probability from 0 to 1; .*pass scale='scores'"
     ):
@@ -735,7 +701,8 @@ def test_predictions_by_study_are_read_too(tmp_path, studies):
     by_study = images.groupby([s.replace('v1.0', 'v1.0-small/test') for s, _ in VIEWS_OF], sort=False).max()
     path = written(tmp_path, by_study.rename_axis('Study').reset_index())
     metrics = evaluate_external(path, labels, n_bootstrap=5)
-    assert metrics['n_images'] == 40 and not metrics['remarks']
+    assert metrics['n_images'] == 40
+    assert not metrics['remarks']
     assert metrics['observations']['Edema']['auroc'] == pytest.approx(
         roc_auc_score(labels['Edema'], by_study['Edema'])
     )
@@ -747,9 +714,8 @@ def test_predictions_by_study_are_read_too(tmp_path, studies):
     )
     metrics = evaluate_external(path, of_images, n_bootstrap=5)
     each = by_study['Edema'].to_numpy()[pd.factorize(np.array([s for s, _ in VIEWS_OF]))[0]]
-    assert metrics['n_images'] == 60 and metrics['observations']['Edema']['auroc'] == pytest.approx(
-        roc_auc_score(of_images['Edema'], each)
-    )
+    assert metrics['n_images'] == 60
+    assert metrics['observations']['Edema']['auroc'] == pytest.approx(roc_auc_score(of_images['Edema'], each))
     assert any('each image has the prediction of its study' in m for m in metrics['remarks'])
 
 
@@ -784,11 +750,9 @@ def test_two_files_are_compared_by_delong_with_holm_on_the_images_that_both_pred
     ]
     found = compare_two_models(*paths, practice, n_bootstrap=30, min_cases=5)
     rows = found.set_index('observation')
-    assert (
-        set(found['model_a']) == {'good'}
-        and set(found['model_b']) == {'bad'}
-        and set(found['n_images']) == {len(practice) - 5}
-    )
+    assert set(found['model_a']) == {'good'}
+    assert set(found['model_b']) == {'bad'}
+    assert set(found['n_images']) == {len(practice) - 5}
     test, p = practice.iloc[5:], []
     for o in COMPETITION[1:]:
         known = test[f'label/{o}'].isin([0, 1]).to_numpy()
@@ -798,44 +762,35 @@ def test_two_files_are_compared_by_delong_with_holm_on_the_images_that_both_pred
             bad[o][known],
             clusters=test['patient_id'][known],
         )
-        assert rows.loc[o, 'p'] == pytest.approx(by_hand['p']) and rows.loc[o, 'a'] == pytest.approx(
+        assert rows.loc[o, 'p'] == pytest.approx(by_hand['p'])
+        assert rows.loc[o, 'a'] == pytest.approx(
             roc_auc_score(test[f'label/{o}'][known], good[o].iloc[5:][known])
         )
-        assert (
-            rows.loc[o, 'a_minus_b'] == pytest.approx(by_hand['auc_a'] - by_hand['auc_b'])
-            and rows.loc[o, 'a_minus_b_low'] < rows.loc[o, 'a_minus_b']
-        )
+        assert rows.loc[o, 'a_minus_b'] == pytest.approx(by_hand['auc_a'] - by_hand['auc_b'])
+        assert rows.loc[o, 'a_minus_b_low'] < rows.loc[o, 'a_minus_b']
         p.append(by_hand['p'])
-    assert (
-        rows.loc[list(COMPETITION[1:]), 'p_holm'].tolist() == pytest.approx(list(holm(p)))
-        and rows.loc['Cardiomegaly', 'significant']
-    )
-    assert (
-        rows.loc[COMPETITION[0], 'reason'] == 'bad does not predict it'
-        and rows.loc['Fracture', 'reason'] == 'good does not predict it'
-    )
-    assert pd.isna(rows.loc[COMPETITION[0], 'p']) and not rows.loc['Fracture', 'significant']
-    assert (
-        rows.loc['Mean', 'n_observations'] == 4
-        and rows.loc['Mean', 'a_minus_b_low'] > 0
-        and 'read as scores' in rows.loc['Mean', 'remarks']
-    )
+    assert rows.loc[list(COMPETITION[1:]), 'p_holm'].tolist() == pytest.approx(list(holm(p)))
+    assert rows.loc['Cardiomegaly', 'significant']
+    assert rows.loc[COMPETITION[0], 'reason'] == 'bad does not predict it'
+    assert rows.loc['Fracture', 'reason'] == 'good does not predict it'
+    assert pd.isna(rows.loc[COMPETITION[0], 'p'])
+    assert not rows.loc['Fracture', 'significant']
+    assert rows.loc['Mean', 'n_observations'] == 4
+    assert rows.loc['Mean', 'a_minus_b_low'] > 0
+    assert 'read as scores' in rows.loc['Mean', 'remarks']
     text = two_models_table(found)
-    assert (
-        list(text) == ['positive', 'good', 'bad', 'good minus bad', 'p (Holm)', 'remark']
-        and text.loc['Fracture', 'p (Holm)'] == ''
-    )
+    assert list(text) == ['positive', 'good', 'bad', 'good minus bad', 'p (Holm)', 'remark']
+    assert text.loc['Fracture', 'p (Holm)'] == ''
     assert 'SIMULATED' in plot_two_models(found, True).get_supxlabel()
 
 
 def test_a_model_does_not_differ_from_itself(two, practice):
     found = compare_two_models(two[0], two[0], practice, n_bootstrap=10)
-    assert set(found['model_a']) == {'external (1)'} and set(found['model_b']) == {'external (2)'}
-    assert (
-        (found['a_minus_b'].dropna() == 0).all()
-        and not found['significant'].any()
-        and found['p'].isna().all()
-    )
+    assert set(found['model_a']) == {'external (1)'}
+    assert set(found['model_b']) == {'external (2)'}
+    assert (found['a_minus_b'].dropna() == 0).all()
+    assert not found['significant'].any()
+    assert found['p'].isna().all()
 
 
 def test_two_files_without_a_common_image_are_refused(two, practice):
@@ -853,24 +808,19 @@ def test_the_published_densenet_file_gives_the_seven():
         pd.read_csv(DATA / 'nih/published_densenet121_predictions.csv').set_index('Image Index'),
     )
     external = read_external(path)
-    assert (
-        external.shape == (421, 10)
-        and set(ONE_TO_ONE) < set(external)
-        and 'No Finding' not in external
-        and len(ONE_TO_ONE) == 7
-    )
-    assert (external['Lung Lesion'] == raw[['prob_Mass', 'prob_Nodule']].max(axis=1)).all() and (
-        external['Pleural Effusion'] == raw['prob_Effusion']
-    ).all()
+    assert external.shape == (421, 10)
+    assert set(ONE_TO_ONE) < set(external)
+    assert 'No Finding' not in external
+    assert len(ONE_TO_ONE) == 7
+    assert (external['Lung Lesion'] == raw[['prob_Mass', 'prob_Nodule']].max(axis=1)).all()
+    assert (external['Pleural Effusion'] == raw['prob_Effusion']).all()
     by_adapter, by_file = (
         evaluate_external(path, labels, n_bootstrap=20)
         for labels in (load_nih(DATA / 'nih'), DATA / 'nih/Data_Entry_2017.csv')
     )
-    assert (
-        json.dumps(by_adapter) == json.dumps(by_file)
-        and by_adapter['model'] == 'DenseNet-121'
-        and by_adapter['n_patients'] == 421
-    )
+    assert json.dumps(by_adapter) == json.dumps(by_file)
+    assert by_adapter['model'] == 'DenseNet-121'
+    assert by_adapter['n_patients'] == 421
     assert [r for r in by_adapter['remarks'] if 'highest of' in r] == [
         'Lung Lesion is the highest of prob_Mass, prob_Nodule in each image'
     ]
@@ -885,12 +835,11 @@ def test_the_published_densenet_file_gives_the_seven():
     names = ('Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Effusion', 'Pneumonia', 'Pneumothorax')
     areas = [roc_auc_score(findings.map(lambda f, n=n: n in f), raw[f'prob_{n}']) for n in names]
     seven = by_adapter['means']['one_to_one']
-    assert (
-        seven['n_observations'] == 7
-        and seven['auroc'] == pytest.approx(np.mean(areas))
-        and seven['auroc_low'] < np.mean(areas) < seven['auroc_high']
-    )
-    assert seven['few'] == ['Edema'] and 'Edema' not in by_adapter['means']['evaluable']['observations']
+    assert seven['n_observations'] == 7
+    assert seven['auroc'] == pytest.approx(np.mean(areas))
+    assert seven['auroc_low'] < np.mean(areas) < seven['auroc_high']
+    assert seven['few'] == ['Edema']
+    assert 'Edema' not in by_adapter['means']['evaluable']['observations']
 
 
 def test_the_notebook_runs_on_the_files_of_a_user(tmp_path, monkeypatch, other, practice):
@@ -909,25 +858,21 @@ def test_the_notebook_runs_on_the_files_of_a_user(tmp_path, monkeypatch, other, 
         tmp_path, (other + np.random.default_rng(0).normal(0, 3, other.shape)).reset_index(), 'second.csv'
     )
     papermill.execute_notebook(
-        root / 'nbs' / 'chapters/08_evaluation/04_external.ipynb',
+        root / 'nbs' / 'chapters/08_evaluation/06_external.ipynb',
         tmp_path / 'done.ipynb',
         parameters | dict(against=str(second)),
         cwd=str(root / 'nbs'),
         progress_bar=False,
     )
     pair = pd.read_csv(tmp_path / 'out' / 'two_models.csv').set_index('observation')
-    assert (
-        pair.loc['Mean', 'model_a'] == 'my model'
-        and pair.loc['Mean', 'model_b'] == 'second'
-        and pair.loc['Mean', 'a_minus_b'] > 0
-    )
+    assert pair.loc['Mean', 'model_a'] == 'my model'
+    assert pair.loc['Mean', 'model_b'] == 'second'
+    assert pair.loc['Mean', 'a_minus_b'] > 0
     metrics = read_json(tmp_path / 'out' / 'external_metrics.json')
-    assert (
-        metrics['model'] == 'my model'
-        and metrics['n_images'] == len(practice)
-        and metrics['n_bootstrap'] == 10
-        and not metrics['simulated']
-    )
+    assert metrics['model'] == 'my model'
+    assert metrics['n_images'] == len(practice)
+    assert metrics['n_bootstrap'] == 10
+    assert not metrics['simulated']
 
 
 def test_a_name_with_dollars_is_no_formula():
@@ -940,4 +885,5 @@ def test_a_name_with_dollars_is_no_formula():
     title = axes.set_title(r'model $\frac$ of $x$')
     figure.canvas.draw()  # as a formula, this raises
     plt.close(figure)
-    assert title.get_text() == r'model $\frac$ of $x$' and not title.get_parse_math()
+    assert title.get_text() == r'model $\frac$ of $x$'
+    assert not title.get_parse_math()

@@ -1,6 +1,6 @@
-"""Nested selection: what a candidate may see, which patients are where, what is kept and found again, and what is said of the winner.
+"""Nested selection: what a candidate may see, where patients are, what is kept, and what is said of the winner.
 
-A trainer that only pretends stands in for networks; what a candidate sees is written down and looked at."""
+A mock trainer stands in for networks; what a candidate sees is recorded and examined."""
 
 import json
 
@@ -29,13 +29,13 @@ from cxr_lib.evaluation.selection import (
     plot_selection,
     probe,
     read_candidates,
-    selection_studies,
     selection_summary,
     selection_table,
     selection_verdict,
     training_code,
     write_selection,
 )
+from cxr_lib.stages.search import selection_studies
 
 LABELS = [f'label/{o}' for o in OBSERVATIONS]
 
@@ -94,20 +94,15 @@ def found(tmp_path_factory):
 
 def test_the_clear_candidate_wins_and_answers_for_every_image_once(found):
     table, _, selection, _ = found
-    assert selection.winners == ['clear'] * 3 and selection.computed == 9
+    assert selection.winners == ['clear'] * 3
+    assert selection.computed == 9
     assert sorted(selection.predictions.image) == sorted(table.image)
     for o in OBSERVATIONS:
-        assert selection.predictions[f'nested/{o}'].equals(
-            selection.predictions[f'clear/{o}'].rename(f'nested/{o}')
-        )
-    assert (
-        mean_auroc(
-            selection.predictions[LABELS].to_numpy(),
-            selection.predictions[[f'nested/{o}' for o in OBSERVATIONS]].to_numpy(),
-            3,
-        )
-        > 0.85
-    )
+        clear = selection.predictions[f'clear/{o}'].rename(f'nested/{o}')
+        assert selection.predictions[f'nested/{o}'].equals(clear)
+    labels = selection.predictions[LABELS].to_numpy()
+    answers = selection.predictions[[f'nested/{o}' for o in OBSERVATIONS]].to_numpy()
+    assert mean_auroc(labels, answers, 3) > 0.85
 
 
 def test_no_patient_is_on_two_sides(found):
@@ -115,7 +110,10 @@ def test_no_patient_is_on_two_sides(found):
     assert selection.predictions.groupby('patient_id').fold.nunique().max() == 1
     for _, _, train, stop, predict in trainer.calls:
         sides = [set(table.patient_id.iloc[i]) for i in (train, stop, predict)]
-        assert all(sides) and not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
+        assert all(sides)
+        assert not sides[0] & sides[1]
+        assert not sides[0] & sides[2]
+        assert not sides[1] & sides[2]
         assert sorted(np.concatenate([train, stop, predict])) == list(range(len(table)))
 
 
@@ -146,10 +144,10 @@ def test_labels_of_the_test_patients_change_neither_winners_nor_answers(tmp_path
         )
         assert ours.equals(theirs)
         asked = len(truthful.calls)
-        again, _ = select(
-            changed, near, tmp_path / 'a', truthful, folds=2
-        )  # in the folder of the first: this fold is not even computed again
-        assert again.computed == 4 and len(truthful.calls) == asked + 2 * 4
+        # in the folder of the first: this fold is not even computed again
+        again, _ = select(changed, near, tmp_path / 'a', truthful, folds=2)
+        assert again.computed == 4
+        assert len(truthful.calls) == asked + 2 * 4
 
 
 def test_labels_of_the_training_patients_do_change_results(tmp_path):
@@ -164,8 +162,10 @@ def test_labels_of_the_training_patients_do_change_results(tmp_path):
 def test_ties_go_to_the_first_and_undefined_scores_cannot_win(tmp_path):
     table = studies()
     same = select(table, {'b': 1.0, 'a': 1.0}, tmp_path)[0]
-    assert same.winners == ['b'] * 3 and select(table, {'a': 1.0, 'b': 1.0}, tmp_path)[0].winners == ['a'] * 3
-    assert choose({'a': 0.5, 'b': 0.7, 'c': 0.7}) == 'b' and choose({'a': float('nan'), 'b': 0.1}) == 'b'
+    assert same.winners == ['b'] * 3
+    assert select(table, {'a': 1.0, 'b': 1.0}, tmp_path)[0].winners == ['a'] * 3
+    assert choose({'a': 0.5, 'b': 0.7, 'c': 0.7}) == 'b'
+    assert choose({'a': float('nan'), 'b': 0.1}) == 'b'
     with pytest.raises(ValueError, match='fewer folds or a smaller min_cases'):
         choose({'a': float('nan')})
     with pytest.raises(ValueError, match='no candidate has a tuning score'):
@@ -176,10 +176,8 @@ def test_one_candidate_is_plain_cross_validation(tmp_path):
     selection, _ = select(studies(), {'only': 1.0}, tmp_path)
     assert selection.winners == ['only'] * 3
     summary = selection_summary(selection, n_bootstrap=20, min_cases=3)
-    assert (
-        summary['models']['nested']['auroc'] == summary['models']['only']['auroc']
-        and summary['models']['only']['chosen'] == 3
-    )
+    assert summary['models']['nested']['auroc'] == summary['models']['only']['auroc']
+    assert summary['models']['only']['chosen'] == 3
 
 
 def test_no_candidate_and_too_few_patients_are_refused(tmp_path):
@@ -211,13 +209,16 @@ def test_only_what_is_missing_or_damaged_is_computed_again(found, tmp_path):
     table = found[0]
     first, _ = select(table, NOISE, tmp_path)
     files = sorted((tmp_path / 'selection').iterdir())
-    assert len(files) == 9 and all(f.suffix == '.npz' for f in files)
+    assert len(files) == 9
+    assert all(f.suffix == '.npz' for f in files)
     files[3].unlink()
     files[7].write_bytes(files[7].read_bytes()[:100])  # cut short by a full disk
     files[8].write_bytes(b'')
     again, trainer = select(table, NOISE, tmp_path)
-    assert again.computed == 3 and len(trainer.calls) == 3 * 2
-    assert again.predictions.equals(first.predictions) and again.scores.equals(first.scores)
+    assert again.computed == 3
+    assert len(trainer.calls) == 3 * 2
+    assert again.predictions.equals(first.predictions)
+    assert again.scores.equals(first.scores)
     assert select(table, NOISE, tmp_path)[0].computed == 0
 
 
@@ -245,7 +246,8 @@ def test_the_keys_of_films_and_code(tmp_path):
     assert first == films_key(tmp_path, ['0.png', '1.png']) != films_key(tmp_path, ['1.png', '0.png'])
     (tmp_path / '1.png').write_bytes(b'x')
     assert films_key(tmp_path, ['0.png', '1.png']) != first
-    assert len(training_code()) == 16 and set(ANSWERING) >= {'Trainer', 'probe', 'blind'}
+    assert len(training_code()) == 16
+    assert set(ANSWERING) >= {'Trainer', 'probe', 'blind'}
 
 
 # ---- candidates
@@ -304,21 +306,20 @@ def test_a_probe_does_not_depend_on_training_values_and_the_defaults_differ():
 def test_inner_parts_cover_each_row_once_and_share_no_patient(n, inner, seed):
     table, rows = studies(n, images_a_patient=1), np.arange(0, n, 2 if n > 60 else 1)
     splits = inner_splits(table, rows, inner, seed)
-    assert len(splits) == inner and sorted(np.concatenate([h for _, _, h in splits])) == list(rows)
+    assert len(splits) == inner
+    assert sorted(np.concatenate([h for _, _, h in splits])) == list(rows)
     for train, stop, held in splits:
-        assert len(train) > len(stop) > 0 and sorted(np.concatenate([train, stop, held])) == list(rows)
+        assert len(train) > len(stop) > 0
+        assert sorted(np.concatenate([train, stop, held])) == list(rows)
 
 
 def test_blind_takes_labels_and_nothing_else():
     table = studies(20)
     seen = blind(table, np.array([1, 5]))
-    assert (
-        seen.loc[[1, 5], list(OBSERVATIONS)].isna().all().all()
-        and table[list(OBSERVATIONS)].notna().all().all()
-    )
-    assert seen.drop(index=[1, 5]).equals(table.drop(index=[1, 5])) and seen.drop(
-        columns=list(OBSERVATIONS)
-    ).equals(table.drop(columns=list(OBSERVATIONS)))
+    assert seen.loc[[1, 5], list(OBSERVATIONS)].isna().all().all()
+    assert table[list(OBSERVATIONS)].notna().all().all()
+    assert seen.drop(index=[1, 5]).equals(table.drop(index=[1, 5]))
+    assert seen.drop(columns=list(OBSERVATIONS)).equals(table.drop(columns=list(OBSERVATIONS)))
 
 
 @settings(max_examples=30, deadline=None)
@@ -326,7 +327,8 @@ def test_blind_takes_labels_and_nothing_else():
 def test_percentiles_keep_the_order_and_lie_between_0_and_1(n, seed):
     a = np.random.default_rng(seed).integers(0, 9, (n, 2)).astype(float)
     q = percentile(a, a)
-    assert ((q > 0) & (q < 1)).all() and np.allclose(q.mean(0), 0.5)
+    assert ((q > 0) & (q < 1)).all()
+    assert np.allclose(q.mean(0), 0.5)
     assert all(np.array_equal(np.sign(x[:, None] - x), np.sign(y[:, None] - y)) for x, y in zip(a.T, q.T))
 
 
@@ -344,7 +346,8 @@ def test_the_score_is_the_mean_of_scikit_learn_s_and_undefined_where_an_answer_i
     p[:9, 4] = np.nan  # not asked there
     assert np.isclose(mean_auroc(y, p, 3), expected, atol=1e-12)
     p[20, 0] = np.nan
-    assert np.isnan(mean_auroc(y, p, 3)) and np.isnan(mean_auroc(y, p, 100))
+    assert np.isnan(mean_auroc(y, p, 3))
+    assert np.isnan(mean_auroc(y, p, 100))
 
 
 def test_the_probe_is_the_regularised_regression_and_keeps_patients_together():
@@ -362,7 +365,9 @@ def test_the_probe_is_the_regularised_regression_and_keeps_patients_together():
         .predict_proba(z[others])[:, 1],
         atol=1e-6,
     )
-    assert np.isnan(p[:, 1]).all() and np.allclose(p[:, 2], 1 / 42)  # nobody annotated; nobody positive
+    # nobody annotated; nobody positive
+    assert np.isnan(p[:, 1]).all()
+    assert np.allclose(p[:, 2], 1 / 42)
     constant = probe(np.ones((60, 5)), y, np.arange(60), rows, others)[0][:, 0]
     assert np.allclose(constant, constant[0])
 
@@ -374,25 +379,20 @@ def test_the_summary_says_who_won_and_what_it_is_worth(found, tmp_path):
     _, _, selection, _ = found
     summary = selection_summary(selection, n_bootstrap=50, min_cases=3)
     won = selection.scores[selection.scores.chosen]
-    assert [summary['models'][n]['chosen'] for n in NOISE] == [0, 3, 0] and np.isclose(
-        summary['optimism']['optimism'], (won.tuning - won.test).mean()
-    )
+    assert [summary['models'][n]['chosen'] for n in NOISE] == [0, 3, 0]
+    assert np.isclose(summary['optimism']['optimism'], (won.tuning - won.test).mean())
     assert [n for n, m in summary['models'].items() if m['selected']] == ['nested']
     text = ' '.join(selection_verdict(summary))
-    assert (
-        'clear in 3 of 3' in text
-        and 'not to be quoted' in text
-        and 'SIMULATED' not in text
-        and 'SIMULATED' in selection_verdict(summary, True)[0]
-    )
+    assert 'clear in 3 of 3' in text
+    assert 'not to be quoted' in text
+    assert 'SIMULATED' not in text
+    assert 'SIMULATED' in selection_verdict(summary, True)[0]
     table = selection_table(summary)
     assert list(table.remark) == ['the figure to quote'] + ['not selected for'] * 3
     files = write_selection(summary, selection, tmp_path, True)
-    assert (
-        all(f.stat().st_size > 100 for f in files)
-        and read_json(files[0])['simulated']
-        and not list(tmp_path.glob('.*tmp*'))
-    )
+    assert all(f.stat().st_size > 100 for f in files)
+    assert read_json(files[0])['simulated']
+    assert not list(tmp_path.glob('.*tmp*'))
 
 
 def test_another_model_is_compared_on_the_same_images_and_observations(found):
@@ -404,21 +404,15 @@ def test_another_model_is_compared_on_the_same_images_and_observations(found):
     )
     summary = selection_summary(selection, theirs, 'the other', n_bootstrap=50, min_cases=3)
     m = summary['models']
-    assert (
-        m['noisy']['shared_difference'] == m['noisy']['one_to_one_difference'] == 0
-        and m['the other']['one_to_one'] == m['noisy']['one_to_one'] == m['clear']['one_to_one_external']
+    assert m['noisy']['shared_difference'] == m['noisy']['one_to_one_difference'] == 0
+    assert m['the other']['one_to_one'] == m['noisy']['one_to_one'] == m['clear']['one_to_one_external']
+    assert np.isclose(
+        m['nested']['one_to_one'] - m['the other']['one_to_one'], m['nested']['one_to_one_difference']
     )
-    assert (
-        np.isclose(
-            m['nested']['one_to_one'] - m['the other']['one_to_one'], m['nested']['one_to_one_difference']
-        )
-        and m['nested']['one_to_one_difference_low'] > 0
-    )
-    assert (
-        m['nested']['n_one_to_one'] == 7
-        and 'the other on the same images' in ' '.join(selection_verdict(summary))
-        and 'shared, minus the other' in selection_table(summary)
-    )
+    assert m['nested']['one_to_one_difference_low'] > 0
+    assert m['nested']['n_one_to_one'] == 7
+    assert 'the other on the same images' in ' '.join(selection_verdict(summary))
+    assert 'shared, minus the other' in selection_table(summary)
     with pytest.raises(ValueError, match='rename one'):
         selection_summary(selection, theirs, 'clear', n_bootstrap=5)
     labels = [t.get_text() for t in plot_selection(summary, selection.scores).axes[0].get_yticklabels()]
@@ -431,7 +425,8 @@ def test_an_answer_that_is_undefined_is_kept_out_of_the_mean_with_its_reason(fou
     selection = copy.deepcopy(found[2])
     selection.predictions.loc[3, 'noisy/Edema'] = np.nan
     summary = selection_summary(selection, n_bootstrap=10, min_cases=3)
-    assert 'Edema' not in summary['evaluable'] and summary['reasons']['Edema'] == 'noisy does not predict it'
+    assert 'Edema' not in summary['evaluable']
+    assert summary['reasons']['Edema'] == 'noisy does not predict it'
 
 
 # ---- studies and real training
@@ -449,11 +444,9 @@ def explored(tmp_path_factory):
 def test_studies_are_explored_once_and_another_source_is_refused(explored):
     run, table = explored
     before = (run / 'studies.parquet').stat().st_mtime_ns
-    assert (
-        selection_studies(run).equals(table)
-        and selection_studies(run, 'simulated', n_patients=40).equals(table)
-        and (run / 'studies.parquet').stat().st_mtime_ns == before
-    )
+    assert selection_studies(run).equals(table)
+    assert selection_studies(run, 'simulated', n_patients=40).equals(table)
+    assert (run / 'studies.parquet').stat().st_mtime_ns == before
     assert table.note.isna().all()
     with pytest.raises(ValueError, match='take another name for the run'):
         selection_studies(run, 'simulated', n_patients=50)
@@ -477,7 +470,8 @@ def test_networks_and_probes_answer_with_probabilities_and_the_same_ones_again(e
     for name, candidate in named.items():
         p = Trainer(root)(seen, candidate, train, stop, predict, 0, name)
         annotated = table[list(OBSERVATIONS)].notna().all().to_numpy()
-        assert p.shape == (12, 14) and ((p[:, annotated] > 0) & (p[:, annotated] < 1)).all()
+        assert p.shape == (12, 14)
+        assert ((p[:, annotated] > 0) & (p[:, annotated] < 1)).all()
         if name != 'fused':
             assert np.array_equal(
                 p, Trainer(root)(seen, candidate, train, stop, predict, 0, name), equal_nan=True
@@ -492,10 +486,10 @@ def test_networks_and_probes_answer_with_probabilities_and_the_same_ones_again(e
         },
     )
     for n in ('probe', 'grid'):
-        assert (
-            np.array_equal(together.features(table, named[n], 0), Trainer(root).features(table, named[n], 0))
-            and len(together._features) == 3
+        assert np.array_equal(
+            together.features(table, named[n], 0), Trainer(root).features(table, named[n], 0)
         )
+        assert len(together._features) == 3
     assert [Trainer(root).features(table, named[n], 0).shape for n in ('grid', 'probe')] == [
         (40, 192 * 4),
         (40, 2 * (96 + 192)),

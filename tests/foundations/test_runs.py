@@ -130,7 +130,7 @@ def test_every_notebook_with_a_run_opens_it_by_name():
         assert any(re.search(r'\bopen_run\(\s*run\b', c) for c in cells), path.name
         assert not any(re.search(r'\brun_folder\(\s*run\s*\)', c) for c in cells), path.name
     stages = ['01_exploration', '02_notes', '03_model', '04_training', '05_evaluation', '08_demo']
-    assert opened == [*stages, 'chapters/07_training/05_sweep', 'chapters/08_evaluation/06_selection']
+    assert opened == [*stages, '10_search']
 
 
 def test_a_damaged_stamp_is_not_finished(home):

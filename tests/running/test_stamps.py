@@ -349,16 +349,12 @@ LEFT = {
 def reader(name):
     "The function of the library that begins with these files"
     from cxr_lib import demo
-    from cxr_lib.evaluation import report as evaluation
-    from cxr_lib.model import fusion as model
-    from cxr_lib.notes import wording as notes
-    from cxr_lib.evaluation import selection
-    from cxr_lib.training import loop as training
+    from cxr_lib.stages import evaluation, model, notes, search, training
 
     return {
         'notes': notes.notes_stage,
         'model': model.ensure_architecture,
-        'selection': selection.selection_studies,
+        'selection': search.selection_studies,
         'training': training.training_stage,
         'evaluation': evaluation.evaluate_stage,
         'demo': demo.demo_widget,
