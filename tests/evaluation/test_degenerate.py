@@ -296,7 +296,7 @@ PICTURES = {
     'pairs': (lambda: data.plot_pairs(PAIRS, '.'), 'no pair of near-identical images'),
     'note lengths': (lambda: data.plot_notes(EMPTY), 'no study has a note'),
     'certificate': (
-        lambda: leakage.plot_certificate(leakage.leakage_certificate(EMPTY, encoder=False)),
+        lambda: leakage.plot_certificate(leakage.leakage_certificate(EMPTY)),
         'undefined: sex, age and projection are missing or the same for all',
     ),
     'learning curves': (
