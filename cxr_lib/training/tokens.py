@@ -7,15 +7,16 @@ __all__ = ['TOKEN_FORMAT', 'TOKEN_TYPES', 'CHUNK_BYTES', 'Tokens', 'encoder_key'
            'TokenSource', 'encode_distinct', 'token_caches', 'prune_token_caches']
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #181552eb
-import contextlib, errno, hashlib, importlib.metadata, io, json, os, re, shutil, warnings, zlib
+import contextlib, hashlib, importlib.metadata, os, re, shutil, warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
-from fastcore.basics import patch
 from filelock import FileLock
-from ..foundations.files import content_key, read_json, stop_on_machine_error, write_json
+from ..foundations.chunks import ChunkedFile, bytes_on_disk
+from ..foundations.files import content_key, read_json, stop_on_machine_error
 from ..foundations.progress import progress_bar
 
 
@@ -49,7 +50,7 @@ class Tokens:
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #a8b3e580
 #: Version of the token file: raised by one whenever its layout changes.
-TOKEN_FORMAT = 1
+TOKEN_FORMAT = 2
 
 
 def encoder_key(
@@ -89,177 +90,6 @@ def note_fingerprints(
     ids, mask = notes['input_ids'].numpy(), notes['attention_mask'].numpy().astype(bool)
     return np.array([_hash64(i[m].tobytes()) for i, m in zip(ids, mask)], np.uint64)
 
-# %% ../../nbs/chapters/07_training/02_tokens.ipynb #621b7100
-TOKEN_TYPES = {'float16': np.float16, 'float32': np.float32}
-CHUNK_BYTES = 16_000_000  # about as much is encoded, written and checksummed together
-
-
-def _npy_header(shape, dtype):
-    "The bytes before the values of a .npy file"
-    facts = dict(descr=np.lib.format.dtype_to_descr(dtype), fortran_order=False, shape=shape)
-    with io.BytesIO() as f:
-        np.lib.format.write_array_header_1_0(f, facts)
-        return f.getvalue()
-
-
-class _TokenFile:
-    "The tokens of a set of items in one folder; built chunk by chunk"
-
-    def __init__(self, folder, first, width, dtype, about):
-        self.folder, self.first, self.about = Path(folder), first, about
-        self.shape, self.dtype = (int(first[-1]), int(width)), np.dtype(dtype)
-        self.tokens, self.meta = self.folder / 'tokens.npy', self.folder / 'meta.json'
-        self.building, self.record = self.folder / 'building.npy', self.folder / 'progress.jsonl'
-        self.header = _npy_header(self.shape, self.dtype)
-        self.row = self.shape[1] * self.dtype.itemsize  # bytes of a token
-        self.length = len(self.header) + self.shape[0] * self.row
-        longest = np.diff(first).max(initial=1) * self.row
-        step, items = max(1, int(CHUNK_BYTES // max(1, longest))), len(first) - 1
-        # first item of each chunk, and one past the last
-        self.chunks = [(a, min(a + step, items)) for a in range(0, items, step)]
-
-    def span(self, a, b):  # where the bytes of the items a to b - 1 begin, and how many they are
-        start, end = int(self.first[a]), int(self.first[b])
-        return len(self.header) + start * self.row, (end - start) * self.row
-
-# %% ../../nbs/chapters/07_training/02_tokens.ipynb #f4908d5b
-def _read_span(file, start, size):
-    file.seek(start)
-    data = file.read(size)
-    return data if len(data) == size else None
-
-
-@patch
-def checksum(self: _TokenFile, file, chunk):  # None if the file ends too early
-    data = _read_span(file, *self.span(*self.chunks[chunk]))
-    return None if data is None else zlib.crc32(data)
-
-
-@patch
-def read(self: _TokenFile, item):  # (tokens, width); None if the file ends too early
-    with self.tokens.open('rb') as f:
-        data = _read_span(f, *self.span(item, item + 1))
-    return None if data is None else np.frombuffer(data, self.dtype).reshape(-1, self.shape[1])
-
-# %% ../../nbs/chapters/07_training/02_tokens.ipynb #05a19e5d
-@patch
-def resume(self: _TokenFile):  # checksums of the chunks that are there already
-    done = []
-    if not (self.building.is_file() and self.record.is_file()):
-        return done
-    with self.building.open('rb') as f:
-        if f.read(len(self.header)) != self.header:
-            return done
-        for line in self.record.read_text(encoding='utf-8', errors='replace').splitlines():
-            try:
-                chunk, checksum = json.loads(line)
-            except (ValueError, TypeError):
-                break  # a line that a kill cut short
-            if chunk != len(done) or chunk >= len(self.chunks) or self.checksum(f, chunk) != checksum:
-                break
-            done.append(checksum)
-    return done
-
-# %% ../../nbs/chapters/07_training/02_tokens.ipynb #27c3b08e
-@patch
-def damage(self: _TokenFile, meta, stat):  # what is damaged; '' if nothing is
-    "An OSError, ValueError, KeyError or TypeError counts as damage too"
-    if meta['format'] != TOKEN_FORMAT or len(meta['checksums']) != len(self.chunks):
-        return 'meta.json describes another file'
-    if stat.st_size != self.length:
-        return f'tokens.npy has {stat.st_size:,} bytes instead of {self.length:,}'
-    checked = range(len(self.chunks))
-    if stat.st_mtime_ns == meta['changed']:
-        checked = np.unique(np.linspace(0, len(self.chunks) - 1, 4).astype(int)).tolist()
-    with self.tokens.open('rb') as f:
-        if f.read(len(self.header)) != self.header:
-            return 'the header of tokens.npy is not the one that was written'
-        bad = [c for c in checked if self.checksum(f, c) != meta['checksums'][c]]
-    return f'{len(bad)} of {len(checked)} checked chunks have a wrong checksum' if bad else ''
-
-# %% ../../nbs/chapters/07_training/02_tokens.ipynb #27c3b0a0
-@patch
-def fault(self: _TokenFile, probe):  # '' if the file can be used; 'unfinished' if it never was complete
-    "Why the file can't be used. probe: item -> its tokens, encoded just now"
-    if not (self.meta.is_file() and self.tokens.is_file()):
-        return 'unfinished'
-    try:
-        meta, stat = read_json(self.meta), self.tokens.stat()
-        if damage := self.damage(meta, stat):
-            return damage
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        stop_on_machine_error(e, self.tokens)
-        return f'{type(e).__name__}: {e}'
-    for item, now in probe.items():
-        kept = self.read(item)
-        if kept is None or np.linalg.norm(kept - now) > 0.005 * np.linalg.norm(now):
-            return 'the encoder no longer gives the stored tokens'
-    with contextlib.suppress(OSError):  # on a read-only disk nobody prunes
-        if stat.st_mtime_ns != meta['changed']:  # an intact copy: the next opening is quick
-            write_json(self.meta, dict(meta, changed=stat.st_mtime_ns))
-    with contextlib.suppress(OSError):
-        os.utime(self.meta)  # used just now
-    return ''
-
-# %% ../../nbs/chapters/07_training/02_tokens.ipynb #49e5d2a0
-@patch
-def check_space(self: _TokenFile, what, need):
-    free = shutil.disk_usage(self.folder).free
-    if need > free:
-        tokens = f'{self.shape[0]:,} tokens of {self.shape[1]} x {self.dtype.name}'
-        why = (
-            f'the {what} token cache ({tokens}) needs {need / 1e9:.3f} GB more; {free / 1e9:.3f} GB are free. '
-            'Free space (prune_token_caches removes older caches), choose another cache folder, '
-            "or use token_dtype='float16'"
-        )
-        raise OSError(errno.ENOSPC, why, str(self.folder))
-
-
-@patch
-def append(self: _TokenFile, encode, what, done, end):
-    "Write what comes after the first `end` bytes, and its checksums to the list `done`"
-    items = len(self.first) - 1
-    with self.building.open('r+b' if done else 'w+b') as f, self.record.open('w', encoding='utf-8') as record:
-        if not done:
-            end = f.write(self.header)
-        f.seek(end)
-        f.truncate()
-        record.writelines(json.dumps(line) + '\n' for line in enumerate(done))
-        ready = self.chunks[len(done) - 1][1] if done else 0
-        words = dict(desc=f'encoding each {what} once', unit=what, mininterval=0.5)
-        with progress_bar(total=items, initial=ready, **words) as bar:
-            for a, b in self.chunks[len(done) :]:
-                data = encode(a, b).tobytes()
-                f.write(data)
-                f.flush()
-                done.append(zlib.crc32(data))
-                record.write(json.dumps([len(done) - 1, done[-1]]) + '\n')
-                record.flush()
-                bar.update(b - a)
-        os.fsync(f.fileno())
-
-# %% ../../nbs/chapters/07_training/02_tokens.ipynb #5af6e3b1
-@patch
-def build(self: _TokenFile, encode, what):
-    "Encode what is missing; encode: (first item, one past the last) -> their tokens"
-    self.folder.mkdir(parents=True, exist_ok=True)
-    self.meta.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        self.tokens.unlink(missing_ok=True)  # in use (Windows): it will be replaced
-    done = self.resume()
-    end = sum(self.span(*self.chunks[len(done) - 1])) if done else 0
-    self.check_space(what, self.length - end)
-    try:
-        self.append(encode, what, done, end)
-    except OSError as e:
-        why = f'{e.strerror or e}. What is encoded is kept: free space, or check the disk, and run again'
-        raise OSError(e.errno, why, str(self.building)) from None
-    facts = dict(self.about, format=TOKEN_FORMAT, items=len(self.first) - 1, tokens=self.shape[0])
-    facts |= dict(width=self.shape[1], dtype=self.dtype.name)
-    write_json(self.meta, dict(facts, changed=self.building.stat().st_mtime_ns, checksums=done))
-    os.replace(self.building, self.tokens)
-    self.record.unlink(missing_ok=True)
-
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #cb4aff49
 @dataclass
 class TokenSource:
@@ -272,7 +102,24 @@ class TokenSource:
     lengths: np.ndarray | None = None  # (n,) tokens of each row; None: all rows have as many
     key: str | None = None  # of the encoder, as from `encoder_key`; for a cache in a file
 
+# %% ../../nbs/chapters/07_training/02_tokens.ipynb #cb4aff4c
+TOKEN_TYPES = {'float16': np.float16, 'float32': np.float32}
+
+
+def _stored(tokens, kind, source):
+    with np.errstate(over='ignore'):
+        out = tokens.astype(kind)
+    if np.isfinite(out).all():
+        return out
+    why = 'are not finite; its weights are damaged, or its input is'
+    if np.isfinite(tokens).all():
+        why = "do not fit into float16; use token_dtype='float32'"
+    raise ValueError(f'the {source.what} encoder {source.encoder} gives values that {why}')
+
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #cb4aff4b
+CHUNK_BYTES = 16_000_000  # about as much is encoded, written and checksummed together
+
+
 class _Items:
     "The distinct items of a source, the shortest first, and how a range of them is encoded"
 
@@ -296,16 +143,52 @@ class _Items:
         parts = [self.source.encode(self.row[i : min(i + size, b)]) for i in range(a, b, size)]
         return _stored(np.concatenate(parts), self.kind, self.source)
 
+    def bounds(self, token_bytes):  # the first item of each chunk, and the number of all items
+        longest = max(1, self.lengths.max(initial=1) * token_bytes)
+        step = max(1, int(CHUNK_BYTES // longest))
+        return [*range(0, len(self.row), step), len(self.row)]
 
-def _stored(tokens, kind, source):
-    with np.errstate(over='ignore'):
-        out = tokens.astype(kind)
-    if np.isfinite(out).all():
-        return out
-    why = 'are not finite; its weights are damaged, or its input is'
-    if np.isfinite(tokens).all():
-        why = "do not fit into float16; use token_dtype='float32'"
-    raise ValueError(f'the {source.what} encoder {source.encoder} gives values that {why}')
+# %% ../../nbs/chapters/07_training/02_tokens.ipynb #621b7100
+def _token_file(folder, items, width):
+    "The file of a source's distinct items"
+    n, kind = int(items.first[-1]), np.dtype(items.kind)
+    about = dict(what=items.source.what, encoder=items.source.encoder, format=TOKEN_FORMAT)
+    about |= dict(items=len(items.row), tokens=n, width=int(width), dtype=kind.name)
+    chunks = items.first[items.bounds(width * kind.itemsize)]
+    return ChunkedFile(folder, (n, int(width)), kind, chunks, 'tokens.npy', about, building='building.npy')
+
+# %% ../../nbs/chapters/07_training/02_tokens.ipynb #27c3b0a0
+def _fault(file, items, probe):
+    "Why a token file can't be used; '' if it can. probe: item -> its tokens, encoded just now"
+    if wrong := file.fault(samples=4):
+        return wrong
+    stored, first = np.load(file.path, mmap_mode='r'), items.first
+    for item, now in probe.items():
+        kept = stored[first[item] : first[item + 1]]
+        if np.linalg.norm(kept - now) > 0.005 * np.linalg.norm(now):
+            return 'the encoder no longer gives the stored tokens'
+    with contextlib.suppress(OSError):  # on a read-only disk nobody prunes
+        os.utime(file.meta)  # used just now
+    return ''
+
+# %% ../../nbs/chapters/07_training/02_tokens.ipynb #5af6e3b1
+def _build(file, items):
+    "Encode the chunks that are missing"
+    what, (n, width) = items.source.what, file.shape
+    with contextlib.suppress(OSError):
+        file.path.unlink(missing_ok=True)  # in use (Windows): it will be replaced
+    remedy = "choose another cache folder (prune_token_caches removes older caches, token_dtype='float16' takes less)"
+    file.prepare(f'the {what} token cache ({n:,} tokens of {width} x {file.dtype.name})', remedy)
+    spans = [*pairwise(items.bounds(file.row_bytes))]
+    missing = [chunk for chunk in range(file.chunks) if file.read(chunk) is None]
+    ready = len(items.row) - sum(b - a for a, b in (spans[chunk] for chunk in missing))
+    words = dict(desc=f'encoding each {what} once', unit=what, mininterval=0.5)
+    with progress_bar(total=len(items.row), initial=ready, **words) as bar:
+        for chunk in missing:
+            a, b = spans[chunk]
+            file.write(chunk, items.encode(a, b))
+            bar.update(b - a)
+    file.finish()
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #8d2916e4
 def _cache_file(items, cache, token_dtype):
@@ -314,25 +197,18 @@ def _cache_file(items, cache, token_dtype):
     probe = {i: items.one(i) for i in {int(np.argmax(items.lengths > 0)), len(row) // 2, last}}
     kept = np.sort(source.prints[row]).tobytes().hex()
     name = f'{source.what}-{content_key(source.key, kept, token_dtype)}'
-    width, about = next(iter(probe.values())).shape[1], dict(what=source.what, encoder=source.encoder)
-    file = _TokenFile(Path(cache) / name, items.first, width, items.kind, about)
-    if not file.fault(probe):
+    width = next(iter(probe.values())).shape[1]
+    file = _token_file(Path(cache) / name, items, width)
+    if not _fault(file, items, probe):
         return file
-    Path(cache).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(Path(cache) / f'.{name}.lock')  # beside the folder, which can be deleted under the lock
-    try:
-        lock.acquire(timeout=0)
-    except TimeoutError:
-        print(f'Another process is building this {source.what} token cache: waiting for it.', flush=True)
-        lock.acquire()
-    try:
-        fault = file.fault(probe)  # another process may have been faster
+    with file.acquire(f'this {source.what} token cache'):
+        file = _token_file(Path(cache) / name, items, width)
+        fault = _fault(file, items, probe)  # another process may have been faster
         if fault and fault != 'unfinished':
             warnings.warn(f'{file.folder}: {fault}. It is built again.', stacklevel=5)
+            file.done.clear()
         if fault:
-            file.build(items.encode, source.what)
-    finally:
-        lock.release()
+            _build(file, items)
     return file
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #9e3a2705
@@ -353,7 +229,7 @@ def encode_distinct(
     first, n = items.first, len(items.row)
     if cache is not None and first[-1]:
         file = _cache_file(items, cache, token_dtype)
-        return Tokens(np.load(file.tokens, mmap_mode='r'), first, items.item)
+        return Tokens(np.load(file.path, mmap_mode='r'), first, items.item)
     values = np.empty((int(first[-1]), items.one(0).shape[1]), items.kind)
     for a in range(0, n, batch_size):
         b = min(a + batch_size, n)
@@ -363,17 +239,21 @@ def encode_distinct(
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #7fa32607
 def _cache_facts(path):
     files = {f.name: f.stat() for f in path.iterdir() if f.is_file()}
+    sizes = {name: stat.st_size for name, stat in files.items()}
+    if 'building.npy' in files:  # has its full length from the start
+        sizes['building.npy'] = min(sizes['building.npy'], bytes_on_disk(path / 'building.npy'))
     try:
         meta = read_json(path / 'meta.json')
     except (OSError, ValueError) as e:
         stop_on_machine_error(e, path)  # or a complete cache would count as unfinished
         meta = {}
-    finished = 'checksums' in meta and 'tokens.npy' in files
+    meta = meta if isinstance(meta, dict) else {}
+    finished = 'changed' in meta and 'tokens.npy' in files
     times = [files['meta.json'].st_mtime] if finished else [f.st_mtime for f in files.values()]
     used = max(times, default=path.stat().st_mtime)
     about = {k: meta.get(k) for k in ('encoder', 'items', 'dtype')}
     about |= dict(path=path, what=path.name.split('-')[0], finished=finished, used=used)
-    return about | dict(bytes=sum(f.st_size for f in files.values()))
+    return about | dict(bytes=int(sum(sizes.values())))
 
 
 def token_caches(

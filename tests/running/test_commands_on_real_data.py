@@ -1,4 +1,4 @@
-"""The README's commands on small real data, as a user types them, to the page of results or the error that says why.
+"""The README's commands on small real data, to the page of results or the error that says why.
 
 At most 60 images, one epoch, 20 resamples. The data are in ../shared/data beside the checkout; without them, these
 tests skip.

@@ -430,8 +430,9 @@ def test_a_damaged_file_is_noticed_and_built_again(cached, what, how):
         '',
         '{}',
         '[]',
-        json.dumps(dict(format=1, checksums=[1], changed=0)),
-        json.dumps(dict(format=99, checksums=[], changed=0)),
+        json.dumps(dict(format=2)),
+        json.dumps(dict(format=1, changed=0)),
+        json.dumps(dict(format=99, changed=0)),
     ],
 )
 def test_a_damaged_description_is_noticed(cached, text):
@@ -465,7 +466,19 @@ def test_an_encoder_whose_code_has_changed_is_found_out(cached):
     assert same(model, data, predict_logits(model, fresh(model), np.arange(24)))
 
 
-@pytest.mark.parametrize('torn', [False, True])
+def tear(folder, part):
+    "Spoil what was written last: its line in the record, or its bytes in the array"
+    record, array = folder / 'progress.jsonl', folder / 'building.npy'
+    if part == 'record':
+        record.write_bytes(record.read_bytes()[:-5])
+    else:
+        done, data = len(record.read_text().splitlines()), bytearray(array.read_bytes())
+        end = 128 + done * ((len(data) - 128) // 23)
+        data[end - 5 : end] = bytes(5)
+        array.write_bytes(data)
+
+
+@pytest.mark.parametrize('torn', ['', 'record', 'array'])
 def test_a_build_that_was_stopped_goes_on_where_it_stopped(model, tmp_path, monkeypatch, torn):
     monkeypatch.setattr('cxr_lib.training.tokens.CHUNK_BYTES', 600)  # one film a chunk
     original, calls = model.encode_image, []
@@ -481,16 +494,15 @@ def test_a_build_that_was_stopped_goes_on_where_it_stopped(model, tmp_path, monk
         encode_images(model, fresh(model), cache=tmp_path)
     left = token_caches(tmp_path)
     assert left.finished.tolist() == [False]
-    if torn:  # the last chunk and the last line are half there
-        for name in ('building.npy', 'progress.jsonl'):
-            path = left.path[0] / name
-            path.write_bytes(path.read_bytes()[:-5])
+    assert not os.path.exists(left.path[0] / 'tokens.npy')
+    if torn:
+        tear(left.path[0], torn)
     before = len(calls) - 1
     model.encode_image = original
     seen = Counted(model)
     data = fresh(model)
     data.image_tokens = quiet(encode_images, model, data, cache=tmp_path)
-    assert seen.films <= 23 - (before - 4) + 4 + torn
+    assert seen.films <= 23 - (before - 4) + 4 + bool(torn)
     assert seen.films < 23
     assert token_caches(tmp_path).finished.all()
     assert np.allclose(
@@ -546,13 +558,13 @@ def test_one_that_was_killed_leaves_nothing_wrong_and_two_build_it_once(tmp_path
 
 def test_a_full_disk_is_said_before_anything_is_built(model, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        'cxr_lib.training.tokens.shutil.disk_usage',
+        'cxr_lib.foundations.chunks.shutil.disk_usage',
         lambda folder: shutil._ntuple_diskusage(10**6, 10**6 - 100, 100),
     )
     seen = Counted(model)
     with pytest.raises(
         OSError,
-        match='the image token cache .* needs 0.000 GB more; 0.000 GB are free. Free space .prune_token_caches',
+        match='the image token cache .* needs 0.00 GB more, 0.00 GB are free. Free space, or .*prune_token_caches',
     ) as e:
         encode_images(model, fresh(model), cache=tmp_path)
     assert e.value.errno == errno.ENOSPC and seen.films <= 4 and not list(tmp_path.rglob('*.npy'))
@@ -564,8 +576,8 @@ def test_a_disk_that_fills_up_keeps_what_was_encoded(model, tmp_path, monkeypatc
     def full(*args):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr('cxr_lib.training.tokens.os.fsync', full)
-    with pytest.raises(OSError, match='No space left on device. What is encoded is kept') as e:
+    monkeypatch.setattr('cxr_lib.foundations.chunks.os.fsync', full)
+    with pytest.raises(OSError, match='No space left on device. What has been written is kept') as e:
         encode_images(model, fresh(model), cache=tmp_path)
     assert e.value.errno == errno.ENOSPC
     monkeypatch.undo()
