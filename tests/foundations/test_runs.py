@@ -4,7 +4,6 @@ import ast
 import importlib
 import os
 import re
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, STAGES
@@ -300,4 +299,4 @@ def test_every_name_that_is_imported_from_another_chapter_is_there(path):
 def test_every_name_that_the_runner_looks_up_is_there():
     path = ROOT / 'cxr_lib' / 'running' / 'plan.py'
     asked = set(_imported(ast.parse(path.read_text(encoding='utf-8')), ('cxr_lib', 'running')))
-    assert {('cxr_lib.data.catalogue', 'DATASETS'), ('cxr_lib.model.fusion', 'PRESETS')} <= asked
+    assert {('cxr_lib.data.catalogue', 'DATASETS'), ('cxr_lib.model.presets', 'PRESETS')} <= asked
