@@ -107,7 +107,7 @@ def test_names_stay_where_the_folder_moves_and_change_with_the_key(tmp_path, hom
     with pytest.raises(RadiographError, match='the key .* is not here'):
         read_radiograph(root / before[0])
     assert not set(load(root, missing='exclude').image) & set(before)
-    with pytest.raises(RadiographError, match='no film of this name'):
+    with pytest.raises(RadiographError, match='no image of this name'):
         read_radiograph(root / before[0])
 
 
@@ -271,7 +271,7 @@ def test_only_known_other_parts_are_left_out_and_unknown_words_are_counted(tmp_p
         f'{i:02d}.dcm' for i in (0, 1, 2, 3, 4, 7, 8, 9, 10)
     ] and left.counts().to_dict() == {'another part of the body': 2}
     assert left.remarks == [
-        f'{root}: 3 films stay though the part of the body that their headers name is not understood: '
+        f'{root}: 3 images are kept although the part of the body that their headers name is not understood: '
         'RX1 (2), (not shown) (1). Look at them, and leave other parts out'
     ]
     assert 'ROE' not in json.dumps(left.remarks)

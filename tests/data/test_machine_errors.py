@@ -165,7 +165,7 @@ def test_an_error_is_put_into_words_once_and_one_without_a_number_is_left_to_the
         OSError, stop_on_machine_error, OSError(errno.ENOSPC, 'No space left on device'), 'film.png'
     ).value
     assert pytest.raises(OSError, stop_on_machine_error, first, 'other.png').value is first
-    assert 'Make room on the disk' in str(first)
+    assert 'Free space on the disk' in str(first)
     assert isinstance(
         pytest.raises(
             OSError, stop_on_machine_error, PermissionError(errno.EACCES, 'Permission denied'), 'film.png'

@@ -17,7 +17,7 @@ from cxr_lib.data.chexpert import relabel
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.data.archives import unpack
 from cxr_lib.data.folders import load_csv
-from cxr_lib.data.openi import read_reports
+from cxr_lib.data.mimic import read_report_texts
 from cxr_lib.data.openi import read_reports as read_archive
 from cxr_lib.data.studies import Exclusions, StudyTableError
 from cxr_lib.data.observations import find_observations, name_observations, observation_name
@@ -464,4 +464,4 @@ def test_companion_files_in_a_folder_and_in_a_zip_are_no_reports(tmp_path):
     with zipfile.ZipFile(tmp_path / 'r.zip', 'w') as archive:
         archive.writestr('files/p10/p10000001/s50000001.txt', 'INDICATION: cough')
         archive.writestr('__MACOSX/files/p10/p10000001/s50000001.txt', b'\0')
-    assert read_reports(['10000001'], ['50000001'], tmp_path / 'r.zip') == ['INDICATION: cough']
+    assert read_report_texts(['10000001'], ['50000001'], tmp_path / 'r.zip') == ['INDICATION: cough']

@@ -105,7 +105,7 @@ def test_refuses_with_the_valid_choices(project, capsys, monkeypatch, args, said
 def test_refuses_unknown_datasets_and_presets(project, monkeypatch):
     datasets = {name: SimpleNamespace(needs_root=name == 'nih') for name in ('simulated', 'nih')}
     monkeypatch.setattr('cxr_lib.data.catalogue.DATASETS', datasets)
-    monkeypatch.setattr('cxr_lib.model.fusion.PRESETS', {'tiny': {}, 'base': {}})
+    monkeypatch.setattr('cxr_lib.model.presets.PRESETS', {'tiny': {}, 'base': {}})
     with pytest.raises(UsageError, match="unknown dataset 'nihh'; did you mean 'nih'.*Valid: simulated, nih"):
         plan_run({'dataset': 'nihh'}, home=project.home)
     with pytest.raises(UsageError, match="unknown preset 'huge'.*Valid: tiny, base"):
