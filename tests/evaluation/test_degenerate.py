@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cxr_lib.data import catalogue as data
+from cxr_lib.data import pictures as data
 from cxr_lib.notes import leakage
-from cxr_lib.training import loop as training
+from cxr_lib.training import curves as training
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import read_json
@@ -71,7 +71,7 @@ def report_cells(notebook):
     "The code of a stage notebook up to its library part"
     for cell in json.loads((ROOT / 'nbs' / f'{notebook}.ipynb').read_text(encoding='utf-8'))['cells']:
         source = ''.join(cell['source'])
-        if source.startswith(('# How it is done', '# How these numbers are made')):
+        if source.startswith('# The stage'):
             return
         if cell['cell_type'] == 'code' and not source.startswith('#|'):
             yield cell['metadata'].get('tags', []), source

@@ -82,7 +82,7 @@ def stages_alone(home):
     for stage in STAGES:
         path = next((ROOT / 'nbs').glob(f'[0-9][0-9]_{stage}.ipynb'))
         notebook = nbformat.read(path, as_version=4)
-        end = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith('# How '))
+        end = next(i for i, cell in enumerate(notebook.cells) if cell.source.startswith('# The stage'))
         notebook.cells = notebook.cells[:end]
         nbformat.write(notebook, home / 'nbs' / path.name)
     return home

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import STAGES, Project
 
-from cxr_lib.foundations import core
+from cxr_lib.foundations import run as runs
 from cxr_lib.running import execute as runner
 from cxr_lib.running.plan import plan_run
 from cxr_lib.foundations.run import RunFolder
@@ -100,7 +100,7 @@ def test_a_file_that_was_altered_is_noticed_and_named(run, file, damage):
     assert list(run.altered('notes')) == [file]
     assert DAMAGE[damage] in run.altered('notes')[file]
     with pytest.raises(
-        core.AlteredFile, match=f'{file} {run.altered("notes")[file][:8]}.*the notes stage.*cxr run'
+        runs.AlteredFile, match=f'{file} {run.altered("notes")[file][:8]}.*the notes stage.*cxr run'
     ):
         run.ready('model')
     work(run, 'notes')  # redone, whatever stands in its way
@@ -141,7 +141,7 @@ def test_a_stamp_that_cannot_vouch_is_said_to(run, change, said):
     write_json(run / '.stages' / 'notes.json', stamp)
     assert not run.done('notes')
     assert said in run.altered('notes')['.stages/notes.json']
-    with pytest.raises(core.AlteredFile, match=said):
+    with pytest.raises(runs.AlteredFile, match=said):
         run.ready('notes')
 
 
@@ -164,7 +164,7 @@ def test_killed_while_it_rewrites_it_costs_the_later_stage_only(run):
 
     def rewrite(dies=False):
         run.begin('training')
-        with core.rewriting(run, 'notes'):
+        with runs.rewriting(run, 'notes'):
             (run / 'notes/weights.bin').write_text('rewritten ' + 'once' * dies)
             if dies:
                 raise Killed
@@ -196,7 +196,7 @@ def test_an_error_of_the_machine_is_no_damaged_file(run, monkeypatch):
     def fails(path):
         raise OSError(5, 'Input/output error', str(path))
 
-    monkeypatch.setattr(core, 'file_facts', fails)
+    monkeypatch.setattr('cxr_lib.foundations.files.file_facts', fails)
     with pytest.raises(OSError, match='Input/output error'):
         run.done('notes')
 
@@ -376,6 +376,6 @@ def test_who_reads_an_altered_file_refuses_and_names_it(tmp_path, name, file):
     flip(run / file)
     stage = next(s for s, files in LEFT.items() if file in files)
     with pytest.raises(
-        core.AlteredFile, match=f'{file} holds something else.*the {stage} stage left.*run that stage'
+        runs.AlteredFile, match=f'{file} holds something else.*the {stage} stage left.*run that stage'
     ):
         reader(name)(run)
