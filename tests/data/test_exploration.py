@@ -152,7 +152,7 @@ def test_one_patient_with_many_films_makes_a_split_by_image_a_leak(home):
         }
     )
     assert (
-        '5.00 images a patient; had 20% of the images been held out at random, **100% of them'
+        '5.00 images per patient; had 20% of the images been held out at random, **100% of them'
         in describe_overlap(table)
     )
 
