@@ -12,6 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation')
 
+
+def printed_elsewhere(code: str, *arguments: str, hashseed: str = '0') -> str:
+    "What a program prints in a process of its own, where strings hash differently"
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': hashseed}
+    options = dict(cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return subprocess.run([sys.executable, '-c', code, *arguments], **options).stdout
+
+
 PARAMETERS = {
     'exploration': (
         "dataset = 'simulated'   # source of the studies\n"

@@ -164,16 +164,27 @@ def _curve_panel(ax, observation, test, metrics, kind):
         remark(ax, 0.5, 0.5, 'too few to count\nin the mean', ha='center')
 
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #91552bad
+#: kind of curve -> title, x axis, y axis
+_CURVES = {
+    'roc': ('ROC curves (numbers: AUROC)', '1 - specificity', 'sensitivity'),
+    'pr': ('Precision and recall (numbers: average precision)', 'recall (sensitivity)', 'precision (PPV)'),
+}
+
+
+def _plot_curves(kind, predictions, metrics, simulated):
+    "One kind of curve for every observation"
+    test = predictions[predictions['split'] == 'test']
+    draw = lambda ax, o: _curve_panel(ax, o, test, metrics, kind)  # noqa: E731
+    return _panels(draw, *_CURVES[kind], simulated or metrics['simulated'])
+
+
 def plot_roc_curves(
     predictions: pd.DataFrame,  # a prediction table
     metrics: dict,  # from `evaluate` on it
     simulated: bool = False,  # also true where the metrics say so
 ):  # a matplotlib figure
     "ROC curves of image + note, image only and note only for every observation; the numbers are AUROCs"
-    test = predictions[predictions['split'] == 'test']
-    words = 'ROC curves (numbers: AUROC)', '1 - specificity', 'sensitivity'
-    draw = lambda ax, o: _curve_panel(ax, o, test, metrics, 'roc')  # noqa: E731
-    return _panels(draw, *words, simulated or metrics['simulated'])
+    return _plot_curves('roc', predictions, metrics, simulated)
 
 
 def plot_pr_curves(
@@ -182,10 +193,7 @@ def plot_pr_curves(
     simulated: bool = False,  # also true where the metrics say so
 ):  # a matplotlib figure
     "Precision-recall curves likewise; the numbers are average precisions"
-    test = predictions[predictions['split'] == 'test']
-    words = 'Precision and recall (numbers: average precision)', 'recall (sensitivity)', 'precision (PPV)'
-    draw = lambda ax, o: _curve_panel(ax, o, test, metrics, 'pr')  # noqa: E731
-    return _panels(draw, *words, simulated or metrics['simulated'])
+    return _plot_curves('pr', predictions, metrics, simulated)
 
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #d220cf03
 def _reliability_bins(ax, bins, when, color):

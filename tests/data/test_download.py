@@ -960,7 +960,8 @@ def test_ctrl_c_keeps_what_came_and_says_so(server, tmp_path):
         env=os.environ | {'PYTHONPATH': str(ROOT)},
         text=True,
     )
-    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731 - a test run in the background ignores Ctrl-C, and its children would too
+    # a test run in the background ignores Ctrl-C, and its children would too
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
     child = subprocess.Popen(**run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
     try:
         until(lambda: part.exists() and part.stat().st_size >= 200_000, 'the child has written nothing')

@@ -310,7 +310,8 @@ def test_decimal_commas_become_numbers_and_texts_stay(tmp_path):
 #: The files of ../shared/cases/16_trailing_comma -> what comes of them: labels, or the message.
 CASES = {
     'studies': (
-        'image,patient_id,Edema,Pneumonia\nimg/0.png,p0,0,0,\nimg/1.png,p1,1,0,\nimg/2.png,p2,0,1,\nimg/3.png,p3,1,1,\n',
+        'image,patient_id,Edema,Pneumonia\nimg/0.png,p0,0,0,\nimg/1.png,p1,1,0,\n'
+        'img/2.png,p2,0,1,\nimg/3.png,p3,1,1,\n',
         {'patient_id': ['p0', 'p1', 'p2', 'p3'], 'Edema': [0, 1, 0, 1], 'Pneumonia': [0, 0, 1, 1]},
     ),
     'shift': (

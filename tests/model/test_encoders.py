@@ -1,16 +1,14 @@
 """Encoders by name: radiographs and notes become tokens; weights that do not fit and unsuitable pixels are rejected."""
 
 import json
-import os
 import pickle
 import re
 import resource
-import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, printed_elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,11 +120,8 @@ def test_the_same_notes_always_give_the_same_vocabulary(size):
         "print(sorted(learn_tokenizer(notes, int(sys.argv[1])).get_vocab().items()))"
     )
     if size == 400:
-        options = dict(
-            env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, check=True
-        )
-        elsewhere = subprocess.run([sys.executable, '-c', code, str(size)], **options)
-        assert elsewhere.stdout.strip() == str(sorted(first.items()))
+        elsewhere = printed_elsewhere(code, str(size))
+        assert elsewhere.strip() == str(sorted(first.items()))
 
 
 @settings(max_examples=10, deadline=None)

@@ -1,15 +1,12 @@
 """Notes: worded from facts or, as a warning, from labels; what a model learns from them; the stage that writes them."""
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import printed_elsewhere
 from scipy.stats import binom
 
 import cxr_lib.notes.wording
@@ -111,17 +108,7 @@ def test_the_same_seed_words_the_same_notes_in_any_process(people):
         "notes += label_leak_notes(p, seed=7) + dial_notes(p, .7, seed=7)\n"
         "print(hashlib.sha256(repr(notes).encode()).hexdigest())"
     )
-    prints = {
-        subprocess.run(
-            [sys.executable, '-c', code],
-            cwd=ROOT,
-            env=os.environ | {'PYTHONHASHSEED': h},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for h in ('0', '1')
-    }
+    prints = {printed_elsewhere(code, hashseed=h) for h in ('0', '1')}
     p = draw_patients(300, seed=7)
     q = facts_from_labels(p, seed=7)
     notes = (

@@ -1,14 +1,11 @@
 """The best possible answer: equal to enumeration and to nature, calibrated, out of a learner's reach; and the dial."""
 
 import hashlib
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import printed_elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
@@ -575,13 +572,7 @@ for t in (turn_dial(p, 0.3, 1), turn_dial(p, 0.8, 1), posterior(p).round(9)):
 
 
 def test_dial_and_posterior_are_the_same_in_another_process():
-    there = subprocess.run(
-        [sys.executable, '-c', ELSEWHERE],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '9'},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
+    there = printed_elsewhere(ELSEWHERE, hashseed='9').split()
     p = draw_patients(60, 7)
     here = (turn_dial(p, 0.3, 1), turn_dial(p, 0.8, 1), posterior(p).round(9))
     csv = [t.to_csv(index=False, lineterminator='\n') for t in here]

@@ -1,16 +1,13 @@
 """Simulated patients: the same everywhere, true to the hierarchy, known to the doctor only through their findings."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import printed_elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,13 +36,7 @@ for t in (p, facts_from_labels(p, 3)):
 
 
 def test_patients_and_facts_are_the_same_in_another_process():
-    there = subprocess.run(
-        [sys.executable, '-c', ELSEWHERE],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '5'},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
+    there = printed_elsewhere(ELSEWHERE, hashseed='5').split()
     patients = draw_patients(150, 7)
     assert there == [digest(patients), digest(facts_from_labels(patients, 3))]
 

@@ -2,15 +2,12 @@
 
 import hashlib
 import itertools
-import os
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, printed_elsewhere
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,13 +60,7 @@ for seed in (0, 7, 2**31):
 
 
 def test_films_and_masks_are_the_same_bytes_in_another_process():
-    there = subprocess.run(
-        [sys.executable, '-c', ELSEWHERE],
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': '5'},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
+    there = printed_elsewhere(ELSEWHERE, hashseed='5').split()
     here = []
     for seed in (0, 7, 2**31):
         strengths = {s: (seed + k) % 5 - 0.5 for k, s in enumerate(SIGNS)}
