@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Mapping
 import numpy as np, pandas as pd
+from ..foundations.run import check_choices
 from ..foundations.core import OBSERVATIONS, RadiographError
 from ..foundations.core import project_root
 from ..foundations.files import read_json, stop_on_machine_error
@@ -609,10 +610,9 @@ def _with_labels(table: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
     return table
 
 # %% ../../nbs/chapters/04_data/19_folders.ipynb #2bfbffea
-def _check_choices(missing, note_tag, patients):
+def _check_options(missing, note_tag, patients):
     "`ValueError` for an option that is not allowed"
-    if missing not in ('refuse', 'exclude'):
-        raise ValueError(f"missing is {missing!r}; expected 'refuse' or 'exclude'")
+    check_choices(missing=missing)
     if note_tag not in (None, *NOTE_TAGS):
         raise ValueError(f'note_tag is {note_tag!r}; expected None or one of {", ".join(NOTE_TAGS)}')
     if patients not in ('PatientID', 'study'):
@@ -651,7 +651,7 @@ def load_dicom(
     progress: bool = True,  # show a progress bar
 ) -> pd.DataFrame:  # study table without splits (unless `labels` has them); identifiers are keyed hashes
     "A folder of DICOM files as a study table: its chest radiographs. What is no chest radiograph is listed"
-    _check_choices(missing, note_tag, patients)
+    _check_options(missing, note_tag, patients)
     root, said = Path(root), exclusions if exclusions is not None else Exclusions()
     _films_under.cache_clear()
     names, secret = dicom_files(root), dicom_secret()

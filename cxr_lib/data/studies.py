@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Sequence
 import numpy as np, pandas as pd
+from ..foundations.run import check_choices
 from ..foundations.core import OBSERVATIONS
 from ..foundations.files import content_key, is_file, stop_on_machine_error
 from .header import is_placeholder
@@ -230,8 +231,7 @@ def check_images(
     exclusions: Exclusions | None = None,  # list for what is left out
 ) -> pd.DataFrame:  # the rows whose image is there
     "Every image lies under `root` and exists; raises `StudyTableError`"
-    if missing not in ('refuse', 'exclude'):
-        raise ValueError(f"missing is {missing!r}; expected 'refuse' or 'exclude'")
+    check_choices(missing=missing)
     refuse_rows(table, escapes_root(table.image), source, 'image', f'a path inside {root}')
     clutter = _clutter_rows(table.image)
     table = leave_out(table, clutter, 'a companion file of macOS or Windows, not an image', exclusions)
