@@ -61,7 +61,7 @@ n_bootstrap = 20   # bootstrap samples
 alpha = 0.05       # 1 - coverage
 verbose = False    # print more""",
 }
-_TOY_BEGIN = """from cxr_lib.foundations.core import run_folder
+_TOY_BEGIN = """from cxr_lib.foundations.run import run_folder
 folder = run_folder(run); folder.begin({!r})"""
 
 
