@@ -14,8 +14,10 @@ ORDER = (
     'model',
     'training',
     'evaluation',
+    'prediction',
     'stages',
     'demo',
+    'service',
     'running',
 )
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 import numpy as np
 from .codecs import compressed_pixels
-from .elements import InflatedFile, header_number, header_numbers, header_text
+from .elements import FileInMemory, InflatedFile, header_number, header_numbers, header_text
 from .elements import open_dicom, silence
 from .gray import PALETTE, gray_table, palette_table, photometric, stored_values
 from .header import MODALITIES, NOTE_TAGS
@@ -257,7 +257,7 @@ def _gray(film, form: dict, cells: np.ndarray, colours: str) -> np.ndarray:  # (
 
 # %% ../../nbs/chapters/04_data/08_dicom.ipynb #c4df8ae8
 def read_dicom(
-    path: str | Path,  # a DICOM file
+    path: str | Path | FileInMemory,  # a DICOM file
 ) -> np.ndarray:  # (height, width) uint8: air dark, bone bright, radiological orientation
     "The picture in a DICOM file and nothing of its header; raises `RadiographError`"
     with open_dicom(path) as film:

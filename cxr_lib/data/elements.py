@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DICOM_SUFFIXES', 'starts_as_dicom', 'is_dicom', 'silence', 'header_text', 'header_numbers', 'header_number',
-           'InflatedFile', 'no_such_image', 'open_dicom']
+           'InflatedFile', 'FileInMemory', 'as_source', 'no_such_image', 'open_source', 'open_dicom']
 
 # %% ../../nbs/chapters/04_data/05_elements.ipynb #d065eb43
 import contextlib, io, logging, struct, threading, warnings, zlib
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -155,16 +156,67 @@ class InflatedFile(io.RawIOBase):
         self.at += len(found)
         return found
 
+# %% ../../nbs/chapters/04_data/05_elements.ipynb #dc7ce0dd
+@dataclass(frozen=True)
+class FileInMemory:
+    "The bytes of a file, under the name that errors call it"
+
+    name: str
+    data: bytes
+
+    def __str__(self):
+        return self.name
+
+    def __repr__(self):
+        return f'FileInMemory({self.name!r}, {len(self.data):,} bytes)'
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.name).suffix
+
+    def open(self) -> io.BufferedReader:
+        "The bytes as an open file"
+        return io.BufferedReader(io.BytesIO(self.data))
+
+
+def as_source(
+    path: str | Path | FileInMemory,  # where an image is
+) -> Path | FileInMemory:
+    "A path as a `Path`; a file in memory as it is"
+    return path if isinstance(path, FileInMemory) else Path(path)
+
+
+def no_such_image(
+    path: str | Path,  # as a study table gives it
+) -> RadiographError:
+    "The error for an image that is not there"
+    return RadiographError(
+        f'{path}: no such file. Check the root folder and the image column of the study table.'
+    )
+
+
+def open_source(
+    path: Path | FileInMemory,  # as from `as_source`
+) -> tuple:  # an open binary file that can be peeked into, and its bytes
+    "Open an image file, on disk or in memory; raises `RadiographError` if there is none"
+    if isinstance(path, FileInMemory):
+        return path.open(), len(path.data)
+    if not is_file(path):
+        raise no_such_image(path)
+    return path.open('rb', buffering=1 << 17), path.stat().st_size
+
 # %% ../../nbs/chapters/04_data/05_elements.ipynb #a283be0c
-def _header(file, path, head):
+def _header(file, head):
     "The header, how it is coded, and the file at the first byte of the element that holds the pixels"
     from pydicom import dcmread
-    from pydicom.filereader import read_file_meta_info
+    from pydicom.filereader import read_dataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian as DEFLATED
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     if head[128:] == b'DICM':
-        meta = read_file_meta_info(path)
+        file.seek(132)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+        file.seek(0)
         if meta.get('TransferSyntaxUID') == DEFLATED:
             file.seek(144 + meta.FileMetaInformationGroupLength)
             file = InflatedFile(file)
@@ -179,7 +231,7 @@ def _parts(file, path, head, size):
     "Header and pixel element of an open file"
     from pydicom.uid import UID
 
-    header, implicit, little, syntax, file = _header(file, path, head)
+    header, implicit, little, syntax, file = _header(file, head)
     element = file.read(8 if implicit else 12)
     whole = len(element) == (8 if implicit else 12)
     order = '<' if little else '>'
@@ -196,27 +248,16 @@ def _parts(file, path, head, size):
     )
 
 # %% ../../nbs/chapters/04_data/05_elements.ipynb #a283be0d
-def no_such_image(
-    path: str | Path,  # as a study table gives it
-) -> RadiographError:
-    "The error for an image that is not there"
-    return RadiographError(
-        f'{path}: no such file. Check the root folder and the image column of the study table.'
-    )
-
-
 @contextlib.contextmanager
 def open_dicom(
-    path: str | Path,  # a DICOM file
+    path: str | Path | FileInMemory,  # a DICOM file
 ):  # path, file, header, syntax (a UID), pixels (are there any?), left (bytes of them), vr
     "A DICOM file, its header, and how its pixels lie; closed at the end of the block"
-    path = Path(path)
-    if not is_file(path):
-        raise no_such_image(path)
+    path = as_source(path)
     with contextlib.ExitStack() as stack:
         try:
-            size = path.stat().st_size
-            file = stack.enter_context(path.open('rb', buffering=1 << 17))
+            file, size = open_source(path)
+            stack.enter_context(file)
             head = file.peek(132)[:132]
             if not head:
                 raise RadiographError(f'{path}: the file is empty. Download or copy it again.')

@@ -7,11 +7,12 @@ __all__ = ['PREPROCESSING', 'IMAGE_FORMATS', 'LARGEST_FILE', 'target_shape', 'sq
            'read_gray', 'read_radiograph']
 
 # %% ../../nbs/chapters/04_data/09_pixels.ipynb #5d3e6f04
-import io, os
+import io
 from pathlib import Path
 import numpy as np
 from .dicom import read_dicom
-from .elements import DICOM_SUFFIXES, no_such_image, starts_as_dicom
+from .elements import DICOM_SUFFIXES, FileInMemory, as_source
+from .elements import no_such_image, open_source, starts_as_dicom
 from .gray import film_range, spread
 from .header import is_film_name
 from ..foundations.core import MAX_PIXELS, RadiographError
@@ -82,16 +83,15 @@ LARGEST_FILE = 1_000_000_000
 
 def _read_file(path):  # None for a DICOM file, which is read by its own reader
     "The bytes of a file. What fails here is the machine; what fails later, in memory, is the file"
-    if not is_file(path):
-        raise no_such_image(path)
     try:
-        with path.open('rb') as file:
+        file, size = open_source(path)
+        with file:
             head = file.read(132)
             if not head:
                 raise RadiographError(f'{path}: the file is empty. Download or copy it again.')
             if starts_as_dicom(head) or path.suffix.lower() in DICOM_SUFFIXES:
                 return None
-            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+            if size > LARGEST_FILE:
                 raise RadiographError(
                     f'{path}: more than {LARGEST_FILE:,} bytes. Remove it from the table or replace it.'
                 )
@@ -241,15 +241,15 @@ def _by_film_name(path, size, fit):
 
 
 def decode_radiograph(
-    path: str | Path,  # a still image of one of `IMAGE_FORMATS`, or DICOM
+    path: str | Path | FileInMemory,  # a still image of one of `IMAGE_FORMATS`, or DICOM
     size: int | None = None,  # side of its square: a large JPEG is decoded at a reduced scale; None: whole
     fit: str = 'pad',  # how it will be made square
 ) -> tuple:  # (height, width) uint8; (height, width) at full scale; (width, height, mode) of the file
     "Decode a radiograph; raises `RadiographError`, and `OSError` where the machine fails"
     from PIL import Image, UnidentifiedImageError
 
-    path = Path(path)
-    if is_film_name(path) and not is_file(path):
+    path = as_source(path)
+    if isinstance(path, Path) and is_film_name(path) and not is_file(path):
         return _by_film_name(path, size, fit)
     data = _read_file(path)
     if data is None:
@@ -270,7 +270,7 @@ def decode_radiograph(
 
 # %% ../../nbs/chapters/04_data/09_pixels.ipynb #5d3e6f11
 def read_gray(
-    path: str | Path,  # a still image of one of `IMAGE_FORMATS`, or DICOM
+    path: str | Path | FileInMemory,  # a still image of one of `IMAGE_FORMATS`, or DICOM
     size: int | None = None,  # side of the square that it is meant for, see `decode_radiograph`
     fit: str = 'pad',  # how it will be made square
 ) -> np.ndarray:  # (height, width) uint8
@@ -279,7 +279,7 @@ def read_gray(
 
 
 def read_radiograph(
-    path: str | Path,  # image file
+    path: str | Path | FileInMemory,  # image file
     size: int = 224,  # side in pixels
     fit: str = 'pad',  # 'pad' or 'crop'
 ) -> np.ndarray:  # (size, size) uint8
