@@ -20,7 +20,8 @@ from ..metrics.calibration import apply_calibration
 from .checks import BRANCH_CONDITIONS, check_calibration, check_thresholds, preprocessing_of
 from .fusion import MultimodalClassifier
 from .images import check_gray_levels
-from .saved import CHECKED_FILES, GENERATED, RESERVED, read_folder, write_folder
+from .saved import CHECKED_FILES, GENERATED, RESERVED
+from .saved import read_beside, read_folder, save_beside, write_folder
 from .text import tokenize
 from .weights import PICKLES, CheckpointError, first_line
 
@@ -109,8 +110,10 @@ class PretrainedClassifier(ModelHubMixin):
         thresholds: Mapping | None = None,  # see `check_thresholds`
         facts: Mapping = (),  # preset, dataset, simulated and what else should be known
         card: str | None = None,  # Markdown of your own; None: generated
+        beside: Mapping = (),  # file -> content of what is kept beside it, see `read_beside`
     ):
         self.model, self.tokenizer, self.facts, self.card = model.eval(), tokenizer, dict(facts), card
+        self.beside = dict(beside)
         self.calibration = None if calibration is None else check_calibration(calibration, self.observations)
         self.thresholds = None if thresholds is None else check_thresholds(thresholds, self.observations)
 
@@ -223,6 +226,8 @@ def _save_pretrained(self: PretrainedClassifier, save_directory):
     "Fill a folder that exists; called by `ModelHubMixin`"
     parts = (self.facts, self.calibration, self.thresholds, self.card, self._film_version)
     write_folder(Path(save_directory), self.model, self.tokenizer, *parts)
+    if self.beside:
+        save_beside(save_directory, self.beside)
 
 
 @patch
@@ -272,7 +277,7 @@ def from_pretrained(
     calibration = _part(folder, 'calibration.json', check_calibration, observations)
     thresholds = _part(folder, 'thresholds.json', check_thresholds, observations)
     facts = {k: v for k, v in saved.items() if k not in RESERVED}
-    out = cls(model, tokenizer, calibration, thresholds, facts, _own_card(folder))
+    out = cls(model, tokenizer, calibration, thresholds, facts, _own_card(folder), read_beside(folder))
     out._film_version = saved.get('preprocessing', {}).get('film_version', PREPROCESSING)
     return out
 
