@@ -2,3 +2,11 @@ __version__ = "0.1.0"
 
 from .foundations.compat import install_hook as _install_hook
 _install_hook()   # see foundations.compat: lets torchvision be imported beside a CPU build of torch
+
+
+def __getattr__(name):
+    "`from cxr_lib import load`, without making every `import cxr_lib` wait for torch"
+    if name == 'load':
+        from .prediction.load import load
+        return load
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'Part', 'Probabilities', 'Split', 'split_logits', 'Answer', 'Sentence', 'Notice', 'ModelFacts', 'Prediction',
-           'as_table', 'as_row', 'prediction_schema']
+           'answers_table', 'prediction_row', 'prediction_schema']
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #8ec77d96
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #5227c8bd
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..foundations.core import OBSERVATIONS
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #8984ccea
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #0d8dd45d
 FORMAT = 'cxr_lib.prediction/1'
 
 
@@ -32,7 +32,7 @@ class Probabilities(Part):
     note_only: float | None = Field(ge=0, le=1, description='head that sees the note alone')
     without_note: float | None = Field(ge=0, le=1, description='fused, with the note left out')
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #c38c5857
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #a08e8a8a
 class Split(Part):
     "Log odds of the fused answer, as the sum of three parts"
 
@@ -60,7 +60,7 @@ def split_logits(
         calibrated=temperature is not None,
     )
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #3f1c2b78
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #c14df5df
 class Answer(Part):
     "What the model says about one observation"
 
@@ -75,7 +75,7 @@ class Answer(Part):
         None, description='is the observation in the prediction set? None: the model has no limits'
     )
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #95c36872
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #7541de1f
 class Sentence(Part):
     "One sentence of the note, and what it changed"
 
@@ -104,7 +104,7 @@ class ModelFacts(Part):
     about: list[str] = Field([], description='sentences: training data, AUROC')
     versions: dict[str, str | None] = Field({}, description='package -> version that answered')
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #23ba0369
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #9735df64
 def _now():
     "The present time, in UTC"
     return datetime.now(timezone.utc).replace(microsecond=0)
@@ -131,8 +131,8 @@ class Prediction(Part):
                 return answer
         raise KeyError(f'{observation!r} is not one of {", ".join(OBSERVATIONS)}')
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #f2ea7dc3
-def as_table(
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #f412e13c
+def answers_table(
     prediction: Prediction,  # of one study
 ):  # DataFrame: one row per observation; probabilities, parts of the log odds, decisions, conformal status
     "A prediction for reading, in the order of the observations"
@@ -146,7 +146,7 @@ def as_table(
     return pd.DataFrame.from_dict(rows, orient='index')
 
 
-def as_row(
+def prediction_row(
     prediction: Prediction,  # of one study
 ) -> dict:  # image, the 14 fused probabilities by name, has_note, warnings, `<condition>/<observation>`, ...
     "A prediction as one row of a table of many images"
@@ -161,7 +161,7 @@ def as_row(
     row |= {f'conformal/{a.observation}': a.conformal for a in answers}
     return row | dict(model=prediction.model.name, fingerprint=prediction.model.fingerprint)
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #aa2eacb5
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #edd706eb
 def prediction_schema() -> dict:  # JSON schema, draft 2020-12
     "The JSON schema of `Prediction`"
     return Prediction.model_json_schema()

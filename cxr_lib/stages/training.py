@@ -23,7 +23,8 @@ from ..notes.leaking import label_leak_notes
 from ..model.text import make_tokenizer
 from ..model.fusion import build_model
 from ..model.presets import make_config, split_overrides
-from ..model.saved import save_calibration, save_model
+from ..model.saved import save_beside, save_calibration, save_model
+from ..evaluation.conformal import fit_conformal
 from ..training.conditions import predict_conditions, prediction_table, write_permutations
 from ..training.curves import LiveCurves
 from ..training.dataset import StudyData, predict_logits
@@ -42,7 +43,7 @@ def keep_calibration(
     run: RunFolder,  # where `calibration.json` goes; the model in it gets its part
     predictions: pd.DataFrame,  # its prediction table
 ) -> dict:  # fold -> branch -> map
-    "Fit the calibration on the tuning rows; the saved model gets that of its fold, and thresholds"
+    "Fit the calibration on the tuning rows; the saved model gets its fold's, thresholds, and limits of prediction sets"
     from cxr_lib.metrics.decisions import choose_thresholds
 
     tuning = predictions[predictions['split'] == 'tuning']
@@ -56,6 +57,8 @@ def keep_calibration(
         cuts = calibrated_thresholds(choose_thresholds(own, 'fused', rule), 'fused', calibrations).iloc[0]
         thresholds[rule] = {o: None if np.isnan(t) else float(t) for o, t in cuts.items()}
     save_calibration(run / 'model', calibrations.get(str(fold)), thresholds)
+    if len(own):
+        save_beside(run / 'model', {'conformal.json': fit_conformal(own)})
     return calibrations
 
 # %% ../../nbs/04_training.ipynb #f7b8deda
