@@ -36,6 +36,9 @@ def requirements():
             'offline_requirements',
             'train_requirements',
             'fast_requirements',
+            'serve_requirements',
+            'fhir_requirements',
+            'sr_requirements',
             'dev_requirements',
         )
         for r in settings()[key].split()
@@ -93,7 +96,7 @@ def test_conda_environment_names_every_package_of_the_card():
         'papermill',
         'nbdev',
     }
-    assert '-e .[offline,train,fast,dev]' in pip
+    assert '-e .[offline,train,fast,serve,fhir,sr,dev]' in pip
     ranges = {canonicalize_name(r.name): r.specifier for r in requirements()}
     for d in [d for d in [*environment['dependencies'], *pip] if isinstance(d, str) and '>=' in d]:
         r = Requirement(d)
