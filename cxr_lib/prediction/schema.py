@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'Part', 'Probabilities', 'Split', 'split_logits', 'Answer', 'Sentence', 'Notice', 'ModelFacts', 'Prediction',
            'answers_table', 'prediction_row', 'prediction_schema']
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #5227c8bd
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #62c7c421
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..foundations.core import OBSERVATIONS
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #0d8dd45d
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #175be542
 FORMAT = 'cxr_lib.prediction/1'
 
 
@@ -32,7 +32,7 @@ class Probabilities(Part):
     note_only: float | None = Field(ge=0, le=1, description='head that sees the note alone')
     without_note: float | None = Field(ge=0, le=1, description='fused, with the note left out')
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #a08e8a8a
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #ac44cfce
 class Split(Part):
     "Log odds of the fused answer, as the sum of three parts"
 
@@ -60,7 +60,7 @@ def split_logits(
         calibrated=temperature is not None,
     )
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #c14df5df
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #9583ca71
 class Answer(Part):
     "What the model says about one observation"
 
@@ -75,7 +75,7 @@ class Answer(Part):
         None, description='is the observation in the prediction set? None: the model has no limits'
     )
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #7541de1f
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #4e8333f3
 class Sentence(Part):
     "One sentence of the note, and what it changed"
 
@@ -104,7 +104,7 @@ class ModelFacts(Part):
     about: list[str] = Field([], description='sentences: training data, AUROC')
     versions: dict[str, str | None] = Field({}, description='package -> version that answered')
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #9735df64
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #b19bf540
 def _now():
     "The present time, in UTC"
     return datetime.now(timezone.utc).replace(microsecond=0)
@@ -131,7 +131,7 @@ class Prediction(Part):
                 return answer
         raise KeyError(f'{observation!r} is not one of {", ".join(OBSERVATIONS)}')
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #f412e13c
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #0d064181
 def answers_table(
     prediction: Prediction,  # of one study
 ):  # DataFrame: one row per observation; probabilities, parts of the log odds, decisions, conformal status
@@ -161,7 +161,13 @@ def prediction_row(
     row |= {f'conformal/{a.observation}': a.conformal for a in answers}
     return row | dict(model=prediction.model.name, fingerprint=prediction.model.fingerprint)
 
-# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #edd706eb
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #63edc5a5
 def prediction_schema() -> dict:  # JSON schema, draft 2020-12
     "The JSON schema of `Prediction`"
     return Prediction.model_json_schema()
+
+# %% ../../nbs/chapters/11_prediction/01_schema.ipynb #22e8aca0
+if __name__ == '__main__' and '__file__' in globals():
+    import json
+
+    print(json.dumps(prediction_schema(), indent=1))
