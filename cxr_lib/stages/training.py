@@ -24,6 +24,7 @@ from ..model.text import make_tokenizer
 from ..model.fusion import build_model
 from ..model.presets import make_config, split_overrides
 from ..model.saved import save_beside, save_calibration, save_model
+from ..prediction.checks import study_familiarity
 from ..evaluation.conformal import fit_conformal
 from ..training.conditions import predict_conditions, prediction_table, write_permutations
 from ..training.curves import LiveCurves
@@ -189,6 +190,7 @@ def _train_fold(job, part, k, fold):  # (data, model)
         about = dict(preset=job.chosen['preset'], dataset=job.source['dataset'])
         about |= dict(simulated=job.source['simulated'], fold=fold)
         save_model(model, tokenizer, job.run / 'model', about)
+        save_beside(job.run / 'model', {'familiarity.json': study_familiarity(model, data, job.device)})
     return data, model
 
 # %% ../../nbs/04_training.ipynb #c252f0f0
