@@ -25,6 +25,7 @@ from ..model.classifier import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from ..model.text import tokenize
 from ..model.weights import CheckpointError
 from .schema import Answer, ModelFacts, Notice, Prediction, Probabilities, Sentence
+from .checks import check_familiarity, check_input
 from .schema import split_logits
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #9b9cd2ce
@@ -109,6 +110,8 @@ class Predictor:
         self.classifier, self.facts = classifier, facts
         self.model, self.tokenizer = classifier.model.eval(), classifier.tokenizer
         self.conformal = classifier.beside.get('conformal.json')
+        familiarity = classifier.beside.get('familiarity.json')
+        self.shapes = check_familiarity(familiarity) if familiarity else None
         self.size = self.model.config.image_size
 
     def __repr__(self):
@@ -152,8 +155,8 @@ def notices(
     pixels: np.ndarray,  # (size, size) uint8
     tokens: torch.Tensor,  # (tokens, width)
 ) -> list[Notice]:
-    "What the input checks find in an image"
-    return []
+    "What the input checks find in an image: no upright frontal radiograph, or unlike the training images"
+    return [Notice(code=code, message=message) for code, message in check_input(pixels, tokens, self.shapes)]
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #aebcef53
 def _notes(notes, n):
