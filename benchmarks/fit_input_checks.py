@@ -1,6 +1,6 @@
 """Fit the rule that says whether an image is an upright frontal chest radiograph; writes its table of coefficients.
 
-    python benchmarks/fit_input_checks.py [--films 2500] [--seed 0] [--show FIGURE.png]
+    python benchmarks/fit_input_checks.py [--films 2000] [--seed 0] [--show FIGURE.png]
 
 Everything it learns from is drawn by programs:
 
@@ -439,7 +439,7 @@ def show(path, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--films', type=int, default=2500)
+    parser.add_argument('--films', type=int, default=2000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--show', type=Path, help='also write a sheet of what it learns from')
     arguments = parser.parse_args()
