@@ -5,10 +5,9 @@ import json
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import NOTEBOOKS, ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'nbs' / 'docs').glob('*.md'))]
-NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 LINK = re.compile(r'\]\(([^)\s#]+)|(?:href|src)="([^"#]+)')
 
 
@@ -52,8 +51,8 @@ def test_every_chapter_that_a_text_names_exists():
 
 def test_every_chapter_and_stage_is_linked_from_the_readme():
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    notebooks = [p.relative_to(ROOT).as_posix() for p in (ROOT / 'nbs').rglob('[0-9]*.ipynb')]
-    assert [n for n in sorted(notebooks) if f']({n})' not in text and 'checkpoints' not in n] == []
+    numbered = [p.relative_to(ROOT).as_posix() for p in NOTEBOOKS if p.name[0].isdigit()]
+    assert [n for n in numbered if f']({n})' not in text] == []
 
 
 def test_every_name_of_the_last_version_is_where_the_changelog_says():
