@@ -110,7 +110,8 @@ def check_clean(root: Path = ROOT) -> 'list[str]':
             if p.read_bytes() != (copy / 'nbs' / name).read_bytes()
         ]
     return found + [
-        'Run `nbdev_clean` (and `nbdev_install_hooks` once, so that it happens by itself).'
+        'Run `jupyter nbconvert --clear-output --inplace NOTEBOOK` where one holds outputs, and `nbdev_clean` '
+        '(with `nbdev_install_hooks`, once, the latter happens by itself).'
     ] * bool(found)
 
 

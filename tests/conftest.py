@@ -10,6 +10,8 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+#: All notebooks, without the copies that JupyterLab keeps.
+NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation')
 
 

@@ -7,9 +7,7 @@ import subprocess
 import sys
 import urllib.request
 
-from conftest import ROOT
-
-NOTEBOOKS = [p for p in sorted((ROOT / 'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
+from conftest import NOTEBOOKS, ROOT
 
 
 def first_cell(path):

@@ -62,7 +62,7 @@ _FROM_LABELS = (
 add_source(
     'simulated',
     load_simulated,
-    f'**{SIMULATED}** Patients, images and notes come from the network of chapter simulation.patients.',
+    f'**{SIMULATED}** Patients, images and notes come from the network of chapter `simulation.patients`.',
     'clinical',
     needs_root=False,
 )

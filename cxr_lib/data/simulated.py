@@ -80,7 +80,7 @@ def simulate(
     latent = draw_patients(n_patients, seed)
     latent['image'] = 'images/' + latent.patient_id + '.png'
     todo = _missing_films(folder, latent, image_size)
-    shown = dict(total=len(todo), desc='drawing films', disable=not progress, mininterval=1)
+    shown = dict(total=len(todo), desc='drawing radiographs', disable=not progress, mininterval=1)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context('spawn')) as pool:
         for _ in progress_bar(pool.map(_write_film, todo, chunksize=16), **shown):
             pass

@@ -454,7 +454,7 @@ def _small_run():
             f'Give the notebook the name of a run, run = ..., or rename reports/{SMALL_RUN}.'
         )
     if not _is_run(folder):
-        print(f'A small run of simulated patients is made in {folder} (a minute or two).')
+        print(f'A small run of simulated patients is made in {folder} (a few minutes for all stages).')
     return run_folder(SMALL_RUN)
 
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #d67fc950

@@ -229,7 +229,7 @@ def _fit_folds(x, y, dealt, folds, C):
 def _unlearnable(y, dealt, folds, notes):
     "Why nothing can be fitted, or ''"
     if notes is not None and notes.nunique() < 2:
-        return 'all notes are the same'
+        return 'all notes are the same' if notes.any() else 'no words to learn from'
     if any(len(set(y[dealt != f])) < 2 for f in range(folds)):
         return 'one patient has nearly all of the cases'
     return ''
@@ -655,15 +655,23 @@ def _words_lines(c):
     yield (
         f'Words alone reach a mean AUROC of **{_between(mean)}** over {len(tested)} observations; '
         f'real requests (Open-i) give {real[0]:.3f} {_interval(*real[1:])}. '
-        f'Most is told about {most} ({words.AUROC[most]:.3f}: {as_text(words.words[most])}).'
+        f'They give away {most} most ({words.AUROC[most]:.3f}: {as_text(words.words[most])}).'
     )
     if permutations:
         beyond = int((tested.p_family <= 0.05).sum())
         yield (
             f'Chance: {permutations} permutations of patients, p = {words.attrs.get("p_mean", np.nan):.3f} '
-            f'for the mean; {beyond} of {len(tested)} observations are told about beyond chance '
+            f'for the mean; {beyond} of {len(tested)} observations are given away beyond chance '
             '(p ≤ 0.05 in the family of all).'
         )
+
+
+def _short_of_best(less):
+    "A difference from the best possible, with its interval, in words"
+    value, low, high = less[['value', 'low', 'high']]
+    if value > 0:
+        return f'exceed it by {value:.3f} {_interval(low, high)}'
+    return f'fall {-value:.3f} short of it {_interval(-high, -low)}'
 
 
 def _best_lines(c):
@@ -676,7 +684,7 @@ def _best_lines(c):
         above = f'⚠️ Above it by more than three standard errors: {", ".join(over)}.'
     yield (
         f'Best possible from these notes, by exact computation: a mean of {_between(c.means.loc["best"])}; '
-        f'words alone are {less["value"]:+.3f} from it ({less["low"]:+.3f} to {less["high"]:+.3f}). {above}'
+        f'words alone {_short_of_best(less)}. {above}'
     )
 
 # %% ../../nbs/chapters/05_notes/04_leakage.ipynb #14b70b79

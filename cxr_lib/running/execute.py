@@ -198,6 +198,16 @@ class StageFailed(RuntimeError):
         more = f'\n  What it did so far: {partial}' if partial else ''
         super().__init__(f'{notebook} failed in cell {cell}:{_excerpt(source)}\n  {error}{more}')
 
+# %% ../../nbs/chapters/12_running/03_execute.ipynb #f4f6dc57
+_NOTEBOOK_LINK = re.compile(r'\[([^\]\n]+)\]\((?![a-z]+:)[^)\s]+\.ipynb\)')
+
+
+def _unlink_notebooks(nb):
+    "Keep the words of links to other notebooks, without the link"
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown':
+            cell.source = _NOTEBOOK_LINK.sub(r'\1', cell.source)
+
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #a14dbf53
 class _Position:
     "Which cell of the source notebook is executed"
@@ -226,6 +236,7 @@ def _watched(on_cell):
                 begin(cell, cell_index, **more)
 
             nb_man.cell_start = cell_start
+            _unlink_notebooks(nb_man.nb)
             super().execute_managed_notebook(nb_man, kernel_name, **kw)
 
     return Watched

@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from conftest import ROOT, STAGES
+from conftest import NOTEBOOKS, ROOT, STAGES
 
 from cxr_lib.foundations.files import MachineError, read_json, write_json
 from cxr_lib.foundations.run import (
@@ -121,7 +121,7 @@ def test_without_a_finished_run_a_small_one_is_opened(home, capsys):
 
 def test_every_notebook_with_a_run_opens_it_by_name():
     opened = []
-    for path in sorted((ROOT / 'nbs').rglob('[0-9]*.ipynb')):
+    for path in [p for p in NOTEBOOKS if p.name[0].isdigit()]:
         cells = [''.join(c['source']) for c in read_json(path)['cells'] if c['cell_type'] == 'code']
         if not any(c.startswith("run = ''") for c in cells):
             continue
