@@ -49,7 +49,7 @@ def _parts():
     environment.filters['numbers'] = keep_numbers
     return environment.from_string(asset('parts.html.j2')).module
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #b51288e9
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #ed264fd7
 def part(
     name: str,  # of a macro in `parts.html.j2`
     **values,  # its arguments; escaped, unless another part made them
@@ -159,7 +159,7 @@ class Around(NamedTuple):
     previous: tuple[str, str] | None = None
     following: tuple[str, str] | None = None
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #ad4e4f78
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #39dd3455
 _TABLE = re.compile(r'<table.*?</table>', re.S)
 _SHORT_CELL = re.compile(r'(<td[^>]*>)([^<>]*\d[^<>]*)(?=</td>)')
 _WORDS = re.compile(r'>[^<>]+<')
@@ -181,7 +181,7 @@ def readable_tables(
     spans = lambda m: _INTERVAL.sub(lambda n: f'<span class="cxr-number">{n[0]}</span>', m[0])
     return _WORDS.sub(spans, text)
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #07151561
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #c1fe3691
 def render_page(
     executed: Path,  # an executed notebook
     page: Path,  # the HTML to write
@@ -231,7 +231,7 @@ def write_document(
         tmp.write_text(part('document', **values, **more), encoding='utf-8')
     return page
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #8ccec305
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #66324266
 def page_or_sentence(
     executed: Path,  # an executed notebook
     page: Path,  # the HTML to write
@@ -391,7 +391,7 @@ def figures(
     order = lambda p: (known.index(p.stem) if p.stem in known else len(known), p.name)
     return sorted((p for p in folder.glob('*.png') if not p.name.startswith('.')), key=order)
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #2cf3720c
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #424efe52
 def _mean_facts(metrics):
     "Name -> mean AUROC or average precision, for captions"
     means = {c: m['means']['evaluable'] for c, m in metrics.get('conditions', {}).items()}
@@ -424,7 +424,7 @@ def caption_facts(
         facts['n_context'] = str(n)
     return facts
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #5b0b865a
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #8385fd70
 def caption_of(
     picture: Picture,
     facts: dict,  # from `caption_facts`
@@ -436,7 +436,7 @@ def caption_of(
         numbers = ''
     return f'{picture.caption} ({numbers}).' if numbers else f'{picture.caption}.'
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #8352db29
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #149b7221
 #: Bytes of all small pictures of a front page together; written as text they take a third more.
 SMALL_PICTURES = 1_000_000
 
@@ -461,7 +461,7 @@ def small_picture(
             break
     return target.getvalue(), small.size
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #108bb8ff
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #5107297a
 def _picture(path, facts, most, level=3):
     "A small picture with title, caption and links"
     picture, paper = picture_of(path), path.with_suffix('.pdf')
@@ -503,7 +503,7 @@ def _notebook_link(plan, stage, ran):
             link |= dict(seconds=f'{read_json(stamp).get("seconds", 0):.0f} s')
     return link
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #7b69303e
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #0148b7c6
 @functools.cache
 def _markdown_reader():
     "Markdown to HTML that holds nothing but text, tables and links"
@@ -575,7 +575,7 @@ def _notebooks(plan, only):
     "The executed notebooks, with links"
     return part('notebooks', links=[_notebook_link(plan, stage, stage in only) for stage in STAGES])
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #cc9db3a3
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #de78964f
 def neighbours(
     plan: Plan,  # of a run
     stage: str,  # one of its stages
@@ -598,7 +598,7 @@ def _next_page(plan, state, only):
     body = part('sentence', title=title, text=f'This stage has not finished in this run. {state}')
     write_document(plan.files(stage).page, title, body, plan.run, plan.simulated, around=Around(around[0]))
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #f92bc7f1
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #5affaa94
 def _heading(plan):
     "Name of the run, data set, model and time"
     values, now = plan.values(), time.strftime('%Y-%m-%d %H:%M')
@@ -651,7 +651,7 @@ def _metrics(plan):
         return read_json(plan.folder / 'metrics.json')
     return {}
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #a0c0f4fa
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #ec29e604
 def _picture_blocks(plan, metrics, problems):
     "The first picture, and the sections of the others"
     paths, facts = figures(plan.folder), caption_facts(metrics)
@@ -681,7 +681,7 @@ def _results_blocks(plan, problems):
         pictures = _picture_blocks(plan, metrics, problems)
     return blocks, pictures
 
-# %% ../../nbs/chapters/12_running/02_pages.ipynb #a8788bee
+# %% ../../nbs/chapters/12_running/02_pages.ipynb #a8f82d07
 def _page_blocks(plan, state, failed, only, problems):
     "The parts of the front page, in its order"
     results, pictures, kept = [], [], []
