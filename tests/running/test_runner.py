@@ -158,7 +158,7 @@ def test_second_run_skips_and_changes_run_again(project):
     page = quiet(project, {'negative_example': False}, force=True, until='notes').read_text()
     assert project.calls()[10:] == ['exploration', 'notes']
     assert 'is not finished' in page
-    assert not (project.reports / '03_model.html').exists()
+    assert 'has not finished in this run' in (project.reports / '03_model.html').read_text()
 
 
 def test_library_sources_decide(project, monkeypatch):
@@ -646,7 +646,7 @@ def test_interrupted_it_leaves_nothing_behind(project, sent, code):
     assert process.returncode == code, err
     assert not list(project.reports.rglob('.*.tmp*'))
     assert (project.reports / '01_exploration.html').exists()
-    assert not (project.reports / '02_notes.html').exists()
+    assert 'has not finished in this run' in (project.reports / '02_notes.html').read_text()
     kernel = int((project.reports / 'pid.txt').read_text())
     for _ in range(50):
         if not Path(f'/proc/{kernel}').exists():
