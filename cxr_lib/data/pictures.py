@@ -73,6 +73,7 @@ def plot_patients(
     if len(known):
         bins = np.arange(known.age.min() // 5 * 5, known.age.max() + 5.1, 5)
         sns.histplot(known, x='age', hue='sex', multiple='stack', bins=bins, ax=left)
+        sns.move_legend(left, 'upper left', bbox_to_anchor=(1, 1), frameon=False, title='')
     else:
         words_instead(left, 'ages are not known')
     left.set(title='Age by sex', xlabel='age (years)', ylabel='images')
@@ -81,7 +82,7 @@ def plot_patients(
     counts = table.assign(kind=kind).groupby(['split', 'kind']).size().unstack(fill_value=0)
     counts.plot.bar(stacked=True, ax=right, rot=0)
     right.set(title='View and projection by split', xlabel='', ylabel='images')
-    right.legend(title='')
+    right.legend(title='', loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return mark_simulated(fig, simulated)
 
 # %% ../../nbs/chapters/04_data/23_pictures.ipynb #0f83dddd
@@ -305,11 +306,12 @@ def plot_label_states(
     counts = label_counts(table).iloc[::-1]
     fig, ax = plt.subplots(figsize=(9, 4.2))
     left = np.zeros(len(counts))
-    states = {'positive': BLUE, 'uncertain': ORANGE, 'negative': f'{BLUE}44', 'not mentioned': MIST}
+    states = {'positive': BLUE, 'uncertain': ORANGE, 'negative': '#b8d4e9', 'not mentioned': MIST}
     for state, color in states.items():
         share = (counts[state] / len(table)).to_numpy()
         ax.barh(counts.index, share, left=left, color=color, label=state, edgecolor='white', linewidth=0.5)
         left += share
+    ax.grid(False, axis='y')
     ax.set(title='State of each label', xlabel='share of images', xlim=(0, 1))
     ax.legend(loc='upper center', bbox_to_anchor=(0.45, -0.13), ncol=4, frameon=False)
     return mark_simulated(fig, simulated)
@@ -366,17 +368,19 @@ def _prevalence(labels):
 def _prevalence_panel(ax, table, column, shown):
     "One attribute: a row of dots per observation, a colour per group"
     group = group_of(table, column)
-    for j, value in enumerate(sorted(group.dropna().unique(), key=lambda g: (g != AGE_BANDS[0], g))):
+    values = sorted(group.dropna().unique(), key=lambda g: (g != AGE_BANDS[0], g))
+    for j, value in enumerate(values):
         part = table[group == value]
         labels = part[shown].where(part[shown].isin((0, 1)))
         if column == 'devices':
             labels['Support Devices'] = np.nan  # that is what the groups are made of
         middle, half = _prevalence(labels)
-        y = np.arange(len(shown)) + 0.18 * (j - 0.5)
+        y = np.arange(len(shown)) + (j - (len(values) - 1) / 2) * min(0.22, 0.72 / len(values))
         ax.errorbar(middle, y, xerr=half, fmt='o', ms=4, lw=1.2, label=f'{value} (n={len(part)})')
     ax.set_yticks(range(len(shown)), [short_name(o) for o in shown])
     ax.set(title=f'Prevalence by {column}', xlabel='share positive among annotated')
-    ax.legend(loc='best')
+    below = -0.6 / (ax.bbox.height / ax.figure.dpi)  # in inches, below the axis and its label
+    ax.legend(loc='upper center', bbox_to_anchor=(0.5, below), ncols=min(len(values), 4), frameon=False)
 
 
 def plot_prevalence_by(
@@ -393,7 +397,7 @@ def plot_prevalence_by(
         return mark_simulated(figure_of_words(words), simulated)
     ncols = min(2, len(columns))
     nrows = -(-len(columns) // ncols)
-    fig, axes = plt.subplots(nrows, ncols, figsize=(6 * ncols, 4.4 * nrows), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(nrows, ncols, figsize=(6 * ncols, 4.7 * nrows), sharey=True, squeeze=False)
     for ax in axes.flat[len(columns) :]:
         ax.axis('off')
     for ax, column in zip(axes.flat, columns):
@@ -420,20 +424,22 @@ def plot_pixels(
     if not len(stats):
         return mark_simulated(figure_of_words('no image was scanned'), simulated)
     stats['projection'] = stats.projection.fillna('not stated')
-    fig, axes = plt.subplots(1, 4, figsize=(15, 3.4))
-    if simulated:
-        fig.get_layout_engine().set(rect=(0, 0.06, 1, 0.94))
+    fig, axes = plt.subplots(1, 4, figsize=(15, 3.7))
     _plot_sizes(axes[0], stats)
     order = dict(hue='projection', hue_order=sorted(stats.projection.unique()))
     style = dict(element='step', stat='density', common_norm=False, bins=30)
     names = {'mean': 'mean gray value', 'sd': 'standard deviation of gray'}
     for ax, (column, name) in zip(axes[1:], names.items()):
         sns.histplot(stats, x=column, ax=ax, **order, **style)
+        sns.move_legend(ax, 'upper center', bbox_to_anchor=(0.5, -0.22), ncols=3, frameon=False, title='')
         ax.set(title=name.capitalize(), xlabel=f'{name} (0 to 255)', ylabel='density')
     grays = np.bincount(seen.thumbnails.reshape(-1), minlength=256) / max(1, seen.thumbnails.size)
     axes[3].plot(np.arange(256), grays, lw=1.2)
     axes[3].set(title='Gray values of all images', xlabel='gray value, 0 is black', ylabel='share of pixels')
     axes[3].set_yscale('log')
+    axes[3].yaxis.set_major_formatter(
+        '{x:.0e}'
+    )  # the usual labels are formulas, which the theme does not draw
     return mark_simulated(fig, simulated)
 
 # %% ../../nbs/chapters/04_data/23_pictures.ipynb #cddd89e5

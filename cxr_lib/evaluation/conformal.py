@@ -12,7 +12,7 @@ import numpy as np, pandas as pd
 from scipy import special, stats
 from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..foundations.figures import BLUE, GREEN, GREY, INK, SILVER, SLATE, VERMILION
-from ..foundations.figures import mark_simulated, remark
+from ..foundations.figures import mark_simulated, numbers_above, remark
 from ..metrics.predictions import CONDITIONS, check_probabilities, refuse_cells
 from ..metrics.ranking import known_labels, named_interval, resample_patients
 
@@ -421,7 +421,10 @@ def _draw_sets(ax, y, r):
 def _draw_coverage(ax, y, r):
     "Coverage of one observation by class, over the range that it has if the promise holds"
     if r['reason']:
-        remark(ax, 1.005, y, 'too few tuning patients: always both', ha='right')
+        where = dict(
+            transform=ax.get_yaxis_transform()
+        )  # at the left edge, away from the line of what is promised
+        remark(ax, 0.015, y, 'too few tuning patients: always both', **where)
         return
     for kind, height in (('positive', y - 0.2), ('negative', y + 0.2)):
         color, names = _SET_COLORS[kind], [f'coverage_{kind}{end}' for end in ('', '_low', '_high')]
@@ -442,7 +445,8 @@ def plot_conformal(
 
     level = report['levels'][len(report['levels']) // 2] if alpha is None else _level(report, alpha)
     promised = 1 - level['alpha']
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 6.4), sharey=True, width_ratios=(1, 1.1))
+    side = dict(width_ratios=(1, 1.1), wspace=0.07)  # nearer, the outermost labels of the axes would touch
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 6.4), sharey=True, gridspec_kw=side)
     for y, r in enumerate(level['observations'].values()):
         _draw_sets(left, y, r)
         _draw_coverage(right, y, r)
@@ -525,8 +529,9 @@ def risk_coverage(
 # %% ../../nbs/chapters/08_evaluation/05_conformal.ipynb #c82f7e15
 def _risk_panel(ax, found):
     "The risk-coverage curve of one observation, with its two yardsticks"
-    ax.set_title(short_name(found['observation']))
+    name = short_name(found['observation'])
     if found['reason']:
+        numbers_above(ax, name, [], fontsize=11)
         ax.text(0.5, 0.5, found['reason'], transform=ax.transAxes, ha='center', fontsize=9, color=SLATE)
         return
     n, risk = found['n'], found['risk']
@@ -534,12 +539,11 @@ def _risk_panel(ax, found):
     ax.plot(found['coverage'], risk, color=BLUE, lw=2, drawstyle='steps-post')
     ax.axhline(found['risk_of_all'], color=GREY, lw=1.2, ls='--')
     ax.plot(np.arange(1, n + 1) / n, best, color=GREEN, lw=1.2, ls=':')
-    text = number_text(*(found[f'aurc{end}'] for end in ('', '_low', '_high'))).replace(' [', '\n[')
-    look = dict(va='top', fontsize=8.5, color=BLUE, bbox=dict(fc='white', ec='none', alpha=0.8, pad=1))
-    ax.text(0.04, 0.95, f'AURC {text}', transform=ax.transAxes, **look)
+    text = number_text(*(found[f'aurc{end}'] for end in ('', '_low', '_high')))
+    numbers_above(ax, name, [(f'AURC {text}', BLUE)], fontsize=11)
     ax.locator_params(axis='y', nbins=4)
     highest = max(max(risk[len(risk) // 20 :]), found['risk_of_all'], 0.02)
-    ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(0, 1.35 * highest))
+    ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(0, 1.05 * highest))
 
 
 def _risk_legend(ax, condition):
@@ -568,9 +572,9 @@ def plot_risk_coverage(
     "Fourteen risk-coverage curves"
     import matplotlib.pyplot as plt
 
-    margins = dict(left=0.085, right=0.99, bottom=0.09, top=0.95, hspace=0.22, wspace=0.3)
+    margins = dict(left=0.085, right=0.99, bottom=0.09, top=0.935, hspace=0.34, wspace=0.3)
     # fixed margins: fifteen panels take long to fit
-    fig, axes = plt.subplots(3, 5, figsize=(14, 8.2), sharex=True, layout='none', gridspec_kw=margins)
+    fig, axes = plt.subplots(3, 5, figsize=(14, 8.8), sharex=True, layout='none', gridspec_kw=margins)
     for ax, o in zip(axes.flat, OBSERVATIONS):
         cut = _usable_threshold((thresholds or {}).get(o))
         _risk_panel(ax, risk_coverage(test, condition, o, threshold=cut, clusters=clusters, weights=weights))

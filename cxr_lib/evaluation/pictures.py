@@ -9,7 +9,7 @@ __all__ = ['plot_controls', 'plot_roc_curves', 'plot_pr_curves', 'plot_reliabili
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..foundations.figures import CONDITION_COLORS, GREY, INK, RED, SILVER, SLATE
-from ..foundations.figures import draw_interval, remark, sign_figure
+from ..foundations.figures import draw_interval, numbers_above, remark, sign_figure
 from ..metrics.predictions import CONDITIONS
 from ..metrics.ranking import known_labels
 
@@ -100,7 +100,7 @@ def _panels(draw, title, xlabel, ylabel, simulated):
     "Fourteen panels, one per observation, drawn by `draw(ax, observation)`, and a legend"
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(3, 5, figsize=(14, 8.8), sharex=True, sharey=True)
+    fig, axes = plt.subplots(3, 5, figsize=(14, 9.4), sharex=True, sharey=True)
     for ax, o in zip(axes.flat, OBSERVATIONS):
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         draw(ax, o)
@@ -111,16 +111,6 @@ def _panels(draw, title, xlabel, ylabel, simulated):
         ax.set_xlabel(xlabel)
     fig.suptitle(title, weight='bold')
     return sign_figure(fig, simulated)
-
-
-def _numbers_in(ax, lines, loc):
-    "Small coloured numbers in a corner of a panel: loc is 'lower right' or 'upper right'"
-    low = loc == 'lower right'
-    box = dict(fc='white', ec='none', alpha=0.75, pad=0.6)
-    for i, (text, color) in enumerate(lines):
-        y = 0.04 + 0.095 * (len(lines) - 1 - i) if low else 0.96 - 0.095 * i
-        style = dict(ha='right', va='bottom' if low else 'top', fontsize=8.5, weight='bold', bbox=box)
-        ax.text(0.97, y, text, transform=ax.transAxes, color=color, **style)
 
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #c0b83be8
 def _curve(ax, condition, labels, scores, kind, faint):
@@ -148,20 +138,20 @@ def _curve_panel(ax, observation, test, metrics, kind):
     "ROC or precision-recall curves of one observation, or why there are none"
     counts = metrics['observations'][observation]
     n = counts['n_positive'] + counts['n_negative']
-    title = f'{short_name(observation)}\n{counts["n_positive"]} positive of {n}'
-    ax.set_title(title, fontsize=10, weight='normal' if counts['reason'] else 'bold')
+    few = ', not counted' if counts['reason'] else ''  # in the mean
+    title = f'{short_name(observation)}\n{counts["n_positive"]} positive of {n}{few}'
+    weight = 'normal' if counts['reason'] else 'bold'
     if counts['n_positive'] * counts['n_negative'] == 0:
+        numbers_above(ax, title, [], weight=weight)
         return remark(ax, 0.5, 0.5, counts['reason'].replace(': ', ':\n'), ha='center')
     rows, labels = known_labels(test, observation)
     _chance_line(ax, labels, kind)
-    lines = []
+    numbers = []
     for c in ('note_only', 'image_only', 'fused'):
         _curve(ax, c, labels, test[f'{c}/{observation}'].to_numpy()[rows], kind, bool(counts['reason']))
         found = metrics['conditions'][c]['observations'][observation]
-        lines.insert(0, (f'{found["auroc" if kind == "roc" else "auprc"]:.2f}', _color(c)))
-    _numbers_in(ax, lines, 'lower right' if kind == 'roc' else 'upper right')
-    if counts['reason']:
-        remark(ax, 0.5, 0.5, 'too few to count\nin the mean', ha='center')
+        numbers.insert(0, (f'{found["auroc" if kind == "roc" else "auprc"]:.2f}', _color(c)))
+    numbers_above(ax, title, numbers, weight=weight)
 
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #91552bad
 #: kind of curve -> title, x axis, y axis
@@ -209,17 +199,17 @@ def _reliability_panel(ax, observation, metrics):
     "One observation, before and after"
     one = metrics['calibration']['observations'][observation]
     positive = metrics['observations'][observation]['n_positive']
-    ax.set_title(f'{short_name(observation)}\n{positive} positive of {one["n"]}', fontsize=10)
+    title, numbers = f'{short_name(observation)}\n{positive} positive of {one["n"]}', []
     if not one['n']:
+        numbers_above(ax, title, numbers)
         return remark(ax, 0.5, 0.5, 'not labelled in these data', ha='center')
     ax.plot([0, 1], [0, 1], color=GREY, ls='--', lw=1, label='perfect')
-    lines = []
     for when, c in (('before', 'shuffled_note'), ('after', 'fused')):
         bins = pd.DataFrame(one[when]['bins'])
         if not bins.empty:
             _reliability_bins(ax, bins, when, CONDITION_COLORS[c])
-            lines.append((f'ECE {one[when]["ece"]:.3f}', CONDITION_COLORS[c]))
-    _numbers_in(ax, lines, 'lower right')
+            numbers.append((f'ECE {one[when]["ece"]:.3f}', CONDITION_COLORS[c]))
+    numbers_above(ax, title, numbers)
 
 
 def plot_reliability(

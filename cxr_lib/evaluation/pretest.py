@@ -12,7 +12,7 @@ __all__ = ['CONDITIONS_COMPARED', 'CLOSEST', 'N_CELLS', 'COLORS', 'TICKS', 'pret
 import numpy as np, pandas as pd
 from scipy import sparse, special, stats
 from ..foundations.figures import BLUE, CONDITION_COLORS, GREY, MIST, SILVER, SLATE, VERMILION
-from ..foundations.figures import remark, sign_figure
+from ..foundations.figures import numbers_above, remark, sign_figure
 from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..metrics.predictions import CONDITIONS
 from ..metrics.decisions import choose_thresholds
@@ -457,9 +457,10 @@ TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 def _movement_axes(ax, end):
     "Probabilities on the scale of log odds, and the diagonal on which the image changes nothing"
     at = special.logit(np.array(TICKS))
-    ax.set(xlim=(-end, end), ylim=(-end, end), xticks=at, yticks=at, aspect='equal')
-    for set_labels in (ax.set_xticklabels, ax.set_yticklabels):
-        set_labels([f'{t:.1%}'.replace('.0%', '%') for t in TICKS], fontsize=8)
+    ax.set(xlim=(-end, end), ylim=(-end, end), xticks=at, yticks=at)
+    words = [f'{t:.1%}'.replace('.0%', '%') for t in TICKS]
+    ax.set_yticklabels(words, fontsize=8)
+    ax.set_xticklabels([w if w in ('1%', '50%', '99%') else '' for w in words], fontsize=8)
 
 
 def _movement_points(ax, before, after, labels, most):
@@ -473,23 +474,20 @@ def _movement_points(ax, before, after, labels, most):
         ax.scatter(before[of], after[of], label=name, **look)
 
 
-def _movement_changes(ax, moved):
-    "The mean change of log odds by class, in the corner"
-    shown = [name for name in COLORS if defined(moved[f'change_{name}'])]
-    for i, name in enumerate(shown):
-        height = 0.04 + 0.105 * (len(shown) - 1 - i)
-        text = f'{round(moved[f"change_{name}"], 1) + 0.0:+.1f}'
-        box = dict(fc='white', ec='none', alpha=0.8, pad=0.8)
-        look = dict(ha='right', va='baseline', fontsize=9, weight='bold', zorder=6, bbox=box)
-        ax.text(0.97, height, text, transform=ax.transAxes, color=COLORS[name], **look)
+def _movement_changes(moved):
+    "The mean change of log odds by class, and the colour of the class"
+    shown = {name: moved[f'change_{name}'] for name in COLORS if defined(moved[f'change_{name}'])}
+    return [(f'{round(change, 1) + 0.0:+.1f}', COLORS[name]) for name, change in shown.items()]
 
 # %% ../../nbs/chapters/08_evaluation/03_pretest.ipynb #3d7f92ce
 def _movement_panel(ax, test, observation, found, most):
     "Pre-test against post-test probability of one observation"
     rows, labels = known_labels(test, observation)
-    title = f'{short_name(observation)}\n{found["n_positive"]} positive of {len(rows)}'
-    ax.set_title(title, fontsize=10, weight='normal' if found['reason'] else 'bold')
+    few = ', few cases' if found['reason'] and len(rows) else ''
+    title = f'{short_name(observation)}\n{found["n_positive"]} positive of {len(rows)}{few}'
     end, moved = special.logit(1 - CLOSEST) + 0.2, found['movement']
+    weight = 'normal' if found['reason'] else 'bold'
+    numbers_above(ax, title, _movement_changes(moved) if len(rows) else [], weight=weight)
     _movement_axes(ax, end)
     if not len(rows):
         text = 'not labelled\nin these data'
@@ -503,9 +501,6 @@ def _movement_panel(ax, test, observation, found, most):
     before, after = (test[f'{c}/{observation}'].to_numpy(float)[rows] for c in ('note_only', 'fused'))
     before, after = (np.clip(log_odds(p), -end, end) for p in (before, after))
     _movement_points(ax, before, after, labels, most)
-    _movement_changes(ax, moved)
-    if found['reason']:
-        ax.text(0.03, 0.97, 'few cases', transform=ax.transAxes, va='top', fontsize=8, color=SLATE)
 
 # %% ../../nbs/chapters/08_evaluation/03_pretest.ipynb #58b0d7e3
 def plot_pretest(
@@ -518,7 +513,7 @@ def plot_pretest(
     import matplotlib.pyplot as plt
 
     test = predictions[predictions['split'] == 'test'].reset_index(drop=True)
-    fig, axes = plt.subplots(3, 5, figsize=(14, 9.6), sharex=True, sharey=True)
+    fig, axes = plt.subplots(3, 5, figsize=(14, 10.2), sharex=True, sharey=True)
     for ax, (o, found) in zip(axes.flat, report['observations'].items()):
         _movement_panel(ax, test, o, found, most)
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}

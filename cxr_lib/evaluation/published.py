@@ -417,7 +417,8 @@ def _draw_published(ax, table, shift):
         color, height = KINDS[r['kind']], y + shift
         ax.text(1.015, y, f'{int(r["n_positive"])}', fontsize=9, va='center', color=SLATE)
         if r['kind'] == 'no number':
-            remark(ax, 0.5, height, 'no positive case: no number', fontsize=9, ha='center', color=color)
+            where = dict(transform=ax.get_yaxis_transform(), fontsize=9, color=color)
+            remark(ax, 0.012, height, 'no positive case: no number', **where)
             continue
         ax.plot([r['low'], r['high']], [height] * 2, color=color, lw=5, alpha=0.35, solid_capstyle='butt')
         ax.plot(r['auroc'], height, 'o', ms=8, color=color)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLUE', 'SKY', 'ORANGE', 'BROWN', 'GREEN', 'VERMILION', 'PINK', 'YELLOW', 'RED', 'INK', 'SLATE', 'GREY', 'SILVER',
            'MIST', 'CONDITION_COLORS', 'set_theme', 'mark_simulated', 'sign_figure', 'remark', 'words_instead',
-           'figure_of_words', 'draw_interval', 'save_figure']
+           'figure_of_words', 'numbers_above', 'draw_interval', 'save_figure']
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #9d9dffc7
 from pathlib import Path
@@ -43,6 +43,7 @@ _RC = {
     'xtick.labelsize': 9,
     'ytick.labelsize': 9,
     'legend.fontsize': 9,
+    'legend.title_fontsize': 9,
     'figure.constrained_layout.use': True,
     'image.cmap': 'gray',
     'axes.spines.top': False,
@@ -63,9 +64,12 @@ def mark_simulated(
     simulated: bool,  # is it of simulated patients or notes? If not, nothing is drawn
     what: str = 'patients',  # what is simulated
 ):  # `fig`
-    "Write SIMULATED into the corner of a figure"
-    if simulated:
-        fig.text(0.995, 0.005, f'SIMULATED {what}', ha='right', va='bottom', fontsize=8, color=RED)
+    "Write SIMULATED below a figure, at the right, in a line of its own"
+    text, style = f'SIMULATED {what}', dict(x=0.995, ha='right', va='bottom', fontsize=8, color=RED)
+    if simulated and fig.get_supxlabel():  # the line is taken
+        fig.text(y=0.005, s=text, **style)
+    elif simulated:
+        fig.supxlabel(text, **style)  # unlike other text, the layout leaves room for it
     return fig
 
 
@@ -114,6 +118,20 @@ def figure_of_words(
     fig, ax = plt.subplots(figsize=(9, 1.2))
     words_instead(ax, text)
     return fig
+
+# %% ../../nbs/chapters/01_foundations/07_figures.ipynb #6549523b
+def numbers_above(
+    ax,  # matplotlib axes
+    title: str,
+    numbers: list,  # (text, colour), from left to right
+    **more,  # of `Axes.set_title`
+):
+    "A panel's title, and below it coloured numbers in a line of their own"
+    ax.set_title(title, **dict(fontsize=10, pad=17) | more)
+    style = dict(xycoords='axes fraction', textcoords='offset points', fontsize=8.5, weight='bold')
+    for i, (text, color) in enumerate(numbers):
+        at = ((i + 0.5) / len(numbers), 1)
+        ax.annotate(text, at, xytext=(0, 3.5), ha='center', va='bottom', color=color, **style)
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #4fb2853f
 def draw_interval(

@@ -22,7 +22,7 @@ from .files import machine_error, read_json, text_facts, what_differs, write_jso
 
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #27cf9177
 #: Derived from the stamps or from the other files of a run, so no stage answers for them.
-_DERIVED = ('config.json', 'index.html')
+_DERIVED = ('config.json', 'index.html', 'model_card.html', 'published.html')
 
 
 def _raise(error):

@@ -927,7 +927,8 @@ def _draw_reader(ax, certificate, name):
         ax.plot(t.AUROC, y, marker, color=color, ms=17, mew=2, label=label, zorder=1)
     else:
         xerr = [t.AUROC - t.low, t.high - t.AUROC]
-        ax.errorbar(t.AUROC, y, xerr=xerr, fmt=marker, ms=4.5, lw=1.2, color=color, label=label)
+        named = label if t.AUROC.notna().any() else None  # a legend of what is shown
+        ax.errorbar(t.AUROC, y, xerr=xerr, fmt=marker, ms=4.5, lw=1.2, color=color, label=named)
     return t.low.min()
 
 

@@ -20,7 +20,7 @@ from ..foundations.files import read_json, remove_unfinished
 from ..foundations.run import stamp_files
 from ..foundations.progress import fit_parts, read_progress
 from ..foundations.run import portable_path
-from .pages import page_failed, page_or_sentence, render_index
+from .pages import neighbours, page_failed, page_or_sentence, render_index
 from .plan import PATH_PARAMETERS, Plan, UsageError, check_name, last_line, notebook_cells
 
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #7865c9f4
@@ -517,7 +517,7 @@ def _render_again(plan, stage, problems):
         return
     run, vouched = RunFolder(plan.folder), read_json(files.stamp)
     before = {name: seen for name, seen in run.files().items() if name not in vouched['files']}
-    page_or_sentence(files.executed, files.page, plan.run, plan.simulated, problems)
+    page_or_sentence(files.executed, files.page, plan.run, plan.simulated, problems, neighbours(plan, stage))
     stamp_files(run, f'{stage}.run', {k: vouched[k] for k in ('key', 'parameters', 'seconds')}, before)
 
 
@@ -531,7 +531,7 @@ def _run_stage(plan, stage, key, timeout, progress, problems):
         call = f'run_folder(run).finish({stage!r}, ...)'
         error = f'it ended without saying that it finished: its last cell has to call {call}'
         raise StageFailed(files.executed.name, 0, '', error, files.executed)
-    page_or_sentence(files.executed, files.page, plan.run, plan.simulated, problems)
+    page_or_sentence(files.executed, files.page, plan.run, plan.simulated, problems, neighbours(plan, stage))
     seconds = round(time.monotonic() - since, 1)
     stamp = dict(key=key, parameters=passed, seconds=seconds)
     stamp_files(RunFolder(plan.folder), f'{stage}.run', stamp, before)

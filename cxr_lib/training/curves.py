@@ -79,8 +79,9 @@ def plot_training(
     left.set(title='Loss', xlabel='epoch', ylabel='binary cross-entropy', ylim=(0, None))
     right.set(title='Mean AUROC on the tuning split', xlabel='epoch', ylabel='AUROC')
     right.axhline(0.5, color=GREY, lw=1, ls=':')
-    left.legend()
-    right.legend()
+    for ax in (left, right):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)  # beside the curves
     return mark_simulated(fig, simulated)
 
 # %% ../../nbs/chapters/07_training/09_curves.ipynb #34aaf086

@@ -69,5 +69,5 @@ def page_of(home, run, out):
     assert 'is not finished' not in text
     assert 'What came out' in text
     assert 'AUROC by observation' in text
-    assert text.count('data:image/png') > 8
+    assert text.count('data:image/webp') > 8
     return text
