@@ -7,7 +7,7 @@ __all__ = ['SIMULATED_ELSEWHERE', 'ELSEWHERE_SPLITS', 'TrainedRun', 'read_traine
            'choose_split', 'leave_out_seen', 'leave_out_alike', 'scan_elsewhere', 'prepare_elsewhere', 'Predicted',
            'predict_elsewhere']
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #92886f9d
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #109de5b7
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..model.classifier import PretrainedClassifier
 from ..training.conditions import predict_conditions, prediction_table
 from ..training.dataset import StudyData
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #41d729bc
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #0e0170e2
 @dataclass
 class TrainedRun:
     "A finished training: its model, its own figures, and whom the model has seen"
@@ -53,7 +53,7 @@ class TrainedRun:
     def test(self) -> pd.DataFrame:  # test rows of all folds, each by the model that has not seen it
         return self.predictions.query('split == "test"').reset_index(drop=True)
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #4c7199bd
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #cd15b8c6
 def _thumbnails(run):
     "Image -> thumbnail, of the images that the exploration scanned; None if it kept none"
     if not (run / 'thumbnails.npy').is_file() or not (run / 'scan.parquet').is_file():
@@ -84,7 +84,7 @@ def read_trained(
     studies['split'] = studies.image.map(held_out).fillna('train')
     return found
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #3c6350ec
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #3a6edb14
 @dataclass
 class Elsewhere:
     "Images to evaluate on"
@@ -100,6 +100,10 @@ class Elsewhere:
         return self.dataset == 'simulated'
 
     @property
+    def title(self) -> str:  # the source, and its folder where that is called otherwise
+        return self.dataset if self.folder.name == self.dataset else f'{self.dataset} ({self.folder.name})'
+
+    @property
     def has_notes(self) -> bool:
         return bool(self.table.note.notna().any())
 
@@ -107,7 +111,7 @@ class Elsewhere:
     def labelled(self) -> list:  # observations that it annotates
         return [o for o in OBSERVATIONS if self.table[o].isin((0, 1)).any()]
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #abd8254f
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #a71424a8
 #: Parameters of simulated patients to evaluate on; another seed than a run's default, so other patients.
 SIMULATED_ELSEWHERE = dict(n_patients=300, image_size=128, seed=1)
 
@@ -134,7 +138,7 @@ def _simulated_notes(folder, table):
     latent = pd.read_parquet(folder / 'latent.parquet').set_index('image').reindex(table.image)
     return clinical_notes(latent.reset_index(), table.age, table.sex)
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #f437a3cf
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #8d7a9efc
 def load_elsewhere(
     dataset: str,  # name of a source of the catalogue
     root: str | Path = '',  # its folder
@@ -158,7 +162,7 @@ def load_elsewhere(
     table['note'] = [n.strip() or None if isinstance(n, str) else None for n in notes]
     return Elsewhere(dataset, folder, table, said)
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #1df4b500
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #93edfd1b
 #: Sources whose identifiers are the user's own.
 _OWN = ('csv', 'dicom')
 
@@ -180,7 +184,7 @@ def split_in_run(
     found = splits.reindex(rows).to_numpy(dtype=object)
     return pd.Series(found, index=table.index).where(pd.notna(found), None)
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #e85e4a30
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #2324139d
 ELSEWHERE_SPLITS = ('train', 'tuning', 'test', 'all')
 
 
@@ -226,7 +230,7 @@ def leave_out_seen(
     elsewhere.table = left.reset_index(drop=True)
     return elsewhere
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #c8686e6b
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #0126132e
 def _pairs(trained, thumbnails):
     "(names of the run's images, pairs with these thumbnails) of what the model has seen and the run has scanned"
     seen = trained.studies.image[trained.studies.split != 'test']
@@ -264,7 +268,7 @@ def leave_out_alike(
     elsewhere.table = elsewhere.table[kept].reset_index(drop=True)
     return elsewhere
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #a495e8c4
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #db72c58f
 def scan_elsewhere(
     elsewhere: Elsewhere,  # is changed
     unreadable: str = 'refuse',  # images that cannot be decoded: 'refuse' or 'exclude'
@@ -285,7 +289,7 @@ def scan_elsewhere(
     elsewhere.table = elsewhere.table[~bad].reset_index(drop=True)
     return thumbnails[~bad]
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #903fb9a1
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #f2483a2c
 def prepare_elsewhere(
     trained: TrainedRun,
     elsewhere: Elsewhere,  # as loaded; is changed
@@ -302,7 +306,7 @@ def prepare_elsewhere(
         )
     return elsewhere
 
-# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #56309a24
+# %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #d5d2bd24
 @dataclass
 class Predicted:
     "What the stored model says of other images"
