@@ -174,15 +174,14 @@ def split_in_run(
 ):  # of each row of the other table: 'train', 'tuning', 'test', or None for a patient not in the run
     "In which split of the stored model is the patient of each row?"
     known, table = trained.studies, elsewhere.table
-    nobody = pd.Series(None, index=table.index, dtype=object)
     if trained.source['dataset'] != elsewhere.dataset:
-        return nobody
+        return pd.Series([None] * len(table), table.index, dtype=object)
     moved = located_path(trained.source['root']).resolve() != elsewhere.folder.resolve()
     columns = ['patient_id', 'image'] if elsewhere.dataset in _OWN and moved else ['patient_id']
     splits = known.drop_duplicates(columns).set_index(columns).split
     rows = pd.MultiIndex.from_frame(table[columns]) if len(columns) > 1 else pd.Index(table.patient_id)
-    found = splits.reindex(rows).to_numpy(dtype=object)
-    return pd.Series(found, index=table.index).where(pd.notna(found), None)
+    found = [split if isinstance(split, str) else None for split in splits.reindex(rows)]
+    return pd.Series(found, table.index, dtype=object)
 
 # %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #2324139d
 ELSEWHERE_SPLITS = ('train', 'tuning', 'test', 'all')

@@ -374,8 +374,9 @@ def _simulated_said(moving):
     on = moving['simulated']
     if on['model'] and not on['images']:
         return [
-            'TRAINED ON SIMULATED PATIENTS: the model has only seen radiographs drawn by a program, and these are real. '
-            'Its probabilities mean nothing for real patients; what follows shows how far off they are.'
+            'TRAINED ON SIMULATED PATIENTS: the model has only seen radiographs drawn by a program, '
+            'and these are real. Its probabilities mean nothing for real patients; '
+            'what follows shows how far off they are.'
         ]
     return [SIMULATED] if on['images'] else []
 
@@ -543,7 +544,7 @@ def recalibration_table(
             cells[title] = number_text(m.get('ece'), m.get('ece_low'), m.get('ece_high'), otherwise='')
         rows['Mean over all labels' if o == 'all' else o] = cells
     table = pd.DataFrame.from_dict(rows, orient='index')
-    return table.loc[:, (table != '').any()]
+    return table.loc[:, (table != '').any()] if len(table) else table
 
 
 def thresholds_table(

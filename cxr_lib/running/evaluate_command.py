@@ -10,7 +10,7 @@ import contextlib, shutil, time
 from pathlib import Path
 from typing import Iterator
 
-from ..foundations.core import SIMULATED, project_root
+from ..foundations.core import project_root
 from ..foundations.files import atomic_path, read_json, write_json
 from cxr_lib.foundations.run import (
     EVALUATED,

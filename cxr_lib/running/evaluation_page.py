@@ -133,6 +133,10 @@ def _files_section(folder):
     return section('files', 'Files', links=there)
 
 
+def _now():
+    return f'{time.strftime("%Y-%m-%d %H:%M")} · {RESEARCH_USE}'
+
+
 def simulated_banner(
     model: bool,  # was the model trained on simulated patients?
     images: bool,  # are the patients simulated that it is evaluated on?
@@ -143,147 +147,153 @@ def simulated_banner(
     return 'The model was trained on SIMULATED patients; the images here are real.' if model else ''
 
 # %% ../../nbs/chapters/12_running/05_evaluation_page.ipynb #5438e36a
-_THRESHOLD_SENTENCE = (
-    'The threshold that kept a sensitivity of 0.90 on the tuning split of the run, applied to the calibrated probability '
-    'there; and the threshold that keeps it on the other four fifths of the patients there (the mean of the five).'
-)
-_CALIBRATION_SENTENCE = (
-    'Expected calibration error, fused answer. "As trained" is the calibration in the model\'s folder. '
-    'What is fitted there is fitted on four fifths of the patients and measured on the others, five times.'
-)
-_ANNOTATED_SENTENCE = (
+_ANNOTATED_SAID = (
     'Only what both annotate can be compared. An observation that is not annotated is missing, never negative; '
     'one that the run was not trained on is not counted, although the model has an output for it.'
 )
 
 
-def _left_out_section(moving):
-    "How many images were left out, and why"
-    rows = [[str(n), reason] for reason, n in moving['excluded'].items()]
-    said = list(moving['remarks']) or ['Nothing was remarked on.']
-    if not rows:
-        said.insert(0, 'No image was left out.')
-    return section(
-        'left-out', 'Left out', sentences=said, header=['images', 'reason'] if rows else (), rows=rows
-    )
-
-
-def _mapping(moving):
-    "Which label became which observation, or None where the source names observations itself"
+def _mapping(dataset):
+    "Which label became which observation; None where the source names observations itself"
     from cxr_lib.data.catalogue import vocabulary_table
 
     table = vocabulary_table()
-    table = table[[s.split(' (')[0] == moving['dataset'] for s in table.source]]
+    table = table[[source.split(' (')[0] == dataset for source in table.source]]
     if not len(table):
         return None
     rows = [[str(r.label), str(r.observation or 'no counterpart')] for r in table.itertuples()]
     return dict(title='How its labels were mapped', header=['label', 'observation'], rows=rows)
 
+
+def _annotated_section(moving):
+    "Which observations the model learned, and which are labelled there"
+    from cxr_lib.evaluation.moving import annotated_table
+
+    table, mapping = table_rows(annotated_table(moving)), _mapping(moving['dataset'])
+    return section('annotated', 'Who annotates what', sentences=[_ANNOTATED_SAID], **table, more=mapping)
+
+
+def _left_out_section(moving):
+    "How many images were left out, and why"
+    rows = [[str(n), reason] for reason, n in moving['excluded'].items()]
+    said = [*([] if rows else ['No image was left out.']), *moving['remarks']]
+    header = ['images', 'reason'] if rows else ()
+    return section('left-out', 'Left out', sentences=said, header=header, rows=rows)
+
+# %% ../../nbs/chapters/12_running/05_evaluation_page.ipynb #4d288626
+def _lost_section(moved, folder):
+    "AUROC at home and there"
+    from cxr_lib.evaluation.moving import lost_table
+    from cxr_lib.metrics.predictions import CONDITIONS
+
+    first, other, *_ = moved.moving['conditions']
+    shown = picture(folder / 'moving.png', 'AUROC at home and there, and the difference, by observation')
+    more = dict(title=f'The same for {CONDITIONS[other]}') | table_rows(lost_table(moved.lost, other))
+    table = table_rows(lost_table(moved.lost, first))
+    said = [f'AUROC by observation, {CONDITIONS[first]}.']
+    return section('moving', 'What moving changes', sentences=said, picture=shown, **table, more=more)
+
+# %% ../../nbs/chapters/12_running/05_evaluation_page.ipynb #a3737e97
+_CALIBRATION_SAID = (
+    'Expected calibration error, fused answer. "As trained" is the calibration in the model\'s folder. '
+    'What is fitted there is fitted on four fifths of the patients and measured on the others, five times.'
+)
+_THRESHOLDS_SAID = (
+    'The threshold that kept a sensitivity of 0.90 on the tuning split of the run, applied to the calibrated '
+    'probability there; and the threshold that keeps it on the other four fifths of the patients there '
+    '(the mean of the five).'
+)
+
+
+def _calibration_section(moving, folder):
+    "Calibration as trained and recalibrated"
+    from cxr_lib.evaluation.moving import REFITTED, recalibration_table
+
+    words = dict(as_trained='calibration as trained') | REFITTED
+    refused = [
+        f'{words[how].capitalize()}: none, {why}.' for how, why in moving['recalibrated']['reasons'].items()
+    ]
+    shown, table = (
+        picture(folder / 'recalibration.png', 'Calibration error there'),
+        recalibration_table(moving),
+    )
+    said = [_CALIBRATION_SAID, *refused]
+    return section('calibration', 'Calibration', sentences=said, picture=shown, **table_rows(table))
+
+
+def _thresholds_section(thresholds):
+    "Decisions at thresholds as trained and refitted"
+    from cxr_lib.evaluation.moving import thresholds_table
+
+    table = thresholds_table(thresholds)
+    said = [_THRESHOLDS_SAID, *([] if len(table) else ['No observation has a threshold and cases there.'])]
+    rows = table_rows(table) if len(table) else {}
+    return section('thresholds', 'Thresholds', sentences=said, **rows)
+
 # %% ../../nbs/chapters/12_running/05_evaluation_page.ipynb #7890329c
 def moving_sections(
     moved,  # from `evaluate_moving`
-    folder: str | Path,  # where its files are
+    folder: Path,  # where its files are
     names: list,  # of its pictures
+    sources: dict,  # place -> what the catalogue says of its source
 ) -> list:  # sections of the page
     "The page of a run that was evaluated on other data"
-    from cxr_lib.evaluation.moving import annotated_table, lost_table, recalibration_table, thresholds_table
-
-    moving, folder = moved.moving, Path(folder)
-    first, *others = moving['conditions']
-    refused = [f'Not fitted: {why}.' for why in dict.fromkeys(moving['recalibrated']['reasons'].values())]
-    show = lambda name, caption: picture(folder / f'{name}.png', caption)  # noqa: E731
-    lost = show('moving', 'AUROC at home and there, and the difference, by observation')
-    calibration = show('recalibration', 'Calibration error there, by observation')
-    more = table_rows(lost_table(moved.lost, others[0]))
-    cuts = thresholds_table(moved.thresholds)
+    said = [s for s in moved.moving['verdict'] if s != SIMULATED]  # the banner says it
     gallery = [picture(folder / f'{n}.png', CAPTIONS[n], 560) for n in names if n in CAPTIONS]
-    title = 'What moving changes'
+    about = [f'{what}: {about}' for what, about in sources.items()]
     return [
-        section('verdict', 'What came out', verdict=True, sentences=moving['verdict']),
-        section(
-            'moving',
-            title,
-            picture=lost,
-            **table_rows(lost_table(moved.lost, first)),
-            more=more | _more(others[0]),
-        ),
-        section(
-            'annotated',
-            'Who annotates what',
-            sentences=[_ANNOTATED_SENTENCE],
-            **table_rows(annotated_table(moving)),
-            more=_mapping(moving),
-        ),
-        section(
-            'calibration',
-            'Calibration',
-            sentences=[_CALIBRATION_SENTENCE, *refused],
-            picture=calibration,
-            **table_rows(recalibration_table(moving)),
-        ),
-        section(
-            'thresholds',
-            'Thresholds',
-            sentences=[_THRESHOLD_SENTENCE],
-            **(table_rows(cuts) if len(cuts) else {}),
-        ),
+        section('verdict', 'What came out', verdict=True, sentences=said),
+        _lost_section(moved, folder),
+        _annotated_section(moved.moving),
+        _calibration_section(moved.moving, folder),
+        _thresholds_section(moved.thresholds),
         section('pictures', 'Pictures', gallery=gallery),
-        _left_out_section(moving),
+        section('sources', 'The two sources', sentences=about),
+        _left_out_section(moved.moving),
         _files_section(folder),
     ]
-
-
-def _more(condition):
-    "Title of a folded table"
-    from cxr_lib.metrics.predictions import CONDITIONS
-
-    return dict(title=f'The same for {CONDITIONS[condition]}')
 
 
 def write_moving_page(
     moved,  # from `evaluate_moving`
     folder: str | Path,  # where its files are
     names: list,  # of its pictures
-    sources: dict = {},  # 'trained on' and 'evaluated on' -> what the catalogue says of the source
+    sources: dict,  # place -> what the catalogue says of its source
 ) -> Path:  # index.html
     "Write the page of a run that was evaluated on other data"
-    moving = moved.moving
+    moving, there = moved.moving, moved.moving['there']
     title = f'{moving["run"]} on {moving["title"]}: external validation'
-    facts = (
-        f'model trained on {moving["trained_on"]} · {moving["there"]["n_images"]} images of {moving["title"]}'
-    )
-    facts += f' · {time.strftime("%Y-%m-%d %H:%M")} · {RESEARCH_USE}'
-    sections = moving_sections(moved, folder, names)
-    if sources:
-        said = [f'{what}: {about}' for what, about in sources.items()]
-        sections.insert(3, section('sources', 'The two sources', sentences=said))
+    facts = f'model trained on {moving["trained_on"]} · {there["n_images"]} images of {moving["title"]} · {_now()}'
+    sections = moving_sections(moved, Path(folder), names, sources)
     banner = simulated_banner(**moving['simulated'])
     return write_page(Path(folder) / 'index.html', title, facts, sections, banner)
 
 # %% ../../nbs/chapters/12_running/05_evaluation_page.ipynb #c68638ea
+def _against_section(comparison, folder):
+    "Another model on the same images"
+    from cxr_lib.evaluation.external import two_models_table
+
+    shown = picture(folder / 'comparison.png', 'Difference of the AUROCs, by observation')
+    rows = table_rows(two_models_table(comparison))
+    return section('against', 'Beside the other model', picture=shown, **rows)
+
+
 def write_files_page(
     metrics: dict,  # from `evaluate_external`
     folder: str | Path,  # where its files are
     comparison=None,  # from `compare_two_models`, where there is another model
 ) -> Path:  # index.html
     "Write the page of a file of predictions"
-    from cxr_lib.evaluation.external import external_metrics_table, external_verdict, two_models_table
+    from cxr_lib.evaluation.external import external_metrics_table, external_verdict
 
     folder, title = Path(folder), f'{metrics["model"]}: evaluation of a file of predictions'
     said = [s for s in external_verdict(metrics) if s != SIMULATED]
     shown = picture(folder / 'external_metrics.png', 'Ranking and calibration by observation')
-    table = table_rows(external_metrics_table(metrics))
-    sections = [
-        section('verdict', 'What came out', verdict=True, sentences=said),
-        section('metrics', 'By observation', picture=shown, **table),
-    ]
+    rows = table_rows(external_metrics_table(metrics))
+    sections = [section('verdict', 'What came out', verdict=True, sentences=said)]
+    sections.append(section('metrics', 'By observation', picture=shown, **rows))
     if comparison is not None:
-        other = picture(folder / 'comparison.png', 'Difference of the AUROCs, by observation')
-        sections.append(
-            section(
-                'against', 'Beside the other model', picture=other, **table_rows(two_models_table(comparison))
-            )
-        )
-    facts = f'{metrics["n_images"]} images of {metrics["n_patients"]} patients · {time.strftime("%Y-%m-%d %H:%M")} · {RESEARCH_USE}'
+        sections.append(_against_section(comparison, folder))
+    facts = f'{metrics["n_images"]} images of {metrics["n_patients"]} patients · {_now()}'
     banner = simulated_banner(False, metrics['simulated'])
     return write_page(folder / 'index.html', title, facts, [*sections, _files_section(folder)], banner)
