@@ -94,14 +94,14 @@ class Elsewhere:
     table: pd.DataFrame  # study table
     exclusions: Exclusions = field(default_factory=Exclusions)
     split: str = 'all'  # which of its splits the rows are
+    title: str = ''  # what reports call it
 
     @property
     def simulated(self) -> bool:
         return self.dataset == 'simulated'
 
-    @property
-    def title(self) -> str:  # the source, and its folder where that is called otherwise
-        return self.dataset if self.folder.name == self.dataset else f'{self.dataset} ({self.folder.name})'
+    def __post_init__(self):
+        self.title = self.title or self.dataset
 
     @property
     def has_notes(self) -> bool:
@@ -160,7 +160,9 @@ def load_elsewhere(
     table = leave_out(table, table.image.isna(), 'names no image', said).reset_index(drop=True)
     notes = _simulated_notes(folder, table) if dataset == 'simulated' else table.note
     table['note'] = [n.strip() or None if isinstance(n, str) else None for n in notes]
-    return Elsewhere(dataset, folder, table, said)
+    name = Path(root).expanduser().resolve().name if source.needs_root else dataset
+    title = dataset if name == dataset else f'{dataset} ({name})'
+    return Elsewhere(dataset, folder, table, said, title=title)
 
 # %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #93edfd1b
 #: Sources whose identifiers are the user's own.

@@ -131,10 +131,10 @@ def moving_conditions(
 
 def _why_not(observation, home, there, names):
     "Why an observation is not compared; '' if it is"
-    for name, cases in zip(names, (home, there)):
-        if reason := cases.loc[observation, 'reason']:
-            return f'{name}: {reason}'
-    return ''
+    reasons = [(name, cases.loc[observation, 'reason']) for name, cases in zip(names, (home, there))]
+    reasons.sort(key=lambda r: not r[1].startswith('not labelled'))  # more telling than few cases
+    said = [f'{name}: {reason.removesuffix(" in these data")}' for name, reason in reasons if reason]
+    return said[0] if said else ''
 
 
 #: Positives or negatives below which an AUROC is shown without an interval, and no difference is given.
@@ -221,6 +221,15 @@ def _mean_probability(test, observation):
     return dict(prevalence=float(labels.mean()), mean_probability=float(p.mean())) if len(labels) else {}
 
 
+def _refused(reason, n):
+    "Why a map is missing, once for all parts of the patients"
+    parts = reason.split('; ')
+    words = dict.fromkeys(
+        p.partition(': ')[2].replace('tuning ', '').replace(' in the split', '') for p in parts
+    )
+    return f'in {len(parts)} of {n} parts of the patients {"; ".join(words)}'
+
+
 def recalibrated(
     metrics: dict,  # from `evaluate_elsewhere`
     test: pd.DataFrame,  # the test rows that it is of
@@ -243,12 +252,21 @@ def recalibrated(
             continue
         found = calibration(held, fitted, method=method, clusters=drawn[0], weights=drawn[1])
         if found['reason']:
-            said[method] = found['reason']
+            said[method] = _refused(found['reason'], held.fold.nunique())
         for o, row in rows.items():
             row[method] = _measures(found['observations'][o], 'after')
     return dict(observations=rows, reasons=said)
 
 # %% ../../nbs/chapters/08_evaluation/12_moving.ipynb #f5da186b
+def _enough(decided, cases):
+    "Threshold, sensitivity and specificity; undefined where they are of fewer than a handful of cases"
+    found = dict(threshold=decided['threshold'])
+    for name, kind in (('sensitivity', 'n_positive'), ('specificity', 'n_negative')):
+        for end in ('', '_low', '_high'):
+            found[name + end] = decided[name + end] if cases[kind] >= HANDFUL else np.nan
+    return found
+
+
 def thresholds_there(
     trained: TrainedRun,
     test: pd.DataFrame,  # test rows elsewhere
@@ -263,16 +281,12 @@ def thresholds_there(
     if held is not None:
         maps = stored_maps(trained, sorted(held.fold.unique()))
         found['refitted'] = decisions(held, fitted, *drawn, calibrations=maps, **more)
-    rows = []
+    rows, cases = [], count_cases(test)
     for rule in RULES:
         for o in OBSERVATIONS:
             row = dict(rule=rule, observation=o)
             for how, result in found.items():
-                row |= {
-                    f'{how}_{k}': v
-                    for k, v in result[rule][o].items()
-                    if not k.startswith(('ppv', 'npv', 'f1', 'acc'))
-                }
+                row |= {f'{how}_{k}': v for k, v in _enough(result[rule][o], cases.loc[o]).items()}
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -335,7 +349,7 @@ def evaluate_moving(
     metrics, table = evaluate_elsewhere(trained, predicted, annotated, simulated=elsewhere.simulated, **how)
     test = table[table.split == 'test'].reset_index(drop=True)
     drawn = resample_patients(test.patient_id, n_bootstrap, seed)
-    names = f'at home ({trained.name})', f'there ({elsewhere.title})'
+    names = 'at home', 'there'
     lost = lost_in_moving(trained.test, test, conditions, names, **how)
     for o in annotated.index[annotated.annotated == ANNOTATED[False, True]]:
         lost.loc[lost.observation == o, 'reason'] = _UNLEARNED
@@ -498,13 +512,14 @@ def lost_table(
     rows = {}
     for _, r in lost[lost.condition == condition].iterrows():
         mean = r.observation == 'Mean'
-        cells = {}
+        cells = {
+            title: _area(r, p) if defined(r[p]) else ''
+            for title, p in (('at home', 'home'), ('there', 'there'))
+        }
+        cells['difference'] = _signed(r) if defined(r.difference) else ''
         for place, title in (('home', 'positive at home'), ('there', 'positive there')):
             positive, negative = r[f'{place}_positive'], r[f'{place}_negative']
             cells[title] = '' if mean else f'{positive:.0f} of {positive + negative:.0f}'
-        known = lambda place: _area(r, place) if defined(r[place]) else ''  # noqa: E731
-        cells |= {'at home': known('home'), 'there': known('there')}
-        cells['difference'] = _signed(r) if defined(r.difference) else ''
         cells['remark'] = f'{r.n_observations:.0f} observations' if mean and not r.reason else r.reason
         rows['Mean' if mean else r.observation] = cells
     return pd.DataFrame.from_dict(rows, orient='index')
@@ -542,7 +557,7 @@ def recalibration_table(
         for how, title in titles.items():
             m = found.get(how, {})
             cells[title] = number_text(m.get('ece'), m.get('ece_low'), m.get('ece_high'), otherwise='')
-        rows['Mean over all labels' if o == 'all' else o] = cells
+        rows['All labels together' if o == 'all' else o] = cells
     table = pd.DataFrame.from_dict(rows, orient='index')
     return table.loc[:, (table != '').any()] if len(table) else table
 
@@ -584,7 +599,10 @@ def plot_moving(
     rows = [r for r in moving['lost'] if r['condition'] == condition and defined(r['difference'])]
     if not rows:
         return _signed_by(
-            figure_of_words('No observation has positive and negative cases in both places.'), moving
+            figure_of_words(
+                f'No observation has {HANDFUL} positive and {HANDFUL} negative cases in both places.'
+            ),
+            moving,
         )
     fig, (left, right) = plt.subplots(
         1, 2, figsize=(12.5, 2 + 0.42 * len(rows)), sharey=True, width_ratios=(1.3, 1)
@@ -628,6 +646,8 @@ def plot_recalibration(
     fig, ax = plt.subplots(figsize=(9, 2.2 + 0.55 * len(found)))
     titles = dict(as_predicted='as predicted', as_trained='as trained') | REFITTED
     for how, shift in zip(titles, (-0.3, -0.1, 0.1, 0.3)):
+        if not any(defined(row.get(how, {}).get('ece')) for row in found.values()):
+            continue
         for y, row in enumerate(found.values()):
             m = row.get(how, {})
             draw_interval(ax, y + shift, m.get('ece'), m.get('ece_low'), m.get('ece_high'), _HOW_COLORS[how])

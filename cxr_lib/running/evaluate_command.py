@@ -6,7 +6,7 @@
 __all__ = ['refuse_foreign', 'report_folder', 'find_run', 'check_form', 'add_evaluate']
 
 # %% ../../nbs/chapters/12_running/06_evaluate_command.ipynb #c754b3bc
-import contextlib, shutil, time
+import contextlib, re, shutil, time
 from pathlib import Path
 from typing import Iterator
 
@@ -78,8 +78,8 @@ def find_run(
 
 
 def _plain(text):
-    "Markdown without its stars"
-    return text.replace('**', '')
+    "What the catalogue says of a source, without Markdown and without what a run would make of its notes"
+    return re.sub(': any note in this run is .*? about real notes', '', text.replace('**', ''))
 
 
 def _evaluate_run(args):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..foundations.core import RESEARCH_USE, SIMULATED
 from ..foundations.files import atomic_path
+from ..foundations.run import EVALUATED
 from .pages import asset
 
 # %% ../../nbs/chapters/12_running/05_evaluation_page.ipynb #01cdcf16
@@ -123,13 +124,13 @@ FILES = {
     'external_metrics.json': 'every number of the evaluation',
     'external_metrics.csv': 'the same as a table, one row for each observation',
     'comparison.csv': 'both models on the images that both predict',
-    'evaluated.json': 'what was evaluated, when, and with which versions',
+    EVALUATED: 'what was evaluated, when, and with which versions',
 }
 
 
 def _files_section(folder):
     "Links to the files that are there"
-    there = [(name, what) for name, what in FILES.items() if (Path(folder) / name).exists()]
+    there = [(n, what) for n, what in FILES.items() if (Path(folder) / n).exists() or n == EVALUATED]
     return section('files', 'Files', links=there)
 
 

@@ -91,7 +91,7 @@ def test_the_mean_is_over_what_has_enough_cases_in_both_places(home):
     lost = lost_in_moving(home.test, there, ['fused'], ('home', 'there'), N_BOOTSTRAP).set_index(
         'observation'
     )
-    assert lost.loc['Edema', 'reason'] == 'there: not labelled in these data'
+    assert lost.loc['Edema', 'reason'] == 'there: not labelled'
     assert lost.loc['Cardiomegaly', 'reason'] == 'there: only 2 positive cases, fewer than 10'
     assert np.isnan(
         lost.loc['Cardiomegaly', ['difference', 'there_low', 'difference_low']].astype(float)
