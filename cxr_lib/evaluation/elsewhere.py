@@ -229,6 +229,11 @@ def leave_out_seen(
             "Name another data set, or the split 'test'."
         )
     elsewhere.table = left.reset_index(drop=True)
+    if n := int((known.loc[left.index] == 'test').sum()):
+        elsewhere.exclusions.remarks.append(
+            f"{n:,} images are of the run's own test patients: there, home and elsewhere are the same people, "
+            'and the interval of a difference is only approximate.'
+        )
     return elsewhere
 
 # %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #0126132e

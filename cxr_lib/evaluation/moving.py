@@ -437,19 +437,15 @@ def _places_said(moving):
     home, there, models = moving['home'], moving['there'], moving['n_models']
     by = f', by the {models} models of its cross-validation; the one that moves is that of fold {moving["fold"]}'
     split = '' if moving['split'] == 'all' else f', split {moving["split"]}'
-    said = (
-        f'At home: {home["n_images"]} test images of {home["n_patients"]} patients of {moving["trained_on"]}'
-    )
-    said += (
-        f'{by if models > 1 else ""}. There: {there["n_images"]} images of {there["n_patients"]} patients '
-    )
     left = sum(moving['excluded'].values())
-    said += (
-        f'of {moving["title"]}{split}; {left} left out, each listed in exclusions.csv. '
-        if left
-        else (f'of {moving["title"]}{split}; none was left out. ')
-    )
-    return said + ' '.join(r for r in moving['remarks'] if r.startswith('Near-duplicates'))
+    kept = f'{left} left out, each listed in exclusions.csv' if left else 'none was left out'
+    said = [
+        f'At home: {home["n_images"]} test images of {home["n_patients"]} patients of {moving["trained_on"]}'
+        f'{by if models > 1 else ""}.',
+        f'There: {there["n_images"]} images of {there["n_patients"]} patients of {moving["title"]}{split}; {kept}.',
+    ]
+    said += [r for r in moving['remarks'] if r.startswith('Near-duplicates') or 'own test patients' in r]
+    return ' '.join(said)
 
 # %% ../../nbs/chapters/08_evaluation/12_moving.ipynb #24c8ab40
 def _notes_sentence(moving):

@@ -177,6 +177,7 @@ def test_patients_of_the_run_are_left_out_also_where_the_image_is_new():
     counts = there.exclusions.counts()
     assert counts['the model of home was trained on this patient'] == 2
     assert counts['the model of home was tuned on this patient'] == 1
+    assert "1 images are of the run's own test patients" in there.exclusions.remarks[0]
 
 
 def test_identifiers_of_another_source_say_nothing():
