@@ -43,12 +43,10 @@ def evaluated(*args):
     return runner.main(['evaluate', *map(str, args), '--n-bootstrap', '20'])
 
 
-def test_a_run_on_its_own_data_gives_the_figures_of_its_test_split(home):
+def test_a_run_on_its_own_data_gives_the_figures_of_its_test_split(home, capsys):
     options = '{"n_patients": 60, "image_size": 64, "seed": 0}'
-    args = ['--run', 'toy', '--dataset', 'simulated', '--options', options, '--n-bootstrap', '20']
-    code, said, err = cxr(home, 'evaluate', *args, env=dict(CXR_HOME=str(home)))
-    assert code == 0, err
-    out = home / 'reports' / 'toy-on-simulated'
+    assert evaluated('--run', 'toy', '--dataset', 'simulated', '--options', options) == 0
+    said, out = capsys.readouterr().out, home / 'reports' / 'toy-on-simulated'
     assert f'Report: {out / "index.html"}' in said and SIMULATED in said
     ours = pd.read_parquet(home / 'reports' / 'toy' / 'predictions.parquet').query('split == "test"')
     theirs = pd.read_parquet(out / 'predictions.parquet').set_index('image')
@@ -146,15 +144,17 @@ def files(tmp_path):
     labels.to_csv(tmp_path / 'labels.csv', index=False)
     for name, skill in (('ours', 0.4), ('theirs', 0.1)):
         p = (0.3 + skill * labels[list(OBSERVATIONS)] + rng.uniform(0, 0.3, (n, 14))).clip(0, 1)
-        more = {f'image_only/{o}': 0.5 for o in OBSERVATIONS} | dict(warnings='', has_note=False)
+        more = {f'image_only/{o}': 0.5 for o in OBSERVATIONS} | dict(warnings='', has_note='no')
         table = pd.concat([labels[['image']], p, pd.DataFrame(more, index=p.index)], axis=1)
-        table.loc[n - 1, [c for c in table if c != 'image']] = None  # a file that could not be read
+        table.loc[n - 1, [c for c in table if c != 'image']] = np.nan  # a file that could not be read
         table.to_csv(tmp_path / f'{name}.csv', index=False)
     return tmp_path
 
 
-def test_files_as_predict_writes_them(home, files, capsys):
-    assert evaluated(files / 'ours.csv', files / 'labels.csv', '--against', files / 'theirs.csv') == 0
+def test_files_as_predict_writes_them(home, files):
+    args = 'ours.csv labels.csv --against theirs.csv --n-bootstrap 20'.split()
+    code, said, error = cxr(files, 'evaluate', *args, env=dict(CXR_HOME=str(home)))
+    assert code == 0, error
     out = home / 'reports' / 'ours-on-labels'
     metrics = read_json(out / 'external_metrics.json')
     assert metrics['n_images'] == 59 and metrics['means']['evaluable']['n_observations'] == 14
@@ -163,7 +163,7 @@ def test_files_as_predict_writes_them(home, files, capsys):
     assert comparison.loc['Mean', 'a_minus_b_low'] > 0
     page = (out / 'index.html').read_text(encoding='utf-8')
     assert 'ours minus theirs' in page and not EXTERNAL.search(page)
-    assert 'Mean AUROC over' in capsys.readouterr().out
+    assert 'Mean AUROC over' in said and f'Report: {out / "index.html"}' in said
 
 
 def test_simulated_files_say_so(files):
