@@ -240,6 +240,16 @@ def _named_columns(table, path, image_column, mapping):
     return names, said + ([f'columns that are not used: {", ".join(unused)}'] if unused else [])
 
 # %% ../../nbs/chapters/08_evaluation/06_external.ipynb #10cf0b45
+def _with_predictions(table, columns, remarks):
+    "Without rows that hold no prediction at all, such as those of files that could not be read; they are named"
+    empty = table[columns].isna().all(axis=1)
+    if not empty.any() or empty.all():
+        return table
+    first = ', '.join(table['image'][empty].astype(str)[:3])
+    remarks.append(f'{int(empty.sum())} rows hold no prediction and are left out (the first: {first})')
+    return table[~empty].reset_index(drop=True)
+
+
 def read_external(
     path: str | Path,  # a CSV or parquet file of probabilities or scores
     image_column: str | None = None,  # names the image or the study; None: the first of `IMAGE_COLUMNS`
@@ -254,6 +264,7 @@ def read_external(
     table = table.rename(columns={image_column: 'image'})
     _refuse_images(table, path)
     used = [c for columns in names.values() for c in columns]
+    table = _with_predictions(table, used, remarks)
     values, scale, said = settle_scale(table, used, path, scale)
     values = pd.DataFrame(values, columns=used)
     merge = (lambda found, o, path: found.max(axis=1)) if mapping else _as_one

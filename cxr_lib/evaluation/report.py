@@ -56,10 +56,11 @@ def decisions(
     condition: str = 'fused',  # one of `CONDITIONS`
     calibrations: dict
     | None = None,  # from `fit_calibrations`: thresholds are stated for calibrated probabilities
+    rules: tuple = MORE_RULES,  # as in `choose_threshold`
 ) -> dict:  # rule -> observation -> threshold (mean over folds); sensitivity and so on, with _low and _high
     "What the model decides at thresholds for a wanted sensitivity or specificity"
     found = {}
-    for rule in MORE_RULES:
+    for rule in rules:
         cuts = choose_thresholds(tuning, condition, rule)
         stated = _stated_thresholds(cuts, condition, calibrations or {})
         found[rule] = {o: dict(threshold=float(stated[o].mean())) for o in OBSERVATIONS}

@@ -209,12 +209,13 @@ def _add_short(commands):
 def command_parser() -> argparse.ArgumentParser:
     "The arguments of `cxr`"
     from cxr_lib import __version__
+    from cxr_lib.running.evaluate_command import add_evaluate
 
     what = 'Multimodal reasoning on chest X-rays: run the stage notebooks and read their reports.'
     p = argparse.ArgumentParser(prog='cxr', description=what, epilog=RESEARCH_USE)
     p.add_argument('--version', action='version', version=f'cxr_lib {__version__}')
     commands = p.add_subparsers(dest='command', metavar='COMMAND')
-    for add in (_add_run, _add_short, _add_download):
+    for add in (_add_run, _add_short, _add_download, add_evaluate):
         add(commands)
     return p
 

@@ -16,16 +16,11 @@ from ..foundations.figures import save_figure, set_theme
 from ..foundations.run import check_ranges, located_path
 from ..metrics.calibration import check_calibration
 from ..metrics.predictions import read_predictions
-from ..metrics.decisions import choose_thresholds
-from ..metrics.ranking import resample_patients
 from ..training.conditions import read_permutations
 from ..evaluation.card import check_metrics, write_model_card
-from ..evaluation.conformal import plot_conformal, plot_risk_coverage
 from ..evaluation.external import compare_external, model_name, plot_external, read_external
-from ..evaluation.fairness import plot_shortcuts, plot_subgroups, plot_underdiagnosis
-from ..evaluation.pictures import plot_controls, plot_pr_curves, plot_reliability, plot_roc_curves
-from ..evaluation.pretest import plot_balanced, plot_pretest
-from ..evaluation.published import comparison_page, plot_published
+from ..evaluation.gallery import report_figures
+from ..evaluation.published import comparison_page
 from ..evaluation.report import chance_words, evaluate, metrics_table
 from .training import keep_calibration
 
@@ -126,31 +121,6 @@ def stored_calibrations(
     return found
 
 # %% ../../nbs/05_evaluation.ipynb #f2383076
-def _pictures(predictions, metrics, n_bootstrap, seed):
-    "File name -> figure, of everything but the comparison with another model"
-    test = predictions[predictions['split'] == 'test'].reset_index(drop=True)
-    # bands of curves: two hundred resamples are enough to look at
-    clusters, weights = resample_patients(test['patient_id'], min(n_bootstrap, 200), seed)
-    cuts = choose_thresholds(predictions[predictions['split'] == 'tuning']).mean().dropna().to_dict()
-    resampled = dict(thresholds=cuts, clusters=clusters, weights=weights, simulated=metrics['simulated'])
-    pictures = {
-        'controls': plot_controls(metrics),
-        'roc_curves': plot_roc_curves(predictions, metrics),
-        'pr_curves': plot_pr_curves(predictions, metrics),
-        'reliability': plot_reliability(metrics),
-        'subgroups': plot_subgroups(metrics),
-        'underdiagnosis': plot_underdiagnosis(metrics),
-        'context': plot_shortcuts(metrics),
-        'published': plot_published(metrics),
-        'risk_coverage': plot_risk_coverage(test, **resampled),
-    }
-    if 'pretest' in metrics:
-        pictures['pretest'] = plot_pretest(predictions, metrics['pretest'])
-        pictures['balanced'] = plot_balanced(metrics['pretest'])
-        pictures['conformal'] = plot_conformal(metrics['conformal'], simulated=metrics['simulated'])
-    return pictures
-
-
 def _compare(run, external, predictions, n_bootstrap, seed):
     "The comparison with another model, or None; what an earlier evaluation left is removed"
     for suffix in ('csv', 'png', 'pdf'):
@@ -202,7 +172,10 @@ def evaluate_stage(
     if (run / 'notes.json').exists():  # after what the reader must know first
         said = about_notes(read_json(run / 'notes.json'), simulated)
         metrics['verdict'].insert(1 + bool(chance_words(metrics)), said)
-    pictures, tables = _pictures(predictions, metrics, n_bootstrap, seed), {'metrics': metrics_table(metrics)}
+    pictures, tables = (
+        report_figures(predictions, metrics, n_bootstrap, seed),
+        {'metrics': metrics_table(metrics)},
+    )
     comparison = _compare(run, external, predictions, n_bootstrap, seed)
     if comparison is not None:
         pictures['external_comparison'] = plot_external(comparison, simulated)
