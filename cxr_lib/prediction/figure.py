@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'ranked', 'draw_probabilities', 'draw_split', 'prediction_figure']
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #7d5c2965
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #4d949ed1
 import textwrap
 from typing import Mapping
 
@@ -15,7 +15,7 @@ from ..foundations.core import RESEARCH_USE, short_name
 from ..foundations.figures import BLUE, CONDITION_COLORS, GREY, INK, MIST, PINK, RED, SLATE
 from .schema import Answer, Prediction
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #91d5d5d4
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #cde1d1c7
 def ranked(
     prediction: Prediction,  # of a study with an image
 ) -> list[Answer]:  # highest fused probability first
@@ -56,12 +56,12 @@ def draw_probabilities(
     ax.set_yticks(y, _labels(answers, truth))
     ax.grid(False, axis='y')
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #0183313a
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #936c1b33
 #: Parts of the log odds -> name, colour
 PARTS = {
     'image': ('image', CONDITION_COLORS['image_only']),
     'note': ('note', CONDITION_COLORS['note_only']),
-    'interaction': ('the two together', PINK),
+    'interaction': ('interaction', PINK),
 }
 
 
@@ -85,13 +85,14 @@ def draw_split(
     ax.set_yticks(y, [])
     ax.grid(False, axis='y')
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #1075d1df
-def _warnings(prediction, width=150):
-    "The notices and the model, as lines of text"
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #d7b1a352
+def _words(prediction, has_truth, width=150):
+    "The notices, and what else has to be said, as lines of text"
     lines = [line for w in prediction.warnings for line in textwrap.wrap(f'! {w.message}', width)]
     about = [s for s in prediction.model.about if not s.startswith('NOT ')]
-    model = f'Model: {prediction.model.name} ({prediction.model.fingerprint}).'
-    return lines, textwrap.wrap(' '.join([model, *about, RESEARCH_USE]), width)
+    model = f'Model {prediction.model.name}, fingerprint {prediction.model.fingerprint}.'
+    marks = ['● positive, ○ negative in the data.'] if has_truth else []
+    return lines, textwrap.wrap(' '.join([*marks, model, *about, RESEARCH_USE]), width)
 
 
 def _draw_film(ax, film, prediction, note, simulated):
@@ -99,17 +100,18 @@ def _draw_film(ax, film, prediction, note, simulated):
     ax.imshow(film, cmap='gray', vmin=0, vmax=255)
     ax.set_title('\n'.join(textwrap.wrap(prediction.image or 'radiograph', 44)))
     ax.axis('off')
+    ax.set_anchor('N')
     if simulated:
         ax.text(0.02, 0.98, 'SIMULATED', transform=ax.transAxes, va='top', color='white', weight='bold')
     note = ' '.join(note.split()) if note else 'none'
     words = textwrap.shorten(f'Note: {note}', 400, placeholder=' ...')
-    words = '\n'.join(textwrap.wrap(words, 58))
+    words = '\n'.join(textwrap.wrap(words, 50))
     ax.text(0, -0.03, words, transform=ax.transAxes, va='top', fontsize=9, color=SLATE)
 
 
-def _legend(ax):
-    place = dict(loc='upper center', bbox_to_anchor=(0.5, -0.12), ncol=2, frameon=False)
-    ax.legend(**place, handlelength=1.4, columnspacing=1.2)
+def _legend(ax, columns):
+    place = dict(loc='upper center', bbox_to_anchor=(0.5, -0.1), ncol=columns, frameon=False)
+    ax.legend(**place, handlelength=1.2, columnspacing=1, handletextpad=0.5)
 
 
 def prediction_figure(
@@ -124,17 +126,17 @@ def prediction_figure(
     import matplotlib.pyplot as plt
 
     answers = ranked(prediction)
-    notices, about = _warnings(prediction)
+    notices, about = _words(prediction, truth is not None)
     below = 0.035 * (len(notices) + len(about)) + 0.02
     fig = plt.figure(figsize=(13, 6.4 + 6.4 * below), layout='none')
-    room = dict(left=0.02, right=0.985, top=0.93, bottom=below / (1 + below) + 0.13 / (1 + below))
-    grid = fig.add_gridspec(1, 3, width_ratios=(1, 1, 0.9), wspace=0.32, **room)
+    room = dict(left=0.02, right=0.985, top=0.93, bottom=below / (1 + below) + 0.15 / (1 + below))
+    grid = fig.add_gridspec(1, 3, width_ratios=(1.05, 1, 1), wspace=0.4, **room)
     film_ax, bars, split = (fig.add_subplot(grid[i]) for i in range(3))
     _draw_film(film_ax, film, prediction, note, simulated)
     draw_probabilities(bars, answers, thresholds, truth)
     draw_split(split, answers)
-    for ax in (bars, split):
-        _legend(ax)
+    _legend(bars, 3)
+    _legend(split, 4)
     step = 0.2 / fig.get_figheight()
     for i, line in enumerate([*notices, *about][::-1]):
         is_notice = i >= len(about)

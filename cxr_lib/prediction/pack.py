@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['PACK', 'AGAIN', 'pack_run', 'unpacked']
 
-# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #387b8628
-import contextlib, hashlib, stat, tempfile, zipfile, zlib
+# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #e48f91c0
+import contextlib, hashlib, stat, struct, tempfile, zipfile, zlib
 from pathlib import Path
 from typing import Iterator
 
 from ..data.archives import size_text
 from ..foundations.core import OBSERVATIONS
-from ..foundations.files import atomic_path, file_facts, parse_json, write_json
+from ..foundations.files import atomic_path, file_facts, parse_json, stop_on_machine_error, write_json
 from ..foundations.run import STAGES, RunError, RunFolder
 from ..model.saved import CHECKED_FILES, read_folder
 from ..model.weights import CheckpointError
 from .load import ABOUT, about_run
 
-# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #fb8578fc
+# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #432c2ec3
 PACK = 'cxr_lib.pack/1'
 _LIST = 'pack.json'
 #: Name in the archive -> bytes that it may have at most.
@@ -47,7 +47,7 @@ def _write(archive, files):
             while block := data.read(1 << 20):
                 member.write(block)
 
-# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #af908d19
+# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #56f786af
 def _files_of(run, folder):
     "What belongs into the archive of a run: name -> path. `folder` takes what is written for it"
     model = run / 'model'
@@ -77,7 +77,7 @@ def pack_run(
             read_folder(model, OBSERVATIONS)
     return out
 
-# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #53531f4f
+# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #3625d937
 def _member_fault(member):
     "Why a member is not accepted; '' if it is"
     form = stat.S_IFMT(member.external_attr >> 16)
@@ -124,7 +124,7 @@ def _listed(archive, members, path):
         raise CheckpointError(f'{path}: {odd} is listed or there, but not both. {AGAIN}')
     return listed
 
-# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #2f1087a1
+# %% ../../nbs/chapters/11_prediction/05_pack.ipynb #2e5c9314
 def _extract(archive, member, target):
     "Write one file; returns its size and SHA-256"
     digest, size = hashlib.sha256(), 0
@@ -144,6 +144,10 @@ def _extract_all(archive, path, folder):
             raise CheckpointError(f'{path}: {name} is not the file that was packed. {AGAIN}')
 
 
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error)
+_DAMAGE += (EOFError, NotImplementedError, OverflowError, RuntimeError, ValueError)
+
+
 @contextlib.contextmanager
 def unpacked(
     archive: str | Path,  # as from `pack_run`
@@ -154,8 +158,9 @@ def unpacked(
         try:
             with zipfile.ZipFile(archive) as opened:
                 _extract_all(opened, archive, Path(folder))
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as e:
-            if isinstance(e, CheckpointError):
-                raise
+        except CheckpointError:
+            raise
+        except (*_DAMAGE, OSError) as e:
+            stop_on_machine_error(e, archive)
             raise CheckpointError(f'{archive} is damaged ({e}). {AGAIN}') from None
         yield Path(folder)
