@@ -7,7 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'JOURNAL', 'SHOWN', 'RequestError', 'Request', 'Req
            'encode_films', 'answer_films', 'Journal', 'write_rows', 'write_objects', 'Outcome', 'check_outputs',
            'predict_files']
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #2b2d8153
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #cb2c3106
 import contextlib, csv, itertools, json, os, sys, tempfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from ..model.classifier import MAX_NOTE_CHARACTERS
 from .load import Encoded, Failure, Predictions, Predictor
 from .schema import Prediction, prediction_row
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #da02a029
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #b0491d5b
 #: Endings of image files in a folder; a file without such an ending is taken if it starts as DICOM does.
 IMAGE_SUFFIXES = (
     *('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp', '.gif', '.webp', '.ppm', '.pgm', '.jp2'),
@@ -59,7 +59,7 @@ class Requests:
     note_column: str | None = None  # of the CSV
     remarks: tuple = ()  # sentences about the CSV
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #98551576
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #545db08d
 def _printable(name):
     "A file name as text; its bytes need not be UTF-8"
     return str(name).encode('utf-8', 'backslashreplace').decode()
@@ -91,7 +91,7 @@ def _in_table(path, note, column):
     items = tuple(Request(name, path.parent / name, x) for name, x in zip(table['image'], notes))
     return Requests(path, items, note_column=column, remarks=tuple(said.remarks))
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #7f4d0317
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #9b2a6315
 def requests_in(
     source: str | Path,  # an image, a folder, or a CSV with the column `image`
     note: str | None = None,  # the note of every image
@@ -111,24 +111,25 @@ def requests_in(
         return _in_table(source, note, note_column)
     return Requests(source, (Request(_printable(source.name), source, note),))
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #77bf99c6
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #d8ff4a84
 def save_toy_model(
     folder: str | Path,  # written whole or not at all
     seed: int = 0,  # of the weights
 ) -> Path:  # `folder`
     "Save a small model with random weights, for examples and tests"
+    from cxr_lib.model.checks import PROBE_NOTE
     from cxr_lib.model.classifier import PretrainedClassifier
     from cxr_lib.model.fusion import build_model
     from cxr_lib.model.presets import make_config
     from cxr_lib.model.text import make_tokenizer
 
     config = make_config('tiny', dict(image_size=64))
-    tokenizer = make_tokenizer(config, ['65-year-old with fever and cough. Known heart failure.'])
+    tokenizer = make_tokenizer(config, [PROBE_NOTE, 'Known pleural effusion, chest pain.'] * 4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config, tokenizer)
         for head in (model.head, model.image_head, model.note_head):
-            torch.nn.init.normal_(head[-1].weight)
+            torch.nn.init.normal_(head[-1].weight, std=0.1)
     maps = {o: dict(temperature=1.0 + k / 10) for k, o in enumerate(OBSERVATIONS)}
     calibration = {
         c: dict(method='temperature', observations=maps) for c in ('fused', 'image_only', 'note_only')
@@ -138,7 +139,7 @@ def save_toy_model(
     PretrainedClassifier(model, tokenizer, calibration, thresholds, facts).save_pretrained(folder)
     return Path(folder)
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #b9710104
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #aa05e286
 def _readable(request, size):
     "Pixels of an image, (size, size) uint8, or why there are none"
     if request.note and len(request.note) > MAX_NOTE_CHARACTERS:
@@ -176,7 +177,7 @@ def answer_films(
     encoded = encode_films(predictor, [film for _, film in good], [r.name for r, _ in good])
     return Predictions(predictor.answer(encoded, [r.note for r, _ in good], sentences), failures)
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #5abf8a9b
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #73dcb1c0
 JOURNAL = 'cxr_lib.journal/1'
 
 
@@ -202,7 +203,7 @@ class Journal:
         self.lines = {}  # batch -> (key, place of its line in the file)
         self.begun_otherwise = ''  # in what the header of a journal that was there differs
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #e58ee1c1
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #28d0c37c
 @patch
 def _index(self: Journal, file):
     "Note where the lines are; returns where the last whole one ends"
@@ -234,7 +235,7 @@ def open(self: Journal):
         if not end:
             file.write(_line(self.header))
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #8806afd5
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #367c1447
 @patch
 def add(
     self: Journal,
@@ -266,7 +267,7 @@ def read(
     failures = [Failure(*f) for f in content['failures']]
     return Predictions(map(Prediction.model_validate, content['answers']), failures)
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #35a86785
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #d643e775
 def _facts_of(request):
     "What shows that a request is the same as before: name, note, size and time of change of the file"
     try:
@@ -305,7 +306,7 @@ def _answer_all(predictor, requests, journal, sentences, batch_size, bar):
             bar.update(len(part))
     return [number for number, _, _ in batches]
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #48fc8244
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #5210b52f
 def write_rows(
     path: str | Path,  # .csv
     predictions: Iterable[Prediction],  # one at least
@@ -335,7 +336,7 @@ def write_objects(
             file.write('\n]\n')
     return Path(path)
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #0c673b99
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #081ffb4f
 def _failures_path(output):
     return output.with_name(f'{output.name}.failures.csv')
 
@@ -350,7 +351,7 @@ def _write_failures(output, failures):
         csv.writer(file, lineterminator='\n').writerows([Failure._fields, *failures])
     return [path]
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #3f1a67ef
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #2fa96c52
 @dataclass
 class Outcome:
     "What came of a request"
@@ -380,7 +381,7 @@ def check_outputs(
     if len({p.resolve() for p in outputs}) < len(outputs):
         raise RequestError(f'{outputs[0]} is named twice: name a file for each output')
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #b8ee83f6
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #87c66237
 def _remove(lock):
     with contextlib.suppress(OSError):  # Windows removes no open file
         lock.unlink()
@@ -407,7 +408,7 @@ def _journal_beside(output, header):
         journal.open()
         yield journal
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #49c33c47
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #50121a23
 def _header(predictor, requests, sentences, batch_size):
     "What has to be the same for answers to be taken over"
     source = os.path.abspath(requests.source)
@@ -455,7 +456,7 @@ def _collected(journal, numbers, remarks):
             outcome.notices[message] = outcome.notices.get(message, 0) + 1
     return outcome
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #f7e4efa7
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #0619a2d8
 def predict_files(
     predictor: Predictor,
     requests: Requests,  # as from `requests_in`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'ranked', 'draw_probabilities', 'draw_split', 'prediction_figure']
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #4d949ed1
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #a4c9e367
 import textwrap
 from typing import Mapping
 
@@ -15,7 +15,7 @@ from ..foundations.core import RESEARCH_USE, short_name
 from ..foundations.figures import BLUE, CONDITION_COLORS, GREY, INK, MIST, PINK, RED, SLATE
 from .schema import Answer, Prediction
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #cde1d1c7
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #f8c22c83
 def ranked(
     prediction: Prediction,  # of a study with an image
 ) -> list[Answer]:  # highest fused probability first
@@ -56,7 +56,7 @@ def draw_probabilities(
     ax.set_yticks(y, _labels(answers, truth))
     ax.grid(False, axis='y')
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #936c1b33
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #c4b9b184
 #: Parts of the log odds -> name, colour
 PARTS = {
     'image': ('image', CONDITION_COLORS['image_only']),
@@ -85,8 +85,8 @@ def draw_split(
     ax.set_yticks(y, [])
     ax.grid(False, axis='y')
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #d7b1a352
-def _words(prediction, has_truth, width=150):
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #77617c4d
+def _words(prediction, has_truth, width=165):
     "The notices, and what else has to be said, as lines of text"
     lines = [line for w in prediction.warnings for line in textwrap.wrap(f'! {w.message}', width)]
     about = [s for s in prediction.model.about if not s.startswith('NOT ')]
@@ -98,7 +98,7 @@ def _words(prediction, has_truth, width=150):
 def _draw_film(ax, film, prediction, note, simulated):
     "The radiograph, its name above it and the note below"
     ax.imshow(film, cmap='gray', vmin=0, vmax=255)
-    ax.set_title('\n'.join(textwrap.wrap(prediction.image or 'radiograph', 44)))
+    ax.set_title('\n'.join(textwrap.wrap(prediction.image or 'radiograph', 36)))
     ax.axis('off')
     ax.set_anchor('N')
     if simulated:
