@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'ranked', 'draw_probabilities', 'draw_split', 'prediction_figure']
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #a4c9e367
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #acae2163
 import textwrap
 from typing import Mapping
 
@@ -15,7 +15,7 @@ from ..foundations.core import RESEARCH_USE, short_name
 from ..foundations.figures import BLUE, CONDITION_COLORS, GREY, INK, MIST, PINK, RED, SLATE
 from .schema import Answer, Prediction
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #f8c22c83
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #dc1b95cf
 def ranked(
     prediction: Prediction,  # of a study with an image
 ) -> list[Answer]:  # highest fused probability first
@@ -56,7 +56,7 @@ def draw_probabilities(
     ax.set_yticks(y, _labels(answers, truth))
     ax.grid(False, axis='y')
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #c4b9b184
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #8cd7c51e
 #: Parts of the log odds -> name, colour
 PARTS = {
     'image': ('image', CONDITION_COLORS['image_only']),
@@ -85,7 +85,7 @@ def draw_split(
     ax.set_yticks(y, [])
     ax.grid(False, axis='y')
 
-# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #77617c4d
+# %% ../../nbs/chapters/11_prediction/06_figure.ipynb #19e6ef1c
 def _words(prediction, has_truth, width=165):
     "The notices, and what else has to be said, as lines of text"
     lines = [line for w in prediction.warnings for line in textwrap.wrap(f'! {w.message}', width)]
