@@ -8,7 +8,7 @@ __all__ = ['MAX_UPLOAD', 'EXAMPLES', 'SWAPS', 'demo_samples', 'film_names', 'Cas
            'data_uri', 'film_figure', 'prediction_picture', 'download_link', 'DemoPage', 'demo_widget']
 
 # %% ../nbs/08_demo.ipynb #a0f45541
-import asyncio, base64, html, io, re
+import asyncio, base64, html, io, re, textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -52,7 +52,7 @@ def film_names(
         names.append(' '.join([f'{i}.', *(str(x) for x in (row.projection, row.sex, age) if x)]))
     return names
 
-# %% ../nbs/08_demo.ipynb #2c088bac
+# %% ../nbs/08_demo.ipynb #abf214d5
 @dataclass
 class Case:
     "An image that can be chosen, and what is known of it"
@@ -79,7 +79,7 @@ def demo_cases(
         cases.append(Case(name, root / row.image, str(row.patient_id), note, labels, simulated))
     return cases
 
-# %% ../nbs/08_demo.ipynb #431a33d5
+# %% ../nbs/08_demo.ipynb #26049ff6
 MAX_UPLOAD = 40_000_000  # bytes of an uploaded file; an uncompressed DICOM radiograph has up to 30 million
 
 
@@ -96,7 +96,7 @@ def uploaded_file(
         )
     return FileInMemory(name, content)
 
-# %% ../nbs/08_demo.ipynb #d31c0190
+# %% ../nbs/08_demo.ipynb #93e7e1d3
 class Debounced:
     "Calls a function once its own calls have paused"
 
@@ -147,7 +147,7 @@ def _ranked(prediction):
     "The answers, the most probable first"
     return sorted(prediction.observations, key=lambda answer: -answer.probability.fused)
 
-# %% ../nbs/08_demo.ipynb #3ce02719
+# %% ../nbs/08_demo.ipynb #929628d6
 def _bar(p, cut):
     "A bar with its marks, and the same in words"
     words = f'{p.fused:.0%}; without the note {p.without_note:.0%}'
@@ -175,7 +175,7 @@ def _name(observation, labels):
         )
     return f'<th scope="row">{as_text(observation)}{mark}</th>'
 
-# %% ../nbs/08_demo.ipynb #31ebfa8c
+# %% ../nbs/08_demo.ipynb #f1c2deaf
 def _decision(p, cut):
     "A cell that says on which side of the threshold a probability lies"
     if cut is None:
@@ -197,15 +197,26 @@ def probability_table(
             f'<tr>{_name(answer.observation, labels)}<td class="cxr-wide">{_bar(p, cut)}</td>'
             f'<td>{p.fused:.0%}</td>{_decision(p.fused, cut)}{_points(p.fused - p.without_note)}</tr>'
         )
-    heads = [('Observation', ''), ('Probability', ' colspan="2"'), ('Threshold', ''), ('Note, points', '')]
+    heads = [
+        ('Observation', ''),
+        ('Probability', ' colspan="2" style="text-align:left"'),
+        ('Threshold', ''),
+        ('Note, points', ''),
+    ]
     key = '▮ image and note &nbsp; ▯ without the note &nbsp; <b style="color:#cc3311">|</b> threshold'
     key += ' &nbsp; ▲▼ what the note changed, in percentage points'
     if labels is not None:
         key += ' &nbsp; ● labelled positive &nbsp; ○ negative'
     return _table('Calibrated probabilities', heads, rows) + f'<p class="cxr-key">{key}</p>'
 
-# %% ../nbs/08_demo.ipynb #9de1c9db
+# %% ../nbs/08_demo.ipynb #bf939c8e
 _PARTS = dict(image=SKY, note=ORANGE, interaction=PINK)
+
+
+def _signed(value):
+    "Log odds with their sign; no sign for zero"
+    rounded = round(value, 1)
+    return f'{"+" if rounded > 0 else "−"}{abs(rounded):.1f}' if rounded else '0.0'
 
 
 def _stack(split, reach):
@@ -219,7 +230,7 @@ def _stack(split, reach):
         boxes.append(
             f'<i class="cxr-part" style="left:{left:.2f}%;width:{width:.2f}%;background:{color}"></i>'
         )
-    words = ', '.join(f'{part} {getattr(split, part):+.1f}' for part in _PARTS)
+    words = ', '.join(f'{part} {_signed(getattr(split, part))}' for part in _PARTS)
     return (
         f'<div class="cxr-bar" role="img" aria-label="{words}" title="{words}">'
         f'{"".join(boxes)}<i class="cxr-zero"></i></div>'
@@ -234,7 +245,7 @@ def _reach(prediction):
         sums += [parts.clip(0).sum(), -parts.clip(None, 0).sum()]
     return max(sums)
 
-# %% ../nbs/08_demo.ipynb #400861c1
+# %% ../nbs/08_demo.ipynb #30f64101
 def split_table(
     prediction: Prediction,  # of an image
 ) -> str:  # HTML
@@ -243,7 +254,8 @@ def split_table(
     for answer in _ranked(prediction):
         split = answer.split
         values = ''.join(
-            f'<td>{value:+.1f}</td>' for value in (split.image, split.note, split.interaction, split.total)
+            f'<td>{_signed(value)}</td>'
+            for value in (split.image, split.note, split.interaction, split.total)
         )
         rows.append(
             f'<tr>{_name(answer.observation, None)}<td class="cxr-wide">{_stack(split, reach)}</td>{values}</tr>'
@@ -252,12 +264,16 @@ def split_table(
     caption = (
         f'Log odds, {"calibrated" if calibrated else "before calibration"}: image + note + both together'
     )
-    heads = [('Observation', ''), ('Parts', ''), *((x, '') for x in ('Image', 'Note', 'Both', 'Sum'))]
+    heads = [
+        ('Observation', ''),
+        ('Parts', ' style="text-align:left"'),
+        *((x, '') for x in ('Image', 'Note', 'Both', 'Sum')),
+    ]
     words = dict(image='image', note='note', interaction='both together')
     key = ''.join(f'<i style="background:{color}"></i>{words[part]}' for part, color in _PARTS.items())
     return _table(caption, heads, rows) + f'<p class="cxr-key">{key}; right of the line: for it</p>'
 
-# %% ../nbs/08_demo.ipynb #8524fb11
+# %% ../nbs/08_demo.ipynb #f0dfb584
 def _moves(before, after):
     "(observation, probability before, after), the one that moved most first"
     pairs = zip(before.observations, after.observations)
@@ -308,11 +324,12 @@ def demo_banner(
 
 def notice_list(
     prediction: Prediction,  # of a study
-) -> str:  # HTML; '' if nothing has to be said
-    "The warnings of a prediction in words"
-    if not prediction.warnings:
+) -> str:  # HTML; '' if nothing more has to be said
+    "The warnings of a prediction in words, but for those that stand in the banner"
+    said = [notice.message for notice in prediction.warnings if notice.message not in prediction.model.about]
+    if not said:
         return ''
-    items = ''.join(f'<li>{as_text(notice.message)}</li>' for notice in prediction.warnings)
+    items = ''.join(f'<li>{as_text(message)}</li>' for message in said)
     return f'<div class="cxr-notices" role="note" aria-label="Warnings"><ul>{items}</ul></div>'
 
 # %% ../nbs/08_demo.ipynb #acb78c1d
@@ -347,7 +364,7 @@ def film_figure(
         f'<figcaption>{as_text(caption)}</figcaption></figure>'
     )
 
-# %% ../nbs/08_demo.ipynb #82707e02
+# %% ../nbs/08_demo.ipynb #80c56e87
 def _draw_bars(ax, prediction, cuts):
     "Probabilities with thresholds and what they would be without the note"
     for y, answer in enumerate(reversed(_ranked(prediction))):
@@ -380,14 +397,13 @@ def _draw_parts(ax, prediction):
     )
     ax.legend(fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
 
-# %% ../nbs/08_demo.ipynb #5d79270c
+# %% ../nbs/08_demo.ipynb #cf17ba77
 def _words_below(prediction, note):
     "Note, warnings and model, in lines that fit below the picture"
-    import textwrap
-
-    said = [f'Note: {note.strip() or "none"}', *(f'! {notice.message}' for notice in prediction.warnings)]
+    said = [f'Note: {note.strip() or "none"}', *(notice.message for notice in prediction.warnings)]
     said += prediction.model.about or [f'Model {prediction.model.name}']
-    lines = [line for text in said for line in textwrap.wrap(' '.join(text.split()), 145)]
+    said = dict.fromkeys(said)  # a model at chance is named in both
+    lines = [line for text in said for line in textwrap.wrap(' '.join(text.split()), 150)]
     return '\n'.join(lines if len(lines) <= 14 else [*lines[:13], '…'])
 
 
@@ -405,11 +421,12 @@ def prediction_picture(
 
     words = _words_below(prediction, note)
     with rc_context({'text.parse_math': False, 'axes.grid': False}):
-        fig = Figure(figsize=(12, 5.6 + 0.2 * words.count('\n')), layout='constrained', facecolor='white')
-        top, below = fig.subfigures(2, 1, height_ratios=[4.9, 0.5 + 0.2 * words.count('\n')])
+        fig = Figure(figsize=(12, 5.6 + 0.17 * words.count('\n')), layout='constrained', facecolor='white')
+        top, below = fig.subfigures(2, 1, height_ratios=[4.9, 0.4 + 0.17 * words.count('\n')])
         film, bars, parts = top.subplots(1, 3, width_ratios=[4, 3.2, 2.4])
         film.imshow(pixels, cmap='gray', vmin=0, vmax=255)
-        film.set(xticks=[], yticks=[], title=caption or prediction.image or '')
+        film.set(xticks=[], yticks=[])
+        film.set_title(textwrap.fill(caption or prediction.image or '', 44), fontsize=11)
         _draw_bars(bars, prediction, cuts)
         _draw_parts(parts, prediction)
         below.text(0.02, 0.98, words, va='top', fontsize=9, color=SLATE)
@@ -417,7 +434,7 @@ def prediction_picture(
         sign_figure(fig, simulated).savefig(buffer, format='png', dpi=110)
     return buffer.getvalue()
 
-# %% ../nbs/08_demo.ipynb #6a027aa4
+# %% ../nbs/08_demo.ipynb #256249f1
 def download_link(
     name: str,  # of the file
     content: bytes,  # of it
@@ -472,7 +489,7 @@ class DemoPage:
     def case(self) -> Case:
         return self.cases[self.image.value]
 
-# %% ../nbs/08_demo.ipynb #0cc9e232
+# %% ../nbs/08_demo.ipynb #6e5b1f7b
 @patch
 def make_controls(self: DemoPage):
     "What a person sets"
@@ -514,7 +531,7 @@ def make_buttons(self: DemoPage):
     self.back = w.Button(description='Back to the patient', disabled=True)
     self.save = w.Button(description='Save picture and JSON')
 
-# %% ../nbs/08_demo.ipynb #e57f2e0e
+# %% ../nbs/08_demo.ipynb #c1cadd8e
 @patch
 def box(self: DemoPage):
     "The parts in their places: side by side where there is room, below each other on a phone"
@@ -574,7 +591,7 @@ def update(self: DemoPage, *_):
     except Exception as e:
         self.clear(f'{self.case.name} gives no answer. {type(e).__name__}: {e}')
 
-# %% ../nbs/08_demo.ipynb #33de13f5
+# %% ../nbs/08_demo.ipynb #319e5f3d
 @patch
 def show(self: DemoPage, answer: Prediction, before: Prediction | None = None):
     "Draw an answer, and what moved if something is swapped in"
@@ -605,7 +622,7 @@ def caption(self: DemoPage) -> str:
         return f'{self.swapped[0]} of {self.case.name}'
     return f'{self.case.name}{", SIMULATED" if self.case.simulated else ""}, as the model sees it'
 
-# %% ../nbs/08_demo.ipynb #42544bd0
+# %% ../nbs/08_demo.ipynb #a4e61749
 @patch
 def state_words(self: DemoPage, answer: Prediction) -> str:
     "A sentence for those who hear the page"
@@ -622,7 +639,7 @@ def swap_words(self: DemoPage, after: Prediction, before: Prediction) -> str:
     said = f'<b>{as_text(self.swapped[0])}.</b> {as_text(moved_words(before, after))}'
     return f'<p role="status">{said}</p>{moved_table(before, after)}'
 
-# %% ../nbs/08_demo.ipynb #b14bfd8f
+# %% ../nbs/08_demo.ipynb #65ba9f9a
 @patch
 def choose(self: DemoPage, *_):
     "Another image was chosen: its own note, and its answer"
@@ -651,7 +668,7 @@ def take_upload(self: DemoPage, *_):
         return
     try:
         file = uploaded_file(self.upload.value)
-        case = Case(f'Upload: {file.name}', None, encoded=self.predictor.encode(file))
+        case = Case(f'{file.name}, uploaded', None, encoded=self.predictor.encode(file))
     except Exception as e:
         self.upload_message.value = _alert(f'Not read. {e}')
         return self.forget_upload()
@@ -662,7 +679,7 @@ def take_upload(self: DemoPage, *_):
         self.image.value = self.n_samples
     self.choose()
 
-# %% ../nbs/08_demo.ipynb #2a80c483
+# %% ../nbs/08_demo.ipynb #2b7631ea
 @patch
 def forget_upload(self: DemoPage):
     "Let go of the bytes, so that the same file can be uploaded again"
@@ -690,7 +707,7 @@ def take_example(self: DemoPage, *_):
         self.note.value = self.case.note if own else EXAMPLES[self.example.value]
     self.update()
 
-# %% ../nbs/08_demo.ipynb #1ea6ac22
+# %% ../nbs/08_demo.ipynb #3f930319
 @patch
 def other(self: DemoPage, suits) -> Case:
     "The next sample of another patient; raises `LookupError` if there is none"
@@ -736,7 +753,7 @@ def swap(self: DemoPage, kind: str):
     self.back.disabled = False
     self.update()
 
-# %% ../nbs/08_demo.ipynb #66ef1348
+# %% ../nbs/08_demo.ipynb #4d53df99
 @patch
 def restore(self: DemoPage):
     "Put back what was swapped out"
@@ -758,7 +775,7 @@ def go_back(self: DemoPage, *_):
 def offer_files(self: DemoPage, *_):
     "Links to picture and JSON of what is shown"
     self.typed.settle()
-    if self.shown is None:
+    if not self.bars.value:  # there is no answer, and the message says why
         return
     try:
         answer = self.predictions(sentences=True)[0]

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 SAMPLES = 6
@@ -86,10 +87,8 @@ def toy_run(tmp_path_factory):
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def environment(toy_run):
     "The environment of a server that shows the toy run"
-    from conftest import ROOT
-
     home = toy_run.path.parent.parent
     return os.environ | {'CXR_HOME': str(home), 'CXR_DEMO_RUN': 'toy', 'PYTHONPATH': str(ROOT)}
