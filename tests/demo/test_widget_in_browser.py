@@ -56,10 +56,26 @@ def answers(url):
         return False
 
 
-def without_teaching(folder):
-    "The notebook without the cells that Voilà leaves out too"
+#: JupyterLab takes cells that are out of view from the page, and asks about news, unless it is told not to.
+SETTINGS = {
+    'notebook-extension/tracker': {'windowingMode': 'none'},
+    'apputils-extension/notification': {'fetchNews': 'false', 'checkForUpdates': False},
+}
+
+
+def settle(folder):
+    "Write settings of JupyterLab"
+    for name, values in SETTINGS.items():
+        path = folder / '@jupyterlab' / f'{name}.jupyterlab-settings'
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
+
+
+def up_to_the_widget(folder):
+    "The notebook up to the widget"
     notebook = json.loads((ROOT / 'nbs' / '08_demo.ipynb').read_text(encoding='utf-8'))
-    cells = [c for c in notebook['cells'] if 'teaching' not in c['metadata'].get('tags', ())]
+    widget = next(i for i, c in enumerate(notebook['cells']) if 'demo_widget(' in ''.join(c['source']))
+    cells = notebook['cells'][: widget + 1]
     (folder / '08_demo.ipynb').write_text(json.dumps(notebook | dict(cells=cells)))
 
 
@@ -74,7 +90,8 @@ def voila(folder, port):
 def jupyterlab(folder, port):
     "What opens the notebook in JupyterLab, and its address"
     pytest.importorskip('jupyterlab', reason='JupyterLab is not installed')
-    without_teaching(folder)
+    up_to_the_widget(folder)
+    settle(folder / 'settings')
     options = ['--no-browser', f'--port={port}', '--expose-app-in-browser', '--IdentityProvider.token=']
     options += ['--allow-root', f'--ServerApp.root_dir={folder}', '--LabApp.collaborative=False']
     return ['-m', 'jupyterlab', *options], f'http://127.0.0.1:{port}/lab/tree/08_demo.ipynb'
@@ -86,6 +103,7 @@ def served(request, tmp_path_factory, environment):  # noqa: F811
     folder, port = tmp_path_factory.mktemp('server'), free_port()
     command, url = request.param(folder, port)
     own = {name: str(folder / name) for name in ('JUPYTER_CONFIG_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    own['JUPYTERLAB_SETTINGS_DIR'] = str(folder / 'settings')
     with open(folder / 'log.txt', 'w') as log:
         options = dict(cwd=folder, env=environment | own, stdout=log, stderr=subprocess.STDOUT)
         process = subprocess.Popen([sys.executable, *command], **options)
@@ -102,6 +120,16 @@ def served(request, tmp_path_factory, environment):  # noqa: F811
         process.wait(20)
 
 
+def run_all(page):
+    "Run the notebook in JupyterLab, again and again until its kernel is there and heeds it"
+    for _ in range(30):
+        page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+        page.wait_for_timeout(2000)
+        prompts = page.locator('.jp-InputPrompt').all_inner_texts()
+        if any('*' in text or any(c.isdigit() for c in text) for text in prompts):
+            return
+
+
 @pytest.fixture(scope='module')
 def opened(served):
     "(name of the server, the page with the widget, what its console said)"
@@ -116,9 +144,14 @@ def opened(served):
         page.goto(url)
         if name == 'jupyterlab':
             page.wait_for_selector('.jp-Notebook .jp-Cell')
-            page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-            page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
-        page.wait_for_selector('.cxr-demo .cxr-table tbody tr', timeout=200_000)  # torch is imported first
+            run_all(page)
+        try:
+            page.wait_for_selector(
+                '.cxr-demo .cxr-table tbody tr', timeout=150_000
+            )  # torch is imported first
+        except playwright.TimeoutError:
+            picture(page, name, 'nothing')
+            raise
         yield name, page, said
         browser.close()
 
