@@ -121,13 +121,14 @@ def served(request, tmp_path_factory, environment):  # noqa: F811
 
 
 def run_all(page):
-    "Run the notebook in JupyterLab, again and again until its kernel is there and heeds it"
-    for _ in range(30):
-        page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
-        page.wait_for_timeout(2000)
-        prompts = page.locator('.jp-InputPrompt').all_inner_texts()
-        if any('*' in text or any(c.isdigit() for c in text) for text in prompts):
+    "Run the notebook in JupyterLab; until the session is settled, the command is dropped, so it is given again"
+    for _ in range(40):
+        prompts = [text for text in page.locator('.jp-InputPrompt').all_inner_texts() if text.strip()]
+        if any(sign in prompts[-1] for sign in '*123456789'):
             return
+        if not any('*' in text for text in prompts):
+            page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
+        page.wait_for_timeout(2000)
 
 
 @pytest.fixture(scope='module')
