@@ -17,7 +17,6 @@ from nbconvert.filters import markdown2html
 from PIL import Image
 
 from cxr_lib.metrics import calibration
-from cxr_lib import demo
 from cxr_lib.running import command as runner
 from cxr_lib.metrics.calibration import apply_calibration, calibrated, fit_calibrations
 from cxr_lib.model.classifier import PretrainedClassifier
@@ -25,9 +24,9 @@ from cxr_lib.foundations.core import OBSERVATIONS, as_list, as_table, as_text
 from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.data.catalogue import data_root
-from cxr_lib.demo import DemoSession, demo_banner, demo_samples, demo_widget, probability_bars
+from cxr_lib.demo import demo_banner, demo_samples, demo_widget
+from cxr_lib.prediction.load import load
 from cxr_lib.stages.evaluation import stored_calibrations
-from cxr_lib.data.pixels import read_radiograph
 from cxr_lib.metrics.predictions import synthetic_predictions
 from cxr_lib.stages.training import keep_calibration
 
@@ -236,7 +235,7 @@ def test_report_saved_model_and_demo_give_the_same_probabilities(with_own_maps):
     assert len(temperatures) > 10 and not np.allclose(list(temperatures), 1), (
         'the maps are too much alike to be told apart'
     )
-    classifier, session = PretrainedClassifier.from_pretrained(run / 'model'), DemoSession(run / 'model')
+    classifier, predictor = PretrainedClassifier.from_pretrained(run / 'model'), load(run.path)
     samples = demo_samples(run, 6)
     root, report = (
         data_root(run),
@@ -245,8 +244,8 @@ def test_report_saved_model_and_demo_give_the_same_probabilities(with_own_maps):
     films = [root / i for i in samples.image]
     loaded, without = classifier.predict(films, list(samples.note)), classifier.predict(films)
     for k, row in enumerate(samples.itertuples()):
-        session.choose(read_radiograph(root / row.image, session.model.config.image_size))
-        shown = session.predict(row.note)
+        answers = predictor(root / row.image, row.note).observations
+        shown = pd.DataFrame([answer.probability.model_dump() for answer in answers])
         for condition, column, table, of_model in (
             ('fused', 'fused', loaded, 'fused'),
             ('image_only', 'image_only', loaded, 'image_only'),
@@ -322,7 +321,7 @@ def widget(small):
 
 
 def test_the_demo_names_its_run_and_says_when_it_is_at_chance(small, tmp_path):
-    banner = demo_banner(RunFolder(small))
+    banner = demo_banner(load(small).facts)
     metrics = read_json(small / 'metrics.json')
     area = metrics['conditions']['fused']['means']['evaluable']
     assert (
@@ -336,77 +335,21 @@ def test_the_demo_names_its_run_and_says_when_it_is_at_chance(small, tmp_path):
     for low, at_chance in ((0.45, True), (0.5, True), (0.62, False)):
         area |= dict(auroc=0.65, low=low, high=0.8)
         write_json(copy / 'metrics.json', metrics)
-        banner = demo_banner(copy)
+        banner = demo_banner(load(copy.path).facts)
         assert 'Run copy:' in banner and f'0.650 [{low:.3f}, 0.800]' in banner
         assert ('NOT BETTER THAN CHANCE' in banner and 'mean nothing' in banner) == at_chance
     area |= dict(auroc=None, low=None, high=None, reason='no observation has enough cases')
     write_json(copy / 'metrics.json', metrics)
-    assert 'NOT SHOWN TO BE BETTER THAN CHANCE' in demo_banner(
-        copy
-    ) and 'no observation has enough cases' in demo_banner(copy)
+    banner = demo_banner(load(copy.path).facts)
+    assert 'NOT SHOWN TO BE BETTER THAN CHANCE' in banner and 'no observation has enough cases' in banner
     (copy / 'metrics.json').unlink()
-    assert 'NOT EVALUATED' in demo_banner(copy)
+    assert 'NOT EVALUATED' in demo_banner(load(copy.path).facts)
 
 
-@pytest.mark.parametrize(
-    'error',
-    [
-        OSError(5, 'Input/output error'),
-        RuntimeError('no memory'),
-        ValueError('<b>too large</b>'),
-        KeyError('x'),
-    ],
-)
-@pytest.mark.parametrize('step', ['read_radiograph', 'choose', 'predict', 'film_png'])
-def test_a_film_that_fails_leaves_nothing_of_the_former_one(widget, monkeypatch, step, error):
-    widget.sample.value = 0
-    picture, bars = widget.film.value, widget.bars.value
-    assert picture[:4] == b'\x89PNG' and bars.count('<tr>') == 14
-
-    def fails(*_, **__):
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*((widget.session, step) if step in ('choose', 'predict') else (demo, step)), fails)
-        widget.sample.value = 1
-        for act in (
-            lambda: None,
-            lambda: setattr(widget.note, 'value', 'another note'),
-            lambda: setattr(widget.show, 'value', True),
-            widget.own.click,
-        ):
-            act()
-            assert (
-                widget.film.value == b'' and widget.film.layout.display == 'none' and widget.bars.value == ''
-            )
-            assert (
-                'Image 2. AP Female' in widget.message.value
-                and type(error).__name__ in widget.message.value
-                and '<b>too' not in widget.message.value
-            )
-    widget.show.value = False
-    widget.sample.value = 0
-    assert (
-        widget.film.value == picture
-        and widget.bars.value == bars
-        and widget.message.value == ''
-        and widget.film.layout.display == ''
-    )
-    widget.sample.value = 1  # the film itself is good again
-    assert widget.film.value[:4] == b'\x89PNG' != picture and widget.bars.value and widget.message.value == ''
-
-
-def test_a_note_that_fails_comes_back_with_a_good_one(widget):
-    widget.note.value = 'x' * 30_000
-    assert widget.bars.value == '' and 'at most 20,000' in widget.message.value
-    widget.note.value = 'cough'
-    assert (
-        widget.bars.value.count('<tr>') == 14
-        and widget.film.value[:4] == b'\x89PNG'
-        and widget.message.value == ''
-    )
-
-
-def test_bars_escape_the_names_of_observations():
-    p = pd.DataFrame({'fused': [0.5], 'without_note': [0.4]}, index=[HOSTILE])
-    assert '<script' not in probability_bars(p)
+def test_the_demo_shows_hostile_texts_as_they_are(widget):
+    page = widget.page
+    for part in (page.banner, page.film, page.bars, page.parts, page.notices, page.state):
+        assert '<script' not in part.value and '<img src=x' not in part.value
+    page.swaps['image'].click()
+    page.save.click()
+    assert page.links.value.count('<a ') == 2 and 'onerror=' not in page.links.value
