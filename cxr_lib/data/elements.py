@@ -157,6 +157,12 @@ class InflatedFile(io.RawIOBase):
         return found
 
 # %% ../../nbs/chapters/04_data/05_elements.ipynb #dc7ce0dd
+class _Bytes(io.BytesIO):
+    "Bytes as a file; pydicom asks a buffered file for its name, and whether there is such a file"
+
+    name = ''
+
+
 @dataclass(frozen=True)
 class FileInMemory:
     "The bytes of a file, under the name that errors call it"
@@ -176,7 +182,7 @@ class FileInMemory:
 
     def open(self) -> io.BufferedReader:
         "The bytes as an open file"
-        return io.BufferedReader(io.BytesIO(self.data))
+        return io.BufferedReader(_Bytes(self.data))
 
 
 def as_source(
