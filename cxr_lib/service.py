@@ -187,10 +187,8 @@ class Door:
         try:
             headers = {k.decode('latin1').lower(): v.decode('latin1') for k, v in scope['headers']}
             check_entry(scope['path'], headers, self.token)
-            await asyncio.wait_for(self._read(headers, receive, body), self.limits.body_seconds)
+            await self._body(headers, receive, body)
             await self.app(scope, self._again(body, receive), self._with_headers(send, begun))
-        except asyncio.TimeoutError:
-            await self._refuse(Refused('slow-request'), scope, receive, send, begun)
         except Exception as e:
             await self._refuse(as_refused(e) or self._failed(e), scope, receive, send, begun)
         finally:
@@ -202,6 +200,15 @@ class Door:
             await problem_response(refused)(scope, receive, self._with_headers(send, begun))
 
 # %% ../nbs/09_service.ipynb #a5dd23db
+@patch
+async def _body(self: Door, headers, receive, body):
+    "Read the body, within its time"
+    try:
+        await asyncio.wait_for(self._read(headers, receive, body), self.limits.body_seconds)
+    except asyncio.TimeoutError:
+        raise Refused('slow-request') from None
+
+
 @patch
 async def _read(self: Door, headers, receive, body):
     "Read the body into `body`, and stop as soon as there is too much of it"

@@ -16,6 +16,7 @@ from ..foundations.run import list_runs
 from .execute import StageFailed, run_stages
 from .pages import read_results, short_number
 from .plan import RUN_DEFAULTS, UsageError, check_name, last_line, notebooks_folder, plan_run
+from .serve_command import add_serve
 
 # %% ../../nbs/chapters/12_running/04_command.ipynb #c8234ee9
 def _print_table(title, table, file):
@@ -214,7 +215,7 @@ def command_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog='cxr', description=what, epilog=RESEARCH_USE)
     p.add_argument('--version', action='version', version=f'cxr_lib {__version__}')
     commands = p.add_subparsers(dest='command', metavar='COMMAND')
-    for add in (_add_run, _add_short, _add_download):
+    for add in (_add_run, _add_short, _add_download, add_serve):
         add(commands)
     return p
 
