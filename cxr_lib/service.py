@@ -687,7 +687,7 @@ def make_page(answering: Answering):  # a gradio Blocks
                 note = gr.Textbox(label='Clinical note', placeholder=hint, elem_id='cxr-note', **lines)
                 button = gr.Button('Predict', variant='primary', elem_id='cxr-predict')
             with gr.Column(min_width=280, scale=2):
-                answer = gr.HTML(elem_id='cxr-answer')
+                answer = gr.HTML('<p class="cxr-quiet">The answer appears here.</p>', elem_id='cxr-answer')
         event = dict(js=_SEND.replace('MOST', most), queue=False, api_visibility='private')
         button.click(_handler(answering), [film, note], answer, **event)
     return page
