@@ -632,7 +632,8 @@ def answer_html(prediction: Prediction) -> str:  # HTML in which every text of t
         '<th scope="col" aria-label="Bar"></th><th scope="col">Change by the note</th>'
         '<th scope="col" class="cxr-wide">Log odds: image / note / interaction</th></tr>'
     )
-    return f'<div role="status">{notices}</div><table class="cxr-table">{head}{rows}</table>'
+    table = f'<table class="cxr-table">{head}{rows}</table>'
+    return f'<div class="cxr-result"><div role="status">{notices}</div>{table}</div>'
 
 # %% ../nbs/09_service.ipynb #54d259ff
 def _from_page(film):
@@ -655,7 +656,8 @@ def _handler(answering):
             refused = as_refused(e) or Refused('failed')
             _, title, remedy = PROBLEMS[refused.kind]
             said = f'{title}. {refused.detail} {remedy}'
-            return f'<p class="cxr-notice" role="alert">{html.escape(said)}</p>'
+            said = f'<p class="cxr-notice" role="alert">{html.escape(said)}</p>'
+            return f'<div class="cxr-result">{said}</div>'
 
     return handle
 

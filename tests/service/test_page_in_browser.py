@@ -55,13 +55,14 @@ class Visit:
         file = dict(name=name, mimeType='application/octet-stream', buffer=data)
         self.page.set_input_files('#cxr-film', [file] if data else [])
         self.page.fill('#cxr-note textarea', note)
-        before = self.page.inner_text('#cxr-answer')
+        before = self.page.locator('.cxr-result').all_inner_texts()
         self.page.click('#cxr-predict')
-        changed = (
-            'old => { const now = document.querySelector("#cxr-answer").innerText; return now !== old; }'
-        )
+        changed = """before => {
+            const now = [...document.querySelectorAll('.cxr-result')].map(e => e.innerText);
+            return now.length > 0 && now[0] !== before[0];
+        }"""
         self.page.wait_for_function(changed, arg=before, timeout=60_000)
-        return self.page.inner_text('#cxr-answer')
+        return self.page.inner_text('.cxr-result')
 
     def assert_clean(self):
         "Every request went to the service, and the console has no error"

@@ -10,7 +10,7 @@ import toy_service  # noqa: F401  skips where the extra is not installed
 
 pytest.importorskip('schemathesis', reason='schemathesis is not installed')
 pytest_plugins = ('service_fixtures',)
-EXAMPLES = os.environ.get('CXR_SCHEMATHESIS_EXAMPLES', '15')  # of each operation and phase
+EXAMPLES = os.environ.get('CXR_SCHEMATHESIS_EXAMPLES', '8')  # of each operation and phase
 
 #: A string of bytes is no radiograph, which the description cannot express: valid questions get a real image.
 HOOKS = '''import base64
