@@ -741,7 +741,8 @@ def _server(predictor, limits, token, page):
     import uvicorn
 
     quiet = dict(access_log=False, log_config=None, log_level='warning', server_header=False)
-    return uvicorn.Server(uvicorn.Config(app, ws='none', timeout_keep_alive=10, **quiet))
+    waits = dict(timeout_keep_alive=10, timeout_graceful_shutdown=3)  # an open page would wait for ever
+    return uvicorn.Server(uvicorn.Config(app, ws='none', **waits, **quiet))
 
 # %% ../nbs/09_service.ipynb #ce656e7f
 def serve(
@@ -760,7 +761,8 @@ def serve(
             f'{predictor}\nPage: http://{shown}:{listening.getsockname()[1]}/ui (stop with Ctrl-C)',
             flush=True,
         )
-        server.run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening])
 
 
 @contextlib.contextmanager
