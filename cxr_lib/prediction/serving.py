@@ -234,43 +234,49 @@ class Answering:
             self._batcher = Batcher(lambda batch: answer_batch(self.predictor, batch), self.limits)
         return self._batcher
 
-    async def _pixels(self, image):
-        "The pixels of an upload, decoded in a thread"
-        if self._decoding >= self.limits.waiting:
-            raise Busy('too many images are waiting')
-        self._decoding += 1
-        try:
-            loop, size = asyncio.get_running_loop(), self.predictor.size
-            return await loop.run_in_executor(self._decoders, decoded, image, size, self.limits)
-        finally:
-            self._decoding -= 1
-
-    async def _ask(self, image, note, sentences):
-        pixels = None if image is None else await self._pixels(image)
-        name = None if image is None else image.name
-        return await self.batcher().ask(Question(name, pixels, note, sentences))
-
-    async def ask(
-        self,
-        image: FileInMemory | None,  # an upload
-        note: str | None,  # its note
-        sentences: bool = True,  # also measure what each sentence changed
-    ) -> Prediction:  # raises `RadiographError`, `ValueError`, `Busy` and `TimeoutError`
-        "Answer one upload"
-        note = note if note and note.strip() else None
-        if image is None and note is None:
-            raise ValueError('there is nothing to predict from: give an image, a note, or both')
-        if note and len(note) > self.limits.note_characters:
-            found = f'the note has {len(note):,} characters; at most {self.limits.note_characters:,} are read'
-            raise ValueError(f'{found}. Shorten it.')
-        answer = asyncio.wait_for(self._ask(image, note, sentences), self.limits.seconds)
-        try:
-            return await answer
-        except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
-            raise TimeoutError(f'no answer within {self.limits.seconds:g} seconds') from None
-
     def close(self):
         "Stop the threads"
         if self._batcher is not None:
             self._batcher.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
+
+# %% ../../nbs/chapters/11_prediction/08_serving.ipynb #25e12ba1
+@patch
+async def _pixels(self: Answering, image):
+    "The pixels of an upload, decoded in a thread"
+    if self._decoding >= self.limits.waiting:
+        raise Busy('too many images are waiting')
+    self._decoding += 1
+    try:
+        loop, size = asyncio.get_running_loop(), self.predictor.size
+        return await loop.run_in_executor(self._decoders, decoded, image, size, self.limits)
+    finally:
+        self._decoding -= 1
+
+
+@patch
+async def _ask(self: Answering, image, note, sentences):
+    pixels = None if image is None else await self._pixels(image)
+    name = None if image is None else image.name
+    return await self.batcher().ask(Question(name, pixels, note, sentences))
+
+
+@patch
+async def ask(
+    self: Answering,
+    image: FileInMemory | None,  # an upload
+    note: str | None,  # its note
+    sentences: bool = True,  # also measure what each sentence changed
+) -> Prediction:  # raises `RadiographError`, `ValueError`, `Busy` and `TimeoutError`
+    "Answer one upload"
+    note = note if note and note.strip() else None
+    if image is None and note is None:
+        raise ValueError('there is nothing to predict from: give an image, a note, or both')
+    if note and len(note) > self.limits.note_characters:
+        found = f'the note has {len(note):,} characters; at most {self.limits.note_characters:,} are read'
+        raise ValueError(f'{found}. Shorten it.')
+    answer = asyncio.wait_for(self._ask(image, note, sentences), self.limits.seconds)
+    try:
+        return await answer
+    except asyncio.TimeoutError:  # another class than TimeoutError before Python 3.11
+        raise TimeoutError(f'no answer within {self.limits.seconds:g} seconds') from None

@@ -92,7 +92,7 @@ def _evaluations(answer: Answer):
         found.append(QualitativeEvaluation(name, _own(f'conformal-{answer.conformal}', answer.conformal)))
     return found
 
-
+# %% ../../nbs/chapters/11_prediction/07_sr.ipynb #28162fe2
 def _group(answer: Answer, model, evidence):
     "All that is said about one observation"
     from highdicom.sr import AlgorithmIdentification, MeasurementsAndQualitativeEvaluations

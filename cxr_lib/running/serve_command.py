@@ -52,7 +52,9 @@ def add_serve(
     more = 'Needs the extra: pip install cxr_lib[serve]. Nothing of a request is stored or logged.'
     p = commands.add_parser('serve', help=what, epilog=more)
     p.add_argument('--run', metavar='RUN', help='name or folder of a run (default: the newest finished one)')
-    p.add_argument('--model', metavar='DIR', help='folder of a model, archive of `cxr pack`, or id on the Hub')
+    p.add_argument(
+        '--model', metavar='DIR', help='folder of a model, archive of `cxr pack`, or id on the Hub'
+    )
     host = 'address to listen on (default: 127.0.0.1, this machine alone); any other needs a token'
     p.add_argument('--host', default='127.0.0.1', help=host)
     p.add_argument('--port', type=int, default=8000, help='default: 8000; 0: any free one')
