@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 STAGES = r'0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$'
-VISITORS = r'(08_demo|10_search)\.ipynb$'
+VISITORS = r'(08_demo|09_service|10_search)\.ipynb$'
 #: part -> which notebooks, as `nbdev_test` is told
 PARTS = {
     'stages': dict(file_re=f'^{STAGES}'),
