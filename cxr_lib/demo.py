@@ -426,7 +426,7 @@ def prediction_picture(
         film, bars, parts = top.subplots(1, 3, width_ratios=[4, 3.2, 2.4])
         film.imshow(pixels, cmap='gray', vmin=0, vmax=255)
         film.set(xticks=[], yticks=[])
-        film.set_title(textwrap.fill(caption or prediction.image or '', 44), fontsize=11)
+        film.set_title(textwrap.fill(caption or prediction.image or '', 60), fontsize=9)
         _draw_bars(bars, prediction, cuts)
         _draw_parts(parts, prediction)
         below.text(0.02, 0.98, words, va='top', fontsize=9, color=SLATE)

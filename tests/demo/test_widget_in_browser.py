@@ -120,15 +120,20 @@ def served(request, tmp_path_factory, environment):  # noqa: F811
         process.wait(20)
 
 
+READY = """() => {
+  const session = jupyterapp.shell.currentWidget?.sessionContext;
+  session?.ready.then(() => session.session.kernel.info).then(() => { window.kernelIsReady = true; });
+  return Boolean(session);
+}"""
+
+
 def run_all(page):
-    "Run the notebook in JupyterLab; until the session is settled, the command is dropped, so it is given again"
-    for _ in range(40):
-        prompts = [text for text in page.locator('.jp-InputPrompt').all_inner_texts() if text.strip()]
-        if any(sign in prompts[-1] for sign in '*123456789'):
-            return
-        if not any('*' in text for text in prompts):
-            page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
-        page.wait_for_timeout(2000)
+    "Run the notebook in JupyterLab once its kernel is ready"
+    page.wait_for_function(READY)
+    page.wait_for_function('() => window.kernelIsReady')
+    if page.locator('.jp-Dialog .jp-mod-accept').count():
+        page.locator('.jp-Dialog .jp-mod-accept').click()
+    page.evaluate("() => { jupyterapp.commands.execute('notebook:run-all-cells') }")
 
 
 @pytest.fixture(scope='module')
