@@ -26,6 +26,7 @@ class BuildWithNotebooks(build_py):
         target.mkdir(parents=True)
         for notebook in sorted((here/cfg['nbs_path']).glob('[0-9]*.ipynb')):
             shutil.copy(notebook, target)
+        shutil.copy(here/cfg['nbs_path']/'voila.json', target)  # how Voilà shows 08_demo
 
 
 readme = here/'README.md'
