@@ -19,7 +19,7 @@ def area_of(test, condition, observation):
 
 
 def mean_of(areas, names):
-    return {k: float(np.mean([areas[o][k] for o in names])) for k in ('auroc', 'low', 'high')} | dict(
+    return {k: float(np.nanmean([areas[o][k] for o in names])) for k in ('auroc', 'low', 'high')} | dict(
         reason=''
     )
 

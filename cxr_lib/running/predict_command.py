@@ -7,8 +7,8 @@ __all__ = ['FIGURES', 'named_run', 'chosen_run', 'refusals', 'observation_rows',
            'save_prediction_figure', 'add_predict', 'runs_table', 'add_runs', 'metrics_side_by_side', 'pairing_fault',
            'paired_table', 'add_compare', 'add_pack', 'add_demo']
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #f1fd6164
-import contextlib, os, shlex, shutil, sys
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #78f9bebf
+import contextlib, os, shlex, shutil, sys, warnings
 from pathlib import Path
 
 from ..foundations.core import OBSERVATIONS, RadiographError, defined, project_root
@@ -17,7 +17,7 @@ from ..foundations.run import AlteredFile, RunError, RunFolder, list_runs, newes
 from .plan import UsageError, notebooks_folder
 from .terminal import print_table
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #152653dc
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #85bd7e14
 def named_run(
     name: str,  # of a run, or its folder
 ) -> Path:  # its folder
@@ -56,7 +56,7 @@ def refusals():
     except (RequestError, StudyTableError, RadiographError, CheckpointError, RunError, AlteredFile) as e:
         raise UsageError(e) from None
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #4784d47d
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #923875ce
 def _number(value):
     return f'{value:.3f}' if defined(value) else ''
 
@@ -82,14 +82,14 @@ def highest_rows(
     predictions: list,  # `Prediction`s with images
 ) -> list[list[str]]:  # header and a row per image
     "Several predictions as a table of the three most probable observations of each"
-    rows = [['image', 'note', 'most probable', '', '']]
+    rows = [['image', 'note', 'most probable', 'second', 'third']]
     for prediction in predictions:
         best = sorted(prediction.observations, key=lambda a: -a.probability.fused)[:3]
         words = [f'{a.observation} {a.probability.fused:.3f}' for a in best]
         rows.append([prediction.image, 'yes' if prediction.has_note else 'no', *words])
     return rows
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #c7b58c45
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #e04c9edf
 def _print_failures(outcome, n_skipped, file):
     "Images without an answer, each with its reason"
     for failure in outcome.failures[:20]:
@@ -121,7 +121,7 @@ def print_outcome(
         print(f'Written: {path}', file=file)
     print(f'{outcome.answered:,} of {len(requests.items):,} images answered.', file=file)
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #a2aaa3f4
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #07f8246c
 FIGURES = ('.png', '.svg', '.pdf')
 
 
@@ -160,7 +160,7 @@ def save_prediction_figure(
     fig = prediction_figure(prediction, read_radiograph(film_file, 1024), note, cuts, **more)
     return save_figure(fig, path)
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #2c4cebb6
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #18e56de0
 def _answered(args, requests, source):
     "Load the model and answer"
     from cxr_lib.prediction.batch import predict_files
@@ -169,7 +169,10 @@ def _answered(args, requests, source):
     predictor = load(source)
     for sentence in [*predictor.facts.about, *requests.remarks]:
         print(sentence)
-    outcome = predict_files(predictor, requests, args.csv, args.json, progress=len(requests.items) > 1)
+    many = len(requests.items) > 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='PIL')  # about damaged remarks in a file, not its pixels
+        outcome = predict_files(predictor, requests, args.csv, args.json, progress=many)
     for sentence in outcome.remarks:
         print(sentence)
     if args.figure and outcome.first:
@@ -218,7 +221,7 @@ def add_predict(commands):
     p.add_argument('--figure', metavar='OUT', help='draw the prediction of one image (.png, .svg, .pdf)')
     p.set_defaults(call=_predict_command)
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #02e19067
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #da2048a0
 def _entry(path, *keys):
     "A value in a JSON file of a run; '' where it is not there"
     try:
@@ -260,7 +263,7 @@ def add_runs(commands):
     p = commands.add_parser('runs', help='list the finished runs: data set, preset, AUROC, date')
     p.set_defaults(call=_runs_command)
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #bb7f7ca0
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #106f5090
 _MEANS = {
     'AUROC, image + note': ('fused', 'evaluable', 'auroc'),
     'AUROC, image only': ('image_only', 'evaluable', 'auroc'),
@@ -287,7 +290,7 @@ def metrics_side_by_side(
         rows.append([o, *(_number(x.get('auroc')) for x in found)])
     return rows
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #1c8c4db6
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #8a623210
 def _test_images(folder):
     "The test rows of a run's predictions, by image"
     import pandas as pd
@@ -335,7 +338,7 @@ def paired_table(
         rows.append([o, *numbers, *chances, row['reason'] or ('different' if row['significant'] else '')])
     return rows
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #fec5fb97
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #caaa5ba8
 def _compare_command(args):
     "`cxr compare`"
     folders = [named_run(name) for name in args.run]
@@ -364,7 +367,7 @@ def add_compare(commands):
     p.add_argument('run', nargs='+', metavar='RUN', help='two finished runs or more')
     p.set_defaults(call=_compare_command)
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #11a33079
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #3e23c810
 def _pack_command(args):
     "`cxr pack`"
     from cxr_lib.data.archives import size_text
@@ -386,7 +389,7 @@ def add_pack(commands):
     p.add_argument('--to', metavar='FILE', help='the archive (default: RUN.zip here)')
     p.set_defaults(call=_pack_command)
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #49f5f726
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #acf439b0
 def _demo_notebook():
     "The demo's notebook, where it may be changed"
     folder = notebooks_folder()
@@ -435,7 +438,7 @@ def _draw_sample(path, predictor, row, root, simulated):
     known = dict(truth=row[list(OBSERVATIONS)].to_dict(), simulated=simulated)
     return save_prediction_figure(path, predictor, prediction, film, note, **known)
 
-# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #65511469
+# %% ../../nbs/chapters/12_running/06_predict_command.ipynb #008a1f6a
 def _demo_batch(args):
     "Draw the predictions of some test images"
     from cxr_lib.data.catalogue import is_simulated
