@@ -478,7 +478,7 @@ def _add_predictions(app, answering):
         summary='Predict one study from its image, its note, or both',
     )
     async def predict(
-        request: Request, format: Literal['json', 'fhir', 'sr'] | None = None, sentences: bool = True
+        request: Request, format: Literal['json', 'fhir', 'sr'] = None, sentences: bool = True
     ):
         form = format or accepted_format(request.headers.get('accept', ''))
         image, note = await read_question(request, answering.limits)
