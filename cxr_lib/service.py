@@ -270,9 +270,9 @@ class JsonQuestion(BaseModel):
     "A question as JSON"
 
     model_config = ConfigDict(extra='forbid', strict=True)
-    image: str | None = Field(None, min_length=1)
-    name: str | None = None
-    note: str | None = None
+    image: str = Field(None, min_length=1)  # absent, but not null
+    name: str = None
+    note: str = Field(None, min_length=1, pattern=r'\S')
 
 
 def question_from_json(
@@ -316,6 +316,8 @@ async def question_from_form(
             raise ValueError(f'the form has {name} twice')
         if isinstance(value, str) != (name == 'note'):
             raise ValueError('image has to be a file, and note a text')
+        if name == 'note' and not value.strip():
+            raise ValueError('the note is empty; leave it out')
         found[name] = value
     if (upload := found['image']) is not None:
         found['image'] = FileInMemory(upload_name(upload.filename), await upload.read())
@@ -477,9 +479,7 @@ def _add_predictions(app, answering):
         openapi_extra=dict(requestBody=_request_body(answering.limits)),
         summary='Predict one study from its image, its note, or both',
     )
-    async def predict(
-        request: Request, format: Literal['json', 'fhir', 'sr'] = None, sentences: bool = True
-    ):
+    async def predict(request: Request, format: Literal['json', 'fhir', 'sr'] = None, sentences: bool = True):
         form = format or accepted_format(request.headers.get('accept', ''))
         image, note = await read_question(request, answering.limits)
         prediction = await answering.ask(image, note, sentences)
