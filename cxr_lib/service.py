@@ -270,9 +270,9 @@ class JsonQuestion(BaseModel):
     "A question as JSON"
 
     model_config = ConfigDict(extra='forbid', strict=True)
-    image: str | None = Field(None, min_length=1)
-    name: str | None = None
-    note: str | None = None
+    image: str = Field(None, min_length=1)  # absent, but not null
+    name: str = None
+    note: str = Field(None, min_length=1, pattern=r'\S')
 
 
 def question_from_json(
@@ -316,6 +316,8 @@ async def question_from_form(
             raise ValueError(f'the form has {name} twice')
         if isinstance(value, str) != (name == 'note'):
             raise ValueError('image has to be a file, and note a text')
+        if name == 'note' and not value.strip():
+            raise ValueError('the note is empty; leave it out')
         found[name] = value
     if (upload := found['image']) is not None:
         found['image'] = FileInMemory(upload_name(upload.filename), await upload.read())
@@ -477,9 +479,7 @@ def _add_predictions(app, answering):
         openapi_extra=dict(requestBody=_request_body(answering.limits)),
         summary='Predict one study from its image, its note, or both',
     )
-    async def predict(
-        request: Request, format: Literal['json', 'fhir', 'sr'] | None = None, sentences: bool = True
-    ):
+    async def predict(request: Request, format: Literal['json', 'fhir', 'sr'] = None, sentences: bool = True):
         form = format or accepted_format(request.headers.get('accept', ''))
         image, note = await read_question(request, answering.limits)
         prediction = await answering.ask(image, note, sentences)
@@ -489,7 +489,7 @@ def _add_predictions(app, answering):
 # %% ../nbs/09_service.ipynb #9ecd0fc8
 def _add_state(app, answering):
     "The routes that tell about the model and the service"
-    from fastapi.responses import RedirectResponse
+    from fastapi.responses import RedirectResponse, Response
 
     predictor, always = answering.predictor, _responses(*ALWAYS)
     with_token = always | _responses('token-needed')
@@ -507,6 +507,10 @@ def _add_state(app, answering):
     async def ready() -> State:
         await answering.ask(None, 'Is anybody there?', sentences=False)
         return State(status='ready')
+
+    @app.get('/favicon.ico', include_in_schema=False)
+    async def icon():
+        return Response(status_code=204)  # a browser asks for one, and would call a 404 an error
 
     @app.get('/', include_in_schema=False)
     async def front():
@@ -598,13 +602,20 @@ _CSS = f'''
 #cxr-seen {{ max-width: 100%; max-height: 320px; margin-top: 8px; background: black; }}
 .cxr-notice {{ border-left: 4px solid {RED}; padding: 4px 10px; margin: 6px 0; color: {INK}; background: #fff; }}
 .cxr-table {{ width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-.cxr-table th, .cxr-table td {{ text-align: left; padding: 3px 6px; border-bottom: 1px solid {MIST}; }}
+.cxr-table th, .cxr-table td {{ text-align: left; padding: 3px 6px; border: 0 solid {MIST} !important;
+  border-bottom-width: 1px !important; }}
 .cxr-table th[scope=row] {{ font-weight: 500; }}
 .cxr-table td.number {{ text-align: right; white-space: nowrap; }}
 .cxr-track {{ background: {MIST}; min-width: 60px; height: 12px; }}
 .cxr-bar {{ background: {BLUE}; height: 12px; }}
 .cxr-quiet {{ color: {SLATE}; font-size: 0.9em; }}
-@media (max-width: 600px) {{ .cxr-wide {{ display: none; }} }}
+@media (max-width: 600px) {{
+  .cxr-wide {{ display: none; }}
+  .cxr-table {{ font-size: 0.8em; }}
+  .cxr-table th, .cxr-table td {{ padding: 3px; }}
+  .cxr-table th {{ overflow-wrap: anywhere; }}
+  .cxr-track {{ min-width: 28px; }}
+}}
 '''
 
 
@@ -629,7 +640,7 @@ def answer_html(prediction: Prediction) -> str:  # HTML in which every text of t
     rows = ''.join(map(_row, sorted(prediction.observations, key=key)))
     head = (
         '<tr><th scope="col">Observation</th><th scope="col">Probability</th>'
-        '<th scope="col" aria-label="Bar"></th><th scope="col">Change by the note</th>'
+        '<th scope="col" aria-label="Bar"></th><th scope="col">By the note</th>'
         '<th scope="col" class="cxr-wide">Log odds: image / note / interaction</th></tr>'
     )
     table = f'<table class="cxr-table">{head}{rows}</table>'

@@ -94,6 +94,8 @@ def test_an_upload_and_a_note_are_answered(browser, with_page, predictor, width)
     assert visit.page.locator('#cxr-seen').is_visible()
     keep(visit, f'page_{width}.png')
     assert visit.page.evaluate('document.documentElement.scrollWidth') <= width
+    edge = 'document.querySelector(".cxr-table").getBoundingClientRect().right'
+    assert visit.page.evaluate(edge) <= width
     visit.assert_clean()
     visit.page.close()
 
