@@ -8,14 +8,14 @@ __all__ = ['NOT_EVALUATED', 'ABOUT', 'MAX_SENTENCES', 'SIMULATED_MODEL', 'about_
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #10a36de0
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, NamedTuple, Sequence
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from ..data.elements import FileInMemory
-from ..data.pixels import read_radiograph, to_square
+from ..data.pixels import PREPROCESSING, read_radiograph, to_square
 from ..evaluation.conformal import predict_sets
 from ..evaluation.report import chance_words
 from ..foundations.core import OBSERVATIONS, RadiographError, number_text, project_root
@@ -101,6 +101,7 @@ class Encoded:
     pixels: np.ndarray  # (size, size) uint8
     tokens: torch.Tensor  # (tokens, width)
     notices: tuple = ()  # `Notice`s of the input checks
+    kept: dict = field(default_factory=dict, repr=False, compare=False)  # answers that no note changes
 
 
 class Predictor:
@@ -118,9 +119,17 @@ class Predictor:
         return '\n'.join([f'Predictor {self.facts.name} ({self.facts.fingerprint})', *self.facts.about])
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #32a20989
-def _pixels(image, size):
+_OTHER_VERSION = (
+    'the model was trained on images prepared by version {then} of read_radiograph; this cxr_lib has version {now}. '
+    'Install the cxr_lib that its config.json names, or give pixels.'
+)
+
+
+def _pixels(image, size, film_version):
     "A file, a file in memory or an array as canonical pixels, (size, size) uint8"
     if isinstance(image, (str, Path, FileInMemory)):
+        if film_version != PREPROCESSING:
+            raise CheckpointError(_OTHER_VERSION.format(then=film_version, now=PREPROCESSING))
         return read_radiograph(image, size)
     pixels = np.asarray(image)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
@@ -143,7 +152,7 @@ def encode(
     name: str | None = None,  # what predictions call it; None: its file name
 ) -> Encoded:
     "Read an image and keep its tokens; raises `RadiographError` or `ValueError` that says what is wrong with it"
-    pixels = _pixels(image, self.size)
+    pixels = _pixels(image, self.size, self.classifier.preprocessing['film_version'])
     with torch.inference_mode():
         tokens = self.model.encode_image(torch.from_numpy(pixels)[None])[0].clone()
     return Encoded(name or _name(image), pixels, tokens, tuple(self.notices(pixels, tokens)))
@@ -283,9 +292,12 @@ def answers(
     "The answers of a batch of studies"
     n, found = len(images), [None] * len(images)
     seen = [i for i in range(n) if images[i] is not None]
-    both = self.logits([*images, *(images[i] for i in seen)], [*notes, *[None] * len(seen)])
+    new = [images[i] for i in seen if 'without_note' not in images[i].kept]
+    both = self.logits([*images, *new], [*notes, *[None] * len(new)])
+    for image, logits in zip(new, both[n:]):
+        image.kept['without_note'] = logits
     if seen:
-        logits, bare = [both[i] for i in seen], both[n:]
+        logits, bare = [both[i] for i in seen], [images[i].kept['without_note'] for i in seen]
         p, without = self.probabilities(logits), self.probabilities(bare)['fused']
         status = self._conformal(np.stack([x['fused'] for x in logits]))
         for row, i in enumerate(seen):

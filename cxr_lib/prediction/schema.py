@@ -40,7 +40,9 @@ class Split(Part):
     note: float = Field(description='log odds from the note')
     interaction: float = Field(description='log odds from the two together')
     total: float = Field(description='image + note + interaction')
-    calibrated: bool = Field(description='is the total the log odds of `probability.fused`?')
+    calibrated: bool = Field(
+        description='is the total the log odds of `probability.fused`? That is cut off at 1e-7 before it is calibrated'
+    )
 
 
 def split_logits(
