@@ -1,7 +1,8 @@
 """Run every notebook as a test, in a project folder of its own: `python tests/run_notebooks.py [PART ...]`.
 
-Three parts: `stages` make a small run, one after another; `chapters` need no run and go beside them on the other core;
-`visitors` open the small run and come last. Nothing is written into the checkout's data/ or reports/.
+Four parts: `stages` make a small run, one after another; chapters need no run: the `first` ones follow the stages on
+one core, the `others` have the other core; `visitors` open the small run and come last. Nothing is written into the
+checkout's data/ or reports/.
 """
 
 import json
@@ -13,10 +14,13 @@ from pathlib import Path
 
 STAGES = r'0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$'
 VISITORS = r'(08_demo|09_service|10_search)\.ipynb$'
+SKIPPED = f'^([_.]|{STAGES}|{VISITORS})'
+FIRST = '0[1-3]_'  # folders of chapters
 #: part -> which notebooks, as `nbdev_test` is told
 PARTS = {
     'stages': dict(file_re=f'^{STAGES}'),
-    'chapters': dict(skip_file_re=f'^([_.]|{STAGES}|{VISITORS})'),
+    'first': dict(skip_file_re=f'{SKIPPED}|^index', skip_folder_re=r'^([_.]|docs|images|0[4-9]_|1[0-9]_)'),
+    'others': dict(skip_file_re=SKIPPED, skip_folder_re=f'^([_.]|{FIRST})'),
     'visitors': dict(file_re=f'^{VISITORS}'),
 }
 
@@ -28,13 +32,13 @@ def run(part: str):
     nbdev_test(n_workers=1, do_print=True, **PARTS[part])
 
 
-def run_beside(*parts: str):
-    "Run parts at the same time, each in a process of its own"
-    processes = [subprocess.Popen([sys.executable, '-u', __file__, part]) for part in parts]
+def run_beside(*lists: 'list[str]'):
+    "Run lists of parts at the same time, each in a process of its own"
+    processes = [subprocess.Popen([sys.executable, '-u', __file__, *parts]) for parts in lists]
     codes = [process.wait() for process in processes]
-    failed = [part for part, code in zip(parts, codes) if code]
+    failed = [', '.join(parts) for parts, code in zip(lists, codes) if code]
     if failed:
-        sys.exit(f'notebooks failed: {", ".join(failed)}')
+        sys.exit(f'notebooks failed: {"; ".join(failed)}')
 
 
 def check_small_run(home: Path):
@@ -55,7 +59,7 @@ def main(parts: 'list[str]'):
         for part in parts:
             run(part)
         if not parts:
-            run_beside('stages', 'chapters')
+            run_beside(['stages', 'first'], ['others'])
             check_small_run(Path(os.environ['CXR_HOME']))
             run('visitors')
 
