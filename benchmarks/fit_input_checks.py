@@ -450,7 +450,7 @@ def main():
     features, classes = described(examples(max(50, arguments.films // 4), arguments.seed + 1))
     found = probabilities(features, whole * UNIT, intercepts)
     proper, wrong = found[classes == 0, 0], found[classes > 0, 0]
-    threshold = round(float(np.quantile(proper, 0.02)), 4)
+    threshold = round(float(np.quantile(proper, 0.05)), 4)
     print(f'threshold {threshold}: {np.mean(wrong >= threshold):.2%} of {len(wrong):,} wrong pictures pass')
     for k, name in enumerate(CLASSES):
         print(f'{name:<12}', np.bincount(found[classes == k].argmax(1), minlength=len(CLASSES)))
