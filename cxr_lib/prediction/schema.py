@@ -112,6 +112,14 @@ def _now():
     return datetime.now(timezone.utc).replace(microsecond=0)
 
 
+def _line(answer):
+    "An observation in one line"
+    p = answer.probability
+    if p.fused is None:
+        return f'{answer.observation:<26} {p.note_only:.2f} (note alone)'
+    return f'{answer.observation:<26} {p.fused:.2f} (without the note {p.without_note:.2f})'
+
+
 class Prediction(Part):
     "Everything that the model says about one study"
 
@@ -132,6 +140,10 @@ class Prediction(Part):
             if answer.observation == observation:
                 return answer
         raise KeyError(f'{observation!r} is not one of {", ".join(OBSERVATIONS)}')
+
+    def __str__(self) -> str:
+        "Warnings, and one line per observation"
+        return '\n'.join([*(w.message for w in self.warnings), *map(_line, self.observations)])
 
 # %% ../../nbs/chapters/11_prediction/01_schema.ipynb #0d064181
 def answers_table(

@@ -133,8 +133,9 @@ def test_the_three_lines_of_the_readme_predict_an_image(report):
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = re.findall(r'^fused/(.+?) +(0\.\d+)$', done.stdout, re.M)
-    assert len(found) == 14 and all(0 < float(p) < 1 for _, p in found)
+    found = re.findall(r'^(\w.+?) +([01]\.\d+) \(without the note [01]\.\d+\)$', done.stdout, re.M)
+    assert len(found) == 14 and all(0 <= float(p) <= 1 for _, p in found)
+    assert 'SIMULATED' in done.stdout
 
 
 def gain(metrics):
