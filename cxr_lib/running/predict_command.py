@@ -396,7 +396,7 @@ def _demo_notebook():
     notebook = folder / '08_demo.ipynb'
     if not notebook.exists():
         raise UsageError(f'{notebook} is not there')
-    if folder.parent == project_root():  # a checkout
+    if (folder.parent / 'settings.ini').exists():  # a checkout
         return notebook
     copy = Path.cwd() / notebook.name  # the installed one stays as it is
     return copy if copy.exists() else Path(shutil.copy(notebook, Path.cwd()))
