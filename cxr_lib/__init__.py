@@ -7,6 +7,6 @@ _install_hook()   # see foundations.compat: lets torchvision be imported beside 
 def __getattr__(name):
     "`from cxr_lib import load`, without making every `import cxr_lib` wait for torch"
     if name == 'load':
-        from .prediction.load import load
-        return load
+        from importlib import import_module   # no import statement: no stage becomes stale when `load` changes
+        return import_module('cxr_lib.prediction.load').load
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -219,6 +219,9 @@ def test_wheel_carries_modules_assets_and_notebooks(copy, tmp_path):
         'offline',
         'train',
         'fast',
+        'serve',
+        'fhir',
+        'sr',
         'dev',
         'all',
     }

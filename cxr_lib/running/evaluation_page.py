@@ -47,7 +47,7 @@ def picture(
     from PIL import Image
 
     path, data = Path(path), io.BytesIO()
-    with Image.open(path) as image:
+    with Image.open(path, formats=['PNG']) as image:
         small = image.convert('RGB')
         small.thumbnail((width, 4 * width))
         small.quantize(64).save(data, 'PNG', optimize=True)

@@ -62,12 +62,15 @@ def plot_training(
 ):  # matplotlib figure
     "Loss and tuning AUROC by epoch; thin lines are folds"
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     main = log[log.model == 'multimodal']
     if not len(main):
         return mark_simulated(figure_of_words('no epoch was trained'), simulated)
     folds = list(main.groupby('fold'))
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8))
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _draw_lines((left, right), folds)
     for _, t in folds:
         if t.tuning_auroc.notna().any():
@@ -80,7 +83,6 @@ def plot_training(
     right.set(title='Mean AUROC on the tuning split', xlabel='epoch', ylabel='AUROC')
     right.axhline(0.5, color=GREY, lw=1, ls=':')
     for ax in (left, right):
-        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)  # beside the curves
     return mark_simulated(fig, simulated)
 

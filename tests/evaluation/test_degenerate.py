@@ -221,7 +221,7 @@ SURVIVE = {
             ],
             'notes': [
                 'No study outside the test split has a note to show',
-                'Every study is in the test split',
+                'No study outside the test split has a positive label',
             ],
         },
     ),
