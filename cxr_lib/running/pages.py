@@ -451,7 +451,7 @@ def small_picture(
     "A smaller copy of a picture for a page"
     from PIL import Image
 
-    with Image.open(io.BytesIO(path.read_bytes())) as found:
+    with Image.open(io.BytesIO(path.read_bytes()), formats=['PNG']) as found:
         whole = found.convert('RGB')
     for width, quality in _SIZES:
         small, target = whole.copy(), io.BytesIO()

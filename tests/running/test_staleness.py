@@ -49,7 +49,7 @@ def stale_after(edit, module):
         'cxr_lib.data.studies': list(STAGES),
         'cxr_lib.training.losses': ['training', 'evaluation'],
         'cxr_lib.training.conditions': ['training', 'evaluation'],
-        'cxr_lib.evaluation.conformal': ['evaluation'],
+        'cxr_lib.evaluation.conformal': ['training', 'evaluation'],  # its limits are saved with the model
         'cxr_lib.evaluation.external': ['evaluation'],
         'cxr_lib.running.command': [],
         'cxr_lib.running.execute': [],
