@@ -226,6 +226,10 @@ def _picture(data, path, size, fit):
     return 255 - film if white_is_0 else film, shape, (width, height, mode)
 
 # %% ../../nbs/chapters/04_data/09_pixels.ipynb #5d3e6f10
+#: How files of the common kinds begin.
+_STARTS = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*')
+
+
 def _by_film_name(path, size, fit):
     "Decode a file by its keyed name; what is said of it does not tell its path"
     from cxr_lib.data.folders import film_path
@@ -262,6 +266,8 @@ def decode_radiograph(
     except UnidentifiedImageError:
         why = f'not an image file of a kind that is read ({", ".join(IMAGE_FORMATS)}, DICOM). '
         why += 'Remove it from the table or replace it.'
+        if data.startswith(_STARTS):  # Pillow 12 does not tell a damaged header from another kind of file
+            why = 'its header cannot be read. The file is damaged or cut short: download or copy it again.'
     except Image.DecompressionBombError:
         why = f'declares more pixels than the limit of {MAX_PIXELS:,}. Resize it first.'
     except Exception as e:  # on a damaged file Pillow raises nearly anything, SyntaxError included
