@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'JOURNAL', 'SHOWN', 'RequestError', 'Request', 'Requests', 'requests_in', 'save_toy_model',
-           'encode_films', 'answer_films', 'Journal', 'write_rows', 'write_objects', 'Outcome', 'check_outputs',
-           'predict_files']
+           'answer_films', 'Journal', 'write_rows', 'write_objects', 'Outcome', 'check_outputs', 'predict_files']
 
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #cb2c3106
 import contextlib, csv, itertools, json, os, sys, tempfile, zlib
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable, NamedTuple, Sequence
 
-import numpy as np, torch
+import torch
 from fastcore.basics import patch
 
 from ..data.elements import DICOM_SUFFIXES, is_dicom
@@ -26,7 +25,7 @@ from ..foundations.core import OBSERVATIONS, RadiographError
 from ..foundations.files import atomic_path, content_key, is_file, is_folder, stop_on_machine_error
 from ..foundations.progress import progress_bar
 from ..model.classifier import MAX_NOTE_CHARACTERS
-from .load import Encoded, Failure, Predictions, Predictor
+from .load import Failure, Predictions, Predictor
 from .schema import Prediction, prediction_row
 
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #b0491d5b
@@ -151,20 +150,6 @@ def _readable(request, size):
         return Failure(request.name, _printable(e))
 
 
-def encode_films(
-    predictor: Predictor,
-    films: Sequence[np.ndarray],  # n images, (size, size) uint8
-    names: Sequence[str],  # n names
-) -> list[Encoded]:
-    "Encode images in one pass"
-    if not films:
-        return []
-    with torch.inference_mode():
-        tokens = predictor.model.encode_image(torch.from_numpy(np.stack(films)))
-    found = zip(names, films, (t.clone() for t in tokens))
-    return [Encoded(name, film, t, tuple(predictor.notices(film, t))) for name, film, t in found]
-
-
 def answer_films(
     predictor: Predictor,
     requests: Sequence[Request],  # n requests
@@ -174,7 +159,7 @@ def answer_films(
     "Answer a batch of requests whose images have been read"
     failures = [film for film in films if isinstance(film, Failure)]
     good = [(r, film) for r, film in zip(requests, films) if not isinstance(film, Failure)]
-    encoded = encode_films(predictor, [film for _, film in good], [r.name for r, _ in good])
+    encoded = predictor.encode_pixels([film for _, film in good], [r.name for r, _ in good])
     return Predictions(predictor.answer(encoded, [r.note for r, _ in good], sentences), failures)
 
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #73dcb1c0

@@ -153,9 +153,22 @@ def encode(
 ) -> Encoded:
     "Read an image and keep its tokens; raises `RadiographError` or `ValueError` that says what is wrong with it"
     pixels = _pixels(image, self.size, self.classifier.preprocessing['film_version'])
+    return self.encode_pixels([pixels], [name or _name(image)])[0]
+
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #ebeddcd9
+@patch
+def encode_pixels(
+    self: Predictor,
+    films: Sequence[np.ndarray],  # n images, canonical, (size, size) uint8
+    names: Sequence[str | None],  # n names
+) -> list[Encoded]:
+    "Encode images that have been read, in one pass, and check them"
+    if not len(films):
+        return []
     with torch.inference_mode():
-        tokens = self.model.encode_image(torch.from_numpy(pixels)[None])[0].clone()
-    return Encoded(name or _name(image), pixels, tokens, tuple(self.notices(pixels, tokens)))
+        tokens = self.model.encode_image(torch.from_numpy(np.stack(films)))
+    found = zip(names, films, (t.clone() for t in tokens))
+    return [Encoded(name, film, t, tuple(self.notices(film, t))) for name, film, t in found]
 
 
 @patch

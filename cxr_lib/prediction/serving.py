@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Callable, Sequence
 
-import numpy as np, torch
+import numpy as np
 from fastcore.basics import patch
 from ..data.elements import FileInMemory, header_number, open_dicom, silence, starts_as_dicom
 from ..data.pixels import IMAGE_FORMATS, read_radiograph
@@ -118,17 +118,8 @@ def encode_batch(
 ) -> list[Encoded | None]:  # n; None where there is no image
     "Encode the images of many questions in one pass"
     seen = [q for q in questions if q.pixels is not None]
-    if not seen:
-        return [None] * len(questions)
-    with torch.inference_mode():
-        tokens = predictor.model.encode_image(torch.from_numpy(np.stack([q.pixels for q in seen])))
-    rows = iter(tokens)
-    found = []
-    for q in questions:
-        row = None if q.pixels is None else next(rows).clone()
-        notices = () if row is None else tuple(predictor.notices(q.pixels, row))
-        found.append(None if row is None else Encoded(q.name, q.pixels, row, notices))
-    return found
+    encoded = iter(predictor.encode_pixels([q.pixels for q in seen], [q.name for q in seen]))
+    return [None if q.pixels is None else next(encoded) for q in questions]
 
 
 def answer_batch(
