@@ -18,14 +18,12 @@ from fastcore.basics import patch
 
 from ..data.elements import DICOM_SUFFIXES, is_dicom
 from ..data.folders import dicom_files
-from ..data.pixels import read_radiograph
 from ..data.studies import Exclusions
 from ..data.tables import read_csv
 from ..foundations.core import OBSERVATIONS, RadiographError
 from ..foundations.files import atomic_path, content_key, is_file, is_folder, stop_on_machine_error
 from ..foundations.progress import progress_bar
-from ..model.classifier import MAX_NOTE_CHARACTERS
-from .load import Failure, Predictions, Predictor
+from .load import Failure, Predictions, Predictor, check_note
 from .schema import Prediction, prediction_row
 
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #b0491d5b
@@ -139,13 +137,14 @@ def save_toy_model(
     return Path(folder)
 
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #aa05e286
-def _readable(request, size):
+def _readable(request, predictor):
     "Pixels of an image, (size, size) uint8, or why there are none"
-    if request.note and len(request.note) > MAX_NOTE_CHARACTERS:
-        found = f'its note has {len(request.note):,} characters; at most {MAX_NOTE_CHARACTERS:,} are read'
-        return Failure(request.name, f'{request.name}: {found}. Shorten it.')
     try:
-        return read_radiograph(request.path, size)
+        check_note(request.note, f'{request.name}: its note')
+    except ValueError as e:
+        return Failure(request.name, str(e))
+    try:
+        return predictor.read(request.path)
     except RadiographError as e:
         return Failure(request.name, _printable(e))
 
@@ -283,7 +282,7 @@ def _answer_all(predictor, requests, journal, sentences, batch_size, bar):
     new = [b for b in batches if journal.lines.get(b[0], ('',))[0] != b[2]]
     bar.update(len(requests) - sum(len(part) for _, part, _ in new))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        read = lambda batch: [pool.submit(_readable, r, predictor.size) for r in batch[1]]
+        read = lambda batch: [pool.submit(_readable, r, predictor) for r in batch[1]]
         coming = ((batch, read(batch)) for batch in new)
         for ((number, part, key), films), _ in _with_next(coming):
             found = answer_films(predictor, part, [f.result() for f in films], sentences)

@@ -17,10 +17,10 @@ from typing import Callable, Sequence
 import numpy as np
 from fastcore.basics import patch
 from ..data.elements import FileInMemory, header_number, open_dicom, silence, starts_as_dicom
-from ..data.pixels import IMAGE_FORMATS, read_radiograph
+from ..data.pixels import IMAGE_FORMATS
 from ..foundations.core import RadiographError
 from ..model.classifier import MAX_NOTE_CHARACTERS
-from .load import Encoded, Predictor
+from .load import Encoded, Predictor, check_note
 from .schema import Prediction
 
 # %% ../../nbs/chapters/11_prediction/09_serving.ipynb #a292daee
@@ -94,12 +94,12 @@ def small_enough(
 
 
 def decoded(
+    predictor: Predictor,
     image: FileInMemory,  # an upload
-    size: int,  # side of the model's images in pixels
     limits: Limits,
 ) -> np.ndarray:  # (size, size) uint8
     "The canonical pixels of an upload; raises `RadiographError`"
-    return read_radiograph(small_enough(image, limits), size)
+    return predictor.read(small_enough(image, limits))
 
 # %% ../../nbs/chapters/11_prediction/09_serving.ipynb #6acbe552
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ async def _pixels(self: Answering, image):
         raise Busy('too many images are waiting')
     self._decoding += 1
     try:
-        loop, size = asyncio.get_running_loop(), self.predictor.size
-        return await loop.run_in_executor(self._decoders, decoded, image, size, self.limits)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, decoded, self.predictor, image, self.limits)
     finally:
         self._decoding -= 1
 
@@ -263,9 +263,7 @@ async def ask(
     note = note if note and note.strip() else None
     if image is None and note is None:
         raise ValueError('there is nothing to predict from: give an image, a note, or both')
-    if note and len(note) > self.limits.note_characters:
-        found = f'the note has {len(note):,} characters; at most {self.limits.note_characters:,} are read'
-        raise ValueError(f'{found}. Shorten it.')
+    check_note(note, longest=self.limits.note_characters)
     answer = asyncio.wait_for(self._ask(image, note, sentences), self.limits.seconds)
     try:
         return await answer

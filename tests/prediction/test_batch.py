@@ -127,7 +127,7 @@ def test_an_error_of_the_machine_stops_and_blames_no_image(tmp_path, model, monk
     def lost(path, size):
         raise OSError(5, 'Input/output error', str(path))
 
-    monkeypatch.setattr(batch, 'read_radiograph', lost)
+    monkeypatch.setattr('cxr_lib.prediction.load.read_radiograph', lost)
     with pytest.raises(OSError, match='Input/output error'):
         predict_files(model, requests_in(write_films(tmp_path / 'in', 3)), tmp_path / 'p.csv')
     assert not (tmp_path / 'p.csv').exists()

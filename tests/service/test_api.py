@@ -136,7 +136,7 @@ def test_a_body_that_never_ends_is_given_up(predictor):
 
 def test_pixels_are_counted_before_they_are_decoded(predictor, monkeypatch):
     app = make_app(predictor, Limits(pixels=1000), page=False)
-    monkeypatch.setattr('cxr_lib.prediction.serving.read_radiograph', lambda *_: pytest.fail('decoded'))
+    monkeypatch.setattr('cxr_lib.prediction.load.read_radiograph', lambda *_: pytest.fail('decoded'))
     for name, data in (('film.png', PNG), ('film.dcm', as_dicom(film(0)))):
         (response,) = in_process(app, ('POST', URL, form(data, name=name)))
         assert_problem(response, 422, 'unreadable-image', 'declares 1,920 pixels; at most 1,000')

@@ -26,21 +26,23 @@ def before_call(context, case, kwargs):
         in_json = case.media_type == 'application/json'
         case.body['image'] = base64.b64encode(PNG).decode() if in_json else PNG
 '''
-#: Fuzzing reports one form that it calls a "positive test case" as accepted against the schema; not understood yet.
-PHASES = os.environ.get('CXR_SCHEMATHESIS_PHASES', 'examples,coverage')
+#: Phases without state: nothing is kept between requests. What fuzzing takes for a violation may be valid, because
+#: shrinking or our hook has removed what was invalid (schemathesis issue 4332); the coverage phase checks rejections.
+PHASES = {'examples,coverage': [], 'fuzzing': ['--exclude-checks', 'negative_data_rejection']}
 #: A PNG cannot be answered as DICOM SR, and 406 says so.
 CONFIG = '''[checks.positive_data_acceptance]
 expected-statuses = ["2xx", "406"]
 '''
 
 
-def test_schemathesis_finds_no_failure(address, tmp_path):
+@pytest.mark.parametrize('phases', PHASES)
+def test_schemathesis_finds_no_failure(address, tmp_path, phases):
     (tmp_path / 'api_hooks.py').write_text(HOOKS)
     (tmp_path / 'schemathesis.toml').write_text(CONFIG)
     folders = (tmp_path, Path(__file__).parent, os.environ.get('PYTHONPATH', ''))
     own = dict(SCHEMATHESIS_HOOKS='api_hooks', PYTHONPATH=os.pathsep.join(map(str, folders)))
     options = ['--max-examples', EXAMPLES, '--seed', '0', '--generation-deterministic', '--no-color']
-    options += ['--phases', PHASES]  # none with state: nothing is kept between requests
+    options += ['--phases', phases, *PHASES[phases]]
     command = [sys.executable, '-m', 'schemathesis.cli', 'run', f'{address}/openapi.json', *options]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
     print(done.stdout[-4000:])
