@@ -171,7 +171,7 @@ def _chance_line(ax, labels, parts, kind):
     elif len(parts) == 1:
         ax.axhline(labels[parts[0]].mean(), label='chance (share of positives)', **style)
     else:
-        ax.axhline(_random_precision(labels, parts), label='chance (random order within folds)', **style)
+        ax.axhline(_random_precision(labels, parts), label='chance (random order)', **style)
 
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #62efe0c4
 def _curve_panel(ax, observation, test, metrics, kind):
