@@ -84,6 +84,7 @@ schema          | text  |           | version of this layout, cxr_lib.evaluation
 simulated       | flag  |           | are the patients simulated?
 n_images        | count | images    | test images
 n_patients      | count | patients  | test patients
+n_folds?        | count |           | folds that test images are ranked within; 1: one model for all
 n_tuning_images | count | images    | tuning images, of all folds
 n_with_note     | count | images    | test images whose note is not empty
 n_bootstrap     | count | resamples | resamples of patients behind each interval
@@ -105,7 +106,7 @@ observations.<observation>:
 _CONDITIONS = '''
 conditions.<condition>.observations.<observation>,
 conditions.<condition>.means.evaluable, conditions.<condition>.means.competition:
-    auroc       | share | AUROC     | area under the ROC curve; of means: averaged within each resample
+    auroc       | share | AUROC     | area under the ROC curve, within folds; of means: averaged within each resample
     low         | share | AUROC     | lower end of its 95% interval
     high        | share | AUROC     | upper end of its 95% interval
     auprc*      | share | average precision | area under the precision-recall curve, not interpolated

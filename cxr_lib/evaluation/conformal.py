@@ -14,7 +14,7 @@ from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..foundations.figures import BLUE, GREEN, GREY, INK, SILVER, SLATE, VERMILION
 from ..foundations.figures import mark_simulated, numbers_above, remark
 from ..metrics.predictions import CONDITIONS, check_probabilities, refuse_cells
-from ..metrics.ranking import known_labels, named_interval, resample_patients
+from ..metrics.ranking import folds_of, known_labels, named_interval, resample_patients
 
 # %% ../../nbs/chapters/08_evaluation/05_conformal.ipynb #76f34a10
 def _check_alpha(alpha):
@@ -579,7 +579,8 @@ def plot_risk_coverage(
         cut = _usable_threshold((thresholds or {}).get(o))
         _risk_panel(ax, risk_coverage(test, condition, o, threshold=cut, clusters=clusters, weights=weights))
     _risk_legend(axes.flat[14], condition)
-    fig.supxlabel('coverage: share of images answered, the surest first', fontsize=12)
+    together = ', of all folds together' if folds_of(test).any() else ''
+    fig.supxlabel(f'coverage: share of images answered, the surest first{together}', fontsize=12)
     fig.supylabel('risk: share of the answers that are wrong', fontsize=12, x=0.015)
     plt.close(fig)
     return mark_simulated(fig, simulated)

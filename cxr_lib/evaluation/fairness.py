@@ -18,7 +18,7 @@ from ..foundations.figures import draw_interval, remark, sign_figure
 from ..foundations.core import OBSERVATIONS, defined, interval_text, number_text, short_name
 from ..data.studies import AGE_BANDS, age_band
 from ..metrics.decisions import choose_thresholds
-from ..metrics.ranking import count_cases, interval, known_labels, mean_over
+from ..metrics.ranking import count_cases, folds_of, interval, known_labels, mean_over
 from ..metrics.comparison import holm
 from ..metrics.ranking import named_interval, rank_condition, ranking_metrics, resample_patients
 from ..metrics.ranking import too_few_cases
@@ -77,7 +77,8 @@ def _group_means(test, at, observations, clusters, weights):
     "Condition -> (1 + n_bootstrap,) mean AUROC of the rows `at`"
     found = {}
     for c in ('fused', 'image_only'):
-        part = test.iloc[at][[f'{k}/{o}' for k in ('label', c) for o in observations]]
+        columns = [f'{k}/{o}' for k in ('label', c) for o in observations]
+        part = test.iloc[at][columns + ['fold'] * ('fold' in test)]
         found[c] = mean_over(rank_condition(part, c, clusters[at], weights)[0], observations)
     return found
 
@@ -361,6 +362,7 @@ def within_auroc(
     strata,  # (n,) whole numbers from 0: the context of each image
     clusters,  # (n,) the row of `weights` of each image
     weights,  # (n_patients, n_resamples)
+    folds=None,  # (n,) images are ranked within these; in one list if None
 ) -> tuple[np.ndarray, np.ndarray]:  # the weighted mean (n_resamples,); by stratum (n_strata, n_resamples)
     """AUROC between images of the same context
 
@@ -368,10 +370,10 @@ def within_auroc(
     The mean is NaN where a stratum lacks a class.
     """
     labels, scores, strata, clusters = (np.asarray(x) for x in (labels, scores, strata, clusters))
-    areas, share = [], []
+    areas, share, folds = [], [], np.zeros(len(labels)) if folds is None else np.asarray(folds)
     for k in range(int(strata.max()) + 1):
         at = strata == k
-        areas.append(ranking_metrics(labels[at], scores[at], weights, clusters[at])[0])
+        areas.append(ranking_metrics(labels[at], scores[at], weights, clusters[at], folds[at])[0])
         share.append(sum(resampled_mean(at[labels == y], clusters[labels == y], weights) for y in (0, 1)) / 2)
     return np.sum(np.array(share) * np.array(areas), 0), np.array(areas)
 
@@ -388,10 +390,10 @@ def _untested(context, counts, n_known, min_cases):
     return next((f'{g}: {why}' for g, why in short.items() if why), '')
 
 
-def _drop(labels, scores, strata, clusters, weights):
+def _drop(labels, scores, strata, clusters, weights, folds):
     "Pooled and within AUROC, their difference and its test; and the AUROC by stratum"
-    pooled = ranking_metrics(labels, scores, weights, clusters)[0]
-    within, areas = within_auroc(labels, scores, strata, clusters, weights)
+    pooled = ranking_metrics(labels, scores, weights, clusters, folds)[0]
+    within, areas = within_auroc(labels, scores, strata, clusters, weights, folds)
     drop = pooled - within
     error = np.nanstd(drop[1:], ddof=1) if (~np.isnan(drop[1:])).sum() > 1 else np.nan
     p = float(stats.norm.sf(drop[0] / error)) if error > 0 else np.nan
@@ -418,7 +420,7 @@ def _probe(test, context, group, observation, condition, clusters, weights, min_
     if found['reason']:
         return found | dict.fromkeys(_DROP_NUMBERS, np.nan)
     scores = test[f'{condition}/{observation}'].to_numpy(float)[rows]
-    numbers, areas = _drop(labels, scores, strata, clusters[rows], weights)
+    numbers, areas = _drop(labels, scores, strata, clusters[rows], weights, folds_of(test)[rows])
     for row, area in zip(found['strata'], areas):
         row |= named_interval('auroc', area)
     return found | numbers

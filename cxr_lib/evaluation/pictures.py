@@ -11,7 +11,7 @@ from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..foundations.figures import CONDITION_COLORS, GREY, INK, RED, SILVER, SLATE
 from ..foundations.figures import draw_interval, numbers_above, remark, sign_figure
 from ..metrics.predictions import CONDITIONS
-from ..metrics.ranking import known_labels
+from ..metrics.ranking import comparable, folds_of, known_labels
 
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #a0580e6b
 def _color(condition):
@@ -54,7 +54,8 @@ def _controls_means(ax, metrics):
     ax.set_yticks(range(len(shown)), names.values())
     ax.set(ylim=(len(shown) - 0.5, -0.5), xlim=(left, 1.1), xlabel='mean AUROC')
     ax.set(xticks=[x for x in np.arange(0, 1.01, 0.1) if x >= left])
-    ax.set_title(f'Mean AUROC over {means["fused"]["n_observations"]} observations')
+    within = ', within folds' if metrics.get('n_folds', 1) > 1 else ''
+    ax.set_title(f'Mean AUROC over {means["fused"]["n_observations"]} observations{within}')
     ax.legend(loc='upper center', bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
 
 
@@ -112,28 +113,67 @@ def _panels(draw, title, xlabel, ylabel, simulated):
     fig.suptitle(title, weight='bold')
     return sign_figure(fig, simulated)
 
-# %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #c0b83be8
-def _curve(ax, condition, labels, scores, kind, faint):
-    "One ROC or precision-recall curve"
-    from sklearn.metrics import precision_recall_curve, roc_curve
+# %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #89d5b511
+def _ends(x, y, grid):
+    "(2, n) lower and upper end of a curve at each x of the grid; the same but where it rises straight up"
+    first, last = np.searchsorted(x, grid, 'left'), np.searchsorted(x, grid, 'right') - 1
+    corners = y[np.minimum(first, len(y) - 1)], y[last]
+    return np.where(first <= last, corners, np.interp(grid, x, y))
 
-    if kind == 'roc':
-        x, y, _ = roc_curve(labels, scores)
-    else:
-        y, x, _ = precision_recall_curve(labels, scores)
+
+def _roc_curve(labels, scores, parts):
+    "False-positive rates and sensitivities; of several folds the mean curve, weighted by pairs"
+    from sklearn.metrics import roc_curve
+
+    curves = [roc_curve(labels[at], scores[at])[:2] for at in parts]
+    if len(curves) == 1:
+        return curves[0]
+    grid = np.unique(np.concatenate([x for x, _ in curves]))
+    pairs = [float(labels[at].sum() * (1 - labels[at]).sum()) for at in parts]
+    mean = np.average([_ends(x, y, grid) for x, y in curves], axis=0, weights=pairs)
+    return np.repeat(grid, 2), mean.T.ravel()
+
+
+def _precision_curve(labels, scores, parts):
+    "Recalls and precisions, each precision from the recall before; of several folds the mean, weighted by positives"
+    from sklearn.metrics import precision_recall_curve
+
+    curves = [[a[::-1] for a in precision_recall_curve(labels[at], scores[at])[:2]] for at in parts]
+    if len(curves) == 1:
+        return curves[0][::-1]
+    grid = np.unique(np.concatenate([x[x > 0] for _, x in curves]))
+    reached = [y[np.searchsorted(x, grid)] for y, x in curves]
+    mean = np.average(reached, axis=0, weights=[labels[at].sum() for at in parts])
+    return np.append(0, grid), np.append(mean[0], mean)
+
+# %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #c0b83be8
+def _curve(ax, condition, labels, scores, parts, kind, faint):
+    "One ROC or precision-recall curve; `parts`: the images of each fold"
+    x, y = (_roc_curve if kind == 'roc' else _precision_curve)(labels, scores, parts)
     steps = 'default' if kind == 'roc' else 'steps-pre'
     style = dict(color=_color(condition), lw=1.8, drawstyle=steps, alpha=0.5 if faint else 1)
     ax.plot(x, y, label=CONDITIONS[condition], **style)
 
+# %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #9c6592f7
+def _random_precision(labels, parts):
+    "Mean average precision of a random order within folds; in a small fold above the share of positives"
+    sizes = np.array([(len(labels[at]), labels[at].sum()) for at in parts])
+    n, positive = sizes.T
+    first = np.array([(1 / np.arange(1, k + 1)).mean() for k in n])  # of a single positive among n
+    return np.average(first + (1 - first) * (positive - 1) / (n - 1), weights=positive)
 
-def _chance_line(ax, labels, kind):
+
+def _chance_line(ax, labels, parts, kind):
     "What guessing achieves"
+    style = dict(color=GREY, ls='--', lw=1)
     if kind == 'roc':
-        ax.plot([0, 1], [0, 1], color=GREY, ls='--', lw=1, label='chance')
+        ax.plot([0, 1], [0, 1], label='chance', **style)
+    elif len(parts) == 1:
+        ax.axhline(labels[parts[0]].mean(), label='chance (share of positives)', **style)
     else:
-        ax.axhline(labels.mean(), color=GREY, ls='--', lw=1, label='chance (share of positives)')
+        ax.axhline(_random_precision(labels, parts), label='chance (random order)', **style)
 
-
+# %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #62efe0c4
 def _curve_panel(ax, observation, test, metrics, kind):
     "ROC or precision-recall curves of one observation, or why there are none"
     counts = metrics['observations'][observation]
@@ -141,14 +181,15 @@ def _curve_panel(ax, observation, test, metrics, kind):
     few = ', not counted' if counts['reason'] else ''  # in the mean
     title = f'{short_name(observation)}\n{counts["n_positive"]} positive of {n}{few}'
     weight = 'normal' if counts['reason'] else 'bold'
-    if counts['n_positive'] * counts['n_negative'] == 0:
+    rows, labels = known_labels(test, observation)
+    parts = comparable(labels, folds_of(test)[rows])
+    if counts['n_positive'] * counts['n_negative'] == 0 or not parts:
         numbers_above(ax, title, [], weight=weight)
         return remark(ax, 0.5, 0.5, counts['reason'].replace(': ', ':\n'), ha='center')
-    rows, labels = known_labels(test, observation)
-    _chance_line(ax, labels, kind)
-    numbers = []
+    _chance_line(ax, labels, parts, kind)
+    numbers, faint = [], bool(counts['reason'])
     for c in ('note_only', 'image_only', 'fused'):
-        _curve(ax, c, labels, test[f'{c}/{observation}'].to_numpy()[rows], kind, bool(counts['reason']))
+        _curve(ax, c, labels, test[f'{c}/{observation}'].to_numpy(float)[rows], parts, kind, faint)
         found = metrics['conditions'][c]['observations'][observation]
         numbers.insert(0, (f'{found["auroc" if kind == "roc" else "auprc"]:.2f}', _color(c)))
     numbers_above(ax, title, numbers, weight=weight)
@@ -156,16 +197,18 @@ def _curve_panel(ax, observation, test, metrics, kind):
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #91552bad
 #: kind of curve -> title, x axis, y axis
 _CURVES = {
-    'roc': ('ROC curves (numbers: AUROC)', '1 - specificity', 'sensitivity'),
-    'pr': ('Precision and recall (numbers: average precision)', 'recall (sensitivity)', 'precision (PPV)'),
+    'roc': ('ROC curves (numbers: AUROC{})', '1 - specificity', 'sensitivity'),
+    'pr': ('Precision and recall (numbers: average precision{})', 'recall (sensitivity)', 'precision (PPV)'),
 }
 
 
 def _plot_curves(kind, predictions, metrics, simulated):
     "One kind of curve for every observation"
     test = predictions[predictions['split'] == 'test']
+    n, (title, *axes) = folds_of(test).max() + 1, _CURVES[kind]
+    title = title.format(f'; mean curve of {n} folds' if n > 1 else '')
     draw = lambda ax, o: _curve_panel(ax, o, test, metrics, kind)  # noqa: E731
-    return _panels(draw, *_CURVES[kind], simulated or metrics['simulated'])
+    return _panels(draw, title, *axes, simulated or metrics['simulated'])
 
 
 def plot_roc_curves(

@@ -16,7 +16,7 @@ from ..foundations.figures import numbers_above, remark, sign_figure
 from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..metrics.predictions import CONDITIONS
 from ..metrics.decisions import choose_thresholds
-from ..metrics.ranking import count_cases, known_labels, named_interval
+from ..metrics.ranking import count_cases, folds_of, known_labels, named_interval
 from ..metrics.ranking import ranking_metrics, too_few_cases
 
 #: Compared within strata and on the balanced set: the first is the post-test probability, the last the pre-test.
@@ -84,7 +84,8 @@ def _too_few(n_positive, n_negative, least):
 def _areas(test, observation, rows, labels, clusters, weights):
     "Condition -> (1 + n_bootstrap,) AUROC over some rows of the test set"
     columns = {c: test[f'{c}/{observation}'].to_numpy(float)[rows] for c in CONDITIONS_COMPARED}
-    return {c: ranking_metrics(labels, p, weights, clusters[rows])[0] for c, p in columns.items()}
+    among = clusters[rows], folds_of(test)[rows]
+    return {c: ranking_metrics(labels, p, weights, *among)[0] for c, p in columns.items()}
 
 
 def _area_entries(areas, n_positive, n_negative):
@@ -171,11 +172,12 @@ def balanced_auroc(
     cells,  # (n,) cell of pre-test probability of each image
     clusters,  # (n,) the row of `weights` of each image
     weights,  # (n_patients, n_resamples)
+    folds=None,  # (n,) images are ranked within these; in one list if None
 ) -> np.ndarray:  # (n_resamples,), NaN where no cell has both classes
     "AUROC on the test set balanced by pre-test probability"
 
     def measure(w):
-        return ranking_metrics(labels, scores, overlap_weights(labels, cells, clusters, w))[0]
+        return ranking_metrics(labels, scores, overlap_weights(labels, cells, clusters, w), folds=folds)[0]
 
     return in_steps(measure, len(labels), weights)
 
@@ -186,8 +188,11 @@ def matched_auroc(
     cells,  # (n,) cell of pre-test probability of each image
     clusters,  # (n,) the row of `weights` of each image
     weights,  # (n_patients, n_resamples)
+    folds=None,  # (n,) numbers from 0: images are ranked within these; in one list if None
 ) -> np.ndarray:  # (n_resamples,), NaN where no cell has both classes
-    "AUROC within cells, averaged over cells with weights n_positive * n_negative / n"
+    "AUROC within cells (of one fold), averaged over cells with weights n_positive * n_negative / n"
+    if folds is not None:
+        cells = np.asarray(cells) * (np.max(folds, initial=0) + 1) + folds
     # One ranking serves all cells: stack the cells, weight a pair by 1/n of its cell,
     # and subtract the pairs of different cells, whose order is known.
     stacked = np.asarray(cells) + stats.rankdata(scores) / (len(cells) + 1)
@@ -287,6 +292,7 @@ def _balanced(test, observation, cells, clusters, weights, whole, min_cases):
     arrays = {}
     for c in CONDITIONS_COMPARED:
         given = labels, test[f'{c}/{observation}'].to_numpy(float)[rows], cells, clusters[rows], weights
+        given += (folds_of(test)[rows],)
         arrays[c] = balanced_auroc(*given)
         arrays[f'matched_{c}'] = matched_auroc(*given)
         arrays[f'change_{c}'] = arrays[c] - whole[c]

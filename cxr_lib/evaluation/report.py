@@ -14,7 +14,7 @@ from ..metrics.predictions import CONDITIONS, check_predictions, conditions_in
 from ..metrics.calibration import brier_score, calibration, calibration_interval
 from ..metrics.decisions import choose_thresholds
 from ..metrics.comparison import compare_conditions
-from ..metrics.ranking import count_cases, interval, known_labels
+from ..metrics.ranking import count_cases, folds_of, interval, known_labels
 from ..metrics.decisions import decision_metrics
 from cxr_lib.metrics.ranking import (
     mean_over,
@@ -159,7 +159,7 @@ def rank_shuffles(
     np.ndarray, np.ndarray
 ]:  # as `rank_condition`, (2, 14, 1 + n_bootstrap); AUROC (14, n_permutations)
     "Discrimination with other patients' notes: the mean over the shuffles, and each shuffle by itself"
-    n = len(permutations)
+    n, folds = len(permutations), folds_of(test)
     ranks = np.full((2, len(OBSERVATIONS), weights.shape[1]), np.nan)
     each = np.full((2, len(OBSERVATIONS), n), np.nan)
     for k, o in enumerate(OBSERVATIONS):
@@ -169,7 +169,8 @@ def rank_shuffles(
                 0,
                 *range(1 + j, weights.shape[1], n),
             ]  # the sample, and the resamples that meet this shuffle
-            found = np.stack(ranking_metrics(labels, scores, weights[:, own], clusters[rows]))
+            given = labels, scores, weights[:, own], clusters[rows], folds[rows]
+            found = np.stack(ranking_metrics(*given))
             each[:, k, j], ranks[:, k, own[1:]] = found[:, 0], found[:, 1:]
     ranks[..., 0] = each.mean(-1)
     return ranks, each[0]
@@ -316,6 +317,12 @@ def _no_headline(n_out):
     return f'No mean is headlined: {why}'
 
 # %% ../../nbs/chapters/08_evaluation/01_report.ipynb #7ca666c3
+def _ranked_within(metrics):
+    "That images are only compared with images of their fold, where there are folds"
+    n = metrics.get('n_folds', 1)
+    return f', ranked within the {n} folds of the cross-validation (each has its own model)' if n > 1 else ''
+
+
 def verdict(
     metrics: dict,  # from `evaluate`, or read back from metrics.json
 ) -> list[str]:  # sentences
@@ -326,8 +333,9 @@ def verdict(
     chance = chance_words(metrics)
     said = [SIMULATED] * metrics['simulated'] + [chance] * bool(chance)
     said.append(
-        f'{metrics["n_images"]} test images of {metrics["n_patients"]} patients; the mean is over '
-        f'{14 - len(out)} of 14 observations, with 95% intervals from {metrics["n_bootstrap"]} resamples of patients.'
+        f'{metrics["n_images"]} test images of {metrics["n_patients"]} patients{_ranked_within(metrics)}; '
+        f'the mean is over {14 - len(out)} of 14 observations, '
+        f'with 95% intervals from {metrics["n_bootstrap"]} resamples of patients.'
     )
     headlined = len(out) < 14 and defined(means['fused']['low'])
     if headlined and not metrics['n_with_note']:
@@ -359,6 +367,7 @@ def _facts(test, tuning, cases, weights, **given):
         simulated=given['simulated'],
         n_images=len(test),
         n_patients=len(weights),
+        n_folds=int(test['fold'].nunique()),
         n_tuning_images=len(tuning),
         n_with_note=int(with_note.sum()),
         n_bootstrap=given['n_bootstrap'],

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from scipy import stats
 from ..foundations.core import OBSERVATIONS
 from .predictions import conditions_in
-from .ranking import auroc, count_cases, known_labels
+from .ranking import auroc, comparable, count_cases, folds_of, known_labels
 
 # %% ../../nbs/chapters/02_metrics/04_comparison.ipynb #b428c580
 def _placements(positive, scores):
@@ -31,29 +31,63 @@ def _patients(clusters, n):
     "(n,) numbers of the patients; every image its own if there are none"
     return np.arange(n) if clusters is None else pd.factorize(pd.Series(np.asarray(clusters)).astype(str))[0]
 
+# %% ../../nbs/chapters/02_metrics/04_comparison.ipynb #4e3f5ebb
+def _within_folds(positive, scores, of, parts):
+    """AUROCs (n_models,), and how far each patient's positives, and negatives, move them (2, n_models, n_patients)
+
+    `parts`: the images of each fold, from `comparable`.
+    """
+    pairs = np.array([float(positive[at].sum()) * float((~positive[at]).sum()) for at in parts])
+    areas, moved = np.zeros(len(scores)), np.zeros((2, len(scores), of.max() + 1))
+    for at, share in zip(parts, pairs / pairs.sum()):
+        y, who, there = positive[at], of[at], scores[:, at]
+        own = np.array([auroc(y, s) for s in there])
+        off = _placements(y, there) - own[:, None]
+        for side, rows in zip(moved, (y, ~y)):
+            sums = np.stack([np.bincount(who[rows], o[rows], side.shape[1]) for o in off])
+            side += share * (sums / rows.sum())
+        areas += share * own
+    return areas, moved
+
 # %% ../../nbs/chapters/02_metrics/04_comparison.ipynb #ee73bc26
+def _too_few_patients(counted, n_folds, clusters):
+    "Why a covariance is undefined; '' if it is not. `counted`: patients with a positive image, with a negative one"
+    if not n_folds:
+        return 'no fold has both a positive and a negative'
+    if min(counted) > n_folds:
+        return ''
+    if n_folds > 1:
+        needed = f'more patients of each class than the {n_folds} folds that have both classes'
+    elif clusters is None:
+        needed = 'two positives and two negatives'
+    else:
+        needed = 'two patients with a positive image and two with a negative one'
+    return f'needs {needed}; there are {counted[0]} and {counted[1]}'
+
+
 def auroc_covariance(
     labels,  # (n,) 1 positive, 0 negative
     scores,  # (n_models, n) of the same images
     clusters=None,  # (n,) the patient of each image; every image its own if None
+    folds=None,  # (n,) images are ranked within these; in one list if None
 ) -> tuple[np.ndarray, np.ndarray, str]:  # AUROCs, their covariance, and why it is undefined, or ''
     "DeLong's covariance of AUROCs (Sun & Xu 2014), or Obuchowski's (1997) where patients have several images"
     positive, scores = np.asarray(labels) == 1, np.atleast_2d(np.asarray(scores, float))
-    areas = np.array([auroc(positive, s) for s in scores])
-    of, classes = _patients(clusters, len(positive)), (positive, ~positive)
-    counted = [len(np.unique(of[rows])) for rows in classes]
-    if min(counted) < 2:
-        several = 'patients with a positive image and two with a negative one'
-        what = 'positives and two negatives' if clusters is None else several
-        undefined = np.full((len(scores), len(scores)), np.nan)
-        return areas, undefined, f'needs two {what}; there are {counted[0]} and {counted[1]}'
-    off, patients = _placements(positive, scores) - areas[:, None], of.max() + 1
-    sums = []  # within each patient, of the positives and of the negatives
-    for rows in classes:
-        sums.append(np.stack([np.bincount(of[rows], o[rows], patients) for o in off]) / rows.sum())
-    own = sum(k / (k - 1) * (s @ s.T) for k, s in zip(counted, sums))
+    of, parts, everyone = (
+        _patients(clusters, len(positive)),
+        comparable(positive, folds),
+        np.arange(len(positive)),
+    )
+    used = np.concatenate([everyone[at] for at in parts] or [everyone[:0]])  # images that are in a pair
+    counted = [len(np.unique(of[used][positive[used] == side])) for side in (True, False)]
+    if reason := _too_few_patients(counted, len(parts), clusters):
+        areas = np.array([auroc(positive, s, folds=folds) for s in scores])
+        return areas, np.full((len(scores), len(scores)), np.nan), reason
+    areas, sums = _within_folds(positive, scores, of, parts)
+    free, patients = len(parts), len(np.unique(of[used]))
+    own = sum(k / (k - free) * (s @ s.T) for k, s in zip(counted, sums))
     # of patients who have positive and negative images
-    both = patients / (patients - 1) * (sums[0] @ sums[1].T)
+    both = patients / (patients - free) * (sums[0] @ sums[1].T)
     return areas, own + both + both.T, ''
 
 # %% ../../nbs/chapters/02_metrics/04_comparison.ipynb #83f1b2a7
@@ -68,11 +102,12 @@ def delong_interval(
     scores,  # (n,)
     confidence: float = 0.95,  # share of such intervals that should hold the true AUROC
     clusters=None,  # (n,) the patient of each image (Obuchowski 1997); every image its own if None
+    folds=None,  # (n,) images are ranked within these; in one list if None
 ) -> dict:  # value, low, high, variance, reason ('' where the interval is defined)
     "AUROC with the interval of its normal approximation, cut at 0 and 1"
     if not 0 < confidence < 1:
         raise ValueError(f'confidence is {confidence}; expected a share between 0 and 1, such as 0.95')
-    (area,), covariance, reason = auroc_covariance(labels, scores, clusters)
+    (area,), covariance, reason = auroc_covariance(labels, scores, clusters, folds)
     variance = float(covariance[0, 0])
     if not reason and variance <= 1e-18:
         reason = _NO_VARIANCE
@@ -88,10 +123,11 @@ def delong_test(
     scores_a,  # (n,)
     scores_b,  # (n,) of another model; or (k, n) of several, the mean of whose AUROCs is compared
     clusters=None,  # (n,) the patient of each image (Obuchowski 1997); every image its own if None
+    folds=None,  # (n,) images are ranked within these; in one list if None
 ) -> dict:  # z, p (two-sided), auc_a, auc_b, variance (of the difference), reason ('' where it is defined)
     "DeLong's test for a difference of two AUROCs on the same images, or Obuchowski's where patients have several"
     scores = np.vstack([scores_a, scores_b])
-    areas, covariance, reason = auroc_covariance(labels, scores, clusters)
+    areas, covariance, reason = auroc_covariance(labels, scores, clusters, folds)
     minus = np.concatenate([[1.0], np.full(len(scores) - 1, -1 / (len(scores) - 1))])
     variance = float(minus @ covariance @ minus)
     if not reason and variance <= 1e-18:
@@ -119,9 +155,9 @@ def holm(
     return adjusted
 
 # %% ../../nbs/chapters/02_metrics/04_comparison.ipynb #828b48e8
-def _compared(labels, one, other, patient, too_few):
+def _compared(labels, one, other, patient, fold, too_few):
     "One row of `compare_conditions`; `too_few`: why the observation is not tested, '' if it is"
-    t = delong_test(labels, one, other, clusters=patient)
+    t = delong_test(labels, one, other, clusters=patient, folds=fold)
     if too_few:
         t |= dict(z=np.nan, p=np.nan, variance=np.nan, reason=too_few)
     return dict(
@@ -147,13 +183,14 @@ def compare_conditions(
     for c in (a, b):
         if c not in conditions_in(test):
             raise ValueError(f'the table has no condition {c!r}; it has {", ".join(conditions_in(test))}')
-    cases, patient, found = count_cases(test, min_cases), test['patient_id'].to_numpy(), {}
+    cases, found = count_cases(test, min_cases), {}
+    patient, folds = test['patient_id'].to_numpy(), folds_of(test)
     for k, o in enumerate(OBSERVATIONS):
         rows, labels = known_labels(test, o)
         one, other = (test[f'{c}/{o}'].to_numpy(float)[rows] for c in (a, b))
         if scores_b is not None:
             other = scores_b[:, rows, k].astype(float)
-        found[o] = _compared(labels, one, other, patient[rows], cases.loc[o, 'reason'])
+        found[o] = _compared(labels, one, other, patient[rows], folds[rows], cases.loc[o, 'reason'])
     found = pd.DataFrame.from_dict(found, orient='index').rename_axis('observation')
     found.insert(6, 'p_holm', holm(found['p']))
     found.insert(7, 'significant', found['p_holm'] < level)  # one that was not tested is not significant

@@ -282,6 +282,7 @@ def metrics_side_by_side(
     rows.append(['data set', *(_entry(f / 'source.json', 'dataset') for f in folders)])
     rows.append(['preset', *(_entry(f / 'model' / 'config.json', 'preset') for f in folders)])
     rows.append(['test images', *(f'{m["n_images"]:,}' for m in metrics)])
+    rows.append(['folds that they are ranked within', *(str(m.get('n_folds', 1)) for m in metrics)])
     for name, (condition, which, what) in _MEANS.items():
         means = [m['conditions'].get(condition, {}).get('means', {}).get(which, {}) for m in metrics]
         rows.append([name, *(_number(mean.get(what)) for mean in means)])
@@ -329,8 +330,14 @@ def paired_table(
     "DeLong's test, by patient and adjusted by Holm, of the fused answers of two runs"
     from cxr_lib.metrics.comparison import compare_conditions
 
-    scores = other.loc[one.index, [f'fused/{o}' for o in OBSERVATIONS]].to_numpy(float)
-    found = compare_conditions(one.reset_index(drop=True), 'fused', 'fused', scores_b=scores[None])
+    theirs = other.loc[one.index]
+    scores = theirs[[f'fused/{o}' for o in OBSERVATIONS]].to_numpy(float)
+    both = (
+        one['fold'].astype(str) + ' ' + theirs['fold'].astype(str)
+    )  # compared where one model answers in each run
+    found = compare_conditions(
+        one.assign(fold=both).reset_index(drop=True), 'fused', 'fused', scores_b=scores[None]
+    )
     rows = [['observation', 'AUROC', 'other', 'difference', 'p', 'p (Holm)', '']]
     for o, row in found.iterrows():
         numbers = [_number(row[c]) for c in ('auroc_a', 'auroc_b', 'difference')]

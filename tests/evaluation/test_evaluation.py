@@ -152,6 +152,38 @@ def test_each_fold_has_its_own_threshold_and_temperature():
     assert set(metrics['calibration']['maps']) == {'0', '1', '2'} and metrics['n_patients'] == 200
 
 
+def ranked_numbers(metrics):
+    "Everything in the metrics that ranks images"
+    found = {k: metrics[k] for k in ('differences', 'comparisons', 'permutations', 'subgroups')}
+    found |= dict(shortcuts=metrics['fairness']['shortcuts'], gaps=metrics['fairness']['gaps'])
+    names = 'auroc', 'low', 'high', 'auprc', 'auprc_low', 'auprc_high'
+    for c, m in metrics['conditions'].items():
+        found[c] = [[o[k] for k in names] for part in m.values() for o in part.values()]
+    before = metrics['pretest']
+    found['pretest'] = {o: [m['all'], m['strata'], m['balanced']] for o, m in before['observations'].items()}
+    found['pretest means'] = before['means']
+    return found
+
+
+def test_what_one_fold_calls_probable_changes_no_number_that_ranks():
+    "The probabilities of one fold are cubed, all but the note's, by which cases are grouped"
+    table = synthetic_predictions(200, n_folds=3, seed=4)
+    test = table[table['split'] == 'test']
+    shuffled = np.random.default_rng(0).random((3, len(test), 14))
+    cubed, cubed_shuffled = table.copy(), shuffled.copy()
+    columns = [c for c in table if '/' in c and not c.startswith(('label/', 'note_only/'))]
+    cubed.loc[(table['fold'] == 1) & (table['split'] == 'test'), columns] **= 3
+    cubed_shuffled[:, (test['fold'] == 1).to_numpy()] **= 3
+    given = dict(n_bootstrap=20, min_cases=3)
+    one, other = (
+        evaluate(table, permutations=shuffled, **given),
+        evaluate(cubed, permutations=cubed_shuffled, **given),
+    )
+    assert json.dumps(ranked_numbers(one)) == json.dumps(ranked_numbers(other))
+    assert one['conditions'] != other['conditions']  # decisions and Brier scores do change
+    assert one['n_folds'] == 3 and 'ranked within the 3 folds' in one['verdict'][0]
+
+
 def test_undefined_is_nan_with_a_reason(practice):
     t = practice.copy()
     t['label/Edema'], t['label/Fracture'] = np.nan, 0.0
