@@ -524,6 +524,7 @@ def located_path(
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #3b3fb907
 #: parameter -> lowest, highest, and is it a whole number?
 RANGES = {
+    'max_images': (0, 10_000_000, True),
     'n_patients': (20, 1_000_000, True),
     'image_size': (64, 4096, True),
     'scan': (0, 10_000_000, True),

@@ -57,14 +57,16 @@ TRAINING_DEFAULTS = dict(
     clip=1.0,  # largest norm of the gradient; 0: not clipped
     beta2=0.999,  # AdamW's second decay
     checkpoint_minutes=10.0,  # within an epoch, a checkpoint is written this often
+    flip=False,  # mirror half of the images
+    group_by_length=False,  # put notes of similar length into a batch: less padding
 )
 
 # %% ../../nbs/chapters/06_model/06_presets.ipynb #f24c9fee
 TINY = dict(
-    about='a residual network of 0.7M parameters for images of 64 pixels and a one-layer BERT, '
+    about='a residual network of 0.4M parameters for images of 64 pixels and a one-layer BERT, '
     'both from random weights; minutes on two CPU cores.',
     model=dict(
-        image_encoder='resnet8_chest',
+        image_encoder='resnet8_compare',
         image_size=64,
         pool='meanmax',
         text_config=dict(
@@ -73,11 +75,13 @@ TINY = dict(
             num_attention_heads=4,
             intermediate_size=128,
             hidden_dropout_prob=0.3,
+            attention_probs_dropout_prob=0.0,  # torch's fast attention takes none
         ),
     ),
     training=dict(
-        **dict(epochs=6, batch_size=64, lr=4e-3, note_lr=2e-3, beta2=0.99, weight_decay=0.05, warmup=0.2),
+        **dict(epochs=5, batch_size=64, lr=4e-3, note_lr=2e-3, beta2=0.99, weight_decay=0.05, warmup=0.2),
         **dict(ema=0.99, note_dropout=0.15, word_dropout=0.3, augment=False, patience=0),
+        **dict(flip=True, group_by_length=True),
     ),
 )
 

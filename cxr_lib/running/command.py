@@ -17,7 +17,7 @@ from ..foundations.run import list_runs
 from .execute import StageFailed, run_stages
 from .evaluate_command import add_evaluate
 from .pages import read_results
-from .plan import RUN_DEFAULTS, UsageError, check_name, last_line, plan_run
+from .plan import QUICK_DEFAULTS, RUN_DEFAULTS, UsageError, check_name, last_line, plan_run
 from .predict_command import add_compare, add_demo, add_pack, add_predict, add_runs
 from .terminal import print_table
 from .serve_command import add_serve
@@ -72,9 +72,19 @@ def _given(args):
     return given
 
 
+def _plan(args):
+    "The plan of `cxr run`; a quick one has a name of its own"
+    given = _given(args)
+    if not args.quick:
+        return plan_run(given, args.run)
+    return plan_run(
+        given, args.run or f'{given.get("dataset", "simulated")}-quick', run_defaults=QUICK_DEFAULTS
+    )
+
+
 def _run_command(args):
     "`cxr run`"
-    plan = plan_run(_given(args), args.run)
+    plan = _plan(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # lets the notebook's Python be stopped too
     if args.timeout is not None and args.timeout < 1:
         raise UsageError(f'--timeout is {args.timeout}; expected at least 1 second')
@@ -142,6 +152,10 @@ def _add_run(commands):
     p.add_argument('--preset', metavar='NAME', help='size of the model: tiny, offline, base')
     pair = dict(nargs=2, metavar=('NAME', 'VALUE'), action='append', default=[])
     p.add_argument('-p', '--parameter', **pair, help='set any parameter of the notebooks; may be repeated')
+    quick = (
+        'a minute or two: at most 1,000 images, three epochs, 200 resamples; into reports/<data set>-quick'
+    )
+    p.add_argument('--quick', action='store_true', help=quick)
     p.add_argument('--force', action='store_true', help='run all stages again')
     start = f'run again from this stage on: {", ".join(STAGES)}'
     p.add_argument('--from', dest='start', metavar='STAGE', help=start)

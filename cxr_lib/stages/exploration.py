@@ -11,7 +11,7 @@ from ..foundations.run import RunFolder
 from ..foundations.core import RadiographError
 from ..foundations.files import atomic_path, content_key, write_json
 from ..foundations.run import check_choices, check_ranges, located_path, portable_path
-from ..data.studies import Exclusions, split_by_patient, validate_studies
+from ..data.studies import Exclusions, draw_patients_of, split_by_patient, validate_studies
 from ..data.simulated import simulate
 from ..data.catalogue import DATASETS, Scan, about_blank, blank_films, check_source
 from ..data.catalogue import images_to_scan, refuse_too_few, source_options
@@ -55,6 +55,18 @@ def _refuse_unreadable(stats, bad):
     )
 
 # %% ../../nbs/01_exploration.ipynb #d62bbf05
+def _draw(table, max_images, seed, exclusions):
+    "At most so many images; a remark says out of how many"
+    if not max_images or len(table) <= max_images:
+        return table
+    drawn = table[draw_patients_of(table, max_images, seed)].reset_index(drop=True)
+    exclusions.remarks.append(
+        f'A part of the source: {len(drawn):,} of {len(table):,} images, {drawn.patient_id.nunique():,} of '
+        f'{table.patient_id.nunique():,} patients, drawn at random (max_images is {max_images}).'
+    )
+    return drawn
+
+
 def _scan_pixels(folder, table, params, exclusions):  # (table, Scan)
     "Decode a sample; leave out, listed, what the parameters leave out"
     from cxr_lib.data.images import scan_images
@@ -117,6 +129,7 @@ def exploration_stage(  # noqa: PLR0913  a stage's arguments are its notebook's 
     unreadable: str = 'refuse',  # images that can't be decoded: 'refuse' or 'exclude'
     blank: str = 'keep',  # images of one gray value: 'keep', 'exclude' or 'refuse'
     scan: int = 2000,  # images to decode for statistics; 0: all
+    max_images: int = 0,  # at most this many images, whole patients drawn at random; 0: all
     n_patients: int = 1500,  # simulated patients
     image_size: int = 128,  # pixels of simulated radiographs
     tuning_fraction: float = 0.15,  # share of patients for tuning
@@ -135,6 +148,7 @@ def exploration_stage(  # noqa: PLR0913  a stage's arguments are its notebook's 
     said = dict(table.attrs)  # what the loader says of the source as a whole
     own_test = (table.split == 'test').any()
     table['split'] = split_by_patient(table, tuning_fraction, 0.0 if own_test else test_fraction, seed)
+    table = _draw(table, max_images, seed, exclusions)
     has_images, seen = bool(table.image.notna().any()), None
     if has_images:
         table, seen = _scan_pixels(folder, table, params, exclusions)

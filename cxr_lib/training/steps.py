@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'training_values', 'parameter_groups', 'learning_rate_at', 'Shell', 'branch_loss', 'step_seed', 'batch_rows',
-           'batch_parts']
+           'group_by_length', 'batch_parts']
 
 # %% ../../nbs/chapters/07_training/06_steps.ipynb #f529d340
 import math
@@ -157,6 +157,22 @@ def batch_rows(
     size = min(batch_size, len(rows), max(8, len(rows) // 8))
     order = np.random.default_rng([seed, epoch]).permutation(np.asarray(rows))
     return np.split(order[: len(order) // size * size], len(order) // size)
+
+
+def group_by_length(
+    batches: list,  # as from `batch_rows`
+    lengths: np.ndarray,  # tokens of each row's note
+    seed: int,  # of the run
+    epoch: int,  # from 0
+    window: int = 8,  # batches whose rows change places
+) -> list:  # as many batches of the same rows
+    "Batches of notes of similar length, in random order: padding beyond the longest note costs time"
+    rng, grouped = np.random.default_rng([seed, epoch, 1]), []
+    for k in range(0, len(batches), window):
+        rows = np.concatenate(batches[k : k + window])
+        rows = rows[np.argsort(lengths[rows] + rng.random(len(rows)), kind='stable')]
+        grouped += np.split(rows, len(rows) // len(batches[0]))
+    return [grouped[i] for i in rng.permutation(len(grouped))]
 
 
 def batch_parts(

@@ -396,7 +396,7 @@ def test_values_that_do_not_go_together_are_refused(overrides, said):
     [
         (PARTS | FROZEN | dict(unfreeze_image=7), 'test_vit has 6 blocks; 7 of them'),
         (PARTS | FROZEN | dict(unfreeze_text=4), 'has 3 blocks; 4 of them'),
-        (FROZEN | dict(image_size=64, lora_rank=4), 'resnet8_chest has no attention projections'),
+        (FROZEN | dict(image_size=64, lora_rank=4), 'resnet8_compare has no attention projections'),
     ],
 )
 def test_what_an_encoder_does_not_have_cannot_be_trained(overrides, said):

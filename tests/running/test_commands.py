@@ -48,6 +48,14 @@ def test_a_simulated_run_ends_with_results_and_a_page(mine, home):
     assert json.loads((home / 'reports' / 'mine' / 'metrics.json').read_text())['n_bootstrap'] == 20
 
 
+def test_a_quick_run_has_a_name_of_its_own_and_says_what_is_small_about_it(home):
+    code, out, err = cxr(home, *'run --quick -p n_patients 60 -p epochs 1 -p n_bootstrap 20'.split())
+    assert code == 0, err
+    said = 'A QUICK RUN: 60 images of 60 patients (at most 1,000 images), 1 epoch of training, 20 resamples.'
+    assert said in out
+    assert 'A QUICK RUN' in page_of(home, 'simulated-quick', out)
+
+
 def test_the_log_shows_epochs_with_loss_auroc_and_time_left(mine):
     first, _, again = mine
     lines = first.splitlines()

@@ -593,7 +593,7 @@ def test_what_does_not_fit_into_half_precision_is_an_error(model, tmp_path):
     for cache in (None, tmp_path):
         with pytest.raises(
             ValueError,
-            match="image encoder resnet8_chest gives values that do not fit into float16; use token_dtype='float32'",
+            match="image encoder resnet8_compare gives values that do not fit into float16; use token_dtype='float32'",
         ):
             encode_images(model, fresh(model), cache=cache)
         encode_images(model, fresh(model), cache=cache, token_dtype='float32')
