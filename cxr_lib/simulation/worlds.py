@@ -207,23 +207,23 @@ def _column(table, name):
 REALISTIC = _numbers("""
 sign                       | bias  | separation | occult
 Enlarged Cardiomediastinum | -3.00 | 3.0        | 0.20
-Cardiomegaly               | -2.50 | 3.4        | 0.10
-Lung Opacity               | -2.60 | 3.2        | 0.20
-Lung Lesion                | -3.30 | 3.4        | 0.25
-Edema                      | -3.20 | 3.6        | 0.10
-Consolidation              | -3.20 | 3.4        | 0.15
-Pneumonia                  | -3.00 | 3.0        | 0.25
-Atelectasis                | -2.60 | 3.2        | 0.20
-Pneumothorax               | -3.30 | 4.2        | 0.25
-Pleural Effusion           | -2.60 | 4.2        | 0.10
-Pleural Other              | -3.30 | 3.2        | 0.25
-Fracture                   | -3.50 | 3.2        | 0.30
-Support Devices            | -1.80 | 5.0        | 0.00
+Cardiomegaly               | -2.34 | 3.4        | 0.10
+Lung Opacity               | -4.50 | 3.2        | 0.20
+Lung Lesion                | -3.81 | 3.4        | 0.25
+Edema                      | -1.74 | 3.6        | 0.10
+Consolidation              | -3.09 | 3.4        | 0.15
+Pneumonia                  | -3.23 | 3.0        | 0.25
+Atelectasis                | -2.19 | 3.2        | 0.20
+Pneumothorax               | -2.67 | 4.2        | 0.25
+Pleural Effusion           | -1.25 | 4.2        | 0.10
+Pleural Other              | -4.33 | 3.2        | 0.25
+Fracture                   | -3.82 | 3.2        | 0.30
+Support Devices            | -0.98 | 5.0        | 0.00
 """)
 #: Three in ten of the findings that show are subtle, four moderate, three obvious.
 REALISTIC_GRADES = ((0.3, 0.4), (0.4, 0.7), (0.3, 1.0))
 #: P(a fact that is present gets into the note), by kind; and how often an absent one is denied, as a multiple.
-REALISTIC_REPORTED, REALISTIC_DENIAL = {'symptom': 0.6, 'history': 0.4, 'sign': 0.15}, 0.5
+REALISTIC_REPORTED, REALISTIC_DENIAL = {'symptom': 0.75, 'history': 0.6, 'sign': 0.3}, 0.4
 
 # %% ../../nbs/chapters/03_simulation/13_worlds.ipynb #3a5e1046
 _HEART, _LUNG = 'heart failure', 'Pneumonia'
@@ -259,7 +259,21 @@ def _realistic_network():
 #: Weights that `shortcut` adds to those of every finding but devices themselves.
 SHORTCUT_WEIGHTS = {'inpatient': 1.5, 'Support Devices': 1.2}
 #: Biases with which the findings of `shortcut` are as common as those of `realistic`.
-SHORTCUT_BIASES = dict.fromkeys(SIGNS, -4.0)
+SHORTCUT_BIASES = {
+    'Enlarged Cardiomediastinum': -5.0,
+    'Cardiomegaly': -4.04,
+    'Lung Opacity': -6.0,
+    'Lung Lesion': -5.66,
+    'Edema': -3.28,
+    'Consolidation': -4.93,
+    'Pneumonia': -5.04,
+    'Atelectasis': -4.0,
+    'Pneumothorax': -4.43,
+    'Pleural Effusion': -2.46,
+    'Pleural Other': -6.0,
+    'Fracture': -5.52,
+    'Support Devices': -0.76,
+}
 #: What `shifted` adds to the biases of `realistic`.
 SHIFTED_BIASES = {
     'Lung Lesion': 0.9,
@@ -424,7 +438,7 @@ PUBLISHED = {
     ),
 }
 #: Of what other findings imply, or leave over, the prevalence can't be set (see above).
-NOT_SET = ('No Finding', 'Enlarged Cardiomediastinum')
+NOT_SET = ('No Finding', 'Enlarged Cardiomediastinum', 'Lung Opacity')
 
 
 def wanted_prevalence(observation: str) -> tuple:  # lowest, highest, aim
@@ -466,12 +480,14 @@ def calibration_table(
     patients = draw_patients(n, seed, world.network)
     mean = best_readers(patients, world.network).loc['Mean']
     read = probe(draw_patients(OPENI_REPORTS, seed + 1, world.network), world.network)
-    values = dict(zip(PUBLISHED, (read, mean.image, mean.gain, (patients.projection == 'AP').mean())))
+    network, prevalences = world.network, prior(world.network)  # exact, not counted
+    ap = 1 - sum(share * network.pa_share[s] for s, share in network.settings.items())
+    values = dict(zip(PUBLISHED, (read, mean.image, mean.gain, ap)))
     rows = [(name, *PUBLISHED[name][:2], value, PUBLISHED[name][2]) for name, value in values.items()]
     for o in OBSERVATIONS:
-        if o not in NOT_SET:
-            source = 'CheXpert, training studies (Irvin 2019, table 1): positive to positive or uncertain'
-            rows.append((f'prevalence of {o}', *wanted_prevalence(o)[:2], patients[o].mean(), source))
+        source = 'CheXpert, training studies (Irvin 2019, table 1): positive to positive or uncertain'
+        source += '; not set, follows from the others' * (o in NOT_SET)
+        rows.append((f'prevalence of {o}', *wanted_prevalence(o)[:2], prevalences[o], source))
     table = pd.DataFrame(rows, columns=['figure', 'lowest', 'highest', 'here', 'source']).set_index('figure')
     return table.assign(within=table.here.between(table.lowest, table.highest))
 
