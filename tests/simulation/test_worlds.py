@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from cxr_lib.data.simulated import load_simulated, simulate, simulated_radiograph, true_labels
+from cxr_lib.data.simulated import describe_world, load_simulated, simulate, simulated_radiograph, true_labels
 from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.files import read_json
+from cxr_lib.foundations.run import RunFolder
 from cxr_lib.notes.leakage import probe_auroc, words_probe
 from cxr_lib.notes.wording import clinical_notes
+from cxr_lib.running.plan import UsageError, plan_run
 from cxr_lib.simulation.best import enumerate_posterior, posterior, prior
 from cxr_lib.simulation.causes import FACTS, SIGNS, Fact, Node, likelihood_ratio_table
 from cxr_lib.simulation.patients import CHEXPERT_COUNTS, NETWORK, Network, draw_patients
@@ -23,6 +26,9 @@ from cxr_lib.simulation.worlds import DEFAULT_WORLD, NOT_SET, OPENI_REPORTS, PUB
 from cxr_lib.simulation.worlds import Labeler, best_readers, calibration_table, draw_labels, draw_world
 from cxr_lib.simulation.worlds import find_world, fit_biases, lazy_reader, recorded_world, sensitivity_table
 from cxr_lib.simulation.worlds import wanted_prevalence, with_power, worlds_table
+from cxr_lib.stages.evaluation import with_best_possible
+from cxr_lib.stages.exploration import exploration_stage
+from cxr_lib.stages.notes import notes_stage
 
 LABELS = list(OBSERVATIONS)
 REALISTIC = find_world('realistic')
@@ -293,6 +299,62 @@ def test_the_truth_is_kept_and_tested_on(tmp_path, monkeypatch):
     mixed = true_labels(table, folder, pd.Series(rows, table.index))
     assert (mixed[LABELS][rows].to_numpy() == truth[rows].to_numpy()).all()
     assert mixed[LABELS][~rows].equals(table[LABELS][~rows])
+
+
+# The stages know the world
+
+
+@pytest.fixture(scope='module')
+def mined_run(tmp_path_factory):
+    "A run of 60 patients of `mined` whose notes are made"
+    home = tmp_path_factory.mktemp('home')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('CXR_HOME', str(home))
+        run = RunFolder(home / 'reports' / 'mined')
+        exploration_stage(run, n_patients=60, image_size=64, seed=2, world='mined')
+        notes_stage(run, probe_encoder=False)
+        yield run
+
+
+def test_training_sees_the_labeler_and_the_test_split_the_truth(mined_run):
+    table, source = pd.read_parquet(mined_run / 'studies.parquet'), read_json(mined_run / 'source.json')
+    assert source['world'] == 'mined' and mined_run.params('exploration')['world'] == 'mined'
+    truth = draw_world(find_world('mined'), 60, 2).set_index('patient_id').filter(like='truth/')
+    true = truth.loc[table.patient_id].to_numpy()
+    test = (table.split == 'test').to_numpy()
+    assert (table.loc[test, LABELS].to_numpy() == true[test]).all()
+    assert table.loc[~test, LABELS].isna().any(axis=None)
+    assert 'labels of an automatic labeler' in describe_world(mined_run)
+
+
+def test_the_best_possible_answers_are_those_of_the_world(mined_run, monkeypatch):
+    notes = pd.read_parquet(mined_run / 'studies_with_notes.parquet')
+    best = with_best_possible(mined_run, pd.DataFrame({'image': notes.image}))
+    people = draw_world(find_world('mined'), 60, 2).set_index('patient_id').loc[notes.patient_id]
+    exact = posterior(people.reset_index(), ('note', 'film'), notes.note.notna(), REALISTIC.network)
+    assert np.allclose(best.filter(like='best_fused/').to_numpy(), exact.to_numpy())
+    assert not np.allclose(
+        posterior(people.reset_index(), 'film').to_numpy(), best.filter(like='best_image/')
+    )
+
+
+def test_a_default_run_names_its_world_and_real_patients_have_none(tmp_path, monkeypatch):
+    monkeypatch.setenv('CXR_HOME', str(tmp_path))
+    run = RunFolder(tmp_path / 'reports' / 'small')
+    exploration_stage(run, n_patients=24, image_size=64)
+    assert read_json(run / 'source.json')['world'] == DEFAULT_WORLD
+    with pytest.raises(
+        ValueError, match="world 'shifted' is given, but the patients of 'nih' are not simulated"
+    ):
+        exploration_stage(run, dataset='nih', root=str(tmp_path), world='shifted')
+    with pytest.raises(ValueError, match='unknown world .shiftet.; known are plain, overlapping'):
+        exploration_stage(run, world='shiftet')
+
+
+def test_the_command_line_lists_the_worlds():
+    with pytest.raises(UsageError, match="unknown world 'realistik'; did you mean 'realistic'. Valid: plain"):
+        plan_run(dict(world='realistik'))
+    assert plan_run(dict(world='realistic')).passed['exploration']['world'] == 'realistic'
 
 
 # Likelihood ratios
