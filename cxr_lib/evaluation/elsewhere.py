@@ -19,6 +19,7 @@ from ..metrics.predictions import read_predictions
 from ..data.catalogue import check_source, source_options
 from ..data.duplicates import near_duplicates
 from ..data.pixels import PREPROCESSING
+from ..data.simulated import true_labels
 from ..data.studies import Exclusions, leave_out
 from ..model.classifier import PretrainedClassifier
 from ..training.conditions import predict_conditions, prediction_table
@@ -113,11 +114,11 @@ class Elsewhere:
 
 # %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #a71424a8
 #: Parameters of simulated patients to evaluate on; another seed than a run's default, so other patients.
-SIMULATED_ELSEWHERE = dict(n_patients=300, image_size=128, seed=1)
+SIMULATED_ELSEWHERE = dict(n_patients=300, image_size=128, seed=1, world='')
 
 
 def _simulated_folder(options):
-    "Simulated patients, drawn or found"
+    "Simulated patients, drawn or found, and what to call them"
     from cxr_lib.data.simulated import simulate
 
     try:
@@ -128,7 +129,8 @@ def _simulated_folder(options):
         known = ', '.join(SIMULATED_ELSEWHERE)
         raise ValueError(f"the source 'simulated' has no option {unknown[0]!r}; it has {known}")
     check_ranges(**given)
-    return simulate(**SIMULATED_ELSEWHERE | given)
+    world = given.get('world')
+    return simulate(**SIMULATED_ELSEWHERE | given), f'simulated ({world})' if world else 'simulated'
 
 
 def _simulated_notes(folder, table):
@@ -146,9 +148,9 @@ def load_elsewhere(
     missing: str = 'refuse',  # images that are listed but not on disk: 'refuse' or 'exclude'
 ) -> Elsewhere:  # all rows that can be used
     "Load another data set; raises `ValueError` with the remedy"
-    source, said = check_source(dataset, str(root)), Exclusions()
+    source, said, title = check_source(dataset, str(root)), Exclusions(), dataset
     if not source.needs_root:
-        folder, given = _simulated_folder(options), {}
+        (folder, title), given = _simulated_folder(options), {}
     else:
         folder, given = Path(root).expanduser().resolve(), source_options(dataset, options)
         folder = Path(source.prepare(str(folder), **given)) if source.prepare else folder
@@ -158,10 +160,12 @@ def load_elsewhere(
             f'the copy of {dataset!r} in {folder} has no images, and a model needs them; unpack them'
         )
     table = leave_out(table, table.image.isna(), 'names no image', said).reset_index(drop=True)
-    notes = _simulated_notes(folder, table) if dataset == 'simulated' else table.note
+    notes = table.note
+    if dataset == 'simulated':
+        table, notes = true_labels(table, folder), _simulated_notes(folder, table)
     table['note'] = [n.strip() or None if isinstance(n, str) else None for n in notes]
-    name = Path(root).expanduser().resolve().name if source.needs_root else dataset
-    title = dataset if name == dataset else f'{dataset} ({name})'
+    if source.needs_root and (name := Path(root).expanduser().resolve().name) != dataset:
+        title = f'{dataset} ({name})'
     return Elsewhere(dataset, folder, table, said, title=title)
 
 # %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #93edfd1b

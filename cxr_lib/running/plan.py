@@ -252,7 +252,7 @@ class Plan:
 
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #4846485f
 def _parsed(given, declared):
-    "Values of the right type; the names of parameters, data sets and presets exist"
+    "Values of the right type; the names of parameters, data sets, presets and worlds exist"
     for name in given:
         check_name('parameter', name, declared)
     values = {name: parse_value(declared[name], v) if isinstance(v, str) else v for name, v in given.items()}
@@ -264,6 +264,10 @@ def _parsed(given, declared):
         from cxr_lib.model.presets import PRESETS
 
         check_name('preset', values['preset'], PRESETS)
+    if values.get('world'):
+        from cxr_lib.simulation.worlds import WORLDS
+
+        check_name('world', values['world'], WORLDS)
     return values
 
 

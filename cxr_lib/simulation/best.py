@@ -29,8 +29,9 @@ def report_likelihoods(
     network: Network = NETWORK,  # how many of the facts get reported
 ) -> tuple:  # P(said to be present), P(said to be absent), P(not mentioned)
     "What a note may say of a fact"
-    unsaid = (1 - network.reported) * present + (1 - fact.denied) * (1 - present)
-    return network.reported * present, fact.denied * (1 - present), unsaid
+    reported = network.reports(fact)
+    unsaid = (1 - reported) * present + (1 - fact.denied) * (1 - present)
+    return reported * present, fact.denied * (1 - present), unsaid
 
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #755c28bb
 def _all_states(patient, network):
@@ -63,8 +64,8 @@ def _image_likelihood(p, patient, v, setting, network):
     p = p * (pa if patient['projection'] == 'PA' else 1 - pa)
     for s in network.signs:
         x = patient[f'strength/{s}']
-        shown, absent = stats.norm.pdf(x - network.separation[s]), stats.norm.pdf(x)
-        p = p * np.where(v[s], (1 - network.occult) * shown + network.occult * absent, absent)
+        present = sum(share * stats.norm.pdf(x - mean) for share, mean in network.mixture(s))
+        p = p * np.where(v[s], present, stats.norm.pdf(x))
     return p
 
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #734d52a4
@@ -155,7 +156,8 @@ def strength_factor(sign, strength, network, drawn_only=False) -> tuple:  # scop
     "How much likelier this strength is with the sign than without"
     hides = drawn_only and not MEASURES[sign].always
     threshold = VISIBLE_FROM if hides else -np.inf
-    ratio = strength_log_ratio(strength, network.separation[sign], network.occult, threshold)
+    shape = network.separation[sign], network.hidden(sign)
+    ratio = strength_log_ratio(strength, *shape, threshold, network.grades)
     return (sign,), np.stack([np.zeros_like(ratio), ratio])
 
 

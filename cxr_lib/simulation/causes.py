@@ -150,20 +150,21 @@ def draw_network(
 SOURCES = {
     'Wang 2005': (
         'Wang CS et al. Does this dyspneic patient in the emergency department have congestive heart failure? '
-        'JAMA 2005;294:1944-56, table 3'
+        'JAMA 2005;294:1944-56 (abstract; for heart failure, not for edema on the radiograph)'
     ),
     'Metlay 1997': (
         'Metlay JP, Kapoor WN, Fine MJ. Does this patient have community-acquired pneumonia? '
-        'JAMA 1997;278:1440-5 (range over studies; a middle value)'
+        'JAMA 1997;278:1440-5 (symptoms, as tabulated by the University of Washington)'
+    ),
+    'Ebell 2020': (
+        'Ebell MH et al. Accuracy of signs and symptoms for the diagnosis of community-acquired pneumonia: '
+        'a meta-analysis. Acad Emerg Med 2020;27:541-53 (abstract)'
     ),
     'Wong 2009': (
-        'Wong CL, Holroyd-Leduc J, Straus SE. Does this patient have a pleural effusion? JAMA 2009;301:309-17'
+        'Wong CL, Holroyd-Leduc J, Straus SE. Does this patient have a pleural effusion? JAMA 2009;301:309-17 '
+        '(percussion: abstract; breath sounds: 4.3 to 5.2, not pooled, as tabulated in PMC8214715)'
     ),
-    'Hamilton 2005': (
-        'Hamilton W et al. What are the clinical features of lung cancer before the diagnosis is made? '
-        'Thorax 2005;60:1059-65'
-    ),
-    'assumed': 'no published value known to us; a guess of the right order of magnitude',
+    'assumed': 'no published value that could be looked up; a guess of the right order of magnitude',
 }
 FACT_KINDS = ('symptom', 'sign', 'history')
 
@@ -197,14 +198,16 @@ class Fact:
     causes: Mapping[str, tuple]  # finding or comorbidity -> (LR+, key of `SOURCES`)
     kind: str = 'symptom'  # one of `FACT_KINDS`; a sign is one at the bedside
     denied: float = 0.12  # P(the note says that it is absent | it is absent)
+    reported: float | None = None  # P(it gets into the note | it is present); None: as the network says
 
     def __post_init__(self):
         if not 0 < (rate := self.false_positive_rate) < 1:
             raise ValueError(
                 f'{self.name}: false_positive_rate is {rate}; expected a probability between 0 and 1'
             )
-        if not 0 <= self.denied <= 1:
-            raise ValueError(f'{self.name}: denied is {self.denied}; expected a probability from 0 to 1')
+        for name, p in dict(denied=self.denied, reported=self.reported).items():
+            if p is not None and not 0 <= p <= 1:
+                raise ValueError(f'{self.name}: {name} is {p}; expected a probability from 0 to 1')
         if self.kind not in FACT_KINDS:
             raise ValueError(f'{self.name}: unknown kind {self.kind!r}; known are {", ".join(FACT_KINDS)}')
         _check_causes(self)
@@ -234,19 +237,19 @@ _HEART_FACTS = (
         },
         denied=0.2,
     ),
-    Fact('orthopnea', 0.12, {'Edema': (2.2, 'Wang 2005'), 'heart failure': (2.2, 'Wang 2005')}),
-    Fact('paroxysmal nocturnal dyspnea', 0.06, {'Edema': (2.6, 'Wang 2005')}, denied=0.08),
-    Fact('leg swelling', 0.14, {'heart failure': (2.3, 'Wang 2005'), 'Edema': (2.3, 'Wang 2005')}),
+    Fact('orthopnea', 0.12, {'Edema': (2.2, 'assumed'), 'heart failure': (2.2, 'assumed')}),
+    Fact('paroxysmal nocturnal dyspnea', 0.06, {'Edema': (2.6, 'assumed')}, denied=0.08),
+    Fact('leg swelling', 0.14, {'heart failure': (2.3, 'assumed'), 'Edema': (2.3, 'assumed')}),
     Fact(
         'jugular venous distension',
         0.05,
-        {'Edema': (5.1, 'Wang 2005'), 'heart failure': (3.0, 'assumed')},
+        {'Edema': (5.1, 'assumed'), 'heart failure': (3.0, 'assumed')},
         'sign',
     ),
     Fact(
         'crackles',
         0.14,
-        {'Edema': (2.8, 'Wang 2005'), 'Pneumonia': (2.0, 'Metlay 1997'), 'Atelectasis': (1.6, 'assumed')},
+        {'Edema': (2.8, 'assumed'), 'Pneumonia': (2.0, 'assumed'), 'Atelectasis': (1.6, 'assumed')},
         'sign',
     ),
 )
@@ -269,16 +272,10 @@ _INFECTION_FACTS = (
     Fact(
         'fever',
         0.12,
-        {
-            'Pneumonia': (3.0, 'Metlay 1997'),
-            'Consolidation': (2.5, 'assumed'),
-            'Lung Opacity': (2.0, 'assumed'),
-        },
+        {'Pneumonia': (3.0, 'assumed'), 'Consolidation': (2.5, 'assumed'), 'Lung Opacity': (2.0, 'assumed')},
         denied=0.3,
     ),
-    Fact(
-        'egophony', 0.03, {'Pneumonia': (5.3, 'Metlay 1997'), 'Consolidation': (8.0, 'assumed')}, 'sign', 0.05
-    ),
+    Fact('egophony', 0.03, {'Pneumonia': (5.3, 'assumed'), 'Consolidation': (8.0, 'assumed')}, 'sign', 0.05),
 )
 
 # %% ../../nbs/chapters/03_simulation/01_causes.ipynb #ab8e6d51
@@ -312,8 +309,8 @@ _PLEURA_FACTS = (
         'sign',
         0.08,
     ),
-    Fact('weight loss', 0.05, {'Lung Lesion': (6.2, 'Hamilton 2005'), 'malignancy': (4.0, 'assumed')}),
-    Fact('hemoptysis', 0.02, {'Lung Lesion': (13.0, 'Hamilton 2005')}, denied=0.1),
+    Fact('weight loss', 0.05, {'Lung Lesion': (6.2, 'assumed'), 'malignancy': (4.0, 'assumed')}),
+    Fact('hemoptysis', 0.02, {'Lung Lesion': (13.0, 'assumed')}, denied=0.1),
     Fact(
         'chest wall tenderness',
         0.04,
@@ -377,10 +374,12 @@ FACTS = _HEART_FACTS + _INFECTION_FACTS + _PLEURA_FACTS + _HISTORY_FACTS + _DEVI
 REPORTED = 0.85
 
 
-def likelihood_ratio_table() -> pd.DataFrame:  # one row per fact and cause
+def likelihood_ratio_table(
+    facts: tuple = FACTS,  # of `Fact`
+) -> pd.DataFrame:  # one row per fact and cause
     "Every likelihood ratio of the simulation with its source"
     rows = []
-    for f in FACTS:
+    for f in facts:
         rate = f.false_positive_rate
         for cause, (lr, source) in f.causes.items():
             row = dict(fact=f.name, kind=f.kind, cause=cause, LR_positive=lr, false_positive_rate=rate)

@@ -14,7 +14,7 @@ from ..foundations.core import OBSERVATIONS, IMPLIES
 from .causes import AGE, COMORBIDITIES, FACTS, FINDINGS, MALE_SHARE, PA_SHARE, REPORTED
 from .causes import SETTINGS, SIGNS, fact_probability, labels_from_findings, network_order
 from .causes import node_probability
-from .strengths import OCCULT, SEPARATION
+from .strengths import OCCULT, ONE_GRADE, SEPARATION
 
 # %% ../../nbs/chapters/03_simulation/03_patients.ipynb #4126f07f
 def _refuse_shares(name, shares, sum_to_one=False):
@@ -33,7 +33,7 @@ def _check_settings(network):
         raise ValueError(
             f'age is {network.age}; expected mean, standard deviation above 0, lowest and highest age in years'
         )
-    _refuse_shares('network', {name: getattr(network, name) for name in ('male_share', 'reported', 'occult')})
+    _refuse_shares('network', {name: getattr(network, name) for name in ('male_share', 'reported')})
     _refuse_shares('settings', network.settings, sum_to_one=True)
     _refuse_shares('pa_share', network.pa_share)
     if set(network.pa_share) != set(network.settings):
@@ -60,6 +60,20 @@ def _check_findings(network):
             )
 
 
+def _check_grades(network):
+    "Raise unless the occult shares and the grades of what shows are possible"
+    if isinstance(network.occult, Mapping):
+        if lacking := {n.name for n in network.findings} - set(network.occult):
+            raise ValueError(f'occult lacks {min(lacking)}; give the share that the radiograph does not show')
+        _refuse_shares('occult', network.occult)
+    else:
+        _refuse_shares('network', {'occult': network.occult})
+    _refuse_shares('grades', {k: share for k, (share, _) in enumerate(network.grades)}, sum_to_one=True)
+    for _, multiple in network.grades:
+        if not 0 <= multiple < np.inf:
+            raise ValueError(f'a grade is drawn at {multiple} of the separation; expected 0 or more')
+
+
 def _check_facts(network):
     "Raise unless facts have names of their own and causes that are drawn"
     names = {n.name for n in network.comorbidities + network.findings}
@@ -81,15 +95,20 @@ class Network:
     comorbidities: tuple = COMORBIDITIES  # of `Node`
     findings: tuple = FINDINGS  # of `Node`, named by some or all of `SIGNS`
     facts: tuple = FACTS  # of `Fact`
-    reported: float = REPORTED  # P(a fact that is present gets into the note)
+    reported: float = (
+        REPORTED  # P(a fact that is present gets into the note), where the fact says nothing else
+    )
     #: finding -> distance of the mean strengths
     separation: Mapping[str, float] = field(default_factory=lambda: SEPARATION)
-    occult: float = OCCULT  # P(the radiograph does not show it | a finding)
+    #: P(the radiograph does not show it | a finding): one number, or finding -> number
+    occult: float | Mapping[str, float] = OCCULT
+    grades: tuple = ONE_GRADE  # of what shows: (share, distance as a multiple of the separation)
 
     def __post_init__(self):
         _check_settings(self)
         self.order()
         _check_findings(self)
+        _check_grades(self)
         _check_facts(self)
 
     def order(self) -> list:
@@ -100,6 +119,19 @@ class Network:
     def signs(self) -> tuple:
         "The findings' names in the order of `SIGNS`"
         return tuple(s for s in SIGNS if s in {n.name for n in self.findings})
+
+    def reports(self, fact) -> float:
+        "P(a fact that is present gets into the note)"
+        return self.reported if fact.reported is None else fact.reported
+
+    def hidden(self, sign: str) -> float:
+        "The share of a finding that the radiograph does not show"
+        return self.occult[sign] if isinstance(self.occult, Mapping) else self.occult
+
+    def mixture(self, sign: str) -> tuple:
+        "(share, mean strength) of every grade of a finding, the occult ones first"
+        occult, d = self.hidden(sign), self.separation[sign]
+        return ((occult, 0.0), *(((1 - occult) * share, multiple * d) for share, multiple in self.grades))
 
 
 NETWORK = Network()
@@ -137,20 +169,28 @@ def draw_facts(
     for fact in network.facts:
         true = _bernoulli(rng, np.broadcast_to(fact_probability(fact, values), n))
         u = rng.random(len(true))
-        affirmed = np.where(u < network.reported, 1.0, np.nan)
+        affirmed = np.where(u < network.reports(fact), 1.0, np.nan)
         denied = np.where(u < fact.denied, 0.0, np.nan)
         out[f'fact/{fact.name}'] = true
         out[f'reported/{fact.name}'] = np.where(true == 1, affirmed, denied)
     return out
 
 # %% ../../nbs/chapters/03_simulation/03_patients.ipynb #13d430e7
+def _multiples(u, occult, grades):
+    "The multiple of the separation at which uniform numbers have a finding drawn: 0 for the occult ones"
+    shares, multiples = zip(*grades)
+    ends = occult + (1 - occult) * np.cumsum(shares)
+    return np.where(u < occult, 0.0, np.array(multiples)[np.searchsorted(ends[:-1], u, side='right')])
+
+
 def _draw_strengths(v, rng, seed, network):
     "`strength/<sign>` of every sign; those of occult findings are the strengths of patients without them"
-    hidden = np.random.default_rng([seed, 2]).random((len(v['age']), len(network.signs))) < network.occult
+    uniform = np.random.default_rng([seed, 2]).random((len(v['age']), len(network.signs)))
     out = {}
     for k, s in enumerate(network.signs):
         noise = rng.standard_normal(len(v['age']))
-        out[f'strength/{s}'] = (noise + network.separation[s] * v[s] * ~hidden[:, k]).round(4)
+        multiple = _multiples(uniform[:, k], network.hidden(s), network.grades)
+        out[f'strength/{s}'] = (noise + network.separation[s] * v[s] * multiple).round(4)
     return out
 
 

@@ -83,6 +83,7 @@ def with_best_possible(
 ):  # with `best_image/<observation>`, and `best_note/…`, `best_fused/…` for the simulation's own notes
     "Add the simulation's exact answers: what the image as drawn, and the facts behind the note, allow at best"
     from cxr_lib.simulation.best import best_possible
+    from cxr_lib.simulation.worlds import recorded_world
 
     source = read_json(run / 'source.json') if (run / 'source.json').exists() else {}
     latent = located_path(source.get('root', '')) / 'latent.parquet'
@@ -96,7 +97,8 @@ def with_best_possible(
         )
     studies = pd.read_parquet(run / 'studies_with_notes.parquet', columns=['image', 'note'])
     notes = studies.set_index('image').note.reindex(predictions['image'])
-    best = best_possible(people.reset_index(), notes.notna().to_numpy(), drawn_only=True)
+    network = recorded_world(source).network
+    best = best_possible(people.reset_index(), notes.notna().to_numpy(), network, drawn_only=True)
     if read_json(run / 'notes.json')['mode'] != 'clinical':
         best = best.filter(like='best_image/')  # of notes from labels the network knows nothing
     return pd.concat([predictions, best.set_index(predictions.index)], axis=1)

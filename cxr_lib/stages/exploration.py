@@ -12,7 +12,7 @@ from ..foundations.core import RadiographError
 from ..foundations.files import atomic_path, content_key, write_json
 from ..foundations.run import check_choices, check_ranges, located_path, portable_path
 from ..data.studies import Exclusions, draw_patients_of, split_by_patient, validate_studies
-from ..data.simulated import simulate
+from ..data.simulated import simulate, true_labels
 from ..data.catalogue import DATASETS, Scan, about_blank, blank_films, check_source
 from ..data.catalogue import images_to_scan, refuse_too_few, source_options
 
@@ -21,7 +21,7 @@ def _source_path(params, options):
     "The folder that the loader of a source takes"
     source = DATASETS[params['dataset']]
     if params['dataset'] == 'simulated':
-        return simulate(params['n_patients'], params['image_size'], params['seed'])
+        return simulate(params['n_patients'], params['image_size'], params['seed'], world=params['world'])
     folder = located_path(params['root'])
     return source.prepare(str(folder), **options) if source.prepare else folder
 
@@ -104,12 +104,25 @@ def _write_tables(run, table, exclusions, facts, seen):
             np.save(tmp, seen.thumbnails)
 
 
-def _source_facts(dataset, folder, table, exclusions, has_images):
+def _lived_world(dataset, world):
+    "Parameter `world` with its default filled in; raises `ValueError` for one that does not exist or fit"
+    if dataset == 'simulated':
+        from cxr_lib.simulation.worlds import find_world
+
+        return find_world(world).name
+    if world:
+        raise ValueError(f'world {world!r} is given, but the patients of {dataset!r} are not simulated')
+    return ''
+
+
+def _source_facts(params, folder, table, exclusions, has_images):
     "What `source.json` holds"
+    world = dict(world=params['world']) if params['world'] else {}
     return dict(
-        dataset=dataset,
+        dataset=params['dataset'],
         root=portable_path(folder),
-        simulated=dataset == 'simulated',
+        simulated=params['dataset'] == 'simulated',
+        **world,
         has_images=has_images,
         n_images=len(table),
         n_excluded=len(exclusions),
@@ -132,6 +145,7 @@ def exploration_stage(  # noqa: PLR0913  a stage's arguments are its notebook's 
     max_images: int = 0,  # at most this many images, whole patients drawn at random; 0: all
     n_patients: int = 1500,  # simulated patients
     image_size: int = 128,  # pixels of simulated radiographs
+    world: str = '',  # of simulated patients, one of `simulation.worlds.WORLDS`; '': the default
     tuning_fraction: float = 0.15,  # share of patients for tuning
     test_fraction: float = 0.25,  # share of patients for the test split where the source has none
     seed: int = 0,  # simulation, splits and the sample
@@ -142,12 +156,15 @@ def exploration_stage(  # noqa: PLR0913  a stage's arguments are its notebook's 
     check_choices(missing=missing, unreadable=unreadable, blank=blank)
     check_ranges(**params)
     params |= dict(root=portable_path(root) if root else '', options=given)
+    params |= dict(world=_lived_world(dataset, world))
     folder, exclusions = _source_path(params, given), Exclusions()
     table = source.load(folder, missing=missing, exclusions=exclusions, **given)
     facts = source.facts(table) if source.facts else pd.DataFrame()
     said = dict(table.attrs)  # what the loader says of the source as a whole
     own_test = (table.split == 'test').any()
     table['split'] = split_by_patient(table, tuning_fraction, 0.0 if own_test else test_fraction, seed)
+    if dataset == 'simulated':
+        table = true_labels(table, folder, table.split == 'test')
     table = _draw(table, max_images, seed, exclusions)
     has_images, seen = bool(table.image.notna().any()), None
     if has_images:
@@ -156,7 +173,7 @@ def exploration_stage(  # noqa: PLR0913  a stage's arguments are its notebook's 
     table.attrs = said
     run.begin('exploration')
     _write_tables(run, table, exclusions, facts, seen)
-    write_json(run / 'source.json', _source_facts(dataset, folder, table, exclusions, has_images))
+    write_json(run / 'source.json', _source_facts(params, folder, table, exclusions, has_images))
     run.finish('exploration', params)
     for remark in exclusions.remarks:
         print(f'Remark: {remark}', flush=True)

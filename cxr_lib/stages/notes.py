@@ -68,6 +68,7 @@ def _facts(run, source, table, seed):
 def _with_notes(run, source, table, mode, seed):  # (notes, best possible answers from them or None)
     "The note of every study, and what anyone could tell from it where that is known"
     from cxr_lib.simulation.best import posterior
+    from cxr_lib.simulation.worlds import recorded_world
 
     if mode == 'label_leak':
         return label_leak_notes(table, seed=seed), None
@@ -75,8 +76,10 @@ def _with_notes(run, source, table, mode, seed):  # (notes, best possible answer
         return [n.strip() or None if isinstance(n, str) else None for n in table.note], None
     facts = _facts(run, source, table, seed)
     table = table.assign(note=clinical_notes(facts, table.age, table.sex, seed))
-    best = posterior(facts, 'note', table.note.notna()) if source['simulated'] else None
-    return table.note, best
+    if not source['simulated']:
+        return table.note, None
+    network = recorded_world(source).network
+    return table.note, posterior(facts, 'note', table.note.notna(), network)
 
 # %% ../../nbs/02_notes.ipynb #b4274e8e
 def _note_facts(table, source, mode):
