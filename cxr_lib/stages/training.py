@@ -134,7 +134,7 @@ LEAK_SETTINGS = dict(
     note_dropout=0.0, word_dropout=0.0, patience=0, ema=0.0, gradient_checkpointing=False, layer_decay=1.0
 )
 #: Images that are enough to learn to read it.
-LEAK_IMAGES = 3000
+LEAK_IMAGES = 6000
 
 
 def _negative_example(job, part, data, k, fold):
