@@ -345,7 +345,9 @@ class Outcome:
     first: list = field(default_factory=list)  # the first `SHOWN` predictions
     files: list = field(default_factory=list)  # that were written
     remarks: list = field(default_factory=list)  # sentences
-    notices: dict = field(default_factory=dict)  # message -> images that it is said of
+    notices: dict = field(
+        default_factory=dict
+    )  # message, of the first such image -> images that it is said of
 
 
 SHOWN = 20
@@ -430,13 +432,17 @@ def _bar(total, progress):
 
 def _collected(journal, numbers, remarks):
     "The outcome of a filled journal"
-    outcome = Outcome(remarks=remarks)
+    outcome, said = (
+        Outcome(remarks=remarks),
+        {},
+    )  # code -> its message of the first image, which may hold a number
     for number in numbers:
         found = journal.read(number)
         outcome.answered += len(found)
         outcome.failures += found.failures
         outcome.first += found[: SHOWN - len(outcome.first)]
-        for message in (w.message for prediction in found for w in prediction.warnings):
+        for notice in (w for prediction in found for w in prediction.warnings):
+            message = said.setdefault(notice.code, notice.message)
             outcome.notices[message] = outcome.notices.get(message, 0) + 1
     return outcome
 

@@ -114,7 +114,7 @@ def print_outcome(
         print_table(shown, highest_rows(outcome.first), file)
     print(file=file)
     for message, count in outcome.notices.items():
-        many = '' if count == len(requests.items) else f' ({count:,} images)'
+        many = '' if count == len(requests.items) else f' ({count:,} image{"s" * (count > 1)})'
         print(f'! {message}{many}', file=file)
     _print_failures(outcome, len(requests.skipped), sys.stderr)
     for path in outcome.files:
