@@ -147,7 +147,7 @@ def changed(metrics, path, change):
 
 def may_be_absent(path):
     "Items of a list, folds, most conditions and differences, and what is optional"
-    optional = {'n_averaged', 'fairness', 'ece_low', 'ece_high', *LOOSE}
+    optional = {'n_averaged', 'n_folds', 'fairness', 'ece_low', 'ece_high', *LOOSE}
     if path[0] == 'calibration':
         optional |= {'brier_low', 'brier_high', 'method', 'maps'}
     if isinstance(path[-1], int) or path[-1] in optional or path[::2] == ('subgroups', 'compared'):

@@ -491,8 +491,8 @@ def test_networks_and_probes_answer_with_probabilities_and_the_same_ones_again(e
         )
         assert len(together._features) == 3
     assert [Trainer(root).features(table, named[n], 0).shape for n in ('grid', 'probe')] == [
-        (40, 192 * 4),
-        (40, 2 * (96 + 192)),
+        (40, 160 * 4),
+        (40, 2 * (64 + 160)),
     ]
     with pytest.raises(ValueError, match='has 4'):
         Trainer(root)(
