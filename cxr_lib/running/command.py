@@ -152,9 +152,7 @@ def _add_run(commands):
     p.add_argument('--preset', metavar='NAME', help='size of the model: tiny, offline, base')
     pair = dict(nargs=2, metavar=('NAME', 'VALUE'), action='append', default=[])
     p.add_argument('-p', '--parameter', **pair, help='set any parameter of the notebooks; may be repeated')
-    quick = (
-        'a minute or two: at most 1,000 images, three epochs, 200 resamples; into reports/<data set>-quick'
-    )
+    quick = 'a few minutes: at most 1,000 images, three epochs, 200 resamples; into reports/<data set>-quick'
     p.add_argument('--quick', action='store_true', help=quick)
     p.add_argument('--force', action='store_true', help='run all stages again')
     start = f'run again from this stage on: {", ".join(STAGES)}'

@@ -196,7 +196,7 @@ RUN_DEFAULTS = {
     'any': {'n_bootstrap': 1000},
     'simulated': {'n_patients': 24_000, 'tuning_fraction': 0.1, 'test_fraction': 0.1},
 }
-#: What `cxr run --quick` passes: does everything work on these data? A minute or two.
+#: What `cxr run --quick` passes: does everything work on these data? A few minutes.
 QUICK_DEFAULTS = {
     'any': {
         **dict(max_images=1000, scan=500, probe_encoder=False),
