@@ -345,9 +345,8 @@ class Outcome:
     first: list = field(default_factory=list)  # the first `SHOWN` predictions
     files: list = field(default_factory=list)  # that were written
     remarks: list = field(default_factory=list)  # sentences
-    notices: dict = field(
-        default_factory=dict
-    )  # message, of the first such image -> images that it is said of
+    #: message, of the first such image -> images that it is said of
+    notices: dict = field(default_factory=dict)
 
 
 SHOWN = 20
@@ -432,10 +431,8 @@ def _bar(total, progress):
 
 def _collected(journal, numbers, remarks):
     "The outcome of a filled journal"
-    outcome, said = (
-        Outcome(remarks=remarks),
-        {},
-    )  # code -> its message of the first image, which may hold a number
+    outcome = Outcome(remarks=remarks)
+    said = {}  # code -> its message of the first image, which may hold a number
     for number in numbers:
         found = journal.read(number)
         outcome.answered += len(found)

@@ -363,15 +363,18 @@ def sentences(
     notes: Sequence[str | None],  # n notes
     fused: np.ndarray,  # (n, observations) calibrated fused probabilities with the whole notes
 ) -> list[list[Sentence]]:  # n; empty without an image or a note, or above `MAX_SENTENCES`
-    "What each sentence of each note changes in the fused probability, all in one pass"
+    "What each sentence of each note changes in the fused probability, many sentences in a pass"
     texts = [split_sentences(note or '') if image is not None else [] for image, note in zip(images, notes)]
     texts = [of if len(of) <= MAX_SENTENCES else [] for of in texts]
     studies = [i for i, of in enumerate(texts) for _ in of]
     if not studies:
         return texts
     without = [' '.join(of[:k] + of[k + 1 :]) or None for of in texts for k in range(len(of))]
-    left = self.probabilities(self.logits([images[i] for i in studies], without))['fused']
-    changes = iter((np.asarray(fused)[studies] - left).tolist())
+    logits = []
+    for k in range(0, len(studies), MAX_SENTENCES):  # a batch of long notes would not fit into memory at once
+        some = slice(k, k + MAX_SENTENCES)
+        logits += self.logits([images[i] for i in studies[some]], without[some])
+    changes = iter((np.asarray(fused)[studies] - self.probabilities(logits)['fused']).tolist())
     return [[Sentence(text=t, change=dict(zip(OBSERVATIONS, next(changes)))) for t in of] for of in texts]
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #46342370
