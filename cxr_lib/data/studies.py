@@ -6,7 +6,7 @@
 __all__ = ['META_COLUMNS', 'STUDY_COLUMNS', 'ALLOWED', 'AGE_BANDS', 'age_band', 'StudyTableError', 'row_name', 'plain_value',
            'refuse_rows', 'require_columns', 'Exclusions', 'leave_out', 'add_remark', 'is_clutter', 'below_root',
            'escapes_root', 'is_there', 'check_images', 'check_patient_splits', 'validate_studies', 'split_by_patient',
-           'draw_patients_of', 'shared_by_image_split', 'check_shared_patients']
+           'rows_of_some', 'draw_patients_of', 'shared_by_image_split', 'check_shared_patients']
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #f7103066
 import os, re, warnings
@@ -359,6 +359,20 @@ def split_by_patient(
     return pd.Series(np.where(table.split.notna(), table.split, drawn), index=table.index)
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #ae4643b7
+def rows_of_some(
+    table: pd.DataFrame,  # study table
+    most: int,  # how many rows at most
+    seed: int = 0,  # the choice
+) -> np.ndarray:  # row numbers, ascending
+    "All rows, or those of patients drawn until there are enough"
+    if len(table) <= most:
+        return np.arange(len(table))
+    code = pd.factorize(table.patient_id.to_numpy())[0]
+    drawn = np.random.default_rng([seed, 7]).permutation(code.max() + 1)
+    enough = np.cumsum(np.bincount(code)[drawn]) <= most
+    return np.flatnonzero(np.isin(code, drawn[enough]))
+
+
 def draw_patients_of(
     table: pd.DataFrame,  # study table with `split`
     n_images: int,  # at most this many images
@@ -368,12 +382,7 @@ def draw_patients_of(
     kept = pd.Series(False, index=table.index)
     for _, part in table.groupby('split'):
         wanted = max(1, n_images * len(part) // len(table))
-        draws = {p: content_key('draw', seed, p) for p in part.patient_id.unique()}
-        in_order = part.assign(draw=part.patient_id.map(draws)).sort_values('draw', kind='stable')
-        last = in_order.groupby('draw').cumcount(ascending=False) == 0
-        upto = pd.Series(np.arange(1, len(part) + 1), index=in_order.index).where(last)
-        whole = upto.groupby(in_order.draw).transform('max') <= wanted
-        kept[in_order.index[whole]] = True
+        kept[part.index[rows_of_some(part, wanted, seed)]] = True
     return kept
 
 # %% ../../nbs/chapters/04_data/01_studies.ipynb #1f0a2b17

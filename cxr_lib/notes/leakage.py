@@ -7,7 +7,7 @@ __all__ = ['SYNONYMS', 'FILM_WORDS', 'CHEXPERT_METADATA', 'YARDSTICK_COLUMNS', '
            'OPENI_YARDSTICK', 'GIVEN_AWAY', 'ENCODER_LEFT_OUT', 'auroc_influence', 'probe_interval', 'mention_probe',
            'film_share', 'film_description_report', 'deal_patients', 'undefined_because', 'HeldOut', 'held_out',
            'probe_table', 'probe_auroc', 'metadata_features', 'metadata_probe', 'bags_of_words', 'words_probe',
-           'leakage_probe', 'exchange_patients', 'rows_of_some', 'permutation_p', 'encoder_probe', 'openi_yardsticks',
+           'leakage_probe', 'exchange_patients', 'permutation_p', 'encoder_probe', 'openi_yardsticks',
            'stored_yardsticks', 'probe_verdict', 'Certificate', 'leakage_certificate', 'plot_certificate', 'plot_probe']
 
 # %% ../../nbs/chapters/05_notes/04_leakage.ipynb #9092c074
@@ -18,6 +18,7 @@ from typing import Callable
 
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..data.studies import rows_of_some
 from ..foundations.core import OBSERVATIONS, as_text, short_name
 from ..foundations.figures import GREEN, GREY, ORANGE, PINK, SKY, SLATE, mark_simulated
 from ..data.studies import StudyTableError
@@ -389,20 +390,6 @@ def exchange_patients(
         blocks = order[first[size == s][:, None] + np.arange(s)]
         source[blocks] = blocks[rng.permutation(len(blocks))]
     return source
-
-
-def rows_of_some(
-    table: pd.DataFrame,  # study table
-    most: int,  # how many rows at most
-    seed: int = 0,  # the choice
-) -> np.ndarray:  # row numbers, ascending
-    "All rows, or those of patients drawn until there are enough"
-    if len(table) <= most:
-        return np.arange(len(table))
-    code = pd.factorize(table.patient_id.to_numpy())[0]
-    drawn = np.random.default_rng([seed, 7]).permutation(code.max() + 1)
-    enough = np.cumsum(np.bincount(code)[drawn]) <= most
-    return np.flatnonzero(np.isin(code, drawn[enough]))
 
 # %% ../../nbs/chapters/05_notes/04_leakage.ipynb #3b964892
 def _main_directions(x, seed):

@@ -36,10 +36,10 @@ from cxr_lib.notes.leakage import (
     plot_certificate,
     probe_table,
     probe_verdict,
-    rows_of_some,
     stored_yardsticks,
     words_probe,
 )
+from cxr_lib.data.studies import rows_of_some
 from cxr_lib.model.sentences import sentence_vectors
 from cxr_lib.metrics.comparison import delong_test
 from cxr_lib.model.text import learn_tokenizer
