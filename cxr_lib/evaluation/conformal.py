@@ -227,7 +227,8 @@ def _share(values, clusters, weights, worst=False):
     if worst:
         of_patient = np.floor(of_patient + 1e-9)
     with np.errstate(divide='ignore', invalid='ignore'):
-        return (of_patient @ weights) / ((count > 0) @ weights)
+        share, patients = np.stack([of_patient, count > 0]) @ weights
+        return share / patients
 
 
 def _answers(labels, sets, clusters, weights):

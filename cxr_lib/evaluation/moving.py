@@ -683,6 +683,5 @@ def write_moved(
         table.to_csv(folder / f'{name}.csv', index=False)
     figures = moving_figures(moved)
     for name, figure in figures.items():
-        for suffix in ('png', 'pdf'):
-            save_figure(figure, folder / f'{name}.{suffix}')
+        save_figure(figure, *(folder / f'{name}.{suffix}' for suffix in ('png', 'pdf')))
     return list(figures)

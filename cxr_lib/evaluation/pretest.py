@@ -51,8 +51,9 @@ def resampled_mean(
     weights,  # (n_patients, 1 + n_bootstrap)
 ) -> np.ndarray:  # (1 + n_bootstrap,), NaN where no image was drawn
     "The mean over images, of the sample and of every resample of patients"
-    total = np.bincount(clusters, np.asarray(values, float), len(weights)) @ weights
-    count = np.bincount(clusters, np.ones(len(clusters)), len(weights)) @ weights
+    of_patient = [np.bincount(clusters, x, len(weights)) for x in (np.asarray(values, float), None)]
+    there = np.flatnonzero(of_patient[1])  # the others' weights need not be read
+    total, count = np.stack(of_patient)[:, there] @ weights[there]
     with np.errstate(divide='ignore', invalid='ignore'):
         return np.where(count > 0, total / count, np.nan)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLUE', 'SKY', 'ORANGE', 'BROWN', 'GREEN', 'VERMILION', 'PINK', 'YELLOW', 'RED', 'INK', 'SLATE', 'GREY', 'SILVER',
            'MIST', 'CONDITION_COLORS', 'set_theme', 'mark_simulated', 'sign_figure', 'remark', 'words_instead',
-           'figure_of_words', 'numbers_above', 'draw_interval', 'save_figure']
+           'figure_of_words', 'numbers_above', 'draw_interval', 'save_figure', 'show_figure']
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #9d9dffc7
 from pathlib import Path
@@ -149,11 +149,34 @@ def draw_interval(
     ax.plot(value, y, 'o', ms=7, color=color, mfc='white' if hollow else color, zorder=4)
 
 
+_NO_LAYOUT = {'figure.autolayout': False, 'figure.constrained_layout.use': False}
+
+
 def save_figure(
     fig,  # a matplotlib figure
     path: str | Path,  # .png, .svg or .pdf
+    *more: str | Path,  # the same picture in other formats
 ) -> Path:  # `path`
-    "Save a figure, whole or not at all"
-    with atomic_path(path) as tmp:
-        fig.savefig(tmp, bbox_inches='tight')
+    "Save a figure, each file whole or not at all; it is laid out once, which takes longer than to write it"
+    import matplotlib.pyplot as plt
+
+    fig.draw_without_rendering()
+    extent = fig.get_tightbbox().padded(plt.rcParams['savefig.pad_inches'])
+    with plt.rc_context(_NO_LAYOUT):  # else saving lays it out again
+        fig.set_layout_engine(None)
+        for file in (path, *more):
+            with atomic_path(file) as tmp:
+                fig.savefig(tmp, bbox_inches=extent)
     return Path(path)
+
+# %% ../../nbs/chapters/01_foundations/07_figures.ipynb #8cfdceff
+def show_figure(
+    fig,  # a matplotlib figure, which is closed
+    path: str | Path,  # .png
+):
+    "Save a figure and show, in a notebook, the file that was saved"
+    import matplotlib.pyplot as plt
+    from IPython.display import Image, display
+
+    display(Image(filename=str(save_figure(fig, path))))
+    plt.close(fig)

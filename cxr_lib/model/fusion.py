@@ -50,11 +50,11 @@ def _feed_forward(dim, dropout):
 class FusionBlock(nn.Module):
     "Bidirectional cross-attention between image tokens and note tokens, then a feed-forward layer on each side"
 
-    def __init__(self, dim: int, num_heads: int, dropout: float):
+    def __init__(self, dim: int, num_heads: int, dropout: float, attention_dropout: float):
         super().__init__()
         self.norm_image, self.norm_note = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.image_to_note = CrossAttention(dim, num_heads, dropout)
-        self.note_to_image = CrossAttention(dim, num_heads, dropout)
+        self.image_to_note = CrossAttention(dim, num_heads, attention_dropout)
+        self.note_to_image = CrossAttention(dim, num_heads, attention_dropout)
         self.ff_image, self.ff_note = _feed_forward(dim, dropout), _feed_forward(dim, dropout)
 
     def forward(self, image, note, note_mask, return_attention=False):
@@ -93,7 +93,8 @@ class MultimodalClassifier(nn.Module):
         widths = self.image_encoder.width, self.text_encoder.config.hidden_size
         self.image_in, self.note_in = (nn.Identity() if w == d else nn.Linear(w, d) for w in widths)
         self.missing_note = nn.Parameter(torch.randn(1, 1, d) * 0.02)
-        blocks = (FusionBlock(d, config.fusion_heads, config.dropout) for _ in range(config.fusion_layers))
+        drop = config.dropout, config.attention_dropout
+        blocks = (FusionBlock(d, config.fusion_heads, *drop) for _ in range(config.fusion_layers))
         self.blocks = nn.ModuleList(blocks)
         self.norm, self.projection = nn.LayerNorm(2 * d), nn.Linear(2 * d, d)
         self._add_heads(config, d)

@@ -39,7 +39,9 @@ class Compare(nn.Module):
         x,  # (B, C, H, W) normalised gray values; the first channel is taken
     ):  # (B, 3, H, W)
         x = x[:, :1]
-        around = nn.functional.avg_pool2d(nn.functional.pad(x, (4, 4, 4, 4), mode='replicate'), 9, 1)
+        around = nn.functional.pad(x, (4, 4, 4, 4), mode='replicate')
+        for window in ((1, 9), (9, 1)):
+            around = nn.functional.avg_pool2d(around, window, 1)
         return torch.cat([x, 2.5 * (x - around), x - x.flip(-1)], 1)
 
 # %% ../../nbs/chapters/06_model/04_images.ipynb #b7e0ed43

@@ -36,6 +36,7 @@ class ModelConfig:
     fusion_layers: int = 1  # bidirectional cross-attention blocks
     head_hidden: int = 64  # hidden width of the head
     dropout: float = 0.1  # in fusion and head
+    attention_dropout: float = 0.1  # of attention weights in the fusion; 0 is faster
     pool: str = 'mean'  # how image tokens are pooled: 'mean', or 'meanmax' (both, concatenated)
     freeze_image: bool = False  # do not train the image encoder
     freeze_text: bool = False  # do not train the text encoder
@@ -69,12 +70,13 @@ TINY = dict(
         image_encoder='resnet8_compare',
         image_size=64,
         pool='meanmax',
+        attention_dropout=0.0,
         text_config=dict(
             hidden_size=64,
             num_hidden_layers=1,
             num_attention_heads=4,
             intermediate_size=128,
-            hidden_dropout_prob=0.3,
+            hidden_dropout_prob=0.0,  # words are hidden instead: `word_dropout`
             attention_probs_dropout_prob=0.0,  # torch's fast attention takes none
         ),
     ),
@@ -98,6 +100,7 @@ OFFLINE = dict(
         fusion_dim=128,
         head_hidden=128,
         dropout=0.3,
+        attention_dropout=0.3,
         pool='meanmax',
         freeze_image=True,
         freeze_text=True,
@@ -213,8 +216,9 @@ def check_config(
         raise ValueError(f'pool is {config.pool!r}; expected mean or meanmax')
     if config.lora_on not in ('image', 'text', 'both'):
         raise ValueError(f'lora_on is {config.lora_on!r}; expected image, text or both')
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f'dropout is {config.dropout}; expected 0 or more and less than 1')
+    for name in ('dropout', 'attention_dropout'):
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise ValueError(f'{name} is {value}; expected 0 or more and less than 1')
     for name in ('unfreeze_image', 'unfreeze_text', 'lora_rank'):
         if getattr(config, name) < 0:
             raise ValueError(f'{name} is {getattr(config, name)}; expected 0 or more')

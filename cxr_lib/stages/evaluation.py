@@ -158,8 +158,7 @@ def _write_report(run, metrics, tables, pictures):
         with atomic_path(run / f'{name}.csv') as tmp:
             table.to_csv(tmp, index=False)
     for name, figure in pictures.items():
-        for suffix in ('png', 'pdf'):
-            save_figure(figure, run / f'{name}.{suffix}')
+        save_figure(figure, *(run / f'{name}.{suffix}' for suffix in ('png', 'pdf')))
     with atomic_path(run / 'published.md') as tmp:
         tmp.write_text(comparison_page(metrics), encoding='utf-8')
     write_json(run / 'metrics.json', check_metrics(metrics))

@@ -200,9 +200,8 @@ def _predict_fold(job, part, data, model, leak, fold):
     params = job.params
     for name in ('tuning', 'test'):
         rows = data.rows(name)
-        found = predict_conditions(
-            model.to(job.device), data, rows, job.device, params['seed'], params['n_permutations']
-        )
+        shuffles = params['n_permutations'] if name == 'test' else 1
+        found = predict_conditions(model.to(job.device), data, rows, job.device, params['seed'], shuffles)
         probabilities = found.probabilities | ({'label_leak_note_only': leak[name]} if leak else {})
         job.parts.append(prediction_table(part.iloc[rows], probabilities, name, fold))
         if name == 'test':

@@ -288,7 +288,9 @@ def test_the_stage_writes_everything_and_can_be_drawn_from_its_json(practice, tm
 
 
 def test_simulated_is_read_from_the_exploration_stage(practice, tmp_path, monkeypatch):
-    monkeypatch.setattr('cxr_lib.stages.evaluation.save_figure', lambda figure, path: path.touch())
+    monkeypatch.setattr(
+        'cxr_lib.stages.evaluation.save_figure', lambda figure, *paths: [path.touch() for path in paths]
+    )
     run = RunFolder(tmp_path / 'run')
     practice.to_parquet(run / 'predictions.parquet')
     run.finish('exploration', dict(dataset='simulated'))

@@ -13,7 +13,7 @@ import cxr_lib.notes.wording
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import read_json, write_json
-from cxr_lib.notes.leakage import leakage_probe, mention_probe, words_probe
+from cxr_lib.notes.leakage import ENCODER_LEFT_OUT, leakage_probe, mention_probe, words_probe
 from cxr_lib.notes.leakage import probe_auroc
 from cxr_lib.notes.leaking import (
     CHEXPERT_VALID_POSITIVES,
@@ -320,6 +320,15 @@ def test_notes_drawn_from_labels_are_the_same_for_the_same_seed(tmp_path, monkey
         for s in (1, 1, 2)
     )
     assert first == again != other
+
+
+def test_a_certificate_without_an_encoder_says_why(tmp_path, monkeypatch):
+    run = small_run(tmp_path, monkeypatch)
+    notes_stage(run, note_mode='clinical', probe_encoder=False)
+    assert read_certificate(run).remarks[-1] == ENCODER_LEFT_OUT
+    monkeypatch.setattr('cxr_lib.model.sentences.offline_encoder', lambda: None)
+    notes_stage(run, note_mode='clinical')
+    assert 'the offline extra is not installed' in read_certificate(run).remarks[-1]
 
 
 def test_every_run_gets_a_certificate_and_a_simulated_one_the_best_possible(tmp_path, monkeypatch):

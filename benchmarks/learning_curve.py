@@ -1,0 +1,258 @@
+"""How much of what is possible does the model learn, and from how many simulated patients?
+
+    python benchmarks/learning_curve.py                     # both worlds, up to about two hours on two cores
+    python benchmarks/learning_curve.py --worlds plain --thousands 3 6
+    python benchmarks/learning_curve.py --worlds realistic --thousands 48 --seeds 101 102 103
+
+Of N patients 64 % are learned from and 11 % select the epoch, as in a run of N patients; the test patients are the same
+12,000 for every size of a world and seed, so that sizes differ in what was learned and in nothing else. At every size
+two models are trained with the preset's settings: one on image and note, and one on images alone (`image_alone`),
+beside whose figures stand those of the first model's own image head (`image_head`). Every figure is of the true labels.
+
+Columns: AUROC of `fused`, `image_head`, `image_alone`, `note` and of the best possible answers `best_fused`,
+`best_image`; `gap` (best_fused - fused) and `gain` (fused - image_alone) with the limits of their 95 % intervals from
+1,000 resamples of patients; `possible_gain` (best_fused - best_image); `shuffled` (with another patient's note, minus
+image_head) with its limits; `explained` (calibrated on tuning patients): the share of the deviance that the best
+possible answers explain which the model explains. Rows `Mean` are the means over the observations, except `explained`,
+which is the share of the summed deviance.
+
+SIMULATED patients. Resumable: a training that was killed goes on from its last checkpoint, a finished row is not
+computed again. Rows are added to the file named by --out.
+"""
+
+import argparse
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cxr_lib.data.simulated import load_simulated, simulate, true_labels
+from cxr_lib.foundations.core import OBSERVATIONS, choose_device, project_root, seed_everything
+from cxr_lib.foundations.files import atomic_path
+from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
+from cxr_lib.metrics.ranking import interval, rank_condition, resample_patients
+from cxr_lib.model.fusion import build_model
+from cxr_lib.model.presets import make_config, split_overrides
+from cxr_lib.model.text import make_tokenizer
+from cxr_lib.notes.wording import clinical_notes
+from cxr_lib.simulation.best import best_possible
+from cxr_lib.simulation.worlds import WORLDS, find_world
+from cxr_lib.training.conditions import predict_conditions, prediction_table
+from cxr_lib.training.dataset import StudyData
+from cxr_lib.training.loop import fit
+
+THOUSANDS = {'plain': (3, 6, 12, 24, 48), 'realistic': (3, 6, 12, 24, 48, 96)}
+TRAIN, TUNING, N_TEST = 0.6375, 0.1125, 12_000
+OUT = Path(__file__).parent / 'results' / 'learning_curve.csv'
+KEY = ['world', 'seed', 'patients']
+
+
+def draw(world, seed, largest, n_test, size):
+    "Study table with notes, its folder, and the latent table: patients to learn from, then test patients"
+    n = round((TRAIN + TUNING) * largest) + n_test
+    folder = simulate(n, size, seed, world=world)
+    latent = pd.read_parquet(folder / 'latent.parquet')
+    table = true_labels(load_simulated(folder), folder)
+    table['note'] = clinical_notes(latent, table.age, table.sex, seed)
+    return table, folder, latent
+
+
+def split(table, patients, n_test):
+    "The rows of a size: the first ones are learned from, the last ones are tested"
+    where = np.full(len(table), 'unused', object)
+    train = round(TRAIN * patients)
+    where[:train] = 'train'
+    where[train : train + round(TUNING * patients)] = 'tuning'
+    where[-n_test:] = 'test'
+    return where
+
+
+def train(name, data, config, training, seed, branches, folder):
+    "A trained model; resumes"
+    seed_everything(seed)
+    tokenizer = make_tokenizer(config, data.table.note[data.table.split == 'train'])
+    model = build_model(config, tokenizer)
+    words = StudyData(data.table, '', config, tokenizer, pixels=data.pixels)
+    rows = words.rows('train'), words.rows('tuning')
+    fit(
+        model,
+        words,
+        *rows,
+        training,
+        seed=seed,
+        branches=branches,
+        name=name,
+        checkpoint=folder / f'{name}.pt',
+    )
+    return model, words
+
+
+def answers(model, data, seed):
+    "Prediction table of the tuning and test rows"
+    parts = []
+    for name in ('tuning', 'test'):
+        rows = data.rows(name)
+        found = predict_conditions(model, data, rows, choose_device(), seed, 1).probabilities
+        parts.append(prediction_table(data.table.iloc[rows], found, name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def predictions(table, root, config, training, seed, folder):
+    "Both models' answers in one table; kept, once they are there"
+    file = folder / 'predictions.parquet'
+    if file.exists():
+        return pd.read_parquet(file)
+    some = table[table.split != 'unused'].reset_index(drop=True)
+    pixels = StudyData(some, root, config, make_tokenizer(config, some.note[:50])).pixels
+    data = argparse.Namespace(table=some, pixels=pixels)
+    both = answers(*train('both', data, config, training, seed, ('fused', 'image', 'note'), folder), seed)
+    alone = answers(*train('image', data, config, training, seed, ('image',), folder), seed)
+    for o in OBSERVATIONS:
+        both[f'image_alone/{o}'] = alone[f'image_only/{o}']
+    with atomic_path(file) as tmp:
+        both.to_parquet(tmp)
+    return both
+
+
+def deviance(labels, p):
+    p = np.clip(p, 1e-7, 1 - 1e-7)
+    return -2 * (labels * np.log(p) + (1 - labels) * np.log1p(-p)).sum()
+
+
+def explained(found, test):
+    "Observation -> deviance that the model explains, and that the best possible answers explain"
+    tuning = found[found.split == 'tuning']
+    columns = [f'fused/{o}' for o in OBSERVATIONS]
+    own = fit_calibration(
+        tuning[[f'label/{o}' for o in OBSERVATIONS]].to_numpy(float), tuning[columns].to_numpy(float)
+    )
+    fused = apply_calibration(test[columns].to_numpy(float), own)
+    rows = {}
+    for k, o in enumerate(OBSERVATIONS):
+        y = test[f'label/{o}'].to_numpy(float)
+        nothing, best = deviance(y, y.mean()), deviance(y, test[f'best_fused/{o}'].to_numpy(float))
+        rows[o] = nothing - deviance(y, fused[:, k]), nothing - best
+    return rows
+
+
+def rows_of(found, test, n_bootstrap):
+    "One row of figures per observation, and the mean's"
+    names = dict(fused='fused', image_head='image_only', image_alone='image_alone', note='note_only')
+    names |= dict(best_fused='best_fused', best_image='best_image', shuffled='shuffled_note')
+    clusters, weights = resample_patients(test.patient_id, n_bootstrap)
+    areas = {k: rank_condition(test, c, clusters, weights)[0] for k, c in names.items()}
+    areas = {k: np.vstack([a, a.mean(0)]) for k, a in areas.items()}
+    share = explained(found, test)
+    share['Mean'] = tuple(map(sum, zip(*share.values())))
+    rows = []
+    for k, o in enumerate([*OBSERVATIONS, 'Mean']):
+        row = dict(observation=o) | {name: areas[name][k, 0] for name in names if name != 'shuffled'}
+        pairs = dict(
+            gap=('best_fused', 'fused'), gain=('fused', 'image_alone'), shuffled=('shuffled', 'image_head')
+        )
+        for name, (a, b) in pairs.items():
+            i = interval(areas[a][k] - areas[b][k])
+            row |= {name: i['value'], f'{name}_low': i['low'], f'{name}_high': i['high']}
+        row['possible_gain'] = row['best_fused'] - row['best_image']
+        row['explained'] = share[o][0] / share[o][1]
+        rows.append(row)
+    return pd.DataFrame(rows).round(4)
+
+
+def commit():
+    "The commit that computes, and whether the tree differs from it"
+    said = ['git', 'describe', '--always', '--dirty', '--abbrev=7', '--exclude=*']
+    try:
+        return subprocess.run(
+            said, capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+
+
+def compute(world, seed, patients, drawn, args):
+    "The rows of one size"
+    table, root, latent = drawn
+    start = time.perf_counter()
+    own = f'{world}-{seed}-{patients}-{args.image_size}'
+    folder = project_root() / 'data' / 'cache' / 'learning_curve' / own
+    overrides = f'{args.overrides} image_size={args.image_size}'
+    config, training = make_config('tiny', overrides), split_overrides('tiny', overrides)[1]
+    table = table.assign(split=split(table, patients, args.test))
+    found = predictions(table, root, config, training, seed, folder)
+    test = found[found.split == 'test'].reset_index(drop=True)
+    people = latent.set_index('image').loc[test.image].reset_index()
+    best = best_possible(people, test.note.notna().to_numpy(), find_world(world).network, drawn_only=True)
+    test = pd.concat([test, best.set_index(test.index)], axis=1)
+    about = dict(world=world, seed=seed, patients=patients, test=len(test), pixels=args.image_size)
+    seconds = round(time.perf_counter() - start)
+    return rows_of(found, test, args.bootstrap).assign(**about, seconds=seconds, commit=commit())
+
+
+def write(path, rows):
+    "Add rows to the file, in order of their keys"
+    known = pd.read_csv(path) if path.exists() else rows.iloc[:0]
+    table = pd.concat([known, rows] if len(known) else [rows], ignore_index=True)
+    front = [*KEY, 'pixels', 'observation']
+    table = table[[*front, *[c for c in table if c not in front]]].sort_values(KEY, kind='stable')
+    with atomic_path(path) as tmp:
+        table.to_csv(tmp, index=False)
+
+
+def is_there(path, world, seed, patients, pixels):
+    "Has this size been computed?"
+    if not path.exists():
+        return False
+    known = pd.read_csv(path)
+    return (
+        (known.world == world)
+        & (known.seed == seed)
+        & (known.patients == patients)
+        & (known.pixels == pixels)
+    ).any()
+
+
+def in_words(mean):
+    "The row of the mean"
+    with_limits = lambda k: f'{mean[k]:.3f} [{mean[k + "_low"]:.3f}, {mean[k + "_high"]:.3f}]'
+    return (
+        f'fused {mean.fused:.3f}, best possible {mean.best_fused:.3f}, gap {with_limits("gap")}, '
+        f'explained {mean.explained:.0%}, gain of the note {with_limits("gain")} of {mean.possible_gain:.3f}, '
+        f"another patient's note {with_limits('shuffled')}; {mean.seconds:.0f} s"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--worlds', nargs='+', default=['plain', 'realistic'], choices=list(WORLDS))
+    parser.add_argument(
+        '--thousands', nargs='+', type=float, help='patients; by default 3 to 48, realistic to 96'
+    )
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument('--test', type=int, default=N_TEST, help='test patients')
+    parser.add_argument('--image-size', type=int, default=64)
+    parser.add_argument('--overrides', default='', help='of the preset tiny, such as epochs=3')
+    parser.add_argument('--bootstrap', type=int, default=1000)
+    parser.add_argument('--out', type=Path, default=OUT)
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for world in args.worlds:
+        sizes = [round(1000 * k) for k in args.thousands or THOUSANDS.get(world, THOUSANDS['plain'])]
+        for seed in args.seeds:
+            todo = [n for n in sizes if not is_there(args.out, world, seed, n, args.image_size)]
+            if not todo:
+                continue
+            drawn = draw(world, seed, max(sizes), args.test, args.image_size)
+            for n in todo:
+                rows = compute(world, seed, n, drawn, args)
+                write(args.out, rows)
+                mean = rows.iloc[-1]
+                print(f'{world}, seed {seed}, {n:,} patients: {in_words(mean)}', flush=True)
+
+
+if __name__ == '__main__':
+    main()
