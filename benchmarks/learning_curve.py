@@ -101,7 +101,7 @@ def answers(model, data, seed):
 
 def predictions(table, root, config, training, seed, folder):
     "Both models' answers in one table; kept, once they are there"
-    file = folder / 'predictions.parquet'
+    file, start = folder / 'predictions.parquet', time.perf_counter()
     if file.exists():
         return pd.read_parquet(file)
     some = table[table.split != 'unused'].reset_index(drop=True)
@@ -111,6 +111,7 @@ def predictions(table, root, config, training, seed, folder):
     alone = answers(*train('image', data, config, training, seed, ('image',), folder), seed)
     for o in OBSERVATIONS:
         both[f'image_alone/{o}'] = alone[f'image_only/{o}']
+    both['seconds'] = round(time.perf_counter() - start)
     with atomic_path(file) as tmp:
         both.to_parquet(tmp)
     return both
@@ -175,7 +176,6 @@ def commit():
 def compute(world, seed, patients, drawn, args):
     "The rows of one size"
     table, root, latent = drawn
-    start = time.perf_counter()
     own = f'{world}-{seed}-{patients}-{args.image_size}'
     folder = project_root() / 'data' / 'cache' / 'learning_curve' / own
     overrides = f'{args.overrides} image_size={args.image_size}'
@@ -187,8 +187,8 @@ def compute(world, seed, patients, drawn, args):
     best = best_possible(people, test.note.notna().to_numpy(), find_world(world).network, drawn_only=True)
     test = pd.concat([test, best.set_index(test.index)], axis=1)
     about = dict(world=world, seed=seed, patients=patients, test=len(test), pixels=args.image_size)
-    seconds = round(time.perf_counter() - start)
-    return rows_of(found, test, args.bootstrap).assign(**about, seconds=seconds, commit=commit())
+    about |= dict(seconds=found.seconds.iloc[0], commit=commit())
+    return rows_of(found, test, args.bootstrap).assign(**about)
 
 
 def write(path, rows):
@@ -233,6 +233,9 @@ def main():
         '--thousands', nargs='+', type=float, help='patients; by default 3 to 48, realistic to 96'
     )
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument(
+        '--drawn', type=float, help='thousands of which a size is the first part; the default as above'
+    )
     parser.add_argument('--test', type=int, default=N_TEST, help='test patients')
     parser.add_argument('--image-size', type=int, default=64)
     parser.add_argument('--overrides', default='', help='of the preset tiny, such as epochs=3')
@@ -241,12 +244,14 @@ def main():
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for world in args.worlds:
-        sizes = [round(1000 * k) for k in args.thousands or THOUSANDS.get(world, THOUSANDS['plain'])]
+        usual = THOUSANDS.get(world, THOUSANDS['plain'])
+        sizes = [round(1000 * k) for k in args.thousands or usual]
+        largest = max(round(1000 * (args.drawn or max(usual))), *sizes)
         for seed in args.seeds:
             todo = [n for n in sizes if not is_there(args.out, world, seed, n, args.image_size)]
             if not todo:
                 continue
-            drawn = draw(world, seed, max(sizes), args.test, args.image_size)
+            drawn = draw(world, seed, largest, args.test, args.image_size)
             for n in todo:
                 rows = compute(world, seed, n, drawn, args)
                 write(args.out, rows)
