@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from cxr_lib.data.simulated import load_simulated, simulate, true_labels
 from cxr_lib.foundations.core import OBSERVATIONS, choose_device, project_root, seed_everything
@@ -39,8 +40,8 @@ from cxr_lib.model.text import make_tokenizer
 from cxr_lib.notes.wording import clinical_notes
 from cxr_lib.simulation.best import best_possible
 from cxr_lib.simulation.worlds import WORLDS, find_world
-from cxr_lib.training.conditions import predict_conditions, prediction_table
-from cxr_lib.training.dataset import StudyData
+from cxr_lib.training.conditions import derangement, prediction_table
+from cxr_lib.training.dataset import StudyData, predict_logits
 from cxr_lib.training.loop import fit
 
 THOUSANDS = {'plain': (3, 6, 12, 24, 48), 'realistic': (3, 6, 12, 24, 48, 96)}
@@ -91,11 +92,16 @@ def train(name, data, config, training, seed, branches, folder):
 
 def answers(model, data, seed):
     "Prediction table of the tuning and test rows"
-    parts = []
+    parts, model = [], model.to(choose_device())
     for name in ('tuning', 'test'):
         rows = data.rows(name)
-        found = predict_conditions(model, data, rows, choose_device(), seed, 1).probabilities
-        parts.append(prediction_table(data.table.iloc[rows], found, name))
+        table = data.table.iloc[rows]
+        logits = predict_logits(model, data, rows, choose_device())
+        found = dict(fused=logits['fused'], image_only=logits['image'], note_only=logits['note'])
+        givers = rows[derangement(table.patient_id, seed)]
+        found['shuffled_note'] = predict_logits(model, data, rows, choose_device(), note_of=givers)['fused']
+        found = {condition: expit(x.astype(np.float64)) for condition, x in found.items()}
+        parts.append(prediction_table(table, found, name))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -58,6 +58,7 @@ TRAINING_DEFAULTS = dict(
     clip=1.0,  # largest norm of the gradient; 0: not clipped
     beta2=0.999,  # AdamW's second decay
     checkpoint_minutes=10.0,  # within an epoch, a checkpoint is written this often
+    wrong_note=0.0,  # share of the studies of a step that get another one's note, as a warning
     flip=False,  # mirror half of the images
     group_by_length=False,  # put notes of similar length into a batch: less padding
 )

@@ -25,6 +25,7 @@ LIMITS = dict(
     clip=(0, math.inf),
     note_dropout=(0, 1),
     word_dropout=(0, 1),
+    wrong_note=(0, 1),
     warmup=(0, 1),
     checkpoint_minutes=(0, math.inf),
     lr=(0, math.inf),

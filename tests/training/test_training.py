@@ -106,6 +106,15 @@ def fingerprint(model):
     return hashlib.sha256(b''.join(v.numpy().tobytes() for v in model.state_dict().values())).hexdigest()
 
 
+def test_the_branch_of_the_note_learns_nothing_from_wrong_notes():
+    model, data = small_training(dropout=0.0)
+    before = fingerprint(model)
+    train_small(model, data, branches=('note',), wrong_note=1.0, weight_decay=0.0)
+    assert fingerprint(model) == before
+    train_small(model, data, branches=('note',), wrong_note=0.5, weight_decay=0.0)
+    assert fingerprint(model) != before
+
+
 def in_child(work, *args):
     "Do something in a forked child -> its process number"
     process = os.fork()
