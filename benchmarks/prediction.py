@@ -5,7 +5,9 @@
 Batches: `predict_files` (files read side by side, encoded 16 at a time, journal and CSV written) against the named
 baseline, one call `model(file, note)` per file. Both start from PNG files of 512 pixels and give the same
 probabilities, which is checked. Edited note: `model.answer` with the tokens of an image that was encoded before, as
-the widget keeps them, against the baseline, a call `model(file, note)` that reads and encodes the image again.
+the widget keeps them, against two baselines: a call `model(file, note)` that reads, checks and encodes the image
+again, from a PNG of 512 and of 2,048 pixels (a detector's image is about that large), and the forward pass alone,
+which sets what keeping the tokens can gain at most.
 
 The architecture is the preset's; the weights are random, as speed does not depend on them. SIMULATED images and notes.
 One process, both sides in the same run and in alternation; prints the ratio of medians and its range over the rounds.
@@ -25,7 +27,7 @@ from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.model.classifier import PretrainedClassifier
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config
-from cxr_lib.model.text import learn_tokenizer
+from cxr_lib.model.text import learn_tokenizer, tokenize
 from cxr_lib.prediction.batch import Request, Requests, predict_files
 from cxr_lib.prediction.load import Predictor
 from cxr_lib.prediction.schema import ModelFacts
@@ -46,10 +48,11 @@ def predictor_of(preset):
     return Predictor(classifier, ModelFacts(name=preset, fingerprint='0' * 16, simulated=True))
 
 
-def write_films(folder, n):
-    "PNG files of 512 pixels; eight simulated radiographs, turned and mirrored"
+def write_films(folder, n, size=512):
+    "PNG files; eight simulated radiographs, turned and mirrored"
+    folder.mkdir(exist_ok=True)
     patients = draw_patients(min(n, 8), 0).to_dict('records')
-    films = [simulated_radiograph(row, 512, masks=False).image for row in patients]
+    films = [simulated_radiograph(row, size, masks=False).image for row in patients]
     for i in range(n):
         film = films[i % 8][:, :: -1 if i // 8 % 2 else 1]
         Image.fromarray(np.roll(film, i // 16, axis=0)).save(folder / f'{i:03d}.png')
@@ -93,14 +96,28 @@ def time_batches(predictor, files, folder, rounds):
     return ratio_text(seconds['alone'], seconds['batched'], len(files)) + f'; largest difference {apart:.1e}'
 
 
-def time_edits(predictor, file, rounds):
+def time_edits(predictor, file, large, rounds):
     encoded = predictor.encode(file)
+    model, words = predictor.model, tokenize(predictor.tokenizer, [NOTE], predictor.model.config.max_tokens)
+    pixels, tokens = torch.from_numpy(encoded.pixels[None]), encoded.tokens[None]
+
+    @torch.inference_mode()
+    def forward(**image):
+        return model(**words, **image)
+
     sides = dict(
         whole=lambda: predictor(file, note=NOTE, sentences=False),
+        large=lambda: predictor(large, note=NOTE, sentences=False),
         edited=lambda: predictor.answer([encoded], [NOTE], sentences=False),
+        forward=lambda: forward(pixels=pixels),
+        kept=lambda: forward(image_tokens=tokens),
     )
-    seconds = alternate(sides, 4 * rounds)
-    return ratio_text(seconds['whole'], seconds['edited'], 1)
+    s = alternate(sides, 4 * rounds)
+    return {
+        'a whole prediction (512 px) against an edited note': ratio_text(s['whole'], s['edited'], 1),
+        'a whole prediction (2,048 px) against an edited note': ratio_text(s['large'], s['edited'], 1),
+        'a forward pass against one with kept image tokens': ratio_text(s['forward'], s['kept'], 1),
+    }
 
 
 def main():
@@ -115,6 +132,7 @@ def main():
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         files = write_films(Path(scratch), args.images)
+        large = write_films(Path(scratch) / 'large', 1, 2048)[0]
         for preset in args.preset:
             predictor = predictor_of(preset)
             batches = time_batches(predictor, files, Path(scratch), args.rounds)
@@ -122,8 +140,8 @@ def main():
                 f'{preset}, {len(files)} images, one by one against in batches, per image: {batches}',
                 flush=True,
             )
-            edits = time_edits(predictor, files[0], args.rounds)
-            print(f'{preset}, a whole prediction against an edited note: {edits}', flush=True)
+            for what, ratio in time_edits(predictor, files[0], large, args.rounds).items():
+                print(f'{preset}, {what}: {ratio}', flush=True)
 
 
 if __name__ == '__main__':

@@ -93,7 +93,7 @@ def _read_file(path):  # None for a DICOM file, which is read by its own reader
                 return None
             if size > LARGEST_FILE:
                 raise RadiographError(
-                    f'{path}: more than {LARGEST_FILE:,} bytes. Remove it from the table or replace it.'
+                    f'{path}: more than {LARGEST_FILE:,} bytes. Leave it out or replace it.'
                 )
             return head + file.read()
     except OSError as e:
@@ -265,7 +265,7 @@ def decode_radiograph(
         raise
     except UnidentifiedImageError:
         why = f'not an image file of a kind that is read ({", ".join(IMAGE_FORMATS)}, DICOM). '
-        why += 'Remove it from the table or replace it.'
+        why += 'Leave it out or replace it.'
         if data.startswith(_STARTS):  # Pillow 12 does not tell a damaged header from another kind of file
             why = 'its header cannot be read. The file is damaged or cut short: download or copy it again.'
     except Image.DecompressionBombError:

@@ -1,10 +1,8 @@
 """The demo in a browser: in JupyterLab and as a page of Voilà.
 
-Skips without Chromium, Playwright or Voilà. AXE_CORE names axe.min.js where axe-playwright-python is not installed;
-CXR_SCREENSHOTS names a folder that keeps pictures of both pages.
+Skips without Chromium, Playwright or Voilà. CXR_SCREENSHOTS names a folder that keeps pictures of both pages.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accessibility import serious_findings
 from conftest import ROOT
 from PIL import Image
 from toy import environment, toy_run  # noqa: F401 (fixtures)
@@ -293,29 +292,11 @@ def test_tab_reaches_every_control_and_shows_where_it_is(opened):
     page.wait_for_selector('caption:has-text("What moved")', state='detached')
 
 
-def axe():
-    "The source of axe-core; the test skips if there is none"
-    if path := os.environ.get('AXE_CORE'):
-        return Path(path).read_text(encoding='utf-8')
-    found = importlib.util.find_spec('axe_playwright_python')
-    if found is None:
-        pytest.skip('neither axe-playwright-python is installed nor AXE_CORE set to an axe.min.js')
-    return (Path(found.origin).parent / 'axe.min.js').read_text(encoding='utf-8')
-
-
 def test_axe_finds_nothing_serious_in_the_widget(opened):
     _, page, _ = opened
-    source = axe()
     press(page, SWAPS[0])
     page.wait_for_selector('caption:has-text("What moved")')
-    page.evaluate(f'() => {{ {source} }}')
-    found = page.evaluate("axe.run('.cxr-demo')")
-    serious = [
-        (v['id'], v['impact'], [n['html'][:200] for n in v['nodes']])
-        for v in found['violations']
-        if v['impact'] in ('serious', 'critical')
-    ]
-    assert found['passes'] and not serious, serious
+    assert serious_findings(page, '.cxr-demo') == []
     press(page, 'Back to the patient')
 
 

@@ -11,6 +11,7 @@ import matplotlib
 import nbformat
 import numpy as np
 import pytest
+from accessibility import serious_findings
 from conftest import STAGES
 from PIL import Image
 
@@ -248,6 +249,13 @@ def test_a_page_fits_its_screen_keeps_intervals_together_and_asks_for_nothing(pl
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     assert page.evaluate(BROKEN) == []
     assert seen == []
+    page.close()
+
+
+@pytest.mark.parametrize('name', ['index', '05_evaluation', 'model_card'])
+def test_axe_finds_nothing_serious(plan, chromium, name):
+    page, _ = opened(chromium, plan.folder / f'{name}.html', 1400)
+    assert serious_findings(page) == []
     page.close()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from accessibility import serious_findings
 from toy_service import as_dicom, as_file, film
 
 from cxr_lib.data.elements import FileInMemory
@@ -97,6 +98,14 @@ def test_an_upload_and_a_note_are_answered(browser, with_page, predictor, width)
     edge = 'document.querySelector(".cxr-table").getBoundingClientRect().right'
     assert visit.page.evaluate(edge) <= width
     visit.assert_clean()
+    visit.page.close()
+
+
+def test_axe_finds_nothing_serious_before_and_after_an_answer(browser, with_page):
+    visit = Visit(browser, with_page, 1400)
+    assert serious_findings(visit.page) == []
+    visit.predict(PNG, NOTE)
+    assert serious_findings(visit.page) == []
     visit.page.close()
 
 
