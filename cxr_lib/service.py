@@ -599,6 +599,7 @@ _SEND = '''async (film, note) => {
 _CSS = f'''
 .cxr-label {{ display: block; font-weight: 600; margin-bottom: 6px; }}
 #cxr-film {{ max-width: 100%; padding: 6px 0; }}
+#cxr-predict {{ background: {BLUE}; border-color: {BLUE}; color: #fff; }}
 #cxr-seen {{ max-width: 100%; max-height: 320px; margin-top: 8px; background: black; }}
 .cxr-notice {{ border-left: 4px solid {RED}; padding: 4px 10px; margin: 6px 0; color: {INK}; background: #fff; }}
 .cxr-table {{ width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }}
