@@ -9,7 +9,7 @@ __all__ = ['ANNOTATED', 'HANDFUL', 'REFITTED', 'RULES', 'annotated_by', 'evaluat
            'thresholds_table', 'plot_moving', 'plot_recalibration', 'moving_figures', 'write_moved']
 
 # %% ../../nbs/chapters/08_evaluation/12_moving.ipynb #aa5a6f8b
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, SIMULATED, defined, number_text, short_name
@@ -358,8 +358,7 @@ def evaluate_moving(
     moving |= dict(recalibrated=recalibrated(metrics, test, drawn, seed), lost=lost.to_dict('records'))
     moving['home'] |= _home_calibration(trained, n_bootstrap, seed)
     thresholds = thresholds_there(trained, test, drawn, seed)
-    model = asdict(trained.classifier.model.config)
-    moving['encoders'] = seen_sentences(model, elsewhere.dataset, elsewhere.folder)
+    moving['encoders'] = seen_sentences(trained.architecture, elsewhere.dataset, elsewhere.folder)
     moving['verdict'] = moving_verdict(moving, metrics)
     metrics['verdict'] = moving['verdict']
     return Moved(predicted.table, table, metrics, moving, lost, thresholds)

@@ -458,9 +458,10 @@ def _blank_features(encoder):
     blank = torch.zeros(1, encoder.in_chans, size, size, device=encoder.mean.device)
     try:
         return encoder.backbone.forward_features(blank)
-    except (AssertionError, RuntimeError) as e:
+    except (AssertionError, RuntimeError, TypeError) as e:
         fault = f'{encoder.name} cannot read images of {size} pixels ({str(e).splitlines()[0]})'
-        own = backbone_defaults(encoder.name)['image_size']
+        card = getattr(encoder.backbone, 'pretrained_cfg', None) or {}
+        own = card['image_size'] if 'image_size' in card else backbone_defaults(encoder.name)['image_size']
         raise ValueError(f'{fault}; its own size is {own}') from None
 
 # %% ../../nbs/chapters/06_model/04_images.ipynb #5ed37e97

@@ -127,7 +127,8 @@ def encode_images(
     with evaluating(model, device):
         source = TokenSource('image', config.image_encoder, encode, film_fingerprints(data.pixels))
         if cache:
-            facts = config.image_encoder, config.image_size, config.in_chans
+            facts = (config.image_encoder, config.image_size, config.in_chans)
+            facts += (config.image_grid,) if config.image_grid else ()
             source.key = encoder_key(model.image_encoder, *facts)
         return encode_distinct(source, batch_size, cache, token_dtype)
 
