@@ -127,13 +127,6 @@ def seen_sentences(
     return said
 
 # %% ../../nbs/chapters/06_model/14_encoders.ipynb #ence0014
-_TO_FETCH = (
-    '{n} encoder{s} neither on this machine nor reachable ({reason}). On a machine with network run {commands}; '
-    'copy the folder{s_} here without renaming {them} (reports know encoders by these names), and run again with '
-    "overrides '{settings}', each FOLDER being where you put {them}"
-)
-
-
 def _on_the_hub(config):
     "(name on the Hub, the setting that names a folder instead) of the encoders of a configuration"
     image, weights = config.image_encoder, config.image_weights
@@ -144,25 +137,47 @@ def _on_the_hub(config):
         yield text, 'text_encoder'
 
 
-def _why_out_of_reach(name):
+def _why_out_of_reach(name, **options):
     "Why the configuration of an encoder cannot be had; None if it can"
     from transformers.utils import cached_file
 
+    why = None
     for file in ('config.json', 'open_clip_config.json'):
         try:
-            if cached_file(name, file, _raise_exceptions_for_missing_entries=False):
-                return None
+            cached_file(name, file, **options)
+            return None
         except READ_ERRORS as e:
-            return load_reason(e)
-    return 'it has no config.json'
+            why = why or load_reason(e).rstrip('.')
+            if 'connect to' in why and not options:
+                break  # asking again takes as long again
+    return why
+
+
+def _out_of_reach(names):
+    "(name, setting, why) of the encoders that cannot be had; without a network, it is asked for once"
+    missing, no_network = [], ''
+    for name, setting in names:
+        if Path(name).is_dir() or not _why_out_of_reach(name, local_files_only=True):
+            continue
+        why = no_network or _why_out_of_reach(name)
+        if why:
+            missing.append((name, setting, why))
+            no_network = why if 'connect to' in why else no_network
+    return missing
+
+# %% ../../nbs/chapters/06_model/14_encoders.ipynb #ence0016
+_TO_FETCH = (
+    '{n} encoder{s} neither on this machine nor reachable ({reason}). On a machine with network run {commands}; '
+    'copy the folder{s_} here without renaming {them} (reports know encoders by these names), and run again with '
+    "overrides '{settings}', FOLDER being the full path of where you put {them}"
+)
 
 
 def require_encoders(
     config,  # a `ModelConfig`
 ):
     "Raise one `ValueError` that says of all encoders of a configuration what to fetch and where to put it"
-    names = [pair for pair in _on_the_hub(config) if not Path(pair[0]).is_dir()]
-    missing = [(*pair, why) for pair in names if (why := _why_out_of_reach(pair[0]))]
+    missing = _out_of_reach(_on_the_hub(config))
     if not missing:
         return
     commands, settings = [], []
