@@ -37,6 +37,7 @@ class TrainedRun:
     source: dict  # source.json
     notes: dict  # notes.json
     thumbnails: pd.Series | None = None  # image -> (32, 32) uint8, as far as the exploration scanned them
+    architecture: dict = field(default_factory=dict)  # of the stored model: values of its `ModelConfig`
 
     @property
     def fold(self) -> int:  # of the stored model; -1 without cross-validation
@@ -81,6 +82,9 @@ def read_trained(
     studies = pd.read_parquet(run / 'studies_with_notes.parquet')
     found = TrainedRun(name, classifier, predictions, studies, read_json(run / 'source.json'), {})
     found.notes, found.thumbnails = read_json(run / 'notes.json'), _thumbnails(run)
+    # As it was trained: a model that was loaded has no weights to fetch any more.
+    if (run / 'architecture.json').is_file():
+        found.architecture = read_json(run / 'architecture.json')['model']
     held_out = predictions[predictions.fold == found.fold].set_index('image').split
     studies['split'] = studies.image.map(held_out).fillna('train')
     return found

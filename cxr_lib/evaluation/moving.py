@@ -26,6 +26,7 @@ from ..metrics.calibration import BRANCHES, calibration
 from ..metrics.predictions import CONDITIONS
 from ..metrics.ranking import count_cases, known_labels, mean_over, named_interval
 from ..metrics.ranking import rank_condition, resample_patients, too_few_cases
+from ..model.encoders import seen_sentences
 from ..notes.leakage import film_share
 from ..training.folds import fold_splits
 from .card import check_metrics
@@ -357,6 +358,7 @@ def evaluate_moving(
     moving |= dict(recalibrated=recalibrated(metrics, test, drawn, seed), lost=lost.to_dict('records'))
     moving['home'] |= _home_calibration(trained, n_bootstrap, seed)
     thresholds = thresholds_there(trained, test, drawn, seed)
+    moving['encoders'] = seen_sentences(trained.architecture, elsewhere.dataset, elsewhere.folder)
     moving['verdict'] = moving_verdict(moving, metrics)
     metrics['verdict'] = moving['verdict']
     return Moved(predicted.table, table, metrics, moving, lost, thresholds)
@@ -496,7 +498,13 @@ def moving_verdict(
     if moving['notes']['there'] == 'none':
         said_above += ('By observation, the AUROC with image and note',)
     own = [s for s in verdict(metrics) if not s.startswith(tuple(filter(None, said_above)))]
-    first = [*_simulated_said(moving), _lost_said(moving), *filter(None, [chance]), *_each_said(moving)]
+    first = [
+        *_simulated_said(moving),
+        *moving.get('encoders', ()),
+        _lost_said(moving),
+        *filter(None, [chance]),
+        *_each_said(moving),
+    ]
     return [*first, _places_said(moving), _notes_sentence(moving), _calibration_sentence(moving), *own]
 
 # %% ../../nbs/chapters/08_evaluation/12_moving.ipynb #8b32cffa

@@ -234,12 +234,12 @@ class Trainer:
         self.root, self.device, self._pixels, self._features = Path(root), choose_device(), {}, {}
         self.probes = [c for c in (candidates or {}).values() if c.head == 'probe']
 
-    def pixels(self, table, size):
+    def pixels(self, table, size, fit='pad'):
         "The images of a table at one size"
-        key = size, tuple(table.image)
+        key = size, fit, tuple(table.image)
         if key not in self._pixels:
             cache = project_root() / 'data' / 'cache'
-            self._pixels[key] = pixel_cache(self.root, table.image, size, cache, progress=False)
+            self._pixels[key] = pixel_cache(self.root, table.image, size, cache, progress=False, fit=fit)
         return self._pixels[key]
 
     def features(self, table, candidate, seed):
@@ -261,7 +261,7 @@ class Trainer:
         config, found = probes[0].config, [[] for _ in probes]
         seed_everything(seed)
         encoder = build_model(config, make_tokenizer(config, [])).image_encoder.to(self.device).eval()
-        pixels = self.pixels(table, config.image_size)
+        pixels = self.pixels(table, config.image_size, config.fit)
         stages, tokens = any(p.stages for p in probes), any(not p.stages for p in probes)
         with torch.no_grad():
             for at in range(0, len(pixels), 32):
@@ -289,7 +289,9 @@ def _network(self: Trainer, table, candidate, train, stop, predict, seed, name):
     seed_everything(seed)
     tokenizer = make_tokenizer(config, table.note.iloc[train])
     model = build_model(config, tokenizer)
-    data = StudyData(table, self.root, config, tokenizer, pixels=self.pixels(table, config.image_size))
+    data = StudyData(
+        table, self.root, config, tokenizer, pixels=self.pixels(table, config.image_size, config.fit)
+    )
     only_image = candidate.condition == 'image_only'
     branches, answer = (('image',), 'image') if only_image else (('fused', 'image', 'note'), 'fused')
     with capture_output():  # one bar for the whole selection, not one for each training

@@ -137,12 +137,15 @@ def check_thresholds(
     return {rule: dict(values) for rule, values in thresholds.items()}
 
 # %% ../../nbs/chapters/06_model/08_checks.ipynb #2e640404
-_FILM = 'square, aspect ratio kept, padded with black, 8-bit grayscale (cxr_lib.data.images.read_radiograph)'
+_FILM = 'square, aspect ratio kept, {how}, 8-bit grayscale (cxr_lib.data.pixels.read_radiograph)'
+_HOW = dict(pad='padded with black', crop='cropped to its middle')
 
 
 def preprocessing_of(
     model: MultimodalClassifier,  # a model
-) -> dict:  # image_size, in_chans, mean, std (one per channel), pixel_range, film and film_version (of files)
+) -> (
+    dict
+):  # image_size, in_chans, mean, std (one per channel), pixel_range, fit, film and film_version (of files)
     "What must be done to a radiograph before this model sees it, read from the model"
     encoder = model.image_encoder
     mean, std = ([round(v, 6) for v in getattr(encoder, name).flatten().tolist()] for name in ('mean', 'std'))
@@ -152,7 +155,8 @@ def preprocessing_of(
         mean=mean,
         std=std,
         pixel_range=[0, 255],
-        film=_FILM,
+        fit=model.config.fit,
+        film=_FILM.format(how=_HOW[model.config.fit]),
         film_version=PREPROCESSING,
     )
 

@@ -84,14 +84,14 @@ def _as_tensor(images, size):
     return x
 
 
-def _as_pixels(images, size):
+def _as_pixels(images, size, fit='pad'):
     "Paths or arrays as one (n, size, size) tensor on the scale 0 to 255, and their names"
     if isinstance(images, (str, Path)):
         images = [images]
     elif isinstance(images, (pd.Series, pd.Index)):
         images = list(images)
     if _are_files(images):
-        films = [torch.from_numpy(read_radiograph(i, size)) for i in images]
+        films = [torch.from_numpy(read_radiograph(i, size, fit)) for i in images]
         return torch.stack(films), [str(i) for i in images]
     x = _as_tensor(images, size)
     return x, list(range(len(x)))
@@ -208,7 +208,7 @@ def predict(
     if images is None:
         pixels, names = None, [None] * len(notes)
     else:
-        pixels, names = _as_pixels(images, self.model.config.image_size)
+        pixels, names = _as_pixels(images, self.model.config.image_size, self.model.config.fit)
     if self._film_version != PREPROCESSING and isinstance(names[0], str):
         raise CheckpointError(
             f'the model was trained on images prepared by version {self._film_version} of read_radiograph, '

@@ -22,6 +22,7 @@ from .checks import PROBE_NOTE, check_calibration, check_finite, check_fit, chec
 from .checks import check_probe, check_thresholds, preprocessing_of, probe_answers
 from .presets import ModelConfig
 from .fusion import MultimodalClassifier
+from .images import HUGGING_FACE, RANDOM, XRAYVISION
 from .text import plain_text_config, tokenize
 from .weights import COPY_AGAIN, NO_PICKLE, PICKLES, CheckpointError
 from .weights import check_sizes, first_line, read_shapes, read_weights
@@ -197,7 +198,9 @@ def _saved_config(saved, path):
         found = f'the architecture has {min(unknown)!r}, which this cxr_lib ({versions()["cxr_lib"]}) does not know'
         raise CheckpointError(f'{path}: {found}. Install cxr_lib {wrote}, which wrote it.')
     text = plain_text_config(saved['text_config'])
-    config = replace(ModelConfig(**values), image_weights='', text_weights=False, text_config=text)
+    config = ModelConfig(**values)
+    sourced = config.image_encoder.startswith((HUGGING_FACE, XRAYVISION))
+    config = replace(config, image_weights=RANDOM if sourced else '', text_weights=False, text_config=text)
     _check_config_sizes(config)
     return config
 
@@ -310,10 +313,19 @@ def _text_config(model):
     return {} if own is None else plain_text_config(own.to_dict())
 
 
+def _short(value):
+    "A value of a configuration; of a folder of this machine, its name alone"
+    if not isinstance(value, str):
+        return value
+    source, inner = (
+        (HUGGING_FACE, value[len(HUGGING_FACE) :]) if value.startswith(HUGGING_FACE) else ('', value)
+    )
+    return source + Path(inner).name if Path(inner).is_absolute() else value
+
+
 def _architecture(config):
     "Values of a `ModelConfig`; of a folder of this machine, its name alone"
-    short = lambda v: Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v
-    return {k: short(v) for k, v in asdict(config).items() if k != 'text_config'}
+    return {k: _short(v) for k, v in asdict(config).items() if k != 'text_config'}
 
 
 def _config_of(model, tokenizer, facts, film_version):
@@ -321,7 +333,7 @@ def _config_of(model, tokenizer, facts, film_version):
     text = _text_config(model)
     return dict(
         format=FORMAT,
-        model=_architecture(model.config),
+        model=_architecture(model.config) | dict(image_config=model.image_encoder.image_config),
         vocab_size=text.get('vocab_size', len(tokenizer)),
         tokenizer_size=len(tokenizer),
         text_config=text,

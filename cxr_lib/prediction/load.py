@@ -125,7 +125,7 @@ _OTHER_VERSION = (
 )
 
 
-def _array_pixels(image, size):
+def _array_pixels(image, size, fit='pad'):
     "An array as canonical pixels, (size, size) uint8"
     pixels = np.asarray(image)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
@@ -133,7 +133,7 @@ def _array_pixels(image, size):
         raise ValueError(
             f'{found}; expected (height, width) uint8, air dark and bone bright, or the name of a file'
         )
-    return to_square(pixels, size)
+    return to_square(pixels, size, fit)
 
 
 def _name(image):
@@ -150,7 +150,7 @@ def read(
     then = self.classifier.preprocessing['film_version']
     if then != PREPROCESSING:
         raise CheckpointError(_OTHER_VERSION.format(then=then, now=PREPROCESSING))
-    return read_radiograph(image, self.size)
+    return read_radiograph(image, self.size, self.model.config.fit)
 
 
 @patch
@@ -161,7 +161,7 @@ def encode(
 ) -> Encoded:
     "Read an image and keep its tokens; raises `RadiographError` or `ValueError` that says what is wrong with it"
     is_file = isinstance(image, (str, Path, FileInMemory))
-    pixels = self.read(image) if is_file else _array_pixels(image, self.size)
+    pixels = self.read(image) if is_file else _array_pixels(image, self.size, self.model.config.fit)
     return self.encode_pixels([pixels], [name or _name(image)])[0]
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #ebeddcd9

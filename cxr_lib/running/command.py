@@ -149,7 +149,7 @@ def _add_run(commands):
     p.add_argument('--run', metavar='NAME', help=name)
     p.add_argument('--dataset', metavar='NAME', help='source of the studies (default: simulated)')
     p.add_argument('--root', metavar='FOLDER', help="the data set's folder")
-    p.add_argument('--preset', metavar='NAME', help='size of the model: tiny, offline, base')
+    p.add_argument('--preset', metavar='NAME', help='size of the model: tiny, offline, base, chest')
     pair = dict(nargs=2, metavar=('NAME', 'VALUE'), action='append', default=[])
     p.add_argument('-p', '--parameter', **pair, help='set any parameter of the notebooks; may be repeated')
     quick = 'a few minutes: at most 1,000 images, three epochs, 200 resamples; into reports/<data set>-quick'

@@ -42,7 +42,8 @@ class StudyData:
     ):
         self.table, self.config = table.reset_index(drop=True), config
         if pixels is None:
-            pixels = pixel_cache(root, self.table.image, config.image_size, project_root() / 'data' / 'cache')
+            cache = project_root() / 'data' / 'cache'
+            pixels = pixel_cache(root, self.table.image, config.image_size, cache, fit=config.fit)
         if len(pixels) != len(table):
             counts = f'{len(pixels):,} images for {len(table):,} rows of the study table'
             raise ValueError(f'{counts}; provide one per row, in its order')
@@ -126,7 +127,8 @@ def encode_images(
     with evaluating(model, device):
         source = TokenSource('image', config.image_encoder, encode, film_fingerprints(data.pixels))
         if cache:
-            facts = config.image_encoder, config.image_size, config.in_chans
+            facts = (config.image_encoder, config.image_size, config.in_chans)
+            facts += (config.image_grid,) if config.image_grid else ()
             source.key = encoder_key(model.image_encoder, *facts)
         return encode_distinct(source, batch_size, cache, token_dtype)
 

@@ -152,6 +152,14 @@ def test_a_simulated_model_on_real_images_without_notes_says_both(home):
     assert 'Mean' in lost_table(moved.lost, 'image_only').index
 
 
+@pytest.mark.parametrize('dataset, seen', [('chexpert', True), ('covid', False)])
+def test_an_encoder_that_was_trained_on_the_data_there_is_named(home, dataset, seen):
+    run = trained_on(home.predictions)
+    run.architecture = dict(image_encoder='hf:microsoft/rad-dino', image_weights='', text_encoder='')
+    verdict = moved_to(run, synthetic_predictions(150, 3), dataset).moving['verdict']
+    assert any(s.startswith('THE IMAGE ENCODER HAS SEEN THESE DATA') for s in verdict[:2]) == seen
+
+
 def table_of(patients, images=None):
     "A study table of these patients"
     table = pd.DataFrame(

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from commands import MINUTES, SMALL, cxr, page_of, papermill
 from conftest import ROOT
+from encoder_folders import cxr_bert_folder, vision_folder
 
 pytestmark = MINUTES
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -186,6 +187,64 @@ def test_a_preset_that_needs_a_hub_says_so(home, data):
     assert 'Traceback' not in err
     assert re.search('hub|download|network|internet|offline', err, re.I), err
     assert 'This run stopped' in (home / 'reports' / 'chexpert' / 'index.html').read_text(encoding='utf-8')
+
+
+@needs_data
+def test_the_chest_preset_says_what_to_fetch_and_where_to_put_it(home, data):
+    command = [
+        'run',
+        '--run',
+        'fetch',
+        '--dataset',
+        'nih',
+        '--root',
+        data / 'nih',
+        '--preset',
+        'chest',
+        *SMALL,
+    ]
+    code, out, err = cxr(home, *command)
+    assert code == 1
+    assert '03_model.ipynb failed' in err
+    assert 'Traceback' not in err
+    page = (home / 'reports' / 'fetch' / 'index.html').read_text(encoding='utf-8')
+    for text in (err, page):
+        assert 'hf download microsoft/rad-dino --local-dir rad-dino' in text
+        assert 'hf download microsoft/BiomedVLP-CXR-BERT-specialized' in text
+        assert 'image_weights=FOLDER/rad-dino text_encoder=FOLDER/BiomedVLP-CXR-BERT-specialized' in text
+
+
+@needs_data
+def test_the_chest_preset_with_encoders_in_folders_and_its_first_page(home, data):
+    "Small random encoders of the same format; NIH is what RAD-DINO was trained on"
+    image, text = data / 'encoders' / 'rad-dino', data / 'encoders' / 'BiomedVLP-CXR-BERT-specialized'
+    vision_folder(image)
+    cxr_bert_folder(text)
+    small = (
+        f'image_weights={image} text_encoder={text} image_size=64 image_grid=4 fusion_dim=32 fusion_heads=2'
+    )
+    command = [
+        'run',
+        '--run',
+        'seen',
+        '--dataset',
+        'nih',
+        '--root',
+        data / 'nih',
+        '--preset',
+        'chest',
+        *SMALL,
+    ]
+    code, out, err = cxr(home, *command, '-p', 'overrides', small)
+    assert code == 0, err
+    said = 'THE IMAGE ENCODER HAS SEEN THESE DATA: microsoft/rad-dino was trained on'
+    assert said in (home / 'reports' / 'seen' / 'index.html').read_text(encoding='utf-8')
+    verdict = json.loads((home / 'reports' / 'seen' / 'metrics.json').read_text(encoding='utf-8'))['verdict']
+    assert [s for s in verdict[:3] if s.startswith(said)]
+    assert not (text / 'executed').exists()
+    code, out, err = cxr(home, 'evaluate', 'seen', '--dataset', 'covid', '--root', data / 'covid')
+    assert code == 0, err
+    assert 'HAS SEEN THESE DATA' not in out
 
 
 @needs_data
