@@ -149,7 +149,9 @@ def _kind_of_error(label, in_gold, labeled, codes, lexicon):
     if any(code.startswith(head) for code in codes for head in heads):
         return 'gold counts a code otherwise'
     names = lexicon.names['nih']
-    statements = [s for part in labeled.statements.values() for s in part if names.get(s.finding) == label]
+    statements = [
+        s for part in labeled.statements.values() for s in part if label in names.get(s.finding, ())
+    ]
     polarities = {s.certainty or s.polarity for s in statements}
     for polarity in ('present', 'probable', 'possible', 'absent'):
         if polarity in polarities:

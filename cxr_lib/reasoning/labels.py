@@ -39,9 +39,9 @@ def chexpert_labels(
     names = (lexicon or default_lexicon()).names['chexpert']
     found, anything = {}, False
     for s in statements:
-        observation = names.get(s.finding)
-        anything |= s.polarity != 'absent' and observation != 'Support Devices'
-        if observation:
+        observations = names.get(s.finding, ())
+        anything |= s.polarity != 'absent' and observations != ('Support Devices',)
+        for observation in observations:
             found.setdefault(observation, set()).add(_VALUES[s.polarity])
     labels = {o: next((v for v in _FIRST if v in found.get(o, ())), None) for o in OBSERVATIONS}
     return labels | {'No Finding': None if anything else 1}
@@ -53,9 +53,8 @@ def nih_labels(
 ) -> dict:  # label -> 1 or 0
     "The 14 labels of NIH ChestX-ray14"
     names = (lexicon or default_lexicon()).names['nih']
-    stated = {
-        names.get(s.finding) for s in statements if s.polarity == 'present' or s.certainty == 'probable'
-    }
+    sure = (s for s in statements if s.polarity == 'present' or s.certainty == 'probable')
+    stated = {label for s in sure for label in names.get(s.finding, ())}
     return {label: int(label in stated) for label in VOCABULARIES['nih']}
 
 # %% ../../nbs/chapters/10_reasoning/03_labels.ipynb #b6b328ba
@@ -199,7 +198,7 @@ def write_labels(
 def _statement_record(statement, text, names):
     "A statement as JSON would have it"
     record = dict(statement._asdict(), words=text[statement.start : statement.end])
-    record['labels'] = {kind: known.get(statement.finding) for kind, known in names.items()}
+    record['labels'] = {kind: list(known.get(statement.finding, ())) for kind, known in names.items()}
     record['cues'] = [dict(start=a, end=b, words=text[a:b]) for a, b in statement.cues]
     return record
 

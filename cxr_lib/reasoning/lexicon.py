@@ -174,7 +174,8 @@ class Lexicon:
     "All rules, and the ones that a word can begin"
 
     rules: list  # of `Rule`s, in the order of the table
-    names: dict = field(default_factory=dict)  # vocabulary -> finding -> its label there
+    names: dict = field(default_factory=dict)  # vocabulary -> finding -> its labels there
+    sentences: dict = field(default_factory=dict)  # a sentence -> what a reader made of it
     _by_word: dict = field(default_factory=dict)  # a word, as the rules write it -> the rules it begins
     _known: dict = field(default_factory=dict)  # a word of a report -> the rules it begins
 
@@ -182,7 +183,7 @@ class Lexicon:
         self.names = {kind: {} for kind in ('chexpert', 'nih')}
         for rule in self.rules:
             if rule.kind in self.names:
-                self.names[rule.kind][rule.phrase] = rule.meaning[0]
+                self.names[rule.kind][rule.phrase] = rule.meaning
             for word in rule.first:
                 self._by_word.setdefault(word, []).append(rule)
 

@@ -209,7 +209,7 @@ def test_what_was_read_where_points_at_the_words(tmp_path):
             assert parts[part][s['start'] : s['end']] == s['words']
             assert all(parts[part][c['start'] : c['end']] == c['words'] for c in s['cues'])
     first = record['reports'][0]['statements']['findings'][0]
-    assert first['labels'] == {'chexpert': 'Pleural Effusion', 'nih': 'Effusion'}
+    assert first['labels'] == {'chexpert': ['Pleural Effusion'], 'nih': ['Effusion']}
     assert (first['side'], first['severity'], first['polarity']) == ('left', 'mild', 'present')
 
 
