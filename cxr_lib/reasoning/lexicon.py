@@ -60,7 +60,7 @@ def _alternatives(tokens, closing):
     return found
 
 # %% ../../nbs/chapters/10_reasoning/01_lexicon.ipynb #474d29f8
-_SPACE, _END = r"[\s/'-]+", r'(?![a-z0-9])'
+_SPACE, _END = r"[\s/':-]+", r'(?![a-z0-9])'
 _ANY_WORD = r'[a-z0-9]+'
 
 

@@ -111,9 +111,10 @@ def _overreaches(match, found):
     if not match.rule.has_gap or match.rule.kind not in _NAMING:
         return False
     for other in found:
-        if match.start <= other.start and other.end < match.end:
-            if other.rule.kind in (*_NAMING, *_ENDING):
-                return True
+        names = other.rule.kind in _NAMING and match.start <= other.start
+        ends = other.rule.kind in _ENDING and match.start < other.start
+        if (names or ends) and other.end < match.end:
+            return True
     return False
 
 
@@ -122,7 +123,7 @@ def _kept(found):
     kept = [m for m in found if not any(_swallows(other, m) for other in found)]
     kept = [m for m in kept if m.rule.kind != 'pseudo' and not _overreaches(m, kept)]
     once, until = [], {}  # two phrases may name a finding in the same words
-    for m in sorted(kept, key=lambda m: (m.start, -m.end)):
+    for m in sorted(kept, key=lambda m: (m.start, m.rule.kind not in _ENDING, -m.end)):
         meant = m.rule.kind, m.rule.meaning
         if m.start >= until.get(meant, 0):
             until[meant] = m.end
