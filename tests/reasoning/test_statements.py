@@ -32,6 +32,10 @@ def said(text):
         ('Without change in cardiomegaly.', 'present'),
         ('9 mm nodule, not seen on the prior radiograph.', 'present'),
         ('Pneumonia is unlikely.', 'absent'),
+        ('No effusion, heart enlarged.', 'absent present'),
+        ('No effusion, small nodule, or edema.', 'absent absent absent'),
+        ('Pneumothorax: None.', 'absent'),
+        ('Near complete resolution of the effusion.', 'present'),
     ],
 )
 def test_denials(text, expected):
@@ -71,6 +75,8 @@ def test_degrees_of_certainty(text, expected):
         ('Atelectasis and effusion.', ['present', 'present']),
         ('Possible atelectasis or infiltrate.', ['possible', 'possible']),
         ('No atelectasis or infiltrate.', ['absent', 'absent']),
+        ('Atelectasis, consolidation, or edema.', ['probable', 'probable', 'probable']),
+        ('Pacemaker/defibrillator.', ['present']),
     ],
 )
 def test_alternatives(text, expected):
@@ -88,6 +94,9 @@ def test_alternatives(text, expected):
         'Indication: cough, pneumonia. FINDINGS: Midline trachea.',
         'Bony overlap could obscure a small nodule.',
         'Right heart border is sharp.',
+        'Please note that fractures may not be seen.',
+        'Follow up to ensure resolution of the infiltrate.',
+        'Left joint effusion.',
         '',
         'XXXX',
     ],
@@ -124,6 +133,36 @@ def test_each_finding_keeps_its_own_side():
         ('consolidation', 'left', 'severe'),
         ('pneumothorax', '', ''),
     ]
+
+
+SECTIONS = '''                FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___ year old with cough // ? pneumonia
+
+ COMPARISON:  ___, when there was a right pneumothorax
+
+ FINDINGS:
+
+ Large left pleural effusion is new.  Small
+ right effusion.  No consolidation.
+
+ IMPRESSION:
+ Moderate edema, heart remains enlarged.'''
+
+
+def test_of_a_report_with_headings_only_what_the_film_shows_is_read():
+    assert [(s.finding, s.polarity, s.side, s.severity) for s in read_statements(SECTIONS)] == [
+        ('pleural effusion', 'present', 'left', 'severe'),
+        ('pleural effusion', 'present', 'right', 'mild'),
+        ('consolidation', 'absent', '', ''),
+        ('edema', 'present', '', 'moderate'),
+        ('cardiomegaly', 'present', '', ''),
+    ]
+
+
+def test_a_report_on_one_line_is_not_lost_to_a_heading():
+    assert said('Comparison: None. Small effusion.') == {'pleural effusion': 'present'}
 
 
 def test_a_cue_is_named_with_its_place():
@@ -204,3 +243,14 @@ def test_a_long_text_takes_time_in_proportion_to_its_length():
     seconds(10)
     short = min(seconds(100) for _ in range(3))
     assert seconds(1000) < 40 * short
+
+
+@pytest.mark.parametrize(
+    'piece', ['no effusion or ', 'a', 'heart enlarged ', ', small effusion', '\n', '-/', 'or ']
+)
+def test_a_text_without_an_end_takes_no_time_without_end(piece):
+    import time
+
+    start = time.process_time()
+    read_statements((piece * 100_000)[:100_000])
+    assert time.process_time() - start < 10
