@@ -14,6 +14,7 @@ ORDER = (
     'model',
     'training',
     'evaluation',
+    'reasoning',
     'prediction',
     'stages',
     'demo',

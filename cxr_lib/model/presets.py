@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING_DEFAULTS', 'TINY', 'OFFLINE', 'BASE', 'CHEST', 'PRESETS', 'ModelConfig', 'parse_overrides',
-           'split_overrides', 'check_config']
+           'split_overrides', 'check_config', 'make_config']
 
 # %% ../../nbs/chapters/06_model/06_presets.ipynb #2d31ce4e
 from dataclasses import dataclass, field, fields, replace
@@ -266,3 +266,15 @@ def check_config(
     for side in ('image', 'text'):
         _check_frozen(config, side)
     return config
+
+
+def make_config(
+    preset: str = 'tiny',  # name of a preset
+    overrides: str | Mapping = '',  # see `parse_overrides`
+) -> ModelConfig:
+    "The model configuration of a preset with overrides"
+    config = ModelConfig(**split_overrides(preset, overrides)[0])
+    if config.image_size == 0:
+        own = backbone_defaults(config.image_encoder, config.image_weights)['image_size']
+        config = replace(config, image_size=own)
+    return check_config(config)

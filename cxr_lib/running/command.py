@@ -16,6 +16,7 @@ from ..foundations.files import machine_error
 from ..foundations.run import list_runs
 from .execute import StageFailed, run_stages
 from .evaluate_command import add_evaluate
+from .label_command import add_label
 from .pages import read_results
 from .plan import QUICK_DEFAULTS, RUN_DEFAULTS, UsageError, check_name, last_line, plan_run
 from .predict_command import add_compare, add_demo, add_pack, add_predict, add_runs
@@ -199,7 +200,7 @@ def command_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog='cxr', description=what, epilog=RESEARCH_USE)
     p.add_argument('--version', action='version', version=f'cxr_lib {__version__}')
     commands = p.add_subparsers(dest='command', metavar='COMMAND')
-    for add in (_add_run, _add_short, *TRAINED, _add_download):
+    for add in (_add_run, _add_short, *TRAINED, add_label, _add_download):
         add(commands)
     return p
 
