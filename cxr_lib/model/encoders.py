@@ -76,8 +76,8 @@ def encoder_facts(
 
 # %% ../../nbs/chapters/06_model/14_encoders.ipynb #ence0011
 _SEEN = (
-    'THE {side} ENCODER HAS SEEN THESE DATA: {name} was trained on {trained_on} ({known}). Its figures here are '
-    'better than they would be on data that it has not seen; test it on another data set.'
+    'THE {side} ENCODER HAS SEEN THESE DATA: {name} was trained on {trained_on} ({known}). '
+    'The figures here flatter it; test it on another data set.'
 )
 _MAY_HAVE_SEEN = (
     'The {side} encoder {name} was trained on {trained_on} ({known}). If these data are among them, '

@@ -242,7 +242,7 @@ def test_the_chest_preset_with_encoders_in_folders_and_its_first_page(home, data
     verdict = json.loads((home / 'reports' / 'seen' / 'metrics.json').read_text(encoding='utf-8'))['verdict']
     assert [s for s in verdict[:3] if s.startswith(said)]
     assert not (text / 'executed').exists()
-    code, out, err = cxr(home, 'evaluate', 'seen', '--dataset', 'covid', '--root', data / 'covid')
+    code, out, err = cxr(home, 'evaluate', '--run', 'seen', '--dataset', 'covid', '--root', data / 'covid')
     assert code == 0, err
     assert 'HAS SEEN THESE DATA' not in out
 
