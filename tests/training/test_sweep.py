@@ -538,7 +538,7 @@ def studies():
 def films(monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 64), np.uint8)
     monkeypatch.setattr(
-        'cxr_lib.training.dataset.pixel_cache', lambda root, images, *a: pixels[: len(images)]
+        'cxr_lib.training.dataset.pixel_cache', lambda root, images, *a, **options: pixels[: len(images)]
     )
 
 
