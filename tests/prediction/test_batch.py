@@ -124,7 +124,7 @@ def test_failures_are_listed_with_reasons_and_the_rest_is_answered(tmp_path, mod
 
 
 def test_an_error_of_the_machine_stops_and_blames_no_image(tmp_path, model, monkeypatch):
-    def lost(path, size):
+    def lost(path, *_):
         raise OSError(5, 'Input/output error', str(path))
 
     monkeypatch.setattr('cxr_lib.prediction.load.read_radiograph', lost)
