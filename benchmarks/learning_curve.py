@@ -32,7 +32,7 @@ from scipy.special import expit
 from cxr_lib.data.simulated import load_simulated, simulate, true_labels
 from cxr_lib.foundations.core import OBSERVATIONS, choose_device, project_root, seed_everything
 from cxr_lib.foundations.files import atomic_path
-from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
+from cxr_lib.metrics.calibration import apply_calibration, fit_calibration, log_loss
 from cxr_lib.metrics.ranking import interval, rank_condition, resample_patients
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config, split_overrides
@@ -98,8 +98,11 @@ def answers(model, data, seed):
         table = data.table.iloc[rows]
         logits = predict_logits(model, data, rows, choose_device())
         found = dict(fused=logits['fused'], image_only=logits['image'], note_only=logits['note'])
-        givers = rows[derangement(table.patient_id, seed)]
-        found['shuffled_note'] = predict_logits(model, data, rows, choose_device(), note_of=givers)['fused']
+        if name == 'test':
+            givers = rows[derangement(table.patient_id, seed)]
+            found['shuffled_note'] = predict_logits(model, data, rows, choose_device(), note_of=givers)[
+                'fused'
+            ]
         found = {condition: expit(x.astype(np.float64)) for condition, x in found.items()}
         parts.append(prediction_table(table, found, name))
     return pd.concat(parts, ignore_index=True)
@@ -123,11 +126,6 @@ def predictions(table, root, config, training, seed, folder):
     return both
 
 
-def deviance(labels, p):
-    p = np.clip(p, 1e-7, 1 - 1e-7)
-    return -2 * (labels * np.log(p) + (1 - labels) * np.log1p(-p)).sum()
-
-
 def explained(found, test):
     "Observation -> deviance that the model explains, and that the best possible answers explain"
     tuning = found[found.split == 'tuning']
@@ -139,8 +137,11 @@ def explained(found, test):
     rows = {}
     for k, o in enumerate(OBSERVATIONS):
         y = test[f'label/{o}'].to_numpy(float)
-        nothing, best = deviance(y, y.mean()), deviance(y, test[f'best_fused/{o}'].to_numpy(float))
-        rows[o] = nothing - deviance(y, fused[:, k]), nothing - best
+        nothing, best = (
+            log_loss(y, np.full(len(y), y.mean())),
+            log_loss(y, test[f'best_fused/{o}'].to_numpy(float)),
+        )
+        rows[o] = nothing - log_loss(y, fused[:, k]), nothing - best
     return rows
 
 

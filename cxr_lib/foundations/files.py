@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['DISK_FULL', 'MAX_NESTING', 'MachineError', 'machine_error', 'stop_on_machine_error', 'is_file', 'is_folder',
            'is_present', 'atomic_path', 'remove_unfinished', 'json_text', 'write_json', 'content_key', 'parse_json',
-           'read_json', 'file_facts', 'sha256_of', 'text_facts', 'what_differs', 'clear_way']
+           'read_json', 'file_facts', 'sha256_of', 'text_facts', 'what_differs', 'clear_way', 'output_fault',
+           'write_failures']
 
 # %% ../../nbs/chapters/01_foundations/02_files.ipynb #907c7bd2
-import contextlib, errno, hashlib, json, os, re, shutil, stat
+import contextlib, csv, errno, hashlib, json, os, re, shutil, stat
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator, Sequence
 
 # %% ../../nbs/chapters/01_foundations/02_files.ipynb #3f288c79
 #: Numbers of the operating system for a disk, or a share of one, that is full.
@@ -336,3 +337,31 @@ def clear_way(
     except OSError:
         words = f'{path} is a folder, where a file of the run is to be written; move it away and run again'
         raise ValueError(words) from None
+
+# %% ../../nbs/chapters/01_foundations/02_files.ipynb #3ef2dbb0
+def output_fault(
+    inputs: Iterable[str | Path],  # files that are read
+    outputs: Sequence[Path],  # files that are to be written
+) -> str:  # what is wrong, with the remedy; '' if nothing is
+    "Would an output overwrite an input, another output or a folder?"
+    read, written = ({Path(p).resolve() for p in paths} for paths in (inputs, outputs))
+    for path in outputs:
+        if path.resolve() in read:
+            return f'{path} is to be read, and would be overwritten: name another file'
+        if path.is_dir():
+            return f'{path} is a folder: name a file for the output'
+    return f'{outputs[0]} is named twice: name a file for each output' if len(written) < len(outputs) else ''
+
+
+def write_failures(
+    output: Path,  # they are listed beside it, in <output>.failures.csv
+    failures: Sequence,  # named tuples of one kind
+) -> list[Path]:  # the file, if one was written
+    "List what came to nothing; a list of earlier failures is removed where there are none"
+    path = output.with_name(f'{output.name}.failures.csv')
+    if not failures:
+        path.unlink(missing_ok=True)
+        return []
+    with atomic_path(path) as tmp, tmp.open('w', newline='', encoding='utf-8') as file:
+        csv.writer(file, lineterminator='\n').writerows([failures[0]._fields, *failures])
+    return [path]

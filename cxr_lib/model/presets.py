@@ -101,6 +101,11 @@ TINY = dict(
 )
 
 # %% ../../nbs/chapters/06_model/06_presets.ipynb #08e0c385
+#: How fusion and heads are trained on the tokens of frozen encoders.
+_ON_TOKENS = dict(
+    **dict(epochs=30, batch_size=32, lr=5e-4, note_lr=5e-4, weight_decay=0.05, warmup=0.1),
+    **dict(note_dropout=0.15, word_dropout=0.2, augment=False, patience=8),
+)
 OFFLINE = dict(
     about='EfficientNet-Lite0 (ImageNet) and MiniLM (sentences), both frozen and installed from PyPI; '
     'fusion and heads are trained on their tokens.',
@@ -118,10 +123,7 @@ OFFLINE = dict(
         freeze_image=True,
         freeze_text=True,
     ),
-    training=dict(
-        **dict(epochs=30, batch_size=32, lr=5e-4, note_lr=5e-4, weight_decay=0.05, warmup=0.1),
-        **dict(note_dropout=0.15, word_dropout=0.2, augment=False, patience=8),
-    ),
+    training=_ON_TOKENS,
 )
 
 # %% ../../nbs/chapters/06_model/06_presets.ipynb #babb48ea
@@ -164,10 +166,7 @@ CHEST = dict(
         freeze_image=True,
         freeze_text=True,
     ),
-    training=dict(
-        **dict(epochs=30, batch_size=32, lr=5e-4, note_lr=5e-4, weight_decay=0.05, warmup=0.1),
-        **dict(note_dropout=0.15, word_dropout=0.2, augment=False, patience=8),
-    ),
+    training=_ON_TOKENS,
 )
 
 PRESETS = {'tiny': TINY, 'offline': OFFLINE, 'base': BASE, 'chest': CHEST}

@@ -21,7 +21,8 @@ from ..data.folders import dicom_files
 from ..data.studies import Exclusions
 from ..data.tables import read_csv
 from ..foundations.core import OBSERVATIONS, RadiographError
-from ..foundations.files import atomic_path, content_key, is_file, is_folder, stop_on_machine_error
+from ..foundations.files import atomic_path, content_key, is_file, is_folder, output_fault
+from ..foundations.files import stop_on_machine_error, write_failures
 from ..foundations.progress import progress_bar
 from .load import Failure, Predictions, Predictor, check_note
 from .schema import Prediction, prediction_row
@@ -320,21 +321,6 @@ def write_objects(
             file.write('\n]\n')
     return Path(path)
 
-# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #081ffb4f
-def _failures_path(output):
-    return output.with_name(f'{output.name}.failures.csv')
-
-
-def _write_failures(output, failures):
-    "The images without an answer, beside the output; nothing if there are none"
-    path = _failures_path(output)
-    if not failures:
-        path.unlink(missing_ok=True)
-        return []
-    with atomic_path(path) as tmp, tmp.open('w', newline='', encoding='utf-8') as file:
-        csv.writer(file, lineterminator='\n').writerows([Failure._fields, *failures])
-    return [path]
-
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #2fa96c52
 @dataclass
 class Outcome:
@@ -357,14 +343,8 @@ def check_outputs(
     outputs: Sequence[Path],  # files that are to be written
 ):
     "Raise `RequestError` for an output that would overwrite an input, another output or a folder"
-    inputs = {p.resolve() for p in (requests.source, *(r.path for r in requests.items))}
-    for path in outputs:
-        if path.resolve() in inputs:
-            raise RequestError(f'{path} is to be read, and would be overwritten: name another file')
-        if path.is_dir():
-            raise RequestError(f'{path} is a folder: name a file for the output')
-    if len({p.resolve() for p in outputs}) < len(outputs):
-        raise RequestError(f'{outputs[0]} is named twice: name a file for each output')
+    if fault := output_fault((requests.source, *(r.path for r in requests.items)), outputs):
+        raise RequestError(fault)
 
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #87c66237
 def _remove(lock):
@@ -470,7 +450,7 @@ def predict_files(
         if outcome.answered and json_file:
             outcome.files.append(write_objects(json_file, _each(journal, numbers), single=n == 1))
         if output:
-            outcome.files += _write_failures(output, outcome.failures)
+            outcome.files += write_failures(output, outcome.failures)
         if not outcome.failures or not outcome.answered:
             journal.path.unlink()
     return outcome

@@ -9,6 +9,7 @@ __all__ = ['count_rows', 'add_label']
 import sys
 from pathlib import Path
 
+from ..foundations.files import output_fault, write_failures
 from .plan import UsageError
 from .predict_command import refusals
 from .terminal import print_table
@@ -16,29 +17,8 @@ from .terminal import print_table
 # %% ../../nbs/chapters/12_running/09_label_command.ipynb #ec713ce9
 def _check_outputs(source, outputs):
     "Refuse an output that would overwrite the input, another output or a folder"
-    resolved = [path.resolve() for path in outputs]
-    for path, place in zip(outputs, resolved):
-        if place == source.expanduser().resolve():
-            raise UsageError(f'{path} is to be read, and would be overwritten: name another file')
-        if path.is_dir():
-            raise UsageError(f'{path} is a folder: name a file for the output')
-    if len(set(resolved)) < len(resolved):
-        raise UsageError(f'{outputs[0]} is named twice: name a file for each output')
-
-
-def _failures_beside(output, failures):
-    "Write the rows without a report beside the output; nothing is left there if there are none"
-    import csv
-
-    from cxr_lib.foundations.files import atomic_path
-
-    path = output.with_name(f'{output.name}.failures.csv')
-    if not failures:
-        path.unlink(missing_ok=True)
-        return []
-    with atomic_path(path) as tmp, tmp.open('w', newline='', encoding='utf-8') as file:
-        csv.writer(file, lineterminator='\n').writerows([failures[0]._fields, *failures])
-    return [path]
+    if fault := output_fault([source.expanduser()], outputs):
+        raise UsageError(fault)
 
 # %% ../../nbs/chapters/12_running/09_label_command.ipynb #e6db4944
 _WORDS = {'chexpert': {1: 'present', -1: 'uncertain', 0: 'absent'}, 'nih': {1: 'stated', 0: 'not stated'}}
@@ -94,7 +74,7 @@ def _label_command(args):
         written.append(write_labels(args.csv, labeled, args.vocabulary))
     if labeled and args.spans:
         written.append(write_statements(args.spans, labeled, lexicon))
-    written += _failures_beside(outputs[0], reports.failures)
+    written += write_failures(outputs[0], reports.failures)
     _print_outcome(reports, labeled, args.vocabulary, written)
     if not labeled:
         raise UsageError(f'{source} holds no report')

@@ -414,8 +414,10 @@ torch.manual_seed(0)
 def shake(model):
     for m in model.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.normal_(std=0.1); m.running_var.uniform_(0.5, 1.5)
-            m.weight.data.uniform_(0.8, 1.2); m.bias.data.normal_(std=0.1)
+            m.running_mean.normal_(std=0.1)
+            m.running_var.uniform_(0.5, 1.5)
+            m.weight.data.uniform_(0.8, 1.2)
+            m.bias.data.normal_(std=0.1)
     return model.eval()
 if kind == 'densenet':
     model = shake(xrv.models.DenseNet())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from cxr_lib.running.command import main
 from cxr_lib.running.pages import EXTERNAL
 
 MINUTES = [pytest.mark.skipif(os.name == 'nt', reason='signals'), pytest.mark.timeout(2400)]
@@ -41,6 +42,22 @@ def cxr(home, *args, **more):
     process = started(home, 'cxr_lib.running.command', *args, **more)
     out, err = process.communicate()
     return process.returncode, out, err
+
+
+def in_process(home, folder, monkeypatch, capsys):
+    "`call(ARGS)` in this process, which has loaded everything: exit code, standard output, standard error"
+    monkeypatch.setenv('CXR_HOME', str(home))
+    monkeypatch.setenv('COLUMNS', '200')
+    monkeypatch.chdir(folder)
+
+    def call(*args):
+        try:
+            code = main([str(a) for a in args])
+        except SystemExit as e:
+            code = e.code
+        return (code, *capsys.readouterr())
+
+    return call
 
 
 def papermill(home, notebook, *args):

@@ -189,21 +189,13 @@ def test_a_preset_that_needs_a_hub_says_so(home, data):
     assert 'This run stopped' in (home / 'reports' / 'chexpert' / 'index.html').read_text(encoding='utf-8')
 
 
+def chest_run(name, data):
+    return ['run', '--run', name, '--dataset', 'nih', '--root', data / 'nih', '--preset', 'chest', *SMALL]
+
+
 @needs_data
 def test_the_chest_preset_says_what_to_fetch_and_where_to_put_it(home, data):
-    command = [
-        'run',
-        '--run',
-        'fetch',
-        '--dataset',
-        'nih',
-        '--root',
-        data / 'nih',
-        '--preset',
-        'chest',
-        *SMALL,
-    ]
-    code, out, err = cxr(home, *command)
+    code, out, err = cxr(home, *chest_run('fetch', data))
     assert code == 1
     assert '03_model.ipynb failed' in err
     assert 'Traceback' not in err
@@ -223,19 +215,7 @@ def test_the_chest_preset_with_encoders_in_folders_and_its_first_page(home, data
     small = (
         f'image_weights={image} text_encoder={text} image_size=64 image_grid=4 fusion_dim=32 fusion_heads=2'
     )
-    command = [
-        'run',
-        '--run',
-        'seen',
-        '--dataset',
-        'nih',
-        '--root',
-        data / 'nih',
-        '--preset',
-        'chest',
-        *SMALL,
-    ]
-    code, out, err = cxr(home, *command, '-p', 'overrides', small)
+    code, out, err = cxr(home, *chest_run('seen', data), '-p', 'overrides', small)
     assert code == 0, err
     said = 'THE IMAGE ENCODER HAS SEEN THESE DATA: microsoft/rad-dino was trained on'
     assert said in (home / 'reports' / 'seen' / 'index.html').read_text(encoding='utf-8')

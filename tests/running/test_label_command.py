@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import cxr
+from commands import cxr, in_process
 from conftest import ROOT
 
 from cxr_lib.data.openi import GOLD_LABELS
 from cxr_lib.foundations.core import OBSERVATIONS
-from cxr_lib.running.command import main
 
 OPENI = ROOT.parent / 'shared' / 'data' / 'openi'
 needs_openi = pytest.mark.skipif(
@@ -27,19 +26,7 @@ ROWS = [
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    "Call the command in this process: exit code, standard output, standard error"
-    monkeypatch.setenv('CXR_HOME', str(tmp_path))
-    monkeypatch.setenv('COLUMNS', '200')
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        try:
-            code = main([str(a) for a in args])
-        except SystemExit as e:
-            code = e.code
-        return (code, *capsys.readouterr())
-
-    return call
+    return in_process(tmp_path, tmp_path, monkeypatch, capsys)
 
 
 def write(path, rows, header=('id', 'text')):

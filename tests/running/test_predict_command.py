@@ -8,14 +8,13 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from commands import cxr
+from commands import cxr, in_process
 from conftest import ROOT
 from finished_run import finished_run
 from PIL import Image
 
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.prediction.schema import Prediction
-from cxr_lib.running.command import main
 
 SHARED = ROOT.parent / 'shared' / 'data'
 needs_data = pytest.mark.skipif(
@@ -49,19 +48,7 @@ def films(tmp_path):
 
 @pytest.fixture
 def call(home, tmp_path, monkeypatch, capsys):
-    "Call the command in this process, which has loaded everything: exit code, standard output, standard error"
-    monkeypatch.setenv('CXR_HOME', str(home))
-    monkeypatch.setenv('COLUMNS', '200')
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        try:
-            code = main([str(a) for a in args])
-        except SystemExit as e:
-            code = e.code
-        return (code, *capsys.readouterr())
-
-    return call
+    return in_process(home, tmp_path, monkeypatch, capsys)
 
 
 # cxr predict
