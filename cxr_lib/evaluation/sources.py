@@ -7,8 +7,8 @@ __all__ = ['left_out_sources', 'source_report', 'source_sentences', 'source_tabl
 
 # %% ../../nbs/chapters/08_evaluation/13_sources.ipynb #bf2e5aaa
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS, number_text
-from ..foundations.figures import BLUE, INK, SILVER, mark_simulated
+from ..foundations.core import OBSERVATIONS, defined, number_text
+from ..foundations.figures import INK, SILVER, mark_simulated
 from ..foundations.core import short_name
 from ..metrics.predictions import CONDITIONS
 from ..metrics.ranking import count_cases, interval, mean_over, rank_condition, resample_patients
@@ -46,7 +46,7 @@ def left_out_sources(
 ) -> list[str]:  # sources that are tested by a model of the others, in order
     "Which sources were held out when their model was trained"
     found = []
-    for name in predictions.source.unique():
+    for name in predictions.source[predictions.split == 'test'].unique():
         own = predictions[predictions.source == name]
         folds = set(own.fold[own.split == 'test'])
         if folds and not ((own.split == 'tuning') & own.fold.isin(folds)).any():
@@ -82,7 +82,7 @@ def source_sentences(
     for name, found in report['sources'].items():
         mean, n = found['conditions']['image_only']['mean'], len(found['evaluable'])
         value = number_text(mean['auroc'], mean['low'], mean['high'])
-        chance = n and not mean['low'] > 0.5
+        chance = n and not (defined(mean['low']) and mean['low'] > 0.5)
         figure = (
             f'{value} over {n} observation{"s" if n > 1 else ""}' if n else 'no observation has enough cases'
         )
@@ -112,6 +112,15 @@ def source_table(
     return pd.DataFrame(columns)
 
 # %% ../../nbs/chapters/08_evaluation/13_sources.ipynb #8a2a7423
+def _draw_source(ax, found, shown, height, **style):
+    "The dots of one source, a little above or below the middle of each row"
+    areas = found['conditions']['image_only']
+    rows = [*(areas['observations'].get(o) for o in shown), areas['mean'] if found['evaluable'] else None]
+    rows = pd.DataFrame([row or dict(auroc=np.nan, low=np.nan, high=np.nan) for row in rows])
+    ends = np.stack([rows.auroc - rows.low, rows.high - rows.auroc])
+    ax.errorbar(rows.auroc, rows.index + height, xerr=np.nan_to_num(ends).clip(0), fmt='o', ms=5, lw=1.4, **style)
+
+
 def plot_sources(
     report: dict,  # from `source_report`
     simulated: bool = False,  # mark the picture as simulated
@@ -122,29 +131,14 @@ def plot_sources(
     sources = report['sources']
     shown = [o for o in OBSERVATIONS if any(o in s['evaluable'] for s in sources.values())]
     fig, ax = plt.subplots(figsize=(8, 1.8 + 0.42 * (len(shown) + 1)))
-    colors = [BLUE, *(c for c in plt.rcParams['axes.prop_cycle'].by_key()['color'] if c != BLUE)]
     for k, (name, found) in enumerate(sources.items()):
-        areas = found['conditions']['image_only']
-        rows = [*(areas['observations'].get(o) for o in shown), areas['mean'] if found['evaluable'] else None]
         height = (k - (len(sources) - 1) / 2) * min(0.24, 0.7 / len(sources))
-        at = [(y + height, row) for y, row in enumerate(rows) if row]
-        ends = (
-            np.array([[row['auroc'] - row['low'], row['high'] - row['auroc']] for _, row in at])
-            .reshape(-1, 2)
-            .T
-        )
-        middle, style = (
-            [row['auroc'] for _, row in at],
-            dict(fmt='o', ms=5, lw=1.4, color=colors[k % len(colors)]),
-        )
-        ax.errorbar(middle, [y for y, _ in at], xerr=np.nan_to_num(ends.clip(0)), label=name, **style)
+        _draw_source(ax, found, shown, height, color=f'C{k}', label=name)
     ax.axvline(0.5, color=INK, lw=1, ls=':')
     ax.axhline(len(shown) - 0.5, color=SILVER, lw=1)
     ax.set_yticks(range(len(shown) + 1), [*map(short_name, shown), 'mean of its own'])
     held = set(report['left_out']) == set(sources)
     title = 'Each source by a model of the others' if held else 'AUROC within each source'
-    ax.set(
-        title=title, xlabel='AUROC, image only (95% interval; dotted: chance)', ylim=(len(shown) + 0.6, -0.6)
-    )
+    ax.set(title=title, xlabel='AUROC, image only (95% interval; dotted: chance)', ylim=(len(shown) + 0.6, -0.6))
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return mark_simulated(fig, simulated)

@@ -198,7 +198,7 @@ def evaluate_stage(
     if simulated is None:
         simulated = (run.params('exploration') or {}).get('dataset') == 'simulated'
         if (run / 'source.json').exists():
-            simulated = read_json(run / 'source.json')['simulated']
+            simulated = read_json(run / 'source.json').get('simulated', simulated)
     run.check('training')
     predictions = read_predictions(run / 'predictions.parquet')
     if simulated:

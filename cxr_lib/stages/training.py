@@ -20,7 +20,7 @@ from ..foundations.run import check_ranges
 from ..metrics.calibration import calibrated_thresholds, fit_calibrations
 from ..data.catalogue import data_root
 from ..data.joined import default_folds
-from ..data.separation import person_keys, refuse_listed
+from ..data.separation import person_keys, refuse_listed, remembered_list
 from ..notes.leaking import label_leak_notes
 from ..model.text import make_tokenizer
 from ..model.fusion import build_model
@@ -299,10 +299,9 @@ def _splits(run, table, params, source):
         tested = (table.split == 'test').to_numpy() if source.get('test_root') else None
         splits = fold_splits(table, params['folds'], seed=params['seed'], tested=tested)
     _refuse_empty(splits, table)
-    if (run / 'exclude_patients.txt').is_file():
-        listed = (run / 'exclude_patients.txt').read_text(encoding='utf-8').split('\n')
-        for split in splits:
-            refuse_listed(table, split, listed, f' ({source.get("exclude_patients", "")})')
+    listed = remembered_list(run)
+    for split in splits if listed else ():
+        refuse_listed(table, split, listed, f' ({source["exclude_patients"]})')
     return splits
 
 # %% ../../nbs/04_training.ipynb #5a855be5
