@@ -257,6 +257,8 @@ fairness.shortcuts.rows[]:
     detectable  | number | AUROC    | a drop that is found with 80% chance
     reason      | text  |           | why it was not tested; empty if it was
 '''
+
+# %% ../../nbs/chapters/08_evaluation/09_card.ipynb #339c1141
 _OTHERS = '''
 comparisons?  | block |             | DeLong's test by observation, corrected by Holm
 decisions?    | block |             | decisions at thresholds for a sensitivity and a specificity of 0.9

@@ -199,11 +199,13 @@ def split_in_run(
 ):  # of each row of the other table: 'train', 'tuning', 'test', or None for a patient not in the run
     "In which split of the stored model is the patient of each row?"
     known, table = trained.studies, elsewhere.table
-    people = person_keys(table, dict(dataset=elsewhere.dataset, root=str(elsewhere.folder)))
-    inherited = pd.Series(False, table.index)
+    several = 'sources' in trained.source or 'test_root' in trained.source
+    inherited = np.zeros(len(table), bool)
+    if several or trained.inherited is not None:
+        people = person_keys(table, dict(dataset=elsewhere.dataset, root=str(elsewhere.folder)))
     if trained.inherited is not None:
-        inherited = known_people(people, trained.inherited)
-    if 'sources' in trained.source or 'test_root' in trained.source:
+        inherited = known_people(people, trained.inherited).to_numpy()
+    if several:
         found = _splits_by_key(trained, people)
         return found.where(found.notna(), None).mask(inherited, 'train')
     if trained.source['dataset'] != elsewhere.dataset:
