@@ -118,7 +118,9 @@ def _draw_source(ax, found, shown, height, **style):
     rows = [*(areas['observations'].get(o) for o in shown), areas['mean'] if found['evaluable'] else None]
     rows = pd.DataFrame([row or dict(auroc=np.nan, low=np.nan, high=np.nan) for row in rows])
     ends = np.stack([rows.auroc - rows.low, rows.high - rows.auroc])
-    ax.errorbar(rows.auroc, rows.index + height, xerr=np.nan_to_num(ends).clip(0), fmt='o', ms=5, lw=1.4, **style)
+    ax.errorbar(
+        rows.auroc, rows.index + height, xerr=np.nan_to_num(ends).clip(0), fmt='o', ms=5, lw=1.4, **style
+    )
 
 
 def plot_sources(
@@ -139,6 +141,8 @@ def plot_sources(
     ax.set_yticks(range(len(shown) + 1), [*map(short_name, shown), 'mean of its own'])
     held = set(report['left_out']) == set(sources)
     title = 'Each source by a model of the others' if held else 'AUROC within each source'
-    ax.set(title=title, xlabel='AUROC, image only (95% interval; dotted: chance)', ylim=(len(shown) + 0.6, -0.6))
+    ax.set(
+        title=title, xlabel='AUROC, image only (95% interval; dotted: chance)', ylim=(len(shown) + 0.6, -0.6)
+    )
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return mark_simulated(fig, simulated)
