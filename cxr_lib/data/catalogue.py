@@ -279,7 +279,9 @@ def source_folder(
     folder = located_path(source['root'])
     if folder.is_dir():
         return folder
-    again = f'say where it is now: cxr run --run {run.path.name} --dataset {source["dataset"]} --root FOLDER'
+    roots = 'FOLDER --test-root FOLDER' if source.get('test_root') else 'FOLDER'
+    roots = ','.join('FOLDER' for _ in source['sources']) if 'sources' in source else roots
+    again = f'say where it is now: cxr run --run {run.path.name} --dataset {source["dataset"]} --root {roots}'
     if source['simulated']:
         again = 'run the exploration again'
     raise FileNotFoundError(

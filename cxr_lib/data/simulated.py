@@ -138,7 +138,7 @@ def describe_world(
     from cxr_lib.simulation.worlds import recorded_world
 
     source = read_json(run / 'source.json')
-    if not source['simulated']:
+    if not source['simulated'] or 'sources' in source:  # worlds of several sources: `describe_sources`
         return ''
     world = recorded_world(source)
     return f'**World `{world.name}`:** {world.about}.'

@@ -18,7 +18,7 @@ from ..foundations.core import as_list, as_text, number_text, project_root
 from ..foundations.files import atomic_path
 from ..foundations.files import read_json, stop_on_machine_error
 from ..metrics.predictions import CONDITIONS
-from ..data.catalogue import DATASETS
+from ..data.joined import about_source, default_folds
 from .fairness import RATES
 
 # %% ../../nbs/chapters/08_evaluation/09_card.ipynb #8ae278e8
@@ -257,6 +257,8 @@ fairness.shortcuts.rows[]:
     detectable  | number | AUROC    | a drop that is found with 80% chance
     reason      | text  |           | why it was not tested; empty if it was
 '''
+
+# %% ../../nbs/chapters/08_evaluation/09_card.ipynb #339c1141
 _OTHERS = '''
 comparisons?  | block |             | DeLong's test by observation, corrected by Holm
 decisions?    | block |             | decisions at thresholds for a sensitivity and a specificity of 0.9
@@ -264,6 +266,7 @@ conformal?    | block |             | prediction sets and their coverage (chapte
 pretest?      | block |             | within strata of pre-test probability (chapter evaluation.pretest)
 published?    | block |             | beside the published table (chapter evaluation.published)
 permutations? | block |             | mean over shuffles of the notes, with interval
+sources?      | block |             | within each source of a joined data set (chapter evaluation.sources)
 '''
 #: Path -> type, unit, meaning, and whether it must be there
 METRICS_SCHEMA = read_layout(
@@ -601,7 +604,7 @@ def _about_source(parts):
     name = look_up(parts, 'source', 'dataset')
     if name is None:
         return [f'- Data set: {NOT_RECORDED}']
-    about = f' {DATASETS[name].about}' if name in DATASETS else ''
+    about = f' {" ".join(about_source(name).split())}'.rstrip()
     fingerprint = _stated(look_up(parts, 'source', 'fingerprint'))
     return [f'- Data set: {as_text(name)}.{about}', f'- Fingerprint of the table: {fingerprint}']
 
@@ -612,7 +615,7 @@ def _folds(parts):
     if folds is None or folds >= 0:
         return folds
     name = look_up(parts, 'source', 'dataset')
-    return DATASETS[name].folds if name in DATASETS else None
+    return None if name is None else default_folds(parts['source'])
 
 
 def _splits(parts):
@@ -621,6 +624,10 @@ def _splits(parts):
     if table is None:
         return [f'- Images and patients by split: {NOT_RECORDED}']
     size = lambda rows: f'{len(rows):,} images of {rows["patient_id"].nunique():,} patients'
+    if folds and look_up(parts, 'config', 'stages', 'training', 'folds_by') == 'source':
+        return [
+            f'- {size(table)}, {folds} sources: each was tested by a model that was trained on the others.'
+        ]
     if folds:
         unseen = 'each test prediction comes from a model that has not seen the patient'
         return [f'- {size(table)} in {folds} folds by patient: {unseen}.']
@@ -699,6 +706,8 @@ def _training_data(parts):
     exclusions, table = parts['exclusions'], parts['studies']
     excluded = NOT_RECORDED if exclusions is None else f'{len(exclusions):,}'
     lines = [*_splits(parts), f'- Excluded images: {excluded}']
+    if start := look_up(parts, 'model', 'start_from'):
+        lines.append(f'- The training began with the weights of the run {as_text(start)}.')
     if table is not None:
         lines.append(f'- Patients of all splits: {_people(table)}')
     return lines + _course(parts['training_log'])

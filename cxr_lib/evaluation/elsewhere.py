@@ -19,6 +19,7 @@ from ..metrics.predictions import read_predictions
 from ..data.catalogue import check_source, source_options
 from ..data.duplicates import near_duplicates
 from ..data.pixels import PREPROCESSING
+from ..data.separation import known_people, person_keys
 from ..data.simulated import true_labels
 from ..data.studies import Exclusions, leave_out
 from ..model.classifier import PretrainedClassifier
@@ -38,6 +39,7 @@ class TrainedRun:
     notes: dict  # notes.json
     thumbnails: pd.Series | None = None  # image -> (32, 32) uint8, as far as the exploration scanned them
     architecture: dict = field(default_factory=dict)  # of the stored model: values of its `ModelConfig`
+    inherited: pd.DataFrame | None = None  # whom the weights that it started from have seen
 
     @property
     def fold(self) -> int:  # of the stored model; -1 without cross-validation
@@ -85,6 +87,8 @@ def read_trained(
     # As it was trained: a model that was loaded has no weights to fetch any more.
     if (run / 'architecture.json').is_file():
         found.architecture = read_json(run / 'architecture.json')['model']
+    if (run / 'started_from.parquet').is_file():
+        found.inherited = pd.read_parquet(run / 'started_from.parquet')
     held_out = predictions[predictions.fold == found.fold].set_index('image').split
     studies['split'] = studies.image.map(held_out).fillna('train')
     return found
@@ -177,6 +181,17 @@ def load_elsewhere(
 _OWN = ('csv', 'dicom')
 
 
+def _splits_by_key(trained, people):
+    "The split of each person in a run of several folders, by what people are recognised by in any run"
+    theirs = person_keys(trained.studies, trained.source)
+    found = pd.Series(None, index=people.index, dtype=object)
+    for key in ('number', 'film'):
+        split = trained.studies.split.set_axis(theirs[key])[theirs[key].notna().to_numpy()]
+        split = split[~split.index.duplicated()]
+        found = found.where(found.notna(), people[key].map(split))
+    return found
+
+
 def split_in_run(
     trained: TrainedRun, elsewhere: Elsewhere
 ) -> (
@@ -184,14 +199,23 @@ def split_in_run(
 ):  # of each row of the other table: 'train', 'tuning', 'test', or None for a patient not in the run
     "In which split of the stored model is the patient of each row?"
     known, table = trained.studies, elsewhere.table
+    several = 'sources' in trained.source or 'test_root' in trained.source
+    inherited = np.zeros(len(table), bool)
+    if several or trained.inherited is not None:
+        people = person_keys(table, dict(dataset=elsewhere.dataset, root=str(elsewhere.folder)))
+    if trained.inherited is not None:
+        inherited = known_people(people, trained.inherited).to_numpy()
+    if several:
+        found = _splits_by_key(trained, people)
+        return found.where(found.notna(), None).mask(inherited, 'train')
     if trained.source['dataset'] != elsewhere.dataset:
-        return pd.Series([None] * len(table), table.index, dtype=object)
+        return pd.Series([None] * len(table), table.index, dtype=object).mask(inherited, 'train')
     moved = located_path(trained.source['root']).resolve() != elsewhere.folder.resolve()
     columns = ['patient_id', 'image'] if elsewhere.dataset in _OWN and moved else ['patient_id']
     splits = known.drop_duplicates(columns).set_index(columns).split
     rows = pd.MultiIndex.from_frame(table[columns]) if len(columns) > 1 else pd.Index(table.patient_id)
     found = [split if isinstance(split, str) else None for split in splits.reindex(rows)]
-    return pd.Series(found, table.index, dtype=object)
+    return pd.Series(found, table.index, dtype=object).mask(inherited, 'train')
 
 # %% ../../nbs/chapters/08_evaluation/10_elsewhere.ipynb #2324139d
 ELSEWHERE_SPLITS = ('train', 'tuning', 'test', 'all')

@@ -6,8 +6,8 @@
 __all__ = ['IMAGE_COLUMNS', 'PATIENT_COLUMNS', 'ONE_TO_ONE', 'PREFIXES', 'SCALES', 'NO_PROBABILITIES', 'VIEWS', 'MEANS',
            'choose_columns', 'settle_scale', 'read_external', 'read_labels', 'join_images', 'model_name',
            'evaluate_external', 'external_verdict', 'external_metrics_table', 'plot_external_metrics', 'write_external',
-           'compare_external', 'external_table', 'plot_external', 'compare_two_models', 'two_models_table',
-           'plot_two_models', 'malformed_examples']
+           'compare_external', 'external_table', 'comparison_sentence', 'plot_external', 'compare_two_models',
+           'two_models_table', 'plot_two_models', 'malformed_examples']
 
 # %% ../../nbs/chapters/08_evaluation/06_external.ipynb #8d6c03c0
 import gzip, io, re
@@ -763,6 +763,34 @@ def external_table(
         'fused_minus_external': 'image + note minus ' + name,
     }
     return _reading_table(comparison, columns)
+
+# %% ../../nbs/chapters/08_evaluation/06_external.ipynb #70c6a783
+def _against(mean, name):
+    "Better, worse, or no difference shown"
+    gap = number_text(*(mean[f'image_only_minus_external{end}'] for end in ('', '_low', '_high')))
+    if mean['image_only_minus_external_high'] < 0:
+        return f'WORSE than {name}, by {gap}'
+    if mean['image_only_minus_external_low'] > 0:
+        return f'better than {name}, by {gap}'
+    return f'no difference from {name} is shown, {gap}'
+
+
+def comparison_sentence(
+    comparison: pd.DataFrame,  # from `compare_external`
+) -> str:  # for the verdict
+    "How the model does beside another one, on the same images"
+    mean = comparison.iloc[0]
+    name, n = mean['model'], int(mean['n_observations'])
+    if not n:
+        return f'Beside {name} on the same images nothing can be said: {mean["reason"]}.'
+    theirs, ours = (
+        number_text(*(mean[f'{c}{end}'] for end in ('', '_low', '_high'))) for c in ('external', 'image_only')
+    )
+    chance = '' if mean['image_only_low'] > 0.5 else ' This model is not better than chance there.'
+    return (
+        f'On the same {int(mean["n_images"]):,} images and {n} observation{"s" if n > 1 else ""} {name} has a mean '
+        f'AUROC of {theirs}; from the image alone this model has {ours}: {_against(mean, name)}.{chance}'
+    )
 
 # %% ../../nbs/chapters/08_evaluation/06_external.ipynb #2dc82b44
 def _draw_row(ax, y, row, column, condition):

@@ -14,6 +14,7 @@ from .fairness import plot_shortcuts, plot_subgroups, plot_underdiagnosis
 from .pictures import plot_controls, plot_pr_curves, plot_reliability, plot_roc_curves
 from .pretest import plot_balanced, plot_pretest
 from .published import plot_published
+from .sources import plot_sources
 
 # %% ../../nbs/chapters/08_evaluation/11_gallery.ipynb #bf89b640
 def report_figures(
@@ -38,6 +39,8 @@ def report_figures(
         'published': plot_published(metrics),
         'risk_coverage': plot_risk_coverage(test, **resampled),
     }
+    if 'sources' in metrics:
+        pictures['sources'] = plot_sources(metrics['sources'], simulated=metrics['simulated'])
     if 'pretest' in metrics:
         pictures['pretest'] = plot_pretest(predictions, metrics['pretest'])
         pictures['balanced'] = plot_balanced(metrics['pretest'])

@@ -27,6 +27,7 @@ from .conformal import conformal_report
 from .fairness import fairness
 from .pretest import pretest_report
 from .published import published_comparison
+from .sources import source_report, source_sentences
 
 # %% ../../nbs/chapters/08_evaluation/01_report.ipynb #5bfc6cad
 #: Rules for thresholds beside Youden's, which every condition is decided by.
@@ -347,6 +348,7 @@ def verdict(
         said += _controls_said(metrics, means, differences) + _bounds_said(means, differences)
     else:
         said.append(_no_headline(len(out)))
+    said += source_sentences(metrics.get('sources'))
     said += [_calibration_said(metrics), *_tests_said(metrics)]
     if out:
         said.append('Kept out of the mean: ' + '; '.join(f'{o} ({why})' for o, why in out.items()) + '.')
@@ -457,6 +459,8 @@ def evaluate(
     fair = fairness(predictions, clusters, weights, **more)
     metrics |= dict(subgroups=fair.pop('subgroups'), fairness=fair)
     metrics['published'] = published_comparison(metrics).to_dict('index')
+    if sources := source_report(predictions, n_bootstrap, seed, min_cases):
+        metrics['sources'] = sources
     return metrics | dict(verdict=verdict(metrics))
 
 # %% ../../nbs/chapters/08_evaluation/01_report.ipynb #f641d8c1

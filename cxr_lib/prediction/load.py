@@ -36,9 +36,11 @@ def _trained_on(run, facts):
     notes = read_json(run / 'notes.json')['mode'] if (run / 'notes.json').exists() else 'unknown'
     train = table[table['split'] == 'train'] if facts.get('fold', -1) == -1 else table
     patients = train['patient_id'].nunique()
+    start = facts.get('start_from')
+    began = f' It began with the weights of the run {start}.' if start else ''
     return (
         f'Run {run.name}: trained on {len(train):,} images of {patients:,} patients of the data set '
-        f'{source["dataset"]} (preset {facts.get("preset", "unknown")}, notes: {notes}).'
+        f'{source["dataset"]} (preset {facts.get("preset", "unknown")}, notes: {notes}).{began}'
     )
 
 

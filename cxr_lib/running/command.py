@@ -18,7 +18,15 @@ from .execute import StageFailed, run_stages
 from .evaluate_command import add_evaluate
 from .label_command import add_label
 from .pages import read_results
-from .plan import QUICK_DEFAULTS, RUN_DEFAULTS, UsageError, check_name, last_line, plan_run
+from cxr_lib.running.plan import (
+    QUICK_DEFAULTS,
+    RUN_DEFAULTS,
+    UsageError,
+    check_name,
+    last_line,
+    plan_run,
+    run_of,
+)
 from .predict_command import add_compare, add_demo, add_pack, add_predict, add_runs
 from .terminal import print_table
 from .serve_command import add_serve
@@ -66,7 +74,7 @@ class PageFailed(RuntimeError):
 
 def _given(args):
     "The parameters of the command line; each may be given once"
-    given, named = {}, [(name, getattr(args, name)) for name in ('dataset', 'root', 'preset')]
+    given, named = {}, [(name, getattr(args, name)) for name in ('dataset', 'root', 'test_root', 'preset')]
     for name, value in [*named, *map(tuple, args.parameter)]:
         if value is not None and given.setdefault(name, value) != value:
             raise UsageError(f'{name} is given twice: {given[name]!r} and {value!r}')
@@ -79,7 +87,7 @@ def _plan(args):
     if not args.quick:
         return plan_run(given, args.run)
     return plan_run(
-        given, args.run or f'{given.get("dataset", "simulated")}-quick', run_defaults=QUICK_DEFAULTS
+        given, args.run or f'{run_of(given.get("dataset", "simulated"))}-quick', run_defaults=QUICK_DEFAULTS
     )
 
 
@@ -148,8 +156,11 @@ def _add_run(commands):
     p = commands.add_parser('run', help=what, epilog=more)
     name = "name of the run, or a folder for it (default: the data set's name)"
     p.add_argument('--run', metavar='NAME', help=name)
-    p.add_argument('--dataset', metavar='NAME', help='source of the studies (default: simulated)')
-    p.add_argument('--root', metavar='FOLDER', help="the data set's folder")
+    dataset = 'source of the studies (default: simulated); several: nih,covid, or a YAML file'
+    p.add_argument('--dataset', metavar='NAME', help=dataset)
+    p.add_argument('--root', metavar='FOLDER', help="the data set's folder; of several: FOLDER,FOLDER")
+    test = 'another folder of the data set: its patients are tested, those of --root train and tune'
+    p.add_argument('--test-root', metavar='FOLDER', help=test)
     p.add_argument('--preset', metavar='NAME', help='size of the model: tiny, offline, base, chest')
     pair = dict(nargs=2, metavar=('NAME', 'VALUE'), action='append', default=[])
     p.add_argument('-p', '--parameter', **pair, help='set any parameter of the notebooks; may be repeated')

@@ -84,7 +84,7 @@ def _plain(text):
 
 def _evaluate_run(args):
     "External validation: what was written, and the sentences and the table to print"
-    from cxr_lib.data.catalogue import DATASETS
+    from cxr_lib.data.joined import about_source
     from cxr_lib.evaluation.elsewhere import (
         load_elsewhere,
         predict_elsewhere,
@@ -111,7 +111,7 @@ def _evaluate_run(args):
     moved = evaluate_moving(trained, elsewhere, predicted, n_bootstrap=args.n_bootstrap, seed=args.seed)
     about = dict(run=portable_path(run.path), dataset=args.dataset, root=portable_path(elsewhere.folder))
     sources = {'The model learned from': trained.source['dataset'], 'It is evaluated on': args.dataset}
-    sources = {what: _plain(DATASETS[source].about) for what, source in sources.items()}
+    sources = {what: _plain(about_source(source)) for what, source in sources.items()}
     with report_folder(out, form='run', **about, split=elsewhere.split, seed=args.seed) as folder:
         names = write_moved(moved, elsewhere, folder)
         write_moving_page(moved, folder, names, sources)

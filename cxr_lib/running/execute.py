@@ -21,7 +21,7 @@ from ..foundations.run import stamp_files
 from ..foundations.progress import fit_parts, read_progress
 from ..foundations.run import portable_path
 from .pages import neighbours, page_failed, page_or_sentence, render_index
-from .plan import PATH_PARAMETERS, Plan, UsageError, check_name, last_line, notebook_cells
+from .plan import Plan, UsageError, check_name, last_line, named_paths, notebook_cells
 
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #7865c9f4
 def _python(cell):
@@ -49,16 +49,22 @@ def _listing(path):
 
 
 def _paths_passed(plan, stage):
-    "Parameters that name a file or folder -> the path"
-    passed = plan.passed[stage]
-    return {name: passed[name] for name in sorted(PATH_PARAMETERS & set(passed)) if passed[name]}
+    "Parameters that name files or folders -> the paths; a file of sources with the folders that it names"
+    found = named_paths(plan.passed[stage])
+    if 'dataset' in found:
+        from cxr_lib.data.joined import read_parts
+
+        found['sources'] = [part.root for part in read_parts(found['dataset'][0]) if part.root]
+    return found
 
 
 def _deciding(plan, stage):
     "The values passed to a stage, independent of where things are: a project or run that was moved stays the same"
     passed = {name: value for name, value in plan.passed[stage].items() if name != 'run'}
-    places = {name: portable_path(path, plan.home) for name, path in _paths_passed(plan, stage).items()}
-    return passed | places
+    for name, paths in _paths_passed(plan, stage).items():
+        if name in passed:
+            passed[name] = ','.join(portable_path(path, plan.home) for path in paths)
+    return passed
 
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #c37d25fe
 def stage_keys(
@@ -68,7 +74,7 @@ def stage_keys(
     keys, previous = {}, None
     for stage, notebook in plan.notebooks.items():
         cells = [(c['cell_type'], c['source']) for c in notebook_cells(notebook)]
-        listings = [_listing(Path(path)) for path in _paths_passed(plan, stage).values()]
+        listings = [_listing(Path(path)) for paths in _paths_passed(plan, stage).values() for path in paths]
         deciding, sources = _deciding(plan, stage), library_sources(notebook)
         previous = keys[stage] = content_key(stage, deciding, cells, sources, listings, previous)
     return keys

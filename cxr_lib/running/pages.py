@@ -602,7 +602,7 @@ def _next_page(plan, state, only):
 def _heading(plan):
     "Name of the run, data set, model and time"
     values, now = plan.values(), time.strftime('%Y-%m-%d %H:%M')
-    dataset, preset = (str(values.get(name, '?')) for name in ('dataset', 'preset'))
+    dataset, preset = (Path(str(values.get(name, '?'))).name for name in ('dataset', 'preset'))
     return part('heading', run=plan.run, dataset=dataset, preset=preset, time=now, research_use=RESEARCH_USE)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_DEFAULTS', 'QUICK_DEFAULTS', 'PATH_PARAMETERS', 'UsageError', 'notebooks_folder', 'stage_notebooks',
            'toy_notebook', 'toy_project', 'Parameter', 'notebook_cells', 'read_parameters', 'parse_value', 'check_name',
-           'StageFiles', 'Plan', 'plan_run', 'last_line']
+           'StageFiles', 'Plan', 'named_paths', 'run_of', 'plan_run', 'last_line']
 
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #307f2da6
 import ast, difflib, io, json, os, re, tokenize
@@ -206,7 +206,7 @@ QUICK_DEFAULTS = {
 }
 
 #: Parameters that name a file or folder.
-PATH_PARAMETERS = {'root', 'external'}
+PATH_PARAMETERS = {'root', 'test_root', 'exclude_patients', 'start_from', 'external'}
 
 
 class StageFiles(NamedTuple):
@@ -240,7 +240,13 @@ class Plan:
     @property
     def simulated(self) -> bool:
         "Are the patients simulated?"
-        return self.values().get('dataset') == 'simulated'
+        values = self.values()
+        dataset = str(values.get('dataset'))
+        if dataset.lower().endswith(('.yaml', '.yml')):
+            from cxr_lib.data.joined import read_parts
+
+            return any(part.simulated for part in read_parts(dataset))
+        return 'simulated' in [part.strip() for part in dataset.split(',')]
 
     def files(self, stage: str) -> StageFiles:
         "Where the runner's files of a stage go"
@@ -251,15 +257,22 @@ class Plan:
         return StageFiles(executed, page, failed, self.folder / '.stages' / f'{stage}.run.json')
 
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #4846485f
+def _check_dataset(dataset):
+    "Raise a `UsageError` unless the name, or every name of a list, is that of a source"
+    from cxr_lib.data.catalogue import DATASETS
+    from cxr_lib.data.joined import is_file_of_sources, split_list
+
+    for name in [] if is_file_of_sources(dataset) else split_list(dataset) or [dataset]:
+        check_name('dataset', name, DATASETS)
+
+
 def _parsed(given, declared):
     "Values of the right type; the names of parameters, data sets, presets and worlds exist"
     for name in given:
         check_name('parameter', name, declared)
     values = {name: parse_value(declared[name], v) if isinstance(v, str) else v for name, v in given.items()}
     if 'dataset' in values:
-        from cxr_lib.data.catalogue import DATASETS
-
-        check_name('dataset', values['dataset'], DATASETS)
+        _check_dataset(values['dataset'])
     if 'preset' in values:
         from cxr_lib.model.presets import PRESETS
 
@@ -270,21 +283,69 @@ def _parsed(given, declared):
         check_name('world', values['world'], WORLDS)
     return values
 
+# %% ../../nbs/chapters/12_running/01_plan.ipynb #2b365a03
+def named_paths(
+    values: dict,  # parameter -> value
+) -> dict[str, list[str]]:  # parameter -> the paths that it names
+    "Files and folders among the values; of several sources, each folder"
+    found = {name: [values[name]] for name in sorted(PATH_PARAMETERS & set(values)) if values[name]}
+    dataset = values.get('dataset')
+    if not isinstance(dataset, str) or not (',' in dataset or '.' in dataset):
+        return found
+    from cxr_lib.data.joined import is_file_of_sources, split_list
+
+    if 'root' in found:
+        found['root'] = split_list(values['root'])
+    return found | ({'dataset': [dataset]} if is_file_of_sources(dataset) else {})
+
+
+def _resolve_start(values, home):
+    "The folder of the model that a training starts from, in place"
+    given = values.get('start_from')
+    if not given:
+        return
+    named = not ('/' in given or os.sep in given)
+    folder = home / 'reports' / given if named else Path(given).expanduser().resolve()
+    folder = folder if folder.name == 'model' else folder / 'model'
+    if not (folder / 'config.json').is_file():
+        raise UsageError(
+            f'start_from is {given!r}, and there is no trained model in {folder}; see `cxr runs`'
+        )
+    values['start_from'] = str(folder)
+
 
 def _resolve_paths(values):
     "Make paths absolute, in place: the kernel works in another folder, where a relative path would not be found"
-    for name in PATH_PARAMETERS & set(values):
-        if values[name] and (path := Path(values[name]).expanduser()).exists():
-            values[name] = str(path.resolve())
-        elif values[name]:
-            raise UsageError(f'{name}: there is no {values[name]}')
+    for name, paths in named_paths(values).items():
+        for path in paths:
+            if not Path(path).expanduser().exists():
+                raise UsageError(f'{name}: there is no {path}')
+        values[name] = ','.join(str(Path(path).expanduser().resolve()) for path in paths)
 
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #0325a316
+def _check_sources(values):
+    "Several sources, each with its folder"
+    from cxr_lib.data.joined import read_parts
+
+    if values.get('test_root'):
+        raise UsageError('test_root is for one source; with several, leave one out: -p folds_by source')
+    try:
+        read_parts(values['dataset'], values.get('root', ''), values.get('options', ''))
+    except ValueError as e:
+        raise UsageError(str(e)) from None
+
+
 def _check_root(values, dataset):
     "A data set that lies in a folder must be given it, and a folder must be given with its data set"
     from cxr_lib.data.catalogue import DATASETS
 
     root, needs_root = values.get('root'), [name for name, d in DATASETS.items() if d.needs_root]
+    if ',' in str(dataset) or '.' in str(dataset):
+        return _check_sources(values)
+    if values.get('test_root') and not (root and Path(values['test_root']).is_dir()):
+        raise UsageError(
+            'test_root is another folder of the data set: give --dataset, --root and --test-root FOLDER'
+        )
     if not root:
         if 'dataset' in values and dataset in needs_root:
             raise UsageError(f'data set {dataset!r} has to be given its folder: --root FOLDER')
@@ -328,10 +389,19 @@ def _known_parameters(notebooks):
     return known
 
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #70cb6068
-def _checked_values(given, declared, run_defaults):
+def run_of(
+    dataset: str,  # as given to `--dataset`
+) -> str:  # name of a run
+    "What a run is called that is given no name: nih, nih+covid, or the name of a file of sources"
+    name = Path(dataset).stem if dataset.lower().endswith(('.yaml', '.yml')) else dataset
+    return '+'.join(part.strip() for part in name.split(','))
+
+
+def _checked_values(given, declared, run_defaults, home):
     "The values to pass, and the data set"
     values = _parsed(given, declared)
     dataset = values.get('dataset', declared['dataset'].default if 'dataset' in declared else None)
+    _resolve_start(values, home)
     _resolve_paths(values)
     _check_root(values, dataset)
     values = {**run_defaults.get('any', {}), **run_defaults.get(dataset, {}), **values}
@@ -351,8 +421,8 @@ def plan_run(
     notebooks = stage_notebooks(notebooks_folder(home))
     known = _known_parameters(notebooks)
     declared = {p.name: p for stage in reversed(STAGES) for p in known[stage]}
-    values, dataset = _checked_values(given, declared, run_defaults)
-    run = str(run or dataset or 'default')
+    values, dataset = _checked_values(given, declared, run_defaults, home)
+    run = str(run or run_of(dataset or 'default'))
     if run in ('.', '..'):
         raise UsageError('run is not a name: give one such as "default", or a path')
     named = not ('/' in run or os.sep in run)

@@ -16,10 +16,12 @@ from ..foundations.figures import save_figure, set_theme
 from ..foundations.run import check_ranges, located_path
 from ..metrics.calibration import check_calibration
 from ..metrics.predictions import read_predictions
+from ..data.joined import source_parts
 from ..model.encoders import seen_sentences
 from ..training.conditions import read_permutations
 from ..evaluation.card import check_metrics, write_model_card
-from ..evaluation.external import compare_external, model_name, plot_external, read_external
+from ..evaluation.external import compare_external, comparison_sentence, model_name
+from ..evaluation.external import plot_external, read_external
 from ..evaluation.gallery import report_figures
 from ..evaluation.published import comparison_page
 from ..evaluation.report import chance_words, evaluate, metrics_table
@@ -55,9 +57,10 @@ def about_encoders(
     "Say which of its pretrained encoders were trained on the data of a run"
     if not (run / 'architecture.json').exists() or not (run / 'source.json').exists():
         return []
-    source = read_json(run / 'source.json')
-    model = read_json(run / 'architecture.json')['model']
-    return seen_sentences(model, source['dataset'], source.get('root', ''))
+    model, said = read_json(run / 'architecture.json')['model'], []
+    for part in source_parts(read_json(run / 'source.json')):
+        said += seen_sentences(model, part['dataset'], part['root'])
+    return list(dict.fromkeys(said))
 
 # %% ../../nbs/05_evaluation.ipynb #e2573d41
 def about_size(
@@ -83,8 +86,12 @@ def published_predictions(
     "Another model's predictions that came with the data: `published_*predictions.csv` in its folder"
     if not (run / 'source.json').exists():
         return ''
-    found = sorted(located_path(read_json(run / 'source.json')['root']).glob('published_*predictions.csv'))
-    return str(found[0]) if found else ''
+    source = read_json(run / 'source.json')
+    roots = [part['root'] for part in source_parts(source)]
+    for root in [source['test_root']] if source.get('test_root') else roots:
+        if found := sorted(located_path(root).glob('published_*predictions.csv')):
+            return str(found[0])
+    return ''
 
 
 def with_best_possible(
@@ -190,6 +197,8 @@ def evaluate_stage(
     set_theme()
     if simulated is None:
         simulated = (run.params('exploration') or {}).get('dataset') == 'simulated'
+        if (run / 'source.json').exists():
+            simulated = read_json(run / 'source.json').get('simulated', simulated)
     run.check('training')
     predictions = read_predictions(run / 'predictions.parquet')
     if simulated:
@@ -204,12 +213,11 @@ def evaluate_stage(
         metrics['verdict'].insert(
             1 + bool(chance_words(metrics)), about_notes(read_json(run / 'notes.json'), simulated)
         )
-    metrics['verdict'][first:first] = [*about_encoders(run), *about_size(run, n_bootstrap)]
-    pictures, tables = (
-        report_figures(predictions, metrics, n_bootstrap, seed),
-        {'metrics': metrics_table(metrics)},
-    )
     comparison = _compare(run, external, predictions, n_bootstrap, seed)
+    beside = [] if comparison is None else [comparison_sentence(comparison)]
+    metrics['verdict'][first:first] = [*about_encoders(run), *about_size(run, n_bootstrap), *beside]
+    pictures = report_figures(predictions, metrics, n_bootstrap, seed)
+    tables = {'metrics': metrics_table(metrics)}
     if comparison is not None:
         pictures['external_comparison'] = plot_external(comparison, simulated)
         tables['external_comparison'] = comparison

@@ -11,10 +11,20 @@ from ..foundations.run import RunFolder
 from ..foundations.core import RadiographError
 from ..foundations.files import atomic_path, content_key, write_json
 from ..foundations.run import check_choices, check_ranges, located_path, portable_path
-from ..data.studies import Exclusions, draw_patients_of, split_by_patient, validate_studies
+from ..data.studies import Exclusions, draw_patients_of, split_by_patient
 from ..data.simulated import simulate, true_labels
 from ..data.catalogue import DATASETS, Scan, about_blank, blank_films, check_source
 from ..data.catalogue import images_to_scan, refuse_too_few, source_options
+from cxr_lib.data.joined import (
+    SIMULATED_OPTIONS,
+    is_file_of_sources,
+    is_joined,
+    load_both,
+    load_parts,
+    read_parts,
+)
+from ..data.joined import split_list, split_parts, true_part_labels, validate_joined
+from ..data.separation import listed_patients, read_patient_list, refuse_listed, refuse_same_films
 
 # %% ../../nbs/01_exploration.ipynb #aaf659a3
 def _source_path(params, options):
@@ -24,6 +34,47 @@ def _source_path(params, options):
         return simulate(params['n_patients'], params['image_size'], params['seed'], world=params['world'])
     folder = located_path(params['root'])
     return source.prepare(str(folder), **options) if source.prepare else folder
+
+
+def _load(params, given, exclusions):  # (table, folder of `image`, what `source.json` says of the folders)
+    "The study table of one source, of two folders of it, or of several sources"
+    how = dict(missing=params['missing'], exclusions=exclusions)
+    if is_joined(params['dataset']):
+        table, folder, facts = load_parts(given, **how, **{k: params[k] for k in SIMULATED_OPTIONS})
+        return table, folder, dict(dataset=','.join(part.dataset for part in given), sources=facts)
+    folder = _source_path(params, given)
+    if not params['test_root']:
+        return DATASETS[params['dataset']].load(folder, **how, **given), folder, {}
+    folders = [folder, _source_path(params | dict(root=params['test_root']), given)]
+    table, common = load_both(params['dataset'], folders, **how, **given)
+    return table, common, dict(zip(('train_root', 'test_root'), map(portable_path, folders)))
+
+# %% ../../nbs/01_exploration.ipynb #ec5d4264
+def _listed(params, table):
+    "The patients of the table whom `exclude_patients` lists; raises `ValueError` if one would be trained on"
+    if not params['exclude_patients']:
+        return None
+    path = located_path(params['exclude_patients'])
+    listed = listed_patients(table, read_patient_list(path))
+    refuse_listed(table, table.split, listed, f' ({path.name})')
+    return listed
+
+
+def _refuse_same_films(params, table, seen, folders, exclusions):
+    "No film may be in two folders under two names; simulated films are drawn alike, and are not compared"
+    side = pd.Series(dtype=object)
+    if params['test_root']:
+        side = table.set_index('image').split.eq('test')
+    elif 'source' in table:
+        drawn = [part['name'] for part in folders['sources'] if part['simulated']]
+        side = table[~table.source.isin(drawn)].set_index('image').source
+    if side.nunique() < 2:
+        return
+    refuse_same_films(seen, side)
+    n = int(seen.table.image.isin(side.index).sum())
+    exclusions.remarks.append(
+        f'No film is in two folders under two names, among the {n:,} of {len(side):,} images that were looked at.'
+    )
 
 # %% ../../nbs/01_exploration.ipynb #23a2cf72
 def _blank_to_leave_out(stats, blank, exclusions):  # bool, a row of `stats`
@@ -72,7 +123,7 @@ def _scan_pixels(folder, table, params, exclusions):  # (table, Scan)
     from cxr_lib.data.images import scan_images
 
     refuse_too_few(table)
-    every = params['unreadable'] == 'exclude' or params['blank'] != 'keep'
+    every = params['unreadable'] == 'exclude' or params['blank'] != 'keep' or params['test_root']
     rows = images_to_scan(table, 0 if every else params['scan'], params['seed'])
     stats, thumbnails = scan_images(folder, rows.image)
     bad = stats.error.notna().to_numpy()
@@ -87,7 +138,7 @@ def _scan_pixels(folder, table, params, exclusions):  # (table, Scan)
     return table[~table.image.isin(stats.image[bad])].reset_index(drop=True), seen
 
 # %% ../../nbs/01_exploration.ipynb #a5dd1112
-def _write_tables(run, table, exclusions, facts, seen):
+def _write_tables(run, table, exclusions, facts, seen, listed):
     "Write what the exploration found into the run folder"
     with atomic_path(run / 'studies.parquet') as tmp:
         table.to_parquet(tmp)
@@ -95,8 +146,11 @@ def _write_tables(run, table, exclusions, facts, seen):
         exclusions.table().to_csv(tmp, index=False)
     with atomic_path(run / 'official_counts.csv') as tmp:
         facts.to_csv(tmp, index=False)
-    for name in ('scan.parquet', 'thumbnails.npy'):
+    for name in ('scan.parquet', 'thumbnails.npy', 'exclude_patients.txt'):
         (run / name).unlink(missing_ok=True)
+    if listed is not None:
+        with atomic_path(run / 'exclude_patients.txt') as tmp:
+            tmp.write_text(''.join(f'{patient}\n' for patient in listed), encoding='utf-8')
     if seen:
         with atomic_path(run / 'scan.parquet') as tmp:
             seen.table.to_parquet(tmp)
@@ -106,37 +160,83 @@ def _write_tables(run, table, exclusions, facts, seen):
 
 def _lived_world(dataset, world):
     "Parameter `world` with its default filled in; raises `ValueError` for one that does not exist or fit"
-    if dataset == 'simulated':
-        from cxr_lib.simulation.worlds import find_world
+    from cxr_lib.simulation.worlds import find_world
 
+    if dataset == 'simulated' or world and 'simulated' in split_list(dataset):
         return find_world(world).name
     if world:
         raise ValueError(f'world {world!r} is given, but the patients of {dataset!r} are not simulated')
     return ''
 
 
-def _source_facts(params, folder, table, exclusions, has_images):
+def _source_facts(params, folder, folders, table, exclusions):
     "What `source.json` holds"
-    world = dict(world=params['world']) if params['world'] else {}
-    return dict(
+    joined = 'sources' in folders
+    world = dict(world=params['world']) if params['world'] and not joined else {}
+    drawn = (
+        [part['simulated'] for part in folders['sources']] if joined else [params['dataset'] == 'simulated']
+    )
+    listed = dict(exclude_patients=params['exclude_patients']) if params['exclude_patients'] else {}
+    facts = dict(
         dataset=params['dataset'],
         root=portable_path(folder),
-        simulated=params['dataset'] == 'simulated',
+        simulated=any(drawn),
         **world,
-        has_images=has_images,
+        has_images=bool(table.image.notna().any()),
         n_images=len(table),
         n_excluded=len(exclusions),
         remarks=exclusions.remarks,
         n_patients=table.patient_id.nunique(),
         fingerprint=content_key(table.drop(columns='note').to_csv(index=False)),
     )
+    return facts | folders | listed
+
+# %% ../../nbs/01_exploration.ipynb #254218bf
+def _checked(
+    params,
+):  # (what is loaded: options of one source, or several sources; parameters as they are recorded)
+    "Raise `ValueError` with the choices for parameters that do not go together"
+    dataset, root = params['dataset'], params['root']
+    check_choices(**{name: params[name] for name in ('missing', 'unreadable', 'blank')})
+    check_ranges(**params)
+    if is_joined(dataset):
+        if params['test_root']:
+            raise ValueError(
+                'test_root is for one source; with several, leave one out with folds_by="source"'
+            )
+        given, options = read_parts(dataset, root, params['options']), params['options']
+    else:
+        check_source(dataset, root)
+        given = options = source_options(dataset, params['options'])
+    if params['test_root']:
+        check_source(dataset, params['test_root'])
+    places = {name: portable_path(params[name]) for name in ('test_root', 'exclude_patients') if params[name]}
+    if is_file_of_sources(dataset):
+        places['dataset'] = portable_path(dataset)
+    places['root'] = (
+        ','.join(portable_path(folder) for folder in split_list(root)) if is_joined(dataset) else root
+    )
+    if root and not is_joined(dataset):
+        places['root'] = portable_path(root)
+    return given, params | places | dict(options=options, world=_lived_world(dataset, params['world']))
+
+
+def _split(table, params, folders):
+    "The split of every row, and true labels for simulated test patients"
+    shares = params['tuning_fraction'], params['test_fraction'], params['seed']
+    if 'sources' in folders:
+        return true_part_labels(table.assign(split=split_parts(table, *shares)), folders['sources'])
+    own_test = (table.split == 'test').any()
+    return table.assign(split=split_by_patient(table, shares[0], 0.0 if own_test else shares[1], shares[2]))
 
 # %% ../../nbs/01_exploration.ipynb #bd8c88b7
 def exploration_stage(  # noqa: PLR0913  a stage's arguments are its notebook's parameters
     run: RunFolder,  # where the results go
     *,
-    dataset: str = 'simulated',  # name of a source
+    dataset: str = 'simulated',  # name of a source, of several ('nih,covid'), or a YAML file of sources
     root: str = '',  # its folder
+    test_root: str = '',  # a folder of the same kind, whose patients are the test patients
+    exclude_patients: str = '',  # text file of patients that must not be trained or tuned on
     options: str = '',  # its options as JSON
     missing: str = 'refuse',  # images that are listed but not on disk: 'refuse' or 'exclude'
     unreadable: str = 'refuse',  # images that can't be decoded: 'refuse' or 'exclude'
@@ -152,28 +252,27 @@ def exploration_stage(  # noqa: PLR0913  a stage's arguments are its notebook's 
 ) -> pd.DataFrame:  # the study table, also in `<run>/studies.parquet`
     "Load a source, split it by patient, scan its pixels, and write the study table into the run folder"
     params = {name: value for name, value in locals().items() if name != 'run'}
-    source, given = check_source(dataset, root), source_options(dataset, options)
-    check_choices(missing=missing, unreadable=unreadable, blank=blank)
-    check_ranges(**params)
-    params |= dict(root=portable_path(root) if root else '', options=given)
-    params |= dict(world=_lived_world(dataset, world))
-    folder, exclusions = _source_path(params, given), Exclusions()
-    table = source.load(folder, missing=missing, exclusions=exclusions, **given)
-    facts = source.facts(table) if source.facts else pd.DataFrame()
+    given, params = _checked(params)
+    exclusions = Exclusions()
+    table, folder, folders = _load(params, given, exclusions)
+    facts = pd.DataFrame()
+    if not folders and (official := DATASETS[dataset].facts):
+        facts = official(table)
     said = dict(table.attrs)  # what the loader says of the source as a whole
-    own_test = (table.split == 'test').any()
-    table['split'] = split_by_patient(table, tuning_fraction, 0.0 if own_test else test_fraction, seed)
+    table = _split(table, params, folders)
     if dataset == 'simulated':
         table = true_labels(table, folder, table.split == 'test')
     table = _draw(table, max_images, seed, exclusions)
+    listed = _listed(params, table)
     has_images, seen = bool(table.image.notna().any()), None
     if has_images:
         table, seen = _scan_pixels(folder, table, params, exclusions)
-    table = validate_studies(table, dataset, images=has_images)
+        _refuse_same_films(params, table, seen, folders, exclusions)
+    table = validate_joined(table, dataset, images=has_images)
     table.attrs = said
     run.begin('exploration')
-    _write_tables(run, table, exclusions, facts, seen)
-    write_json(run / 'source.json', _source_facts(params, folder, table, exclusions, has_images))
+    _write_tables(run, table, exclusions, facts, seen, listed)
+    write_json(run / 'source.json', _source_facts(params, folder, folders, table, exclusions))
     run.finish('exploration', params)
     for remark in exclusions.remarks:
         print(f'Remark: {remark}', flush=True)

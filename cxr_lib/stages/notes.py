@@ -10,8 +10,9 @@ import pandas as pd
 from ..foundations.run import RunFolder
 from ..foundations.files import atomic_path, read_json, write_json
 from ..foundations.core import project_root
-from ..foundations.run import check_ranges, portable_path
+from ..foundations.run import check_ranges, located_path, portable_path
 from ..data.catalogue import DATASETS, source_folder
+from ..data.joined import own_images, split_list
 from ..notes.leakage import ENCODER_LEFT_OUT, Certificate, film_share, leakage_certificate
 from ..notes.leaking import label_leak_notes
 from ..notes.wording import NOTE_MODES, clinical_notes
@@ -20,7 +21,10 @@ from .exploration import ensure_studies
 # %% ../../nbs/02_notes.ipynb #d3710862
 def _note_mode(asked, source, table):
     "The mode of this run; raises `ValueError` where it does not fit the source"
-    mode = DATASETS[source['dataset']].note_mode if asked == 'auto' else asked
+    own = {DATASETS[name].note_mode for name in split_list(source['dataset'])}
+    if len(own) > 1:  # several sources; notes of two kinds would tell the sources apart
+        own = {'clinical'}
+    mode = own.pop() if asked == 'auto' else asked
     if mode == 'auto':  # a source that may have notes
         mode = 'real' if table.note.notna().any() else 'clinical'
     if mode not in NOTE_MODES:
@@ -50,19 +54,33 @@ def _certificate(table, probe_encoder, **options):
     return certificate
 
 # %% ../../nbs/02_notes.ipynb #50ed65fa
+def _latent(folder, images):
+    "The latent state behind simulated images"
+    facts = pd.read_parquet(folder / 'latent.parquet')
+    facts = facts.set_index('image').reindex(images).reset_index()  # images may have been left out
+    if facts.patient_id.isna().any():
+        raise ValueError(
+            'the latent table does not hold every patient of the study table; run the exploration again'
+        )
+    return facts
+
+
 def _facts(run, source, table, seed):
     "One row of facts per row of the study table"
     from cxr_lib.simulation.patients import facts_from_labels
 
     if not source['simulated']:
         return facts_from_labels(table, seed)
-    facts = pd.read_parquet(source_folder(run) / 'latent.parquet')
-    facts = facts.set_index('image').reindex(table.image).reset_index()  # images may have been left out
-    if facts.patient_id.isna().any():
-        raise ValueError(
-            'the latent table does not hold every patient of the study table; run the exploration again'
-        )
-    return facts
+    if 'sources' not in source:
+        return _latent(source_folder(run), table.image)
+    found = facts_from_labels(table, seed)
+    for part in source['sources']:
+        rows = (table.source == part['name']).to_numpy()
+        if part['simulated'] and rows.any():
+            latent = _latent(located_path(part['root']), own_images(table.image[rows], part))
+            shared = [c for c in found if c in latent]
+            found.loc[rows, shared] = latent[shared].to_numpy()
+    return found
 
 
 def _with_notes(run, source, table, mode, seed):  # (notes, best possible answers from them or None)
@@ -76,7 +94,7 @@ def _with_notes(run, source, table, mode, seed):  # (notes, best possible answer
         return [n.strip() or None if isinstance(n, str) else None for n in table.note], None
     facts = _facts(run, source, table, seed)
     table = table.assign(note=clinical_notes(facts, table.age, table.sex, seed))
-    if not source['simulated']:
+    if not source['simulated'] or 'sources' in source:
         return table.note, None
     network = recorded_world(source).network
     return table.note, posterior(facts, 'note', table.note.notna(), network)

@@ -13,6 +13,7 @@ from ..foundations.files import content_key, read_json
 from ..foundations.figures import save_figure, set_theme
 from ..foundations.run import check_ranges, portable_path
 from ..data.catalogue import check_source, data_root
+from ..data.separation import refuse_listed, remembered_list
 from ..model.presets import parse_overrides
 from ..training.loop import token_folder
 from ..training.sweep import TrainTrial, check_search, check_space, run_sweep
@@ -52,6 +53,7 @@ def selection_studies(
         asked = dict(dataset=dataset, root=portable_path(root) if root else '')
         _refuse_other_exploration(run, asked | (drawn if dataset == 'simulated' else {}))
     table = pd.read_parquet(run / 'studies.parquet')
+    refuse_listed(table, ['train'] * len(table), remembered_list(run))  # every fold trains on the others
     return table[table.view != 'Lateral'].reset_index(drop=True)
 
 # %% ../../nbs/10_search.ipynb #b7d0c1a9

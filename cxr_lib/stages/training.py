@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np, pandas as pd
 from ..foundations.run import RunFolder
 from ..foundations.files import atomic_path, content_key, read_json
-from ..foundations.core import choose_device
+from ..foundations.core import OBSERVATIONS, choose_device
 from ..foundations.files import remove_unfinished, write_json
 from ..foundations.core import seed_everything
 from ..foundations.run import check_ranges
 from ..metrics.calibration import calibrated_thresholds, fit_calibrations
-from ..data.catalogue import DATASETS, data_root
+from ..data.catalogue import data_root
+from ..data.joined import default_folds
+from ..data.separation import person_keys, refuse_listed, remembered_list
 from ..notes.leaking import label_leak_notes
 from ..model.text import make_tokenizer
 from ..model.fusion import build_model
@@ -26,11 +28,13 @@ from ..model.presets import make_config, split_overrides
 from ..model.saved import save_beside, save_calibration, save_model
 from ..prediction.checks import study_familiarity
 from ..evaluation.conformal import fit_conformal
+from ..evaluation.elsewhere import read_trained
 from ..training.conditions import predict_conditions, prediction_table, write_permutations
 from ..training.curves import LiveCurves
 from ..training.dataset import StudyData, predict_logits
-from ..training.folds import fold_splits
+from ..training.folds import FOLDS_BY, fold_splits, source_splits
 from ..training.loop import fit, token_folder, training_sources
+from ..training.start import read_start, refuse_seen, start_folder, started_model
 from ..training.steps import training_values
 from .model import ensure_architecture
 from .notes import ensure_notes
@@ -66,7 +70,7 @@ def keep_calibration(
 #: What the stage writes into the run folder, besides its stamp.
 _FILES = (
     *('training_log.csv', 'predictions.parquet', 'calibration.json'),
-    *('shuffled_notes.npz', 'conditions.json', 'model'),
+    *('shuffled_notes.npz', 'conditions.json', 'model', 'started_from.parquet'),
 )
 
 
@@ -106,10 +110,13 @@ class _Job:
     state: Any  # the processes
     tensorboard: bool = False
     live: bool = False
+    start: Any = None  # of another run, as from `read_start`
+    start_people: Any = None  # whom its weights have seen, as from `person_keys`
 
     def __post_init__(self):
         self.main, self.device = self.state.is_main_process, choose_device()
         self.pixels, self.logs, self.parts, self.permutations, self.reasons = None, [], [], [], {}
+        self.untrained = {}  # fold -> observations that none of its training images annotates
         self.show = LiveCurves(self.source['simulated']) if self.live and self.main else None
         code = training_sources('cxr_lib.stages.training')
         data = self.table.to_csv(index=False)
@@ -161,12 +168,38 @@ def _negative_example(job, part, data, k, fold):
         found[name] = expit(logits['note'].astype(np.float64))
     return log, found
 
+# %% ../../nbs/04_training.ipynb #8843a959
+def _people(table, source):
+    "Who the rows are, for comparison with other runs"
+    return person_keys(table, source).assign(patient_id=table.patient_id)
+
+
+def _read_start(start_from, table, source, splits, config):  # (start, whom its weights have seen)
+    "Another run's model; raises `ValueError` if one of the two tests whom the other has seen"
+    if not start_from:
+        return None, None
+    other = RunFolder(start_folder(start_from))
+    trained = read_trained(other)
+    theirs = _people(trained.studies, trained.source)
+    learned, tested = (theirs[(trained.studies.split == 'test') == side] for side in (False, True))
+    learned = pd.concat([learned, *([] if trained.inherited is None else [trained.inherited])])
+    for split in splits:
+        refuse_seen(other.path.name, _people(table, source), split, learned, tested)
+    return read_start(other, config), learned.drop_duplicates()
+
+
+def _first_model(job, part):  # (model, tokenizer)
+    "What the training of a fold begins with"
+    if job.start:
+        return started_model(job.config, job.start), job.start.tokenizer
+    tokenizer = make_tokenizer(job.config, part.note[part.split == 'train'])
+    return build_model(job.config, tokenizer), tokenizer
+
 # %% ../../nbs/04_training.ipynb #91ed3686
 def _train_fold(job, part, k, fold):  # (data, model)
     "The model of one fold; the first fold's is kept"
     seed_everything(job.params['seed'])
-    tokenizer = make_tokenizer(job.config, part.note[part.split == 'train'])
-    model = build_model(job.config, tokenizer)
+    model, tokenizer = _first_model(job, part)
     with job.state.main_process_first():  # the others find its caches
         data = StudyData(
             part, data_root(job.run), job.config, tokenizer, job.params['label_policy'], job.pixels
@@ -190,11 +223,24 @@ def _train_fold(job, part, k, fold):  # (data, model)
     if k == 0 and job.main:
         about = dict(preset=job.chosen['preset'], dataset=job.source['dataset'])
         about |= dict(simulated=job.source['simulated'], fold=fold)
+        about |= dict(start_from=job.start.said) if job.start else {}
         save_model(model, tokenizer, job.run / 'model', about)
         save_beside(job.run / 'model', {'familiarity.json': study_familiarity(model, data, job.device)})
     return data, model
 
 # %% ../../nbs/04_training.ipynb #c252f0f0
+def _told(job, rows, train, fold):
+    "With several sources: an observation that no training image annotates is not tested either, and that is said"
+    if 'source' not in rows:
+        return rows
+    never = [o for o in OBSERVATIONS if not train[o].isin((0, 1, -1)).any() and rows[o].notna().any()]
+    if never:
+        job.untrained.setdefault(str(fold), []).extend(
+            o for o in never if o not in job.untrained.get(str(fold), [])
+        )
+    return rows.assign(**dict.fromkeys(never, np.nan))
+
+
 def _predict_fold(job, part, data, model, leak, fold):
     "Predictions of one fold under every condition"
     params = job.params
@@ -203,7 +249,8 @@ def _predict_fold(job, part, data, model, leak, fold):
         shuffles = params['n_permutations'] if name == 'test' else 1
         found = predict_conditions(model.to(job.device), data, rows, job.device, params['seed'], shuffles)
         probabilities = found.probabilities | ({'label_leak_note_only': leak[name]} if leak else {})
-        job.parts.append(prediction_table(part.iloc[rows], probabilities, name, fold))
+        told = _told(job, part.iloc[rows], part[part.split == 'train'], fold)
+        job.parts.append(prediction_table(told, probabilities, name, fold))
         if name == 'test':
             job.permutations.append((found.permutations, part.image.iloc[rows]))
             job.reasons |= found.reasons
@@ -231,11 +278,31 @@ def _write_results(job):
     keep_calibration(run, predictions)
     shuffled = np.concatenate([p for p, _ in job.permutations], 1)
     write_permutations(run / 'shuffled_notes.npz', shuffled, pd.concat([i for _, i in job.permutations]))
-    write_json(
-        run / 'conditions.json', dict(n_permutations=job.params['n_permutations'], reasons=job.reasons)
-    )
+    told = dict(untrained=job.untrained) if job.untrained else {}
+    told |= dict(n_permutations=job.params['n_permutations'], reasons=job.reasons)
+    write_json(run / 'conditions.json', told)
+    if job.start:
+        with atomic_path(run / 'started_from.parquet') as tmp:
+            job.start_people.to_parquet(tmp)
     run.finish('training', job.params)
     shutil.rmtree(run / '.checkpoints', ignore_errors=True)
+
+# %% ../../nbs/04_training.ipynb #286f4537
+def _splits(run, table, params, source):
+    "The split of every row, for each fold; raises `ValueError` if a listed patient would be trained on"
+    if params['folds_by'] not in FOLDS_BY:
+        raise ValueError(f'folds_by is {params["folds_by"]!r}; expected one of {", ".join(FOLDS_BY)}')
+    if params['folds_by'] == 'source':
+        splits = source_splits(table, seed=params['seed'])
+        params['folds'] = len(splits)
+    else:
+        tested = (table.split == 'test').to_numpy() if source.get('test_root') else None
+        splits = fold_splits(table, params['folds'], seed=params['seed'], tested=tested)
+    _refuse_empty(splits, table)
+    listed = remembered_list(run)
+    for split in splits if listed else ():
+        refuse_listed(table, split, listed, f' ({source["exclude_patients"]})')
+    return splits
 
 # %% ../../nbs/04_training.ipynb #5a855be5
 def training_stage(  # noqa: PLR0913  a stage's arguments are its notebook's parameters
@@ -243,6 +310,8 @@ def training_stage(  # noqa: PLR0913  a stage's arguments are its notebook's par
     *,
     epochs: int = 0,  # 0: the preset's
     folds: int = -1,  # 0: one split; -1: the source's default
+    folds_by: str = 'patient',  # one of `FOLDS_BY`
+    start_from: str = '',  # another run, whose weights the training begins with
     label_policy: str = 'ignore',  # see `LABEL_POLICIES`
     loss: str = '',  # see `LOSSES`; empty: the preset's
     precision: str = '',  # 'no', 'bf16', 'fp16' or 'auto'; empty: the preset's
@@ -263,10 +332,11 @@ def training_stage(  # noqa: PLR0913  a stage's arguments are its notebook's par
     training = split_overrides(chosen['preset'], chosen['overrides'])[1]
     training |= {k: v for k, v in dict(epochs=epochs, loss=loss, precision=precision).items() if v}
     training_values(training)  # an error before anything is touched
-    params['folds'] = DATASETS[source['dataset']].folds if folds < 0 else folds
-    job = _Job(run, table, chosen, source, config, training, params, state, tensorboard, live)
-    splits = fold_splits(table, params['folds'], seed=seed)
-    _refuse_empty(splits, table)
+    params |= dict(folds=default_folds(source) if folds < 0 else folds, folds_by=folds_by)
+    splits = _splits(run, table, params, source)
+    start, seen = _read_start(start_from, table, source, splits, config)
+    params |= dict(start_from=start.name, start_fingerprint=start.fingerprint) if start else {}
+    job = _Job(run, table, chosen, source, config, training, params, state, tensorboard, live, start, seen)
     if job.main:
         run.begin('training')
         for name in _FILES:

@@ -202,6 +202,7 @@ def prediction_table(
             shape = f'{condition} has the shape {np.shape(p)}'
             raise ValueError(f'{shape}; expected {expected}, one row per image')
     columns = ['image', 'patient_id', 'sex', 'age', 'projection', 'view', 'note']
+    columns += ['source'] if 'source' in table else []
     meta = table[columns].reset_index(drop=True).assign(split=split, fold=fold)
     labels = table[list(OBSERVATIONS)].reset_index(drop=True).add_prefix('label/')
     found = [pd.DataFrame(p, columns=[f'{c}/{o}' for o in OBSERVATIONS]) for c, p in probabilities.items()]

@@ -25,6 +25,7 @@ from ..foundations.figures import sign_figure
 from ..foundations.progress import progress_bar
 from ..metrics.ranking import ranking_metrics, resample_patients
 from ..data.catalogue import DATASETS
+from ..data.joined import split_list
 from ..data.studies import check_patient_splits
 from ..model.text import make_tokenizer
 from ..model.presets import PRESETS, make_config, parse_overrides, split_overrides
@@ -840,8 +841,8 @@ def _command(preset, overrides, label_policy, dataset):
     words = ['cxr', 'run']
     if dataset != 'simulated':
         words += ['--dataset', dataset]
-    if DATASETS[dataset].needs_root:
-        words += ['--root', 'FOLDER']
+    if roots := ['FOLDER' for name in split_list(dataset) if DATASETS[name].needs_root]:
+        words += ['--root', ','.join(roots)]
     words += ['--preset', preset, '-p', 'overrides', overrides, '-p', 'folds', '0']
     if label_policy != 'ignore':
         words += ['-p', 'label_policy', label_policy]
