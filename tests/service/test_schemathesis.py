@@ -1,6 +1,7 @@
 """Schemathesis asks the API whatever its own description allows, and what it forbids."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,4 +48,5 @@ def test_schemathesis_finds_no_failure(address, tmp_path, phases):
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True)
     print(done.stdout[-4000:])
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert 'No issues found' in done.stdout
+    generated, passed = map(int, re.search(r'(\d+) generated, (\d+) passed', done.stdout).groups())
+    assert generated == passed > 0
