@@ -18,6 +18,7 @@ from ..data.elements import FileInMemory
 from ..data.pixels import PREPROCESSING, read_radiograph, to_square
 from ..evaluation.conformal import predict_sets
 from ..evaluation.report import chance_words
+from ..explanation.bill import fused_temperatures
 from ..foundations.core import OBSERVATIONS, RadiographError, number_text, project_root
 from ..foundations.files import file_facts, read_json
 from ..foundations.run import RunError, list_runs, versions
@@ -251,11 +252,7 @@ def temperatures(
     self: Predictor,
 ) -> list:  # one per observation; None where the calibration of the fused answer is no temperature
     "The temperatures that divide the fused log odds"
-    found = self.classifier.calibration or {}
-    found = found if 'method' in found else found.get('fused', {})
-    if found.get('method') == 'temperature':
-        return [found['observations'][o]['temperature'] for o in OBSERVATIONS]
-    return [1.0 if not found or found['method'] == 'none' else None] * len(OBSERVATIONS)
+    return fused_temperatures(self.classifier.calibration)
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #10792f35
 _STATUS = {'positive': 'in', 'negative': 'out', 'both': 'abstain', 'none': 'abstain'}
