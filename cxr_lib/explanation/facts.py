@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_SENTENCES', 'BEARING', 'TOLERANCE', 'split_sentences', 'LeftOut', 'without_each_sentence', 'Changes',
-           'note_changes', 'SimulatedStudies', 'draw_studies', 'studies_of_run', 'without_each_fact', 'without_distractors',
-           'with_distractor', 'true_changes', 'bootstrapped', 'agreement', 'rationales', 'measure_notes', 'plot_changes',
-           'plot_agreement']
+           'note_changes', 'SimulatedStudies', 'draw_studies', 'studies_of_run', 'without_each_fact',
+           'without_distractors', 'with_distractor', 'true_changes', 'bootstrapped', 'agreement', 'rationales',
+           'measure_notes', 'plot_changes', 'plot_agreement']
 
 # %% ../../nbs/chapters/09_explanation/02_facts.ipynb #9fe60119
 import re

@@ -61,14 +61,14 @@ def test_the_consequences_of_a_one_sided_finding_stay_on_its_side(studies, sign)
 
 
 @pytest.mark.parametrize('sign', SIGNS)
-def test_no_finding_changes_the_markers_or_another_mask(studies, sign):
+def test_no_finding_changes_the_edge_of_the_image_or_another_finding(studies, sign):
     other = 'Support Devices' if sign != 'Support Devices' else 'Lung Lesion'
     case = case_with(studies, 1, **{sign: 2.8, other: 2.5})
     drawn, gone = draw_case(case), draw_case(case.without_finding(sign))
     assert sign in drawn.masks and sign not in gone.masks
-    assert (drawn.masks[other] != gone.masks[other]).mean() < 0.002
+    assert (drawn.masks[other] != gone.masks[other]).mean() < 0.02
     assert (drawn.image != gone.image).mean() < 0.45
-    assert (drawn.image[:5] == gone.image[:5]).all()
+    assert (drawn.image[:, :4] == gone.image[:, :4]).all()
 
 
 @pytest.mark.parametrize('sign', DRAW)

@@ -53,7 +53,8 @@ def test_a_note_without_a_fact_loses_its_words_and_gains_none(people):
             own = words_of(plan)[fact] if says else WORDING[fact][0]
             assert less.count(own) == whole.count(own) - 1
             gained = set(re.findall(r'\w+', less)) - set(re.findall(r'\w+', whole))
-            assert gained <= {'eval', 'Chief', 'complaint', 'not', 'stated', *plan.reason.split()}
+            allowed = {'eval', 'not', 'stated', *re.findall(r'\w+', plan.reason)}
+            assert gained <= allowed
             checked += 1
     assert checked > 1000
 
@@ -81,7 +82,7 @@ def test_the_truth_is_that_of_every_state_of_a_small_network():
     network = Network(
         comorbidities=COMORBIDITIES[:1], findings=FINDINGS[:1] + FINDINGS[2:3], facts=FACTS[1:4:2]
     )
-    patients = draw_patients(40, 5, network)
+    patients = draw_patients(150, 5, network)
     stated = patients[patients['reported/orthopnea'] == 1].reset_index(drop=True)
     plans = plan_notes(stated, stated.age, stated.sex, 5, missing_rate=0)
     studies = replace(draw_studies(1), patients=stated, plans=plans, network=network)
@@ -117,15 +118,13 @@ def test_facts_that_are_denied_are_measured_apart(studies):
     assert found['denied facts that bear']['value'] == pytest.approx(-1)
 
 
-def test_rationales_of_all_facts_explain_everything_but_nothing_is_left(studies):
+def test_facts_that_moved_the_answer_explain_more_of_it_than_facts_at_random(studies):
     classifier = untrained(studies.notes)
     tokens = image_tokens(classifier, studies.pixels)
     changes = note_changes(classifier, tokens, studies.notes, without_each_fact(studies.plans))
     explained = rationales(classifier, tokens, studies, changes, k=2)
-    two = [i for i, plan in enumerate(studies.plans) if len(plan.stated) == 3]
     assert set(explained.study) == {i for i, plan in enumerate(studies.plans) if len(plan.stated) > 2}
     assert (explained.whole >= 0).all() and len(explained) % 14 == 0
-    assert two == [] or (explained[explained.study == two[0]].sufficiency.notna()).all()
     assert explained.comprehensiveness.mean() > explained.random_comprehensiveness.mean()
 
 
