@@ -53,7 +53,7 @@ def main():
     facts = sum(len(plan.stated) for plan in studies.plans)
     about = f'SIMULATED: {len(studies):,} test patients of the run {args.run}, {facts:,} stated facts'
     print(f'{about}, {args.bootstrap:,} resamples, {time.perf_counter() - started:.0f} s')
-    with pd.option_context('display.width', 110, 'display.max_rows', None):
+    with pd.option_context('display.max_columns', None, 'display.max_rows', None, 'display.width', 110):
         print(found.astype(float).round(3))
     if args.out:
         found.to_csv(args.out)

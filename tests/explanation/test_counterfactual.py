@@ -16,9 +16,9 @@ from cxr_lib.simulation.findings import DRAW
 
 #: Signs that change nothing but their own shadow: pixels of 128 from the mask beyond which nothing may change.
 #: The mask leaves out the faint outskirts of a shadow.
-LOCAL = {'Lung Lesion': 4, 'Pleural Other': 4, 'Support Devices': 4, 'Consolidation': 7, 'Cardiomegaly': 9}
+LOCAL = {'Lung Lesion': 4, 'Pleural Other': 4, 'Support Devices': 4, 'Consolidation': 16, 'Cardiomegaly': 9}
 #: Signs with consequences or wide outskirts, that stay on their own side of the chest: a lung that shrinks, an
-#: infiltrate that fades. (Atelectasis raises a dome, which is seen beyond the midline.)
+#: infiltrate that fades.
 ONE_SIDED = ('Pneumonia', 'Pneumothorax')
 
 
