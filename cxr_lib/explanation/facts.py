@@ -54,7 +54,7 @@ class LeftOut(NamedTuple):
     study: int  # number of the study
     part: str  # what is left out
     note: str | None  # what remains
-    says: float = np.nan  # of a fact, 1: that it is there, 0: that it is not
+    says: float | None = None  # of a fact, 1: that it is there, 0: that it is not
 
 
 def without_each_sentence(
@@ -260,7 +260,7 @@ def agreement(
 ) -> dict:  # name -> value, low, high
     "Spearman's correlation of changes and truth, of several sets of pairs and by observation"
     got, bears = changes.log_odds, np.abs(truth) > BEARING
-    says = np.array([x.says for x in changes.left_out])[:, None]
+    says = np.array([x.says for x in changes.left_out], float)[:, None]
     chosen = {
         'all pairs': np.ones_like(bears),
         'pairs that bear': bears,
