@@ -14,6 +14,7 @@ ORDER = (
     'model',
     'training',
     'evaluation',
+    'explanation',
     'reasoning',
     'prediction',
     'stages',

@@ -13,10 +13,11 @@ from PIL import Image
 from toys import NOTE, films, toy_model
 
 from cxr_lib.data.elements import FileInMemory
+from cxr_lib.explanation.facts import MAX_SENTENCES, split_sentences
 from cxr_lib.foundations.core import OBSERVATIONS, RadiographError
 from cxr_lib.foundations.run import RunError
 from cxr_lib.model.weights import CheckpointError
-from cxr_lib.prediction.load import MAX_SENTENCES, load, split_sentences
+from cxr_lib.prediction.load import load
 from cxr_lib.prediction.schema import FORMAT, Prediction, prediction_row, prediction_schema, split_logits
 
 SCHEMA = ROOT / 'nbs' / 'docs' / 'prediction.schema.json'
