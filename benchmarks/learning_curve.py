@@ -5,8 +5,9 @@
     python benchmarks/learning_curve.py --worlds realistic --thousands 48 --seeds 101 102 103
 
 Of N patients 64 % are learned from and 11 % select the epoch, as in a run of N patients; the test patients are the same
-12,000 for every size of a world and seed, so that sizes differ in what was learned and in nothing else. At every size
-two models are trained with the preset's settings: one on image and note, and one on images alone (`image_alone`),
+12,000 for every size of a world and seed. Small sizes get as many steps as 24,000 patients, or 20 passes if that is
+fewer, so that sizes differ in what there was to learn; the best epoch is selected on tuning patients. At every size two
+models are trained with the preset's settings: one on image and note, and one on images alone (`image_alone`),
 beside whose figures stand those of the first model's own image head (`image_head`). Every figure is of the true labels.
 
 Columns: AUROC of `fused`, `image_head`, `image_alone`, `note` and of the best possible answers `best_fused`,
@@ -23,6 +24,7 @@ computed again. Rows are added to the file named by --out.
 import argparse
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +33,11 @@ from scipy.special import expit
 
 from cxr_lib.data.simulated import load_simulated, simulate, true_labels
 from cxr_lib.foundations.core import OBSERVATIONS, choose_device, project_root, seed_everything
-from cxr_lib.foundations.files import atomic_path
+from cxr_lib.foundations.files import atomic_path, content_key
 from cxr_lib.metrics.calibration import apply_calibration, fit_calibration, log_loss
 from cxr_lib.metrics.ranking import interval, rank_condition, resample_patients
 from cxr_lib.model.fusion import build_model
-from cxr_lib.model.presets import make_config, split_overrides
+from cxr_lib.model.presets import make_config, parse_overrides, split_overrides
 from cxr_lib.model.text import make_tokenizer
 from cxr_lib.notes.wording import clinical_notes
 from cxr_lib.simulation.best import best_possible
@@ -47,7 +49,8 @@ from cxr_lib.training.loop import fit
 THOUSANDS = {'plain': (3, 6, 12, 24, 48), 'realistic': (3, 6, 12, 24, 48, 96)}
 TRAIN, TUNING, N_TEST = 0.6375, 0.1125, 12_000
 OUT = Path(__file__).parent / 'results' / 'learning_curve.csv'
-KEY = ['world', 'seed', 'patients']
+KEY = ['world', 'seed', 'patients', 'pixels', 'overrides']
+FULL, MOST_EPOCHS = 24_000, 20  # patients of whom the preset's epochs are enough; passes over fewer
 
 
 def draw(world, seed, largest, n_test, size):
@@ -68,6 +71,14 @@ def split(table, patients, n_test):
     where[train : train + round(TUNING * patients)] = 'tuning'
     where[-n_test:] = 'test'
     return where
+
+
+def training_values(overrides, patients):
+    "The preset's training values, with more epochs for fewer patients unless the overrides name the epochs"
+    training = split_overrides('tiny', overrides)[1]
+    if 'epochs' not in parse_overrides(overrides):
+        training['epochs'] = min(MOST_EPOCHS, round(training['epochs'] * max(1, FULL / patients)))
+    return training
 
 
 def train(name, data, config, training, seed, branches, folder):
@@ -183,10 +194,10 @@ def commit():
 def compute(world, seed, patients, drawn, args):
     "The rows of one size"
     table, root, latent = drawn
-    own = f'{world}-{seed}-{patients}-{args.image_size}'
-    folder = project_root() / 'data' / 'cache' / 'learning_curve' / own
     overrides = f'{args.overrides} image_size={args.image_size}'
-    config, training = make_config('tiny', overrides), split_overrides('tiny', overrides)[1]
+    config, training = make_config('tiny', overrides), training_values(overrides, patients)
+    own = f'{world}-{seed}-{patients}-{content_key(asdict(config), training)}'
+    folder = project_root() / 'data' / 'cache' / 'learning_curve' / own
     table = table.assign(split=split(table, patients, args.test))
     found = predictions(table, root, config, training, seed, folder)
     test = found[found.split == 'test'].reset_index(drop=True)
@@ -194,31 +205,29 @@ def compute(world, seed, patients, drawn, args):
     best = best_possible(people, test.note.notna().to_numpy(), find_world(world).network, drawn_only=True)
     test = pd.concat([test, best.set_index(test.index)], axis=1)
     about = dict(world=world, seed=seed, patients=patients, test=len(test), pixels=args.image_size)
+    about |= dict(overrides=args.overrides, epochs=training['epochs'])
     about |= dict(seconds=found.seconds.iloc[0], commit=commit())
     return rows_of(found, test, args.bootstrap).assign(**about)
 
 
+def read(path):
+    "The rows that have been computed"
+    return pd.read_csv(path, keep_default_na=False, na_values=['nan'], dtype=dict(overrides=str))
+
+
 def write(path, rows):
     "Add rows to the file, in order of their keys"
-    known = pd.read_csv(path) if path.exists() else rows.iloc[:0]
+    known = read(path) if path.exists() else rows.iloc[:0]
     table = pd.concat([known, rows] if len(known) else [rows], ignore_index=True)
-    front = [*KEY, 'pixels', 'observation']
+    front = [*KEY, 'observation']
     table = table[[*front, *[c for c in table if c not in front]]].sort_values(KEY, kind='stable')
     with atomic_path(path) as tmp:
         table.to_csv(tmp, index=False)
 
 
-def is_there(path, world, seed, patients, pixels):
+def is_there(path, *key):
     "Has this size been computed?"
-    if not path.exists():
-        return False
-    known = pd.read_csv(path)
-    return (
-        (known.world == world)
-        & (known.seed == seed)
-        & (known.patients == patients)
-        & (known.pixels == pixels)
-    ).any()
+    return path.exists() and (read(path)[KEY] == list(key)).all(axis=1).any()
 
 
 def in_words(mean):
@@ -255,7 +264,8 @@ def main():
         sizes = [round(1000 * k) for k in args.thousands or usual]
         largest = max(round(1000 * (args.drawn or max(usual))), *sizes)
         for seed in args.seeds:
-            todo = [n for n in sizes if not is_there(args.out, world, seed, n, args.image_size)]
+            asked = args.image_size, args.overrides
+            todo = [n for n in sizes if not is_there(args.out, world, seed, n, *asked)]
             if not todo:
                 continue
             drawn = draw(world, seed, largest, args.test, args.image_size)

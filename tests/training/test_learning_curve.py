@@ -1,5 +1,6 @@
 """The command that shows what the model learns from how many patients, on a few of them."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -28,8 +29,17 @@ def test_every_size_gets_its_rows_once(tmp_path):
     table = pd.read_csv(tmp_path / 'curve.csv')
     assert list(table.observation) == [*OBSERVATIONS, 'Mean']
     assert (table.patients == 160).all() and (table.test == 120).all()
+    assert (table.epochs == 1).all() and (table.overrides == 'epochs=1').all()
     assert (table.gap - (table.best_fused - table.fused)).abs().max() < 2e-4
     assert (table.gain - (table.fused - table.image_alone)).abs().max() < 2e-4
     assert (table.gap_low <= table.gap_high).all()
     assert learning_curve(tmp_path) == ''
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / 'curve.csv'), table)
+
+
+@pytest.mark.parametrize(('patients', 'epochs'), [(3_000, 20), (12_000, 10), (24_000, 5), (96_000, 5)])
+def test_small_sizes_get_the_steps_of_large_ones(monkeypatch, patients, epochs):
+    monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+    training_values = importlib.import_module('learning_curve').training_values
+    assert training_values('image_size=64', patients)['epochs'] == epochs
+    assert training_values('epochs=2', patients)['epochs'] == 2
