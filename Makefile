@@ -40,7 +40,7 @@ nbdev-test: install
 pytest: install
 	$(call timed,the main job at its full size,$(RUN) -m pytest tests/running/test_main_job.py)
 	@echo "== everything else"
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --durations 25 --ignore tests/running/test_main_job.py
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 --ignore tests/running/test_main_job.py
 
 # For those who change a notebook: write the modules, the README.
 export: install

@@ -15,6 +15,11 @@ NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpo
 STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation')
 
 
+def pytest_collection_modifyitems(items):
+    "Whole commands first: what takes minutes must not be left to one core at the end"
+    items.sort(key=lambda item: ROOT / 'tests' / 'running' not in item.path.parents)
+
+
 def printed_elsewhere(code: str, *arguments: str, hashseed: str = '0') -> str:
     "What a program prints in a process of its own, where strings hash differently"
     environment = os.environ | {'PYTHONPATH': str(ROOT), 'PYTHONHASHSEED': hashseed}

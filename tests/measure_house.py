@@ -11,6 +11,7 @@ import re
 import statistics
 import sys
 import tokenize
+from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,14 @@ def faults_of(name, cells, strict):
                 yield f'{name} cell {number}: the class {node.name} has {length} lines'
 
 
+def same_names():
+    "pytest imports test modules by their file names, so no two may share one"
+    files = defaultdict(list)
+    for path in sorted((ROOT / 'tests').rglob('test_*.py')):
+        files[path.name].append(str(path.relative_to(ROOT)))
+    return [f'{" and ".join(paths)} share a name; rename one' for paths in files.values() if len(paths) > 1]
+
+
 def table(found):
     "The measured table: name -> value"
     exported = [source for cells in found.values() for _, source in export_cells(cells)]
@@ -116,6 +125,7 @@ def main(arguments):
         faults += [
             f'nbs/{stem}.ipynb does not belong at the root of nbs/' for stem in sorted(roots - NOTEBOOKS)
         ]
+        faults += same_names()
     if faults:
         sys.exit('\n'.join(faults))
     print('ok')

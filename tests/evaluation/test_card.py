@@ -95,7 +95,8 @@ def test_both_versions_and_the_optional_blocks(stored):
     for name in SCHEMAS:
         check_metrics(stored | dict(schema=name))
     blocks = {k for k, e in METRICS_SCHEMA.items() if e.type == 'block' and '.' not in k}
-    assert blocks == {'comparisons', 'decisions', 'conformal', 'pretest', 'published', 'permutations'}
+    optional = {'comparisons', 'decisions', 'conformal', 'pretest', 'published', 'permutations', 'sources'}
+    assert blocks == optional
     assert not any(METRICS_SCHEMA[k].required for k in blocks)
     check_metrics(stored | {k: {'anything': [1]} for k in blocks})
     check_metrics({k: v for k, v in stored.items() if k != 'fairness'})
