@@ -111,9 +111,8 @@ def answers(model, data, seed):
         found = dict(fused=logits['fused'], image_only=logits['image'], note_only=logits['note'])
         if name == 'test':
             givers = rows[derangement(table.patient_id, seed)]
-            found['shuffled_note'] = predict_logits(model, data, rows, choose_device(), note_of=givers)[
-                'fused'
-            ]
+            shuffled = predict_logits(model, data, rows, choose_device(), note_of=givers)
+            found['shuffled_note'] = shuffled['fused']
         found = {condition: expit(x.astype(np.float64)) for condition, x in found.items()}
         parts.append(prediction_table(table, found, name))
     return pd.concat(parts, ignore_index=True)
@@ -148,10 +147,8 @@ def explained(found, test):
     rows = {}
     for k, o in enumerate(OBSERVATIONS):
         y = test[f'label/{o}'].to_numpy(float)
-        nothing, best = (
-            log_loss(y, np.full(len(y), y.mean())),
-            log_loss(y, test[f'best_fused/{o}'].to_numpy(float)),
-        )
+        nothing = log_loss(y, np.full(len(y), y.mean()))
+        best = log_loss(y, test[f'best_fused/{o}'].to_numpy(float))
         rows[o] = nothing - log_loss(y, fused[:, k]), nothing - best
     return rows
 
@@ -212,7 +209,7 @@ def compute(world, seed, patients, drawn, args):
 
 def read(path):
     "The rows that have been computed"
-    return pd.read_csv(path, keep_default_na=False, na_values=['nan'], dtype=dict(overrides=str))
+    return pd.read_csv(path, dtype=dict(overrides=str)).fillna(dict(overrides=''))
 
 
 def write(path, rows):

@@ -52,9 +52,8 @@ class Part:
     name: str  # what `source` says
     dataset: str  # name of a source of the catalogue
     root: str = ''  # its folder
-    options: Mapping = field(
-        default_factory=dict
-    )  # of its loader; of simulated patients, those of `simulate`
+    #: of its loader; of simulated patients, those of `simulate`
+    options: Mapping = field(default_factory=dict)
 
     @property
     def simulated(self) -> bool:

@@ -18,15 +18,8 @@ from .execute import StageFailed, run_stages
 from .evaluate_command import add_evaluate
 from .label_command import add_label
 from .pages import read_results
-from cxr_lib.running.plan import (
-    QUICK_DEFAULTS,
-    RUN_DEFAULTS,
-    UsageError,
-    check_name,
-    last_line,
-    plan_run,
-    run_of,
-)
+from .plan import QUICK_DEFAULTS, RUN_DEFAULTS, UsageError, check_name
+from .plan import last_line, plan_run, run_of
 from .predict_command import add_compare, add_demo, add_pack, add_predict, add_runs
 from .terminal import print_table
 from .serve_command import add_serve

@@ -15,14 +15,8 @@ from ..data.studies import Exclusions, draw_patients_of, split_by_patient
 from ..data.simulated import simulate, true_labels
 from ..data.catalogue import DATASETS, Scan, about_blank, blank_films, check_source
 from ..data.catalogue import images_to_scan, refuse_too_few, source_options
-from cxr_lib.data.joined import (
-    SIMULATED_OPTIONS,
-    is_file_of_sources,
-    is_joined,
-    load_both,
-    load_parts,
-    read_parts,
-)
+from ..data.joined import SIMULATED_OPTIONS, is_file_of_sources, is_joined
+from ..data.joined import load_both, load_parts, read_parts
 from ..data.joined import split_list, split_parts, true_part_labels, validate_joined
 from ..data.separation import listed_patients, read_patient_list, refuse_listed, refuse_same_films
 
@@ -213,11 +207,9 @@ def _checked(
     places = {name: portable_path(params[name]) for name in ('test_root', 'exclude_patients') if params[name]}
     if is_file_of_sources(dataset):
         places['dataset'] = portable_path(dataset)
-    places['root'] = (
-        ','.join(portable_path(folder) for folder in split_list(root)) if is_joined(dataset) else root
-    )
-    if root and not is_joined(dataset):
-        places['root'] = portable_path(root)
+    if root:
+        folders = split_list(root) if is_joined(dataset) else [root]
+        places['root'] = ','.join(map(portable_path, folders))
     return given, params | places | dict(options=options, world=_lived_world(dataset, params['world']))
 
 

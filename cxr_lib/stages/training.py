@@ -183,8 +183,9 @@ def _read_start(start_from, table, source, splits, config):  # (start, whom its 
     theirs = _people(trained.studies, trained.source)
     learned, tested = (theirs[(trained.studies.split == 'test') == side] for side in (False, True))
     learned = pd.concat([learned, *([] if trained.inherited is None else [trained.inherited])])
+    ours = _people(table, source)
     for split in splits:
-        refuse_seen(other.path.name, _people(table, source), split, learned, tested)
+        refuse_seen(other.path.name, ours, split, learned, tested)
     return read_start(other, config), learned.drop_duplicates()
 
 
@@ -235,9 +236,8 @@ def _told(job, rows, train, fold):
         return rows
     never = [o for o in OBSERVATIONS if not train[o].isin((0, 1, -1)).any() and rows[o].notna().any()]
     if never:
-        job.untrained.setdefault(str(fold), []).extend(
-            o for o in never if o not in job.untrained.get(str(fold), [])
-        )
+        known = job.untrained.setdefault(str(fold), [])
+        known += [o for o in never if o not in known]
     return rows.assign(**dict.fromkeys(never, np.nan))
 
 
