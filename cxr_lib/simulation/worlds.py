@@ -347,7 +347,7 @@ def _make_worlds():
 #: name -> world
 WORLDS = _make_worlds()
 #: The world of simulated patients who are drawn without naming one.
-DEFAULT_WORLD = 'plain'
+DEFAULT_WORLD = 'realistic'
 
 # %% ../../nbs/chapters/03_simulation/13_worlds.ipynb #3a5e1051
 def find_world(
