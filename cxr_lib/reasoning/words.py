@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'SECTIONS', 'LENGTHS', 'AUDIENCES', 'WORDINGS', 'MOST_EVIDENCE', 'percent_text', 'Place', 'Grammar',
-           'compile_grammar', 'WrittenSentence', 'Written', 'write_text', 'describe', 'unquoted', 'disagreements',
-           'compare_written']
+           'compile_grammar', 'Span', 'WrittenSentence', 'Written', 'write_text', 'describe', 'unquoted',
+           'disagreements', 'compare_written']
 
 # %% ../../nbs/chapters/10_reasoning/07_words.ipynb #c660dc00
 import re
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable, Literal, Sequence
 import pandas as pd
 from pydantic import Field
-from .certainty import PHRASES, UNTRAINED
+from .certainty import PHRASES, UNTRAINED, phrase_of
 from .differential import Differential, ImageZone, Record
 from .lexicon import default_lexicon
 from .statements import read_statements
@@ -213,7 +213,9 @@ def _findings(differential, length, student):
     "The places of the findings"
     section, listed = SECTIONS[0], []
     for d in differential.diagnoses:
-        open_long = length == 'long' and d.phrase != 'very unlikely' and d.no_phrase != UNTRAINED
+        open_long = (
+            length == 'long' and d.no_phrase != UNTRAINED and phrase_of(d.stated).name != 'very unlikely'
+        )
         if d.urgent or _present(d) or open_long:
             if open_long:
                 yield from _paragraph(d, section, student)
@@ -309,6 +311,13 @@ def compile_grammar(
     return Grammar(tuple(places), differential.fingerprint, length, audience)
 
 # %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f2ac5cac
+class Span(Record):
+    "A part of the note"
+
+    start: int = Field(description='its first character')
+    end: int = Field(description='one past its last')
+
+
 class WrittenSentence(Record):
     "One sentence, and where it comes from"
 
@@ -316,7 +325,7 @@ class WrittenSentence(Record):
     section: str
     text: str
     field: str = Field(description='path in the differential')
-    spans: list[tuple[int, int]] = Field([], description='(start, end) in the note')
+    spans: list[Span] = Field([], description='what it says of the note stands there')
     zone: ImageZone | None = None
     begins: bool = Field(description='does it begin a paragraph?')
     fingerprint: str = Field(description='of the model')
@@ -340,7 +349,7 @@ class Written(Record):
             text += ('\n' if s.begins else ' ') + s.text
         return text
 
-
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #4e61a906
 def write_text(
     grammar: Grammar,
     choose: Callable
@@ -355,7 +364,8 @@ def write_text(
         if chosen is None:
             continue
         kept = {name: getattr(place, name) for name in ('id', 'section', 'field', 'zone', 'begins')}
-        more = dict(spans=list(place.spans), fingerprint=grammar.fingerprint)
+        spans = [Span(start=start, end=end) for start, end in place.spans]
+        more = dict(spans=spans, fingerprint=grammar.fingerprint)
         found.append(WrittenSentence(text=place.options[chosen], **kept, **more))
     return Written(length=grammar.length, audience=grammar.audience, sentences=found)
 

@@ -92,8 +92,8 @@ def test_every_sentence_says_where_it_comes_from(study, form):
             for name, index in re.findall(r'(\w+)(?:\[(\d+)\])?', path):
                 value = getattr(value, name)
                 value = value[int(index)] if index else value
-        for start, end in s.spans:
-            assert study.note[start:end]
+        for span in s.spans:
+            assert study.note[span.start : span.end]
 
 
 @given(studies(note=()), forms)
