@@ -171,7 +171,7 @@ def _why_not(row, phrase):
         return ''
     if row['n'] < FEWEST:
         return f'{row["n"]:.0f} statement{"" if row["n"] == 1 else "s"} in the check, fewer than {FEWEST}'
-    return f'{row["frequency"]:.0%} of these statements were true, not {phrase.low:.0%} to {phrase.high:.0%}'
+    return f'{row["frequency"]:.0%} of such statements were true, not {phrase.low:.0%} to {phrase.high:.0%}'
 
 
 def _entry(tables, judged, key):

@@ -26,7 +26,7 @@ from .words import Written, describe, unquoted
 def statement_frequencies(
     rows: pd.DataFrame,  # rows of a prediction table
     calibrations: Mapping,  # fold -> branch -> map
-    conformal: Mapping,  # as from `fit_conformal`
+    conformal: Mapping | None,  # as from `fit_conformal`
     learned: tuple = OBSERVATIONS,  # observations that the model was trained on
 ) -> pd.DataFrame:  # as from `phrase_frequencies`
     "How often the statements about these images are true"
@@ -38,9 +38,11 @@ def statement_frequencies(
 
 def set_status(
     rows: pd.DataFrame,  # rows of a prediction table
-    conformal: Mapping,  # as from `fit_conformal`
+    conformal: Mapping | None,  # as from `fit_conformal`; None: nobody was there to set limits on
 ) -> np.ndarray:  # (n, 14) of 'in', 'out' and 'abstain'
     "Is each observation in the prediction set of each image?"
+    if conformal is None:
+        return np.full((len(rows), len(OBSERVATIONS)), 'abstain', object)
     return predict_sets(rows, conformal).replace(SET_STATUS).to_numpy(object)
 
 # %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #9941c983
@@ -69,7 +71,7 @@ def _bills(rows, calibrations):
 def table_differentials(
     rows: pd.DataFrame,  # rows of a prediction table
     calibrations: Mapping,  # fold -> branch -> map
-    conformal: Mapping,  # as from `fit_conformal`
+    conformal: Mapping | None,  # as from `fit_conformal`
     certainty: Mapping,  # as from `judge_phrases`
 ) -> list[Differential]:
     "The differential of every image of a table"
