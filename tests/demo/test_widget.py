@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import html
 import io
 import json
 import re
@@ -15,6 +16,7 @@ from toy import toy_run  # noqa: F401 (a fixture)
 from cxr_lib import demo
 from cxr_lib.demo import MAX_UPLOAD, DemoPage, demo_widget, film_png
 from cxr_lib.prediction.schema import Prediction
+from cxr_lib.reasoning.words import describe
 
 
 @pytest.fixture
