@@ -108,13 +108,13 @@ def read_texts(
     return np.array([[of.get(o, '') for o in OBSERVATIONS] for of in found], object)
 
 # %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #1601b209
-def _share(part, whole):
+def _share(part, whole, counted=True):
     "A share with Wilson's interval, for reading"
     k, n = int(np.sum(part & whole)), int(np.sum(whole))
     if not n:
         return ''
     ends = binomtest(k, n).proportion_ci(method='wilson')
-    return f'{number_text(k / n, ends.low, ends.high, 2)} n={n:,}'
+    return number_text(k / n, ends.low, ends.high, 2) + (f' n={n:,}' if counted else '')
 
 
 def exact_statements(
@@ -139,12 +139,11 @@ def statement_table(
         known, there = of & np.isin(labels, (0, 1)), of & (labels == 1)
         row = {'stated present: true': _share(there, known & (said == 'present'))}
         row['stated absent: true'] = _share(labels == 0, known & (said == 'absent'))
-        row |= {
-            f'there: stated {what}': _share(said == what, there) for what in ('present', 'open', 'absent')
-        }
+        row['there'] = int(there.sum())
+        row |= {f'said {what}': _share(said == what, there, False) for what in ('present', 'open', 'absent')}
         if exact is not None:
-            row['exact, stated present: true'] = _share(there, known & (exact == 'present'))
-            row['exact, there: stated present'] = _share(exact == 'present', there)
+            row['exact: true'] = _share(there, known & (exact == 'present'), False)
+            row['exact: said present'] = _share(exact == 'present', there, False)
         rows[o] = row
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('observation')
 

@@ -106,7 +106,7 @@ def _case_table(rows, labels, said, penalties, differentials, cases):
             'text': str(describe(differentials[i], 'short')),
             'there': ', '.join(there) or 'nothing labelled',
         }
-        found.append(row | {'mistakes': mistakes(labels[i], said[i]) or 'none', 'penalty': penalties[i]})
+        found.append(row | {'mistakes': mistakes(labels[i], said[i]) or 'none', 'penalty': int(penalties[i])})
     return pd.DataFrame(found)
 
 # %% ../../nbs/07_reasoning.ipynb #ddbca7d9
