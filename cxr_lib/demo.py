@@ -22,8 +22,11 @@ from .foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, as_text
 from .foundations.figures import BLUE, INK, ORANGE, PINK, RED, SKY, SLATE, sign_figure
 from .foundations.files import read_json
 from .foundations.run import RunFolder
+from .prediction.batch import report_of
 from .prediction.load import Encoded, load
+from .prediction.report import with_report
 from .prediction.schema import ModelFacts, Prediction
+from .reasoning.words import describe
 from .stages.training import ensure_training
 
 # %% ../nbs/08_demo.ipynb #b3e8343d
@@ -519,6 +522,7 @@ def make_answers(self: DemoPage, simulated):
     self.banner = w.HTML(f'<style>{style}</style>{banner}')
     self.film, self.message, self.notices = w.HTML(), w.HTML(), w.HTML()
     self.upload_message, self.state, self.moved, self.links = w.HTML(), w.HTML(), w.HTML(), w.HTML()
+    self.words = w.HTML()
     self.bars, self.parts = (w.HTML(layout=w.Layout(flex='1 1 330px', min_width='0')) for _ in range(2))
 
 
@@ -529,7 +533,7 @@ def make_buttons(self: DemoPage):
 
     self.swaps = {kind: w.Button(description=words) for kind, words in SWAPS.items()}
     self.back = w.Button(description='Back to the patient', disabled=True)
-    self.save = w.Button(description='Save picture and JSON')
+    self.save = w.Button(description='Save picture, JSON, text')
 
 # %% ../nbs/08_demo.ipynb #c1cadd8e
 @patch
@@ -542,7 +546,7 @@ def box(self: DemoPage):
     left = [self.image, self.upload, self.hint, self.upload_message, self.film, self.note, self.example]
     right = [
         *(self.message, self.notices, self.state),
-        *(w.Box([self.bars, self.parts], layout=wrap), looking),
+        *(w.Box([self.bars, self.parts], layout=wrap), self.words, looking),
         *(w.Box([*self.swaps.values(), self.back], layout=wrap), self.moved),
         *(self.save, self.links),
     ]
@@ -564,7 +568,7 @@ def _alert(text):
 @patch
 def clear(self: DemoPage, text: str = ''):
     "Nothing of a former answer stays; a message may stand instead"
-    for part in (self.bars, self.parts, self.notices, self.state, self.moved, self.links):
+    for part in (self.bars, self.parts, self.words, self.notices, self.state, self.moved, self.links):
         part.value = ''
     self.message.value = _alert(text)
 
@@ -600,6 +604,7 @@ def show(self: DemoPage, answer: Prediction, before: Prediction | None = None):
         self.bars: probability_table(answer, self.cuts(), labels),
         self.parts: split_table(answer),
         self.notices: notice_list(answer),
+        self.words: self.report_words(answer),
         self.state: self.state_words(answer),
         self.moved: self.swap_words(answer, before) if before else '',
         self.film: film_figure(self.shown.pixels, self.caption()),
@@ -623,6 +628,14 @@ def caption(self: DemoPage) -> str:
     return f'{self.case.name}{", SIMULATED" if self.case.simulated else ""}, as the model sees it'
 
 # %% ../nbs/08_demo.ipynb #a4e61749
+@patch
+def report_words(self: DemoPage, answer: Prediction) -> str:
+    "Findings and impression in short; the long text is among the files"
+    told = with_report(answer, self.note.value, self.predictor.base, self.predictor.certainty)
+    text = html.escape(str(describe(told.differential, 'short')))
+    return f'<h2>In words</h2><pre class="cxr-words">{text}</pre>'
+
+
 @patch
 def state_words(self: DemoPage, answer: Prediction) -> str:
     "A sentence for those who hear the page"
@@ -773,7 +786,7 @@ def go_back(self: DemoPage, *_):
 
 @patch
 def offer_files(self: DemoPage, *_):
-    "Links to picture and JSON of what is shown"
+    "Links to picture, JSON and text of what is shown"
     self.typed.settle()
     if not self.bars.value:  # there is no answer, and the message says why
         return
@@ -790,6 +803,7 @@ def offer_files(self: DemoPage, *_):
         download_link(
             f'{stem}_prediction.json', answer.model_dump_json(indent=1).encode(), 'application/json'
         ),
+        download_link(f'{stem}_report.txt', report_of(answer).encode(), 'text/plain'),
     ]
     self.links.value = f'<div class="cxr-files" role="status">{" ".join(links)}</div>'
 

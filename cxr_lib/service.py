@@ -645,7 +645,8 @@ def answer_html(prediction: Prediction) -> str:  # HTML in which every text of t
         '<th scope="col" class="cxr-wide">Log odds: image / note / interaction</th></tr>'
     )
     table = f'<table class="cxr-table">{head}{rows}</table>'
-    return f'<div class="cxr-result"><div role="status">{notices}</div>{table}</div>'
+    text = f'<h2>In words</h2><pre>{html.escape(str(prediction.report))}</pre>' if prediction.report else ''
+    return f'<div class="cxr-result"><div role="status">{notices}</div>{table}{text}</div>'
 
 # %% ../nbs/09_service.ipynb #54d259ff
 def _from_page(film):

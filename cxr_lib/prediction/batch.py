@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'JOURNAL', 'SHOWN', 'RequestError', 'Request', 'Requests', 'requests_in', 'save_toy_model',
-           'answer_films', 'Journal', 'write_rows', 'write_objects', 'Outcome', 'check_outputs', 'predict_files']
+           'answer_films', 'Journal', 'write_rows', 'write_objects', 'report_of', 'write_reports', 'Outcome',
+           'check_outputs', 'predict_files']
 
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #cb2c3106
 import contextlib, csv, itertools, json, os, sys, tempfile, zlib
@@ -322,6 +323,30 @@ def write_objects(
     return Path(path)
 
 # %% ../../nbs/chapters/11_prediction/04_batch.ipynb #2fa96c52
+def report_of(
+    prediction: Prediction,  # with its report
+) -> str:  # ends with a line break
+    "The text of one study: its image, what has to be known before it is believed, and what it says"
+    lines = [f'IMAGE: {prediction.image or "none"}']
+    lines += [f'! {w.message}' for w in prediction.warnings]
+    lines += ['', str(prediction.report)] if prediction.report else []
+    return '\n'.join(lines) + '\n'
+
+
+def write_reports(
+    path: str | Path,  # .txt
+    predictions: Iterable[Prediction],  # with their reports
+    failures: Sequence[Failure] = (),  # images without an answer
+) -> Path:  # `path`
+    "Write the texts of many studies, one after the other; an unreadable image says why it has none"
+    with atomic_path(path) as tmp, tmp.open('w', newline='\n', encoding='utf-8') as file:
+        for i, prediction in enumerate(predictions):
+            file.write(('\n' if i else '') + report_of(prediction))
+        for failure in failures:
+            file.write(f'\nIMAGE: {failure.image}\nNo report: {failure.reason}\n')
+    return Path(path)
+
+# %% ../../nbs/chapters/11_prediction/04_batch.ipynb #fda1057d
 @dataclass
 class Outcome:
     "What came of a request"
@@ -383,6 +408,7 @@ def _header(predictor, requests, sentences, batch_size):
         note_column=requests.note_column,
         sentences=sentences,
         batch_size=batch_size,
+        phrases=content_key(predictor.certainty),
     )
 
 
@@ -430,15 +456,17 @@ def predict_files(
     csv_file: str | Path | None = None,  # where the table is written
     json_file: str | Path | None = None,  # where the objects are written
     sentences: bool
-    | None = None,  # what each sentence changed; None: for one image, or where JSON is written
+    | None = None,  # what each sentence changed; None: for one image, or where JSON or a report is written
     batch_size: int = 16,  # images at a time
     progress: bool = False,  # show a bar?
+    report_file: str | Path | None = None,  # where the texts are written
 ) -> Outcome:
     "Answer for every image that can be read; a call that was killed is resumed by the next"
-    outputs = [Path(p) for p in (csv_file, json_file) if p]
+    outputs = [Path(p) for p in (csv_file, json_file, report_file) if p]
     check_outputs(requests, outputs)
     output, n = next(iter(outputs), None), len(requests.items)
-    sentences = n == 1 or json_file is not None if sentences is None else sentences
+    if sentences is None:
+        sentences = n == 1 or json_file is not None or report_file is not None
     header = _header(predictor, requests, sentences, batch_size)
     with _journal_beside(output, header) as journal:
         said = _said_of(journal, output)
@@ -449,6 +477,8 @@ def predict_files(
             outcome.files.append(write_rows(csv_file, _each(journal, numbers)))
         if outcome.answered and json_file:
             outcome.files.append(write_objects(json_file, _each(journal, numbers), single=n == 1))
+        if report_file:
+            outcome.files.append(write_reports(report_file, _each(journal, numbers), outcome.failures))
         if output:
             outcome.files += write_failures(output, outcome.failures)
         if not outcome.failures or not outcome.answered:

@@ -18,7 +18,7 @@ from ..data.elements import FileInMemory
 from ..data.pixels import PREPROCESSING, read_radiograph, to_square
 from ..evaluation.conformal import predict_sets
 from ..evaluation.report import chance_words
-from ..explanation.bill import fused_temperatures
+from ..explanation.bill import base_rates, fused_temperatures
 from ..explanation.facts import MAX_SENTENCES, split_sentences
 from ..foundations.core import OBSERVATIONS, RadiographError, number_text, project_root
 from ..foundations.files import file_facts, read_json
@@ -26,9 +26,11 @@ from ..foundations.run import RunError, list_runs, versions
 from ..model.classifier import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from ..model.text import tokenize
 from ..model.weights import CheckpointError
+from ..reasoning.certainty import SET_STATUS
 from .schema import Answer, ModelFacts, Notice, Prediction, Probabilities, Sentence
 from .checks import check_familiarity, check_input
 from .schema import split_logits
+from .report import model_certainty, with_report
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #9b9cd2ce
 def _trained_on(run, facts):
@@ -111,13 +113,14 @@ class Encoded:
 class Predictor:
     "A trained model that answers with `Prediction`s"
 
-    def __init__(self, classifier: PretrainedClassifier, facts: ModelFacts):
+    def __init__(self, classifier: PretrainedClassifier, facts: ModelFacts, certainty: Mapping | None = None):
         self.classifier, self.facts = classifier, facts
         self.model, self.tokenizer = classifier.model.eval(), classifier.tokenizer
         self.conformal = classifier.beside.get('conformal.json')
         familiarity = classifier.beside.get('familiarity.json')
         self.shapes = check_familiarity(familiarity) if familiarity else None
         self.size = self.model.config.image_size
+        self.certainty, self.base = certainty, base_rates(classifier.calibration)  # for the text
 
     def __repr__(self):
         return '\n'.join([f'Predictor {self.facts.name} ({self.facts.fingerprint})', *self.facts.about])
@@ -258,9 +261,6 @@ def temperatures(
     return fused_temperatures(self.classifier.calibration)
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #10792f35
-_STATUS = {'positive': 'in', 'negative': 'out', 'both': 'abstain', 'none': 'abstain'}
-
-
 @patch
 def _conformal(self: Predictor, fused):  # (n, observations) raw logits -> n lists
     "Is each observation in the prediction set?"
@@ -268,7 +268,7 @@ def _conformal(self: Predictor, fused):  # (n, observations) raw logits -> n lis
         return [[None] * len(OBSERVATIONS)] * len(fused)
     raw = torch.sigmoid(torch.from_numpy(fused)).numpy()
     table = pd.DataFrame(raw, columns=[f'fused/{o}' for o in OBSERVATIONS])
-    return [[_STATUS[s] for s in row] for row in predict_sets(table, self.conformal).to_numpy()]
+    return [[SET_STATUS[s] for s in row] for row in predict_sets(table, self.conformal).to_numpy()]
 
 
 @patch
@@ -384,7 +384,7 @@ def answer(
     self: Predictor,
     images: Sequence[Encoded | None],  # n images, as from `encode`; None: answers from the note alone
     notes: Sequence[str | None] | None = None,  # n notes
-    sentences: bool = True,  # also measure what each sentence changed
+    sentences: bool = True,  # also measure what each sentence changed, and write the report
 ) -> list[Prediction]:
     "Predictions of studies whose images are encoded"
     notes, found = _notes(notes, len(images)), []
@@ -397,7 +397,8 @@ def answer(
         warnings = [*self.model_notices(), *(image.notices if image else ())]
         name = None if image is None else image.name
         about = dict(sentences=own, warnings=warnings, model=self.facts)
-        found.append(Prediction(image=name, has_note=note is not None, observations=of, **about))
+        prediction = Prediction(image=name, has_note=note is not None, observations=of, **about)
+        found.append(with_report(prediction, note, self.base, self.certainty) if sentences else prediction)
     return found
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #e8badcd9
@@ -490,7 +491,8 @@ def model_folder(
 def _from_folder(folder, name):
     "A predictor from a folder of this machine"
     classifier = PretrainedClassifier.from_pretrained(folder)
-    return Predictor(classifier, _model_facts(folder, classifier, name))
+    facts = _model_facts(folder, classifier, name)
+    return Predictor(classifier, facts, model_certainty(folder, facts.fingerprint))
 
 
 def _from_hub(source, revision):

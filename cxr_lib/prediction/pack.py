@@ -17,12 +17,15 @@ from ..foundations.run import STAGES, RunError, RunFolder
 from ..model.saved import CHECKED_FILES, read_folder
 from ..model.weights import CheckpointError
 from .load import ABOUT, about_run
+from .report import CERTAINTY
 
 # %% ../../nbs/chapters/11_prediction/05_pack.ipynb #432c2ec3
 PACK = 'cxr_lib.pack/1'
 _LIST = 'pack.json'
 #: Name in the archive -> bytes that it may have at most.
-_MAY_HOLD = {f'model/{name}': 20_000_000 for name in ('config.json', 'README.md', ABOUT, *CHECKED_FILES)}
+_MAY_HOLD = {
+    f'model/{name}': 20_000_000 for name in ('config.json', 'README.md', ABOUT, CERTAINTY, *CHECKED_FILES)
+}
 _MAY_HOLD |= {
     'model/tokenizer.json': 500_000_000,
     'model/model.safetensors': 50_000_000_000,
@@ -54,6 +57,8 @@ def _files_of(run, folder):
     names = [n for n in ('config.json', 'README.md', *CHECKED_FILES) if (model / n).is_file()]
     files = {f'model/{name}': model / name for name in names}
     files[f'model/{ABOUT}'] = write_json(folder / ABOUT, about_run(run))
+    if (run / CERTAINTY).is_file():
+        files[f'model/{CERTAINTY}'] = run / CERTAINTY
     facts = {name: file_facts(path) for name, path in files.items()}
     listed = dict(format=PACK, name=run.name, files=facts)
     return files | {_LIST: write_json(folder / _LIST, listed)}

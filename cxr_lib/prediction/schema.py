@@ -13,6 +13,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..foundations.core import OBSERVATIONS
+from ..reasoning.differential import Differential
+from ..reasoning.words import Written
 
 # %% ../../nbs/chapters/11_prediction/01_schema.ipynb #175be542
 FORMAT = 'cxr_lib.prediction/1'
@@ -132,7 +134,8 @@ class Prediction(Part):
     model: ModelFacts
     created: datetime = Field(default_factory=_now, description='UTC')
     evidence: dict | None = Field(None, description='empty in this version')
-    differential: dict | None = Field(None, description='empty in this version')
+    differential: Differential | None = Field(None, description='ranked diagnoses; None where not asked for')
+    report: Written | None = Field(None, description='the differential in words; None where not asked for')
 
     def __getitem__(self, observation: str) -> Answer:
         "The answer for one observation"

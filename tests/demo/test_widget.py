@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import html
 import io
 import json
 import re
@@ -15,6 +16,7 @@ from toy import toy_run  # noqa: F401 (a fixture)
 from cxr_lib import demo
 from cxr_lib.demo import MAX_UPLOAD, DemoPage, demo_widget, film_png
 from cxr_lib.prediction.schema import Prediction
+from cxr_lib.reasoning.words import describe
 
 
 @pytest.fixture
@@ -209,7 +211,7 @@ def test_nothing_is_written_to_disk(widget, monkeypatch):
     monkeypatch.setattr('tempfile.mkdtemp', refuse)
     give(widget, 'film.dcm', dicom())
     widget.save.click()
-    assert widget.links.value.count('<a ') == 2
+    assert widget.links.value.count('<a ') == 3
 
 
 # ---- is it looking?
@@ -296,11 +298,14 @@ def test_saving_offers_the_picture_and_the_prediction(widget):
     widget.note.value = 'Fever and cough. Known heart failure.'
     widget.save.click()
     files = saved(widget)
-    assert list(files) == [f'{widget.case.source.stem}_prediction.{kind}' for kind in ('png', 'json')]
+    stem = widget.case.source.stem
+    assert list(files) == [f'{stem}_prediction.png', f'{stem}_prediction.json', f'{stem}_report.txt']
     picture, answer = (next(v for n, v in files.items() if n.endswith(e)) for e in ('.png', '.json'))
     assert picture[0] == 'image/png' and Image.open(io.BytesIO(picture[1])).size[0] > 1000
     kept = Prediction.model_validate_json(answer[1])
     assert [s.text for s in kept.sentences] == ['Fever and cough.', 'Known heart failure.']
+    assert str(kept.report) in files[f'{stem}_report.txt'][1].decode()
+    assert str(describe(kept.differential, 'short')) in html.unescape(widget.words.value)
     assert str(widget.case.source.parent) not in json.dumps(kept.model_dump(mode='json'))
     shown_now = widget.predictions()[0]
     assert kept.observations == shown_now.observations

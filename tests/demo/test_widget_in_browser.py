@@ -248,7 +248,7 @@ def test_each_swap_shows_what_moves_and_leads_back(opened):
 
 def test_picture_and_json_are_saved(opened, tmp_path):
     name, page, _ = opened
-    press(page, 'Save picture and JSON')
+    press(page, 'Save picture, JSON, text')
     for kind in ('png', 'json'):
         link = page.locator(f'.cxr-files a[download$=".{kind}"]')
         link.focus()
@@ -285,7 +285,7 @@ def test_tab_reaches_every_control_and_shows_where_it_is(opened):
             break
     labels = [label for label, _ in reached]
     controls = ('Image', 'Upload a radiograph', 'Note', 'Example notes', 'Threshold rule', 'show the labels')
-    for control in (*controls, *SWAPS, 'Back to the patient', 'Save picture and JSON'):
+    for control in (*controls, *SWAPS, 'Back to the patient', 'Save picture, JSON, text'):
         assert any(label.startswith(control) for label in labels), (control, labels)
     assert all(visible for _, visible in reached), reached
     press(page, 'Back to the patient')

@@ -13,12 +13,12 @@ from conftest import ROOT
 from PIL import Image
 
 from cxr_lib.data import pictures as data
-from cxr_lib.notes import leakage
-from cxr_lib.training import curves as training
 from cxr_lib.foundations.core import OBSERVATIONS
-from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import read_json
 from cxr_lib.foundations.run import STAGES as ALL
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.notes import leakage
+from cxr_lib.training import curves as training
 
 N = 36
 STAGES = {
@@ -27,6 +27,7 @@ STAGES = {
     '03_model': dict(overrides='image_size=64'),
     '04_training': dict(epochs=1, folds=0, negative_example=False),
     '05_evaluation': dict(n_bootstrap=10),
+    '07_reasoning': dict(n_texts=20, n_cases=4),
 }
 
 
@@ -96,6 +97,7 @@ def reports(tmp_path, monkeypatch):
 
     import cxr_lib.foundations.figures
     import cxr_lib.stages.evaluation
+    import cxr_lib.stages.reasoning
 
     said = []
 
@@ -108,6 +110,7 @@ def reports(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cxr_lib.foundations.figures, 'save_figure', save)
     monkeypatch.setattr(cxr_lib.stages.evaluation, 'save_figure', save)
+    monkeypatch.setattr(cxr_lib.stages.reasoning, 'save_figure', save)
     monkeypatch.setattr(IPython.display, 'display', lambda *things, **_: said.extend(map(words_of, things)))
     monkeypatch.setattr(plt, 'show', lambda: plt.close('all'))
     monkeypatch.setenv('CXR_HOME', str(tmp_path))
@@ -142,7 +145,7 @@ def one_kind_in(split, n=N):
 SURVIVE = {
     'no label at all': (
         studies(**labels(np.nan)),
-        '05_evaluation',
+        '07_reasoning',
         {
             'exploration': [
                 'No image has a label: these data can be examined and given notes',
@@ -152,11 +155,12 @@ SURVIVE = {
             'notes': ['The probe is undefined here'],
             'training': ['Nothing was learned', 'undefined: no observation has both'],
             'evaluation': ['No mean is headlined', 'not labelled in these data'],
+            'reasoning': ['0 statements about tuning images', 'no label'],
         },
     ),
     'negatives only, lateral films, nobody known, blank notes': (
         studies(**labels(0), view='Lateral', projection=None, sex=None, age=None, note='  '),
-        '05_evaluation',
+        '07_reasoning',
         {
             'exploration': [
                 'Every label is negative, none is positive: no AUROC is defined',
@@ -170,11 +174,12 @@ SURVIVE = {
             'notes': ['**Simulated notes**'],
             'training': ['The mean AUROC on the tuning split is undefined'],
             'evaluation': ['undefined: no positive case', 'No mean is headlined'],
+            'reasoning': ['0 statements about tuning images', 'nothing labelled'],
         },
     ),
     'positives only, one age, one sex, the same note for all': (
         studies(**labels(1), age=50, sex='Female', note='cough'),
-        '05_evaluation',
+        '07_reasoning',
         {
             'exploration': [
                 'Every label is positive, none is negative',
@@ -185,6 +190,7 @@ SURVIVE = {
             'notes': ['1 distinct texts'],
             'training': ['The mean AUROC on the tuning split is undefined'],
             'evaluation': ['undefined: no negative case', 'No mean is headlined'],
+            'reasoning': ['0 statements about tuning images'],
         },
     ),
     'uncertain only': (

@@ -92,6 +92,11 @@ def test_every_file_of_the_report_is_there(report):
         'model/thresholds.json',
         '01_exploration.html',
         '05_evaluation.ipynb',
+        '07_reasoning.html',
+        'certainty.json',
+        'certainty.png',
+        'statements.csv',
+        'cases.csv',
     ):
         assert (report / name).stat().st_size > 0, name
     assert 'SIMULATED' in (report / 'index.html').read_text()

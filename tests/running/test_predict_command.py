@@ -85,6 +85,18 @@ def test_one_image_with_a_note_names_the_newest_run(call, films, tmp_path):
     assert Image.open(tmp_path / 'one.png').width > 1000
 
 
+def test_a_report_is_printed_or_written_and_an_unreadable_image_says_why(call, films, tmp_path):
+    film = films / 'ward' / '0.png'
+    code, out, _ = call('predict', '--report', film, '--note', 'Fever. PMH COPD.')
+    assert code == 0 and 'FINDINGS:' in out and 'pneumothorax' in out.split('FINDINGS:')[1]
+    (films / 'bad.png').write_bytes(b'no image')
+    code, _, _ = call('predict', films, '--report', tmp_path / 'said.txt')
+    text = (tmp_path / 'said.txt').read_text()
+    assert code == 3 and text.count('IMPRESSION:') == 4 and 'IMAGE: bad.png\nNo report:' in text
+    code, _, err = call('predict', film, '--report', films / 'ward' / '1.png')
+    assert code == 2 and 'ends in .txt' in err
+
+
 def test_no_answer_at_all_is_exit_2(call, tmp_path):
     (tmp_path / 'in').mkdir()
     (tmp_path / 'in' / 'bad.png').write_bytes(b'no image')
