@@ -9,10 +9,9 @@ import threading
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlsplit
 
+import make_docs
 import pytest
 from conftest import NOTEBOOKS, ROOT
-
-import make_docs
 
 LINK = re.compile(r'\]\(([^)\s]+)\)')
 CODE = re.compile(r'^ *```.*?^ *```|`[^`\n]+`', re.M | re.S)
@@ -128,8 +127,9 @@ def test_parameters_become_rows_with_type_default_and_meaning():
 def test_links_become_those_of_the_site(tmp_path):
     pages = make_docs.Pages(tmp_path)
     page = ROOT / 'nbs' / 'docs' / 'formats.md'
-    words = 'See [`studies`](../chapters/04_data/01_studies.ipynb#why), [licence](../../LICENSE), [tests](../../tests), '
-    words += '[web](https://example.org) and `[code](is.left)`. [![Colab](https://example.org/b.svg)](https://example.org)'
+    words = 'See [`studies`](../chapters/04_data/01_studies.ipynb#why), [licence](../../LICENSE), '
+    words += '[tests](../../tests), '
+    words += '[web](https://example.org), `x[0]`. [![Colab](https://example.org/b.svg)](https://example.org)'
     said = pages.words(page, words)
     assert '(../chapters/04_data/01_studies.md#why)' in said and '[licence](../files/LICENSE)' in said
     assert ', tests, ' in said and '(https://example.org)' in said and 'b.svg' not in said
@@ -138,7 +138,9 @@ def test_links_become_those_of_the_site(tmp_path):
 
 def test_formulas_become_mathml_and_code_stays(tmp_path):
     pytest.importorskip('latex2mathml', reason='the extra docs is not installed')
-    said = make_docs.Pages(tmp_path).words(ROOT / 'nbs' / 'index.md', r'$x_1$ costs $5, `$y$` too. $$\frac{a}{b}$$')
+    said = make_docs.Pages(tmp_path).words(
+        ROOT / 'nbs' / 'index.md', r'$x_1$ costs $5, `$y$` too. $$\frac{a}{b}$$'
+    )
     assert said.startswith('<math') and '<msub>' in said and 'costs $5, `$y$` too.' in said
     assert '<div class="formula"><math' in said and '<mfrac>' in said
 
@@ -226,7 +228,13 @@ def browser():
         opened.close()
 
 
-SHOWN = ('index.html', 'docs/faq.html', '01_exploration.html', 'chapters/03_simulation/05_dial.html', 'names.html')
+SHOWN = (
+    'index.html',
+    'docs/faq.html',
+    '01_exploration.html',
+    'chapters/03_simulation/05_dial.html',
+    'names.html',
+)
 
 
 @pytest.mark.parametrize('width', [1400, 390])
