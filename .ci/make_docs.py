@@ -30,7 +30,9 @@ DOCS = {
     'Extend it': ('add_source', 'add_encoder', 'add_stage'),
     'Changes': ('changelog',),
 }
-BADGE = re.compile(r'\[!\[([^\]]*)\]\(https?://[^)\s]+\)\]')  # a link whose words are a picture from elsewhere
+BADGE = re.compile(
+    r'\[!\[([^\]]*)\]\(https?://[^)\s]+\)\]'
+)  # a link whose words are a picture from elsewhere
 LINK = re.compile(r'(!?\[[^\]\n]*\]\()([^)\s]+)(\))')
 FENCE = re.compile(r'(^```.*?^```|`[^`\n]+`)', re.M | re.S)
 FORMULA = re.compile(r'\$\$(.+?)\$\$|(?<![\\\w$])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])', re.S)
@@ -270,9 +272,15 @@ def names_page(notebooks: 'list[Path]') -> str:
             for node in filter(is_public, ast.parse(cell['source']).body):
                 said = (ast.get_docstring(node) or '').partition('\n')[0].replace('|', '&#124;')
                 module = module_of(cells).removeprefix('cxr_lib.')
-                rows.append((node.name.lower(), f'| [`{node.name}`]({place}#{node.name}) | `{module}` | {said} |'))
-    head = '# Names of the library\n\nEvery public function and class, by name.\n\n| name | module | what |\n|---|---|---|\n'
-    return head + '\n'.join(row for _, row in sorted(rows)) + '\n'
+                rows.append(
+                    (node.name.lower(), f'| [`{node.name}`]({place}#{node.name}) | `{module}` | {said} |')
+                )
+    head = '# Names of the library\n\nEvery public function and class, by name.\n\n'
+    return (
+        head
+        + '\n'.join(['| name | module | what |', '|---|---|---|', *(row for _, row in sorted(rows))])
+        + '\n'
+    )
 
 
 # Navigation
@@ -285,7 +293,9 @@ def navigation(pages: Pages) -> 'list':
     parts = sorted({Path(p).parent.as_posix() for p in pages.titles if p.startswith('chapters/')})
     found = [{'cxr_lib': 'index.md'}]
     docs = {head: [f'docs/{name}.md' for name in names] for head, names in DOCS.items()}
-    docs = {head: [entry(place) for place in places if place in pages.titles] for head, places in docs.items()}
+    docs = {
+        head: [entry(place) for place in places if place in pages.titles] for head, places in docs.items()
+    }
     changes = docs.pop('Changes')
     found += [{head: entries} for head, entries in docs.items() if entries]
     found.append({'Notebooks that you run': [entry(p) for p in stages]})
