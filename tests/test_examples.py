@@ -11,11 +11,11 @@ import pytest
 from conftest import KERNEL, ROOT, STAGES, stage_notebook
 from finished_run import finished_run
 
-BLOCK = re.compile(r'^```python( tags=parameters)?\n(.*?)^```$', re.M | re.S)
+BLOCK = re.compile(r'^```python\n(.*?)^```$', re.M | re.S)
 
 
 def blocks(page):
-    "(tag, code) of every block of Python on a page"
+    "The code of every block of Python on a page"
     return BLOCK.findall((ROOT / 'nbs' / 'docs' / f'{page}.md').read_text(encoding='utf-8'))
 
 
@@ -37,17 +37,15 @@ def test_the_code_of_a_page_runs_from_an_empty_folder(page, tmp_path):
     found = blocks(page)
     assert len(found) > 3
     program = tmp_path / 'page.py'
-    program.write_text('\n'.join(code for _, code in found))
+    program.write_text('\n'.join(found))
     done = python(make_home(tmp_path), program)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def page_notebook():
-    "The notebook that the page about stages describes"
-    cell = nbformat.v4.new_code_cell
-    cells = [
-        cell(code, metadata=dict(tags=['parameters'] if tag else [])) for tag, code in blocks('add_stage')
-    ]
+    "The notebook that the page about stages describes; its first cell holds the parameters"
+    cells = [nbformat.v4.new_code_cell(code) for code in blocks('add_stage')]
+    cells[0].metadata.tags = ['parameters']
     return nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=KERNEL))
 
 
@@ -102,29 +100,3 @@ def test_a_name_before_the_last_stage_makes_a_stage_of_cxr_run(tmp_path):
     assert first.returncode == again.returncode == 0, first.stderr[-3000:] + again.stderr[-3000:]
     calls = (home / 'reports' / 'simulated' / 'calls.txt').read_text().split()
     assert calls == [*STAGES[:-1], 'sure', 'evaluation']
-
-
-PREPARED = """
-from cxr_lib.foundations.run import run_folder
-from cxr_lib.stages.exploration import exploration_stage
-from cxr_lib.stages.model import model_stage
-from cxr_lib.stages.notes import notes_stage
-
-run = run_folder('mine')
-exploration_stage(run, n_patients=80, image_size=64)
-notes_stage(run)
-model_stage(run)
-"""
-
-
-def test_accelerate_launches_the_script_of_the_page_in_two_processes(tmp_path):
-    home = make_home(tmp_path)
-    [(_, script)] = blocks('several_processes')
-    (home / 'train.py').write_text(script.replace('folds=0', 'folds=0, epochs=1, n_permutations=2'))
-    prepared = python(home, '-c', PREPARED)
-    assert prepared.returncode == 0, prepared.stderr[-3000:]
-    launch = ('-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', 'train.py')
-    done = python(home, *launch)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (home / 'reports' / 'mine' / 'predictions.parquet').exists()
-    assert (home / 'reports' / 'mine' / '.stages' / 'training.json').exists()
