@@ -1,5 +1,7 @@
 # make report   make the environment, install, run the five notebooks on simulated patients, say where the report is
 # make test     make the environment, install, run every check
+# make docs     make the documentation site: _docs/index.html (Python 3.11 or newer)
+# make test-fast   what the edits since the last commit, or since branch main, reach; under two minutes
 # Needs Python 3.10 or newer and git. Another Python: make PYTHON=/path/to/python3 ...   Parameters: make report ARGS="--preset tiny -p seed 1"
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,9 +9,9 @@ ARGS ?=
 RUN = $(VENV)/bin/python
 
 .NOTPARALLEL:
-.PHONY: help install report test export readme check-export check-clean check-readme nbdev-test lint pytest clean
+.PHONY: help install report test test-fast docs export readme check-export check-clean check-readme nbdev-test lint pytest clean
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,5s/^# //p' Makefile
 
 install: $(VENV)/.installed
 $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt .ci/environment.py
@@ -17,6 +19,9 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt .ci/env
 
 report: install
 	@$(RUN) -m cxr_lib.running.command run $(ARGS)
+
+docs: install
+	@$(RUN) .ci/make_docs.py
 
 # The quick checks first; pytest last, so that its closing line ends the log.
 test: check-export check-clean check-readme lint nbdev-test pytest
@@ -42,10 +47,13 @@ pytest: install
 	@echo "== everything else"
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 --ignore tests/running/test_main_job.py
 
+test-fast: install
+	@OMP_NUM_THREADS=1 $(RUN) tests/run_fast.py
+
 # For those who change a notebook: write the modules, the README.
 export: install
 	@$(RUN) -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
 readme: install
 	@$(RUN) tests/check_repository.py readme --write
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build _proc _docs *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
 parser.read(here/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
-names = ('offline', 'train', 'fast', 'serve', 'fhir', 'sr', 'dev')
+names = ('offline', 'train', 'fast', 'serve', 'fhir', 'sr', 'docs', 'dev')
 extras = {name: cfg[f'{name}_requirements'].split() for name in names}
 extras['all'] = sorted({r for group in extras.values() for r in group})
 

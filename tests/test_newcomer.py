@@ -57,7 +57,7 @@ def make_project(home):
         if 'parameters' in cell['metadata'].get('tags', ()):
             source = ''.join(cell['source'])
             for name, value in TINY.items():
-                source = re.sub(rf'(?m)^{name} = \d+', f'{name} = {value}', source)
+                source = re.sub(rf'(?m)^({name}: int) = \d+', rf'\1 = {value}', source)
             cell['source'] = source
     notebook.write_text(json.dumps(content), encoding='utf-8')
     return home

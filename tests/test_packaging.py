@@ -39,6 +39,7 @@ def requirements():
             'serve_requirements',
             'fhir_requirements',
             'sr_requirements',
+            'docs_requirements',
             'dev_requirements',
         )
         for r in settings()[key].split()
@@ -96,7 +97,7 @@ def test_conda_environment_names_every_package_of_the_card():
         'papermill',
         'nbdev',
     }
-    assert '-e .[offline,train,fast,serve,fhir,sr,dev]' in pip
+    assert '-e .[offline,train,fast,serve,fhir,sr,docs,dev]' in pip
     ranges = {canonicalize_name(r.name): r.specifier for r in requirements()}
     for d in [d for d in [*environment['dependencies'], *pip] if isinstance(d, str) and '>=' in d]:
         r = Requirement(d)
@@ -222,6 +223,7 @@ def test_wheel_carries_modules_assets_and_notebooks(copy, tmp_path):
         'serve',
         'fhir',
         'sr',
+        'docs',
         'dev',
         'all',
     }

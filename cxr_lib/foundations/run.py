@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['STAGES', 'RESULT', 'EVALUATED', 'SMALL_RUN', 'RANGES', 'CHOICES', 'Stamps', 'stamp_files', 'rewriting', 'RunFolder',
            'run_folder', 'versions', 'AlteredFile', 'RunSummary', 'auroc_headline', 'run_summary', 'list_runs',
-           'newest_finished', 'RunError', 'run_name', 'run_path', 'open_run', 'portable_path', 'located_path',
-           'check_ranges', 'check_choices']
+           'newest_finished', 'RunError', 'run_name', 'check_parameters', 'run_path', 'open_run', 'portable_path',
+           'located_path', 'check_ranges', 'check_choices']
 
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #d7c20be4
-import contextlib, errno, numbers, os, time, warnings
+import ast, contextlib, difflib, errno, numbers, os, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator
@@ -430,6 +430,45 @@ def run_name(
     remedy = 'Quote the name in a notebook, or use papermill -r run NAME.'
     raise RunError(f'{what} and no name (papermill -p reads 007 as a number). {remedy} {_runs_there()}')
 
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #92b357f9
+_PASSED = '# Parameters'  # the first line of the cell that papermill puts behind the parameters
+
+
+def _assigned(source):
+    "The names that a cell assigns; none where it is not plain Python"
+    try:
+        found = ast.parse(source).body
+    except SyntaxError:
+        return []
+    targets = [t for n in found for t in getattr(n, 'targets', [getattr(n, 'target', None)])]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def _executed():
+    "The sources of the cells that this kernel has executed; none outside a notebook"
+    with contextlib.suppress(ImportError):
+        from IPython import get_ipython
+
+        if shell := get_ipython():
+            return list(shell.user_ns.get('In', []))
+    return []
+
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #b7aaafde
+def check_parameters(
+    cells: list[str] | None = None,  # sources of the executed cells, in order; None: those of this kernel
+):
+    "Raise `ValueError` if papermill passed a parameter that the notebook does not have"
+    cells = _executed() if cells is None else cells
+    passed = [i for i, source in enumerate(cells) if source.startswith(_PASSED)]
+    if not passed:
+        return
+    known = [n for source in cells[: passed[-1]] if not source.startswith(_PASSED) for n in _assigned(source)]
+    for name in _assigned(cells[passed[-1]]) if known else ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'; did you mean {near[0]!r}?' if near else '.'
+            raise ValueError(f'unknown parameter {name!r}{hint} This notebook has {", ".join(known)}')
+
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #7b9d796c
 #: The run that the stage notebooks step through unless they are given another.
 SMALL_RUN = 'small'
@@ -488,6 +527,7 @@ def open_run(
     make_missing: bool = False,  # make a run that is not there?
 ) -> RunFolder:
     "Open a run for a notebook; raises `RunError` for a given name that is not there, unless `stage` is the first"
+    check_parameters()
     if isinstance(run, str) and not run.strip():
         newest = None if stage in STAGES[: STAGES.index(RESULT)] else newest_finished()
         return _announce(RunFolder(newest.path) if newest else _small_run(), stage)

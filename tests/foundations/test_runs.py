@@ -126,13 +126,13 @@ def test_every_notebook_with_a_run_opens_it_by_name():
     opened = []
     for path in [p for p in NOTEBOOKS if p.name[0].isdigit()]:
         cells = [''.join(c['source']) for c in read_json(path)['cells'] if c['cell_type'] == 'code']
-        if not any(c.startswith("run = ''") for c in cells):
+        if not any(c.startswith("run: str = ''") for c in cells):
             continue
         opened.append(path.relative_to(ROOT / 'nbs').with_suffix('').as_posix())
         assert any(re.search(r'\bopen_run\(\s*run\b', c) for c in cells), path.name
         assert not any(re.search(r'\brun_folder\(\s*run\s*\)', c) for c in cells), path.name
     stages = [path.stem for path in stage_notebooks(ROOT / 'nbs').values()]
-    assert opened == [*stages, '08_demo', '10_search']
+    assert opened == [*stages, '08_demo', '09_service', '10_search']
 
 
 def test_a_damaged_stamp_is_not_finished(home):
