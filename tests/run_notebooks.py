@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-STAGES = r'0[1-5]_(exploration|notes|model|training|evaluation)\.ipynb$'
+STAGES = r'0[1-6]_(exploration|notes|model|training|evaluation|explanation)\.ipynb$'
 VISITORS = r'(08_demo|09_service|10_search)\.ipynb$'
 SKIPPED = f'^([_.]|{STAGES}|{VISITORS})'
 FIRST = '0[1-3]_'  # folders of chapters

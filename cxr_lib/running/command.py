@@ -11,7 +11,7 @@ import argparse, codecs, os, signal, sys
 from pathlib import Path
 
 from ..foundations.core import RESEARCH_USE
-from ..foundations.run import STAGES, RunFolder
+from ..foundations.run import RESULT, STAGES, RunFolder
 from ..foundations.files import machine_error
 from ..foundations.run import list_runs
 from .execute import StageFailed, run_stages
@@ -99,7 +99,7 @@ def _run_command(args):
         if not RunFolder(plan.folder).done(STAGES[-1]):
             raise
         problems.append(machine_error(e) if isinstance(e, OSError) else f'{type(e).__name__}: {last_line(e)}')
-    if args.until in (None, STAGES[-1]):
+    if args.until is None or STAGES.index(args.until) >= STAGES.index(RESULT):
         print()
         print_results(plan.folder)
     if index:

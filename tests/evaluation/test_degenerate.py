@@ -13,12 +13,12 @@ from conftest import ROOT
 from PIL import Image
 
 from cxr_lib.data import pictures as data
-from cxr_lib.notes import leakage
-from cxr_lib.training import curves as training
 from cxr_lib.foundations.core import OBSERVATIONS
-from cxr_lib.foundations.run import RunFolder
 from cxr_lib.foundations.files import read_json
 from cxr_lib.foundations.run import STAGES as ALL
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.notes import leakage
+from cxr_lib.training import curves as training
 
 N = 36
 STAGES = {
@@ -27,6 +27,7 @@ STAGES = {
     '03_model': dict(overrides='image_size=64'),
     '04_training': dict(epochs=1, folds=0, negative_example=False),
     '05_evaluation': dict(n_bootstrap=10),
+    '06_explanation': dict(n_explained=8, n_bootstrap=10),
 }
 
 

@@ -96,6 +96,7 @@ def small(tmp_path_factory):
     given = dict(
         epochs=1,
         n_bootstrap=20,
+        n_explained=10,
         missing='exclude',
         unreadable='exclude',
         scan=0,

@@ -89,6 +89,10 @@ def test_every_file_of_the_report_is_there(report):
         'model/thresholds.json',
         '01_exploration.html',
         '05_evaluation.ipynb',
+        '06_explanation.html',
+        'explanation.json',
+        'explanation_gallery.png',
+        'model/explanation.json',
     ):
         assert (report / name).stat().st_size > 0, name
     assert 'SIMULATED' in (report / 'index.html').read_text()

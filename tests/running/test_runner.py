@@ -18,10 +18,9 @@ import pytest
 from conftest import ROOT, STAGES, WORK, Project
 
 from cxr_lib.running import command, execute, pages
-from cxr_lib.running.pages import EXTERNAL
 from cxr_lib.running.execute import Progress, StageFailed, only_run, run_stages
+from cxr_lib.running.pages import EXTERNAL
 from cxr_lib.running.plan import UsageError, plan_run
-
 
 #: Work that leaves a verdict.
 VERDICT = (
@@ -143,20 +142,28 @@ def test_second_run_skips_and_changes_run_again(project):
     assert project.calls() == list(STAGES)
     quiet(project)
     assert project.calls() == list(STAGES)  # the same again: nothing to do
+    n, last = len(STAGES), list(STAGES[STAGES.index('evaluation') :])
+
+    def new_calls():
+        nonlocal n
+        calls = project.calls()[n:]
+        n += len(calls)
+        return calls
+
     quiet(project, {'negative_example': False})
-    assert project.calls()[5:] == ['training', 'evaluation']  # a parameter: from the stage that has it
+    assert new_calls() == ['training', *last]  # a parameter: from the stage that has it
     nb = nbformat.read(project.notebook('evaluation'), 4)
     nb.cells[3].source += '\n# another line'
     nbformat.write(nb, project.notebook('evaluation'))
     quiet(project, {'negative_example': False})
-    assert project.calls()[7:] == ['evaluation']  # a notebook's source
+    assert new_calls() == last  # a notebook's source
     (project.reports / '05_evaluation.html').unlink()
     quiet(project, {'negative_example': False})
-    assert project.calls()[8:] == ['evaluation']  # a page that is gone
+    assert new_calls() == last  # a page that is gone
     quiet(project, {'negative_example': False}, start='evaluation')
-    assert project.calls()[9:] == ['evaluation']  # asked for
+    assert new_calls() == last  # asked for
     page = quiet(project, {'negative_example': False}, force=True, until='notes').read_text()
-    assert project.calls()[10:] == ['exploration', 'notes']
+    assert new_calls() == ['exploration', 'notes']
     assert 'is not finished' in page
     assert 'has not finished in this run' in (project.reports / '03_model.html').read_text()
 
@@ -167,7 +174,7 @@ def test_library_sources_decide(project, monkeypatch):
     changed = lambda notebook: real(notebook) | ({'changed': '1'} if notebook.stem >= '04' else {})
     monkeypatch.setattr(execute, 'library_sources', changed)
     after = execute.stage_keys(plan_run(home=project.home))
-    assert [s for s in STAGES if after[s] != keys[s]] == ['training', 'evaluation']
+    assert [s for s in STAGES if after[s] != keys[s]] == list(STAGES[STAGES.index('training') :])
 
 
 def test_a_damaged_stamp_vouches_for_nothing(project):
@@ -199,7 +206,7 @@ display(HTML('<b>a table</b>'))''',
     assert str(index) in out
     assert 'The note adds 0.03.' in out
     assert '0.912' in out
-    assert '[5/5] 05_evaluation' in err
+    assert f'[5/{len(STAGES)}] 05_evaluation' in err
     assert '\r' not in err
     assert len(err.splitlines()) < 15  # plain lines, as there is no terminal
     text = index.read_text()

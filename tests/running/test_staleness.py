@@ -5,14 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cxr_lib
 import pytest
 from conftest import ROOT, STAGES
 
+import cxr_lib
+from cxr_lib.data.simulated import rendering_version
+from cxr_lib.foundations.sources import imported_names, module_sources
 from cxr_lib.running.execute import library_sources
 from cxr_lib.running.plan import stage_notebooks
-from cxr_lib.foundations.sources import imported_names, module_sources
-from cxr_lib.data.simulated import rendering_version
 from cxr_lib.training.loop import training_sources
 
 
@@ -47,10 +47,15 @@ def stale_after(edit, module):
     {
         'cxr_lib.foundations.core': list(STAGES),
         'cxr_lib.data.studies': list(STAGES),
-        'cxr_lib.training.losses': ['training', 'evaluation'],
-        'cxr_lib.training.conditions': ['training', 'evaluation'],
-        'cxr_lib.evaluation.conformal': ['training', 'evaluation'],  # its limits are saved with the model
-        'cxr_lib.evaluation.external': ['evaluation'],
+        'cxr_lib.training.losses': ['training', 'evaluation', 'explanation'],
+        'cxr_lib.training.conditions': ['training', 'evaluation', 'explanation'],
+        'cxr_lib.evaluation.conformal': [
+            'training',
+            'evaluation',
+            'explanation',
+        ],  # its limits are saved with the model
+        'cxr_lib.evaluation.external': ['evaluation', 'explanation'],
+        'cxr_lib.explanation.bench': ['explanation'],
         'cxr_lib.running.command': [],
         'cxr_lib.running.execute': [],
         'cxr_lib.running.pages': [],
