@@ -7,7 +7,7 @@ __all__ = ['FEWEST', 'MARGIN', 'SCHEMA', 'CANDIDATES', 'judge_observation', 'jud
            'best_method', 'map_for', 'check_explanation', 'acceptance_table', 'acceptance_sentences', 'plot_acceptance',
            'deserves_belief']
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #c072eb85
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #078c8af9
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
@@ -21,7 +21,7 @@ from .attribution import METHODS, attribute_each
 from .bench import CALLED, FOCAL, Bench, choose_settings, draw_bench
 from .bench import hits, location_prior, randomised, true_falls
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #97837032
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #b6c6f95b
 #: Patients with a finding, below whom no verdict is given (assumed).
 FEWEST = 8
 #: By how much a hit rate must be higher to mean anything to a reader (assumed); where tops are flat, hits are shares.
@@ -65,7 +65,7 @@ def judge_observation(
     reason = _why_not(len(hit), found)
     return found | dict(n_patients=len(hit), accepted=not reason, reason=reason)
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #3d3a17d5
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #fafa8dbc
 def _clearly_more(difference):
     "Is a difference of hit rates worth speaking of, and its interval above 0?"
     return difference['value'] >= MARGIN and difference['low'] > 0
@@ -85,7 +85,7 @@ def _why_not(n, found):
         return 'what it shows does not go with what the answer loses when the finding is taken away'
     return ''
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #f1404e04
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #df013941
 def judge_maps(
     maps: np.ndarray,  # (k, size, size), one for each pair of the bench
     random_maps: Sequence[np.ndarray],  # of the same method on random weights, one for each seed
@@ -106,14 +106,12 @@ def judge_maps(
     for o in SIGNS:
         rows = bench.rows(o)
         if len(rows):
-            found[o] = judge_observation(
-                **{k: v[rows] for k, v in parts.items()}, n_bootstrap=n_bootstrap, seed=seed
-            )
+            found[o] = judge_observation(**{k: v[rows] for k, v in parts.items()}, n_bootstrap=n_bootstrap, seed=seed)
         else:
             found[o] = dict(n_patients=0, accepted=False, reason=_why_not(0, {}))
     return found
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #6398ff8d
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #88c8cb44
 SCHEMA = 'cxr_lib.explanation/1'
 #: What the main job judges.
 CANDIDATES = ('integrated_gradients', 'evidence_tokens', 'grad_cam')
@@ -145,7 +143,7 @@ def judge_method(
     random_maps = [draw(randomised(classifier, seed)) for seed in range(seeds)]
     return judge_maps(draw(classifier), random_maps, bench, falls, n_bootstrap)
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #86723697
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #0c2e3d87
 def judge_checkpoint(
     classifier: PretrainedClassifier,
     methods: Sequence[str] = CANDIDATES,  # names
@@ -165,7 +163,8 @@ def judge_checkpoint(
     settings = {'integrated_gradients': choose_settings(classifier, others)[0]}
     falls = true_falls(classifier, bench)
     found = {
-        m: judge_method(classifier, m, bench, falls, settings.get(m), seeds, n_bootstrap) for m in methods
+        m: judge_method(classifier, m, bench, falls, settings.get(m), seeds, n_bootstrap)
+        for m in methods
     }
     own = bool(classifier.facts.get('simulated'))
     said = _BENCH.format(n=len(bench.patients), world=bench.world) + ('' if own else _OUTSIDE) + '.'
@@ -191,7 +190,7 @@ def best_method(
     best = max(methods, key=worth, default=None)
     return best if best and worth(best)[0] else None
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #b1596054
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #113905ff
 def map_for(
     explanation: Mapping | None,  # content of explanation.json; None: the model has none
     observation: str,  # one of `OBSERVATIONS`
@@ -234,12 +233,10 @@ def check_explanation(
     except (AttributeError, KeyError, TypeError) as e:
         raise ValueError(f'explanation.json is damaged ({e!r}); run the explanation stage again') from None
     if wrong or not complete or not known:
-        raise ValueError(
-            f'explanation.json is damaged ({wrong[:1] or "default_method"}); run the stage again'
-        )
+        raise ValueError(f'explanation.json is damaged ({wrong[:1] or "default_method"}); run the stage again')
     return content
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #7928e84d
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #c991f7b3
 def acceptance_table(
     explanation: Mapping,  # content of explanation.json
 ) -> pd.DataFrame:  # one row per method and observation
@@ -248,17 +245,16 @@ def acceptance_table(
     for method, of in explanation['methods'].items():
         for observation, v in of.items():
             row = dict(method=method, observation=observation, patients=v['n_patients'])
-            for k in (
-                'hit_rate',
-                'location_prior',
-                'random_weights',
-                'over_location_prior',
-                'counterfactual',
-            ):
+            for k in ('hit_rate', 'location_prior', 'random_weights', 'over_location_prior', 'counterfactual'):
                 row |= {k: v.get(k, {}).get('value')}
                 row |= {f'{k}_{end}': v.get(k, {}).get(end) for end in ('low', 'high')}
             rows.append(row | dict(accepted=v['accepted'], reason=v['reason']))
     return pd.DataFrame(rows)
+
+
+def _title(method):
+    "A method's name at the beginning of a sentence"
+    return METHODS[method][1][0].upper() + METHODS[method][1][1:]
 
 
 def acceptance_sentences(
@@ -269,7 +265,7 @@ def acceptance_sentences(
     for method, of in explanation['methods'].items():
         passed = [o for o, v in of.items() if v['accepted']]
         focal = [of[o]['hit_rate']['value'] for o in FOCAL if 'hit_rate' in of.get(o, {})]
-        words = f'{METHODS[method][1].capitalize()}: accepted on {len(passed)} of {len(of)} observations'
+        words = f'{_title(method)}: accepted on {len(passed)} of {len(of)} observations'
         if focal:
             words += f'; mean hit rate on focal findings {np.mean(focal):.2f}'
         failed = [short_name(o) for o, v in of.items() if not v['accepted']]
@@ -278,7 +274,7 @@ def acceptance_sentences(
     shown = f'Maps are drawn by {METHODS[default][1]} where it is accepted' if default else 'No map is shown'
     return [*said, f'{shown}; elsewhere the reason stands in the place of a map.' if default else f'{shown}.']
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #a52b8a5c
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #829e4e55
 def _draw_verdicts(ax, of, title):
     "One method: hit rates with intervals, and marks of what they have to beat"
     for y, o in enumerate(SIGNS):
@@ -303,24 +299,18 @@ def plot_acceptance(
     import matplotlib.pyplot as plt
 
     methods = explanation['methods']
-    fig, axes = plt.subplots(
-        1, len(methods), figsize=(2.2 + 3.2 * len(methods), 4.9), sharey=True, squeeze=False
-    )
+    fig, axes = plt.subplots(1, len(methods), figsize=(2.2 + 3.2 * len(methods), 4.9), sharey=True, squeeze=False)
     for ax, (method, of) in zip(axes[0], methods.items()):
-        _draw_verdicts(ax, of, METHODS[method][1].capitalize())
+        _draw_verdicts(ax, of, _title(method))
     axes[0, 0].set_yticks(range(len(SIGNS)), [short_name(o) for o in SIGNS])
-    for color, mark, label in (
-        (BLUE, 'o', 'accepted'),
-        (ORANGE, '|', 'location prior'),
-        (SILVER, '|', 'random weights'),
-    ):
+    for color, mark, label in ((BLUE, 'o', 'accepted'), (ORANGE, '|', 'location prior'), (SILVER, '|', 'random weights')):
         axes[0, 0].plot([], [], mark, color=color, ms=9, mew=2.5, label=label)
     axes[0, 0].plot([], [], 'o', color=GREY, mfc='white', ms=7, label='not accepted')
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)
     plt.close(fig)
     return mark_simulated(fig, True)
 
-# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #f0992c69
+# %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #8dda410e
 def deserves_belief(
     source: str | Path,  # folder of a run or of a model, or an id on the Hub
     methods: Sequence[str] = CANDIDATES,  # names, of `METHODS`

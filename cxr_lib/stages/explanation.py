@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'ensure_evaluation', 'short_table', 'choose_cases', 'Films', 'answer_films', 'read_films', 'case_words',
            'case_maps', 'plot_gallery', 'looking_films', 'plot_looking', 'explanation_stage']
 
-# %% ../../nbs/06_explanation.ipynb #f3454160
+# %% ../../nbs/06_explanation.ipynb #a8c3248f
 import textwrap
 from dataclasses import dataclass
 from typing import Mapping
@@ -31,7 +31,7 @@ from ..simulation.worlds import recorded_world
 from .evaluation import evaluate_stage
 from .training import ensure_training
 
-# %% ../../nbs/06_explanation.ipynb #3477cf27
+# %% ../../nbs/06_explanation.ipynb #9c94a90d
 def ensure_evaluation(
     run: RunFolder,  # a run
 ):
@@ -64,7 +64,7 @@ def short_table(
     ]
     return pd.DataFrame(rows).sort_values('observation', key=lambda c: c.map(OBSERVATIONS.index), kind='stable')
 
-# %% ../../nbs/06_explanation.ipynb #fce4eeec
+# %% ../../nbs/06_explanation.ipynb #46ba426d
 #: Column of the gallery -> (label it wants, is it the highest probability?)
 KINDS = {'surest positive': (1, True), 'missed positive': (1, False), 'called negative': (0, True)}
 
@@ -102,7 +102,7 @@ class Films:
         at = self.place(name), OBSERVATIONS.index(observation)
         return map_for(explanation, observation, float(self.probability[at]), bool(self.abstains[at]))
 
-# %% ../../nbs/06_explanation.ipynb #f1db0dbf
+# %% ../../nbs/06_explanation.ipynb #70b95379
 def _abstains(classifier, fused):
     "(n, observations) does the prediction set hold both answers, or none?"
     conformal = classifier.beside.get('conformal.json')
@@ -137,7 +137,7 @@ def read_films(
     notes = [x if isinstance(x, str) else None for x in table.note.loc[names]]
     return answer_films(classifier, names, pixels, notes)
 
-# %% ../../nbs/06_explanation.ipynb #c90ba441
+# %% ../../nbs/06_explanation.ipynb #c50e9769
 def case_words(
     films: Films,
     i: int,  # number of the image
@@ -171,13 +171,14 @@ def case_maps(
         found |= dict(zip(own, maps))
     return found
 
-# %% ../../nbs/06_explanation.ipynb #33454a35
+# %% ../../nbs/06_explanation.ipynb #1f375dd0
 def _row_title(ax, observation, reason):
     "The left column: what is looked for, and why there is a map or none"
     ax.axis('off')
-    ax.text(0, 0.85, observation, weight='bold', fontsize=10, va='top', transform=ax.transAxes)
+    name = '\n'.join(textwrap.wrap(observation, 22))
+    ax.text(0, 0.72, name, weight='bold', fontsize=10, va='bottom', transform=ax.transAxes)
     words = '\n'.join(textwrap.wrap(reason[0].upper() + reason[1:] + '.', 30))
-    ax.text(0, 0.70, words, fontsize=8.5, va='top', color=SLATE, transform=ax.transAxes)
+    ax.text(0, 0.68, words, fontsize=8.5, va='top', color=SLATE, transform=ax.transAxes)
 
 
 def _draw_case(ax, film, heat, kind, words):
@@ -203,7 +204,7 @@ def _colour_bar(fig, ax, drawn):
     bar.tick_params(labelsize=7.5, length=2)
     bar.set_ylabel(f'share of maximum\n{NOT_LOCALISATION}', fontsize=7.5)
 
-# %% ../../nbs/06_explanation.ipynb #8779702a
+# %% ../../nbs/06_explanation.ipynb #9c588890
 def plot_gallery(
     films: Films,
     cases: Mapping,  # observation -> kind -> name, as from `choose_cases`
@@ -235,7 +236,7 @@ def plot_gallery(
     plt.close(fig)
     return mark_simulated(fig, simulated)
 
-# %% ../../nbs/06_explanation.ipynb #0699ee48
+# %% ../../nbs/06_explanation.ipynb #14583178
 def _without(run, name, observation, config):
     "A simulated patient's image without a finding; None for real patients, and where it is not drawn"
     latent = data_root(run) / 'latent.parquet'
@@ -269,7 +270,7 @@ def looking_films(
         shown['finding drawn away'] = gone
     return answer_films(classifier, list(shown), np.stack(list(shown.values())), [films.notes[i]] * len(shown))
 
-# %% ../../nbs/06_explanation.ipynb #c9665aea
+# %% ../../nbs/06_explanation.ipynb #14e8e5f6
 def plot_looking(
     looked: Mapping,  # observation -> `Films`, as from `looking_films`
     maps: Mapping,  # observation -> map of the own image; those that may be shown
@@ -295,7 +296,7 @@ def plot_looking(
     plt.close(fig)
     return mark_simulated(fig, simulated)
 
-# %% ../../nbs/06_explanation.ipynb #123d3028
+# %% ../../nbs/06_explanation.ipynb #3bbcbf74
 def _judge(run, classifier, explain, n_explained, n_bootstrap, seed):
     "The verdict on the run's checkpoint, on patients of its own world where it has one"
     source = read_json(run / 'source.json')
@@ -327,7 +328,7 @@ def _draw_cases(run, classifier, explanation, simulated):
     gallery = plot_gallery(films, cases, maps, explanation, temperatures, simulated)
     return dict(zip(_CASES, (gallery, _draw_looking(run, classifier, explanation, films, cases, maps))))
 
-# %% ../../nbs/06_explanation.ipynb #b9655135
+# %% ../../nbs/06_explanation.ipynb #153322d0
 def _draw_looking(run, classifier, explanation, films, cases, maps):
     "The panel of other images, for observations that the model is surest of"
 
