@@ -106,7 +106,9 @@ def judge_maps(
     for o in SIGNS:
         rows = bench.rows(o)
         if len(rows):
-            found[o] = judge_observation(**{k: v[rows] for k, v in parts.items()}, n_bootstrap=n_bootstrap, seed=seed)
+            found[o] = judge_observation(
+                **{k: v[rows] for k, v in parts.items()}, n_bootstrap=n_bootstrap, seed=seed
+            )
         else:
             found[o] = dict(n_patients=0, accepted=False, reason=_why_not(0, {}))
     return found
@@ -163,8 +165,7 @@ def judge_checkpoint(
     settings = {'integrated_gradients': choose_settings(classifier, others)[0]}
     falls = true_falls(classifier, bench)
     found = {
-        m: judge_method(classifier, m, bench, falls, settings.get(m), seeds, n_bootstrap)
-        for m in methods
+        m: judge_method(classifier, m, bench, falls, settings.get(m), seeds, n_bootstrap) for m in methods
     }
     own = bool(classifier.facts.get('simulated'))
     said = _BENCH.format(n=len(bench.patients), world=bench.world) + ('' if own else _OUTSIDE) + '.'
@@ -233,7 +234,9 @@ def check_explanation(
     except (AttributeError, KeyError, TypeError) as e:
         raise ValueError(f'explanation.json is damaged ({e!r}); run the explanation stage again') from None
     if wrong or not complete or not known:
-        raise ValueError(f'explanation.json is damaged ({wrong[:1] or "default_method"}); run the stage again')
+        raise ValueError(
+            f'explanation.json is damaged ({wrong[:1] or "default_method"}); run the stage again'
+        )
     return content
 
 # %% ../../nbs/chapters/09_explanation/06_acceptance.ipynb #c991f7b3
@@ -245,7 +248,13 @@ def acceptance_table(
     for method, of in explanation['methods'].items():
         for observation, v in of.items():
             row = dict(method=method, observation=observation, patients=v['n_patients'])
-            for k in ('hit_rate', 'location_prior', 'random_weights', 'over_location_prior', 'counterfactual'):
+            for k in (
+                'hit_rate',
+                'location_prior',
+                'random_weights',
+                'over_location_prior',
+                'counterfactual',
+            ):
                 row |= {k: v.get(k, {}).get('value')}
                 row |= {f'{k}_{end}': v.get(k, {}).get(end) for end in ('low', 'high')}
             rows.append(row | dict(accepted=v['accepted'], reason=v['reason']))
@@ -299,11 +308,17 @@ def plot_acceptance(
     import matplotlib.pyplot as plt
 
     methods = explanation['methods']
-    fig, axes = plt.subplots(1, len(methods), figsize=(2.2 + 3.2 * len(methods), 4.9), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(methods), figsize=(2.2 + 3.2 * len(methods), 4.9), sharey=True, squeeze=False
+    )
     for ax, (method, of) in zip(axes[0], methods.items()):
         _draw_verdicts(ax, of, _title(method))
     axes[0, 0].set_yticks(range(len(SIGNS)), [short_name(o) for o in SIGNS])
-    for color, mark, label in ((BLUE, 'o', 'accepted'), (ORANGE, '|', 'location prior'), (SILVER, '|', 'random weights')):
+    for color, mark, label in (
+        (BLUE, 'o', 'accepted'),
+        (ORANGE, '|', 'location prior'),
+        (SILVER, '|', 'random weights'),
+    ):
         axes[0, 0].plot([], [], mark, color=color, ms=9, mew=2.5, label=label)
     axes[0, 0].plot([], [], 'o', color=GREY, mfc='white', ms=7, label='not accepted')
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, frameon=False)

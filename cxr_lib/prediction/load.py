@@ -411,7 +411,9 @@ def heat_map(
     image: Encoded | None,  # as from `encode`; None: no image
     note: str | None,
     observation: str,  # one of `OBSERVATIONS`
-) -> tuple[np.ndarray | None, str]:  # (size, size), what speaks for the observation; and the method or the reason
+) -> tuple[
+    np.ndarray | None, str
+]:  # (size, size), what speaks for the observation; and the method or the reason
     "An accepted map of one answer, or None and why"
     if image is None:
         return None, 'no map: there is no image'

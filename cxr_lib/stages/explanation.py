@@ -62,7 +62,9 @@ def short_table(
         }
         for _, r in table.iterrows()
     ]
-    return pd.DataFrame(rows).sort_values('observation', key=lambda c: c.map(OBSERVATIONS.index), kind='stable')
+    return pd.DataFrame(rows).sort_values(
+        'observation', key=lambda c: c.map(OBSERVATIONS.index), kind='stable'
+    )
 
 # %% ../../nbs/06_explanation.ipynb #46ba426d
 #: Column of the gallery -> (label it wants, is it the highest probability?)
@@ -161,11 +163,7 @@ def case_maps(
     "Accepted maps, and only where the model does not abstain"
     found = {}
     for method in explanation['methods']:
-        own = [
-            (name, o)
-            for name, o in wanted
-            if films.shown(explanation, name, o)[0] == method
-        ]
+        own = [(name, o) for name, o in wanted if films.shown(explanation, name, o)[0] == method]
         questions = ask(films.pixels, films.notes, [(films.place(name), o) for name, o in own])
         maps = attribute_each(classifier, questions, method, explanation['settings'].get(method))
         found |= dict(zip(own, maps))
@@ -268,7 +266,9 @@ def looking_films(
     gone = _without(run, films.names[i], observation, config)
     if gone is not None:
         shown['finding drawn away'] = gone
-    return answer_films(classifier, list(shown), np.stack(list(shown.values())), [films.notes[i]] * len(shown))
+    return answer_films(
+        classifier, list(shown), np.stack(list(shown.values())), [films.notes[i]] * len(shown)
+    )
 
 # %% ../../nbs/06_explanation.ipynb #14e8e5f6
 def plot_looking(
@@ -320,7 +320,9 @@ def _draw_cases(run, classifier, explanation, simulated):
     cases = {o: choose_cases(test, o) for o in OBSERVATIONS}
     names = list(dict.fromkeys(name for of in cases.values() for name in of.values()))
     if not names:
-        return dict.fromkeys(_CASES, figure_of_words('No test image has a label, so there is no case to show.'))
+        return dict.fromkeys(
+            _CASES, figure_of_words('No test image has a label, so there is no case to show.')
+        )
     films, temperatures = read_films(run, classifier, names), fused_temperatures(classifier.calibration)
     maps = case_maps(
         classifier, explanation, films, [(name, o) for o, of in cases.items() for name in of.values()]

@@ -16,7 +16,9 @@ from cxr_lib.prediction.load import load
 from cxr_lib.simulation.causes import SIGNS
 
 FEW = dict(n_explained=6, n_bootstrap=10)
-PASSED = dict(accepted=True, reason='', n_patients=9, hit_rate=dict(value=0.9), location_prior=dict(value=0.2))
+PASSED = dict(
+    accepted=True, reason='', n_patients=9, hit_rate=dict(value=0.9), location_prior=dict(value=0.2)
+)
 #: A verdict that accepts Grad-CAM everywhere.
 GENEROUS = dict(methods={'grad_cam': {o: PASSED for o in SIGNS}}, default_method='grad_cam', settings={})
 

@@ -186,8 +186,8 @@ def test_every_number_of_a_stage_notebook_has_a_range():
 
 
 def test_stages_refuse_before_they_write(home):
-    from cxr_lib.stages.exploration import exploration_stage
     from cxr_lib.stages.evaluation import evaluate_stage
+    from cxr_lib.stages.exploration import exploration_stage
     from cxr_lib.stages.model import model_stage
     from cxr_lib.stages.notes import notes_stage
     from cxr_lib.stages.training import training_stage
