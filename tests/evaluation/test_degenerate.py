@@ -97,6 +97,7 @@ def reports(tmp_path, monkeypatch):
 
     import cxr_lib.foundations.figures
     import cxr_lib.stages.evaluation
+    import cxr_lib.stages.explanation
 
     said = []
 
@@ -109,6 +110,7 @@ def reports(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cxr_lib.foundations.figures, 'save_figure', save)
     monkeypatch.setattr(cxr_lib.stages.evaluation, 'save_figure', save)
+    monkeypatch.setattr(cxr_lib.stages.explanation, 'save_figure', save)
     monkeypatch.setattr(IPython.display, 'display', lambda *things, **_: said.extend(map(words_of, things)))
     monkeypatch.setattr(plt, 'show', lambda: plt.close('all'))
     monkeypatch.setenv('CXR_HOME', str(tmp_path))
@@ -143,7 +145,7 @@ def one_kind_in(split, n=N):
 SURVIVE = {
     'no label at all': (
         studies(**labels(np.nan)),
-        '05_evaluation',
+        '06_explanation',
         {
             'exploration': [
                 'No image has a label: these data can be examined and given notes',
@@ -153,6 +155,7 @@ SURVIVE = {
             'notes': ['The probe is undefined here'],
             'training': ['Nothing was learned', 'undefined: no observation has both'],
             'evaluation': ['No mean is headlined', 'not labelled in these data'],
+            'explanation': ['No test image has a label', 'unlike the images that this model was trained on'],
         },
     ),
     'negatives only, lateral films, nobody known, blank notes': (
