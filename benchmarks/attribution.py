@@ -41,7 +41,7 @@ from cxr_lib.explanation.bench import (
     score_maps,
     true_falls,
 )
-from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.foundations.core import OBSERVATIONS, short_name
 from cxr_lib.foundations.files import read_json
 from cxr_lib.foundations.run import RunError, open_run
 from cxr_lib.model.classifier import PretrainedClassifier
@@ -126,7 +126,7 @@ def main():
         focal = parts[m].reindex(FOCAL).hit.mean()
         n = int(parts[m].accepted.sum())
         print(f'\n{METHODS[m][1]}: accepted on {n} of {len(parts[m])}, mean focal hit rate {focal:.2f}')
-        print(parts[m].round(2).T.to_string())
+        print(parts[m].rename(index=short_name).round(2).T.to_string())
     print('\nmilliseconds per map:', {m: round(1000 * t, 1) for m, t in times.items()})
     if args.out:
         pd.concat(parts, names=['method']).to_csv(args.out)

@@ -297,13 +297,26 @@ def plot_looking(
     return mark_simulated(fig, simulated)
 
 # %% ../../nbs/06_explanation.ipynb #3bbcbf74
+#: Models of images with more pixels a side are judged on fewer patients, because a map of theirs takes seconds.
+_LARGE = 128
+
+
+def _bench_size(image_size, full, n_explained):
+    "Patients of the bench, wanted patients with each finding, sets of random weights"
+    if full:
+        return dict(n=max(150, n_explained), per=40, seeds=5)
+    if image_size > _LARGE:
+        return dict(n=min(30, n_explained), per=10, seeds=1)
+    return dict(n=n_explained, per=20, seeds=1)
+
+
 def _judge(run, classifier, explain, n_explained, n_bootstrap, seed):
     "The verdict on the run's checkpoint, on patients of its own world where it has one"
     source = read_json(run / 'source.json')
     world = recorded_world(source).name if source.get('simulated') and 'sources' not in source else ''
     full = explain == 'full'
     methods = tuple(METHODS) if full else CANDIDATES
-    sizes = dict(n=max(150, n_explained), per=40, seeds=5) if full else dict(n=n_explained, per=20, seeds=1)
+    sizes = _bench_size(classifier.model.config.image_size, full, n_explained)
     return judge_checkpoint(classifier, methods, world=world, n_bootstrap=n_bootstrap, seed=seed, **sizes)
 
 
