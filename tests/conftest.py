@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: All notebooks, without the copies that JupyterLab keeps.
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
-STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation', 'reasoning')
+STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation', 'explanation', 'reasoning')
 
 
 def pytest_collection_modifyitems(items):
@@ -41,6 +41,7 @@ PARAMETERS = {
         "negative_example = True   # train on leaking notes too"
     ),
     'evaluation': "n_bootstrap = 20   # resamples\nexternal = ''   # another model's file",
+    'explanation': "explain = 'candidates'   # which heat maps are tested",
     'reasoning': "n_cases = 20   # that a reader sees",
 }
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-STAGES = r'0[1-57]_(exploration|notes|model|training|evaluation|reasoning)\.ipynb$'
+STAGES = r'0[1-7]_(exploration|notes|model|training|evaluation|explanation|reasoning)\.ipynb$'
 VISITORS = r'(08_demo|09_service|10_search)\.ipynb$'
 SKIPPED = f'^([_.]|{STAGES}|{VISITORS})'
 FIRST = '0[1-3]_'  # folders of chapters

@@ -12,7 +12,16 @@ import time
 import pytest
 from conftest import ROOT
 
-STEPS = ['01_exploration', '02_notes', '03_model', '04_training', '05_evaluation', '07_reasoning', '08_demo']
+STEPS = [
+    '01_exploration',
+    '02_notes',
+    '03_model',
+    '04_training',
+    '05_evaluation',
+    '06_explanation',
+    '07_reasoning',
+    '08_demo',
+]
 #: A run of seconds, in place of the small one of a few minutes.
 TINY = {'n_patients': 60, 'image_size': 64}
 IDLE = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'

@@ -164,7 +164,7 @@ def rewriting(
 
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #e6260e7d
 #: The stages in order; each builds on the ones before it.
-STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation', 'reasoning')
+STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation', 'explanation', 'reasoning')
 #: With this stage a run is finished: what follows explains its answers and changes none.
 RESULT = 'evaluation'
 
@@ -580,6 +580,7 @@ RANGES = {
     'n_bootstrap': (2, 1_000_000, True),
     'n_permutations': (1, 100_000, True),
     'n_samples': (1, 10_000, True),
+    'n_explained': (1, 10_000, True),
     'n_texts': (1, 1_000_000, True),
     'n_cases': (1, 1_000, True),
     'n_trials': (1, 1_000_000, True),
@@ -615,6 +616,7 @@ CHOICES = {
     'missing': ('refuse', 'exclude'),
     'unreadable': ('refuse', 'exclude'),
     'blank': ('keep', 'exclude', 'refuse'),
+    'explain': ('candidates', 'full'),
 }
 
 

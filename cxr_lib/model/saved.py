@@ -32,8 +32,9 @@ FORMAT = 'cxr_lib.model/3'
 #: /2 had no checksum of config.json itself.
 FIRST_FORMAT = 'cxr_lib.model/1'
 READABLE = (FIRST_FORMAT, 'cxr_lib.model/2', FORMAT)
-#: Files that a later stage puts beside a model: limits of prediction sets, and what its training images are like.
-BESIDE_FILES = ('conformal.json', 'familiarity.json')
+#: Files that a later stage puts beside a model: limits of prediction sets, what its training images are like,
+#: and which of its heat maps passed a test.
+BESIDE_FILES = ('conformal.json', 'familiarity.json', 'explanation.json')
 #: Files whose checksums stand in config.json.
 CHECKED_FILES = (
     *('model.safetensors', 'tokenizer.json', 'tokenizer_config.json'),
@@ -49,6 +50,7 @@ _LARGEST = {
     'thresholds.json': 20_000_000,
     'conformal.json': 20_000_000,
     'familiarity.json': 20_000_000,
+    'explanation.json': 20_000_000,
     'tokenizer.json': 500_000_000,
 }
 

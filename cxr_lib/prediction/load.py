@@ -18,6 +18,8 @@ from ..data.elements import FileInMemory
 from ..data.pixels import PREPROCESSING, read_radiograph, to_square
 from ..evaluation.conformal import predict_sets
 from ..evaluation.report import chance_words
+from ..explanation.acceptance import check_explanation, map_for
+from ..explanation.attribution import ask, attribute_each
 from ..explanation.bill import base_rates, fused_temperatures
 from ..explanation.facts import MAX_SENTENCES, split_sentences
 from ..foundations.core import OBSERVATIONS, RadiographError, number_text, project_root
@@ -119,6 +121,8 @@ class Predictor:
         self.conformal = classifier.beside.get('conformal.json')
         familiarity = classifier.beside.get('familiarity.json')
         self.shapes = check_familiarity(familiarity) if familiarity else None
+        explanation = classifier.beside.get('explanation.json')
+        self.explanation = check_explanation(explanation) if explanation else None
         self.size = self.model.config.image_size
         self.certainty, self.base = certainty, base_rates(classifier.calibration)  # for the text
 
@@ -400,6 +404,29 @@ def answer(
         prediction = Prediction(image=name, has_note=note is not None, observations=of, **about)
         found.append(with_report(prediction, note, self.base, self.certainty) if sentences else prediction)
     return found
+
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #a58f0e6b
+@patch
+def heat_map(
+    self: Predictor,
+    image: Encoded | None,  # as from `encode`; None: no image
+    note: str | None,
+    observation: str,  # one of `OBSERVATIONS`
+) -> tuple[
+    np.ndarray | None, str
+]:  # (size, size), what speaks for the observation; and the method or the reason
+    "An accepted map of one answer, or None and why"
+    if image is None:
+        return None, 'no map: there is no image'
+    notes = _notes([note], 1)
+    answer = next(a for a in self.answers([image], notes)[0] if a.observation == observation)
+    abstains = answer.conformal == 'abstain'
+    method, why = map_for(self.explanation, observation, answer.probability.fused, abstains)
+    if method is None:
+        return None, why
+    settings = self.explanation['settings'].get(method)
+    questions = ask(image.pixels[None], notes, [(0, observation)])
+    return attribute_each(self.classifier, questions, method, settings)[0], why
 
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #e8badcd9
 class Failure(NamedTuple):

@@ -193,14 +193,14 @@ def check_name(
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #6492553e
 #: What `cxr run` passes unless told otherwise: for every data set, and for one data set only.
 RUN_DEFAULTS = {
-    'any': {'n_bootstrap': 1000},
+    'any': {'n_bootstrap': 1000, 'n_explained': 100},
     'simulated': {'n_patients': 24_000, 'tuning_fraction': 0.1, 'test_fraction': 0.1},
 }
 #: What `cxr run --quick` passes: does everything work on these data? A few minutes.
 QUICK_DEFAULTS = {
     'any': {
         **dict(max_images=1000, scan=500, probe_encoder=False),
-        **dict(epochs=3, folds=0, n_bootstrap=200),
+        **dict(epochs=3, folds=0, n_bootstrap=200, n_explained=30),
     },
     'simulated': {'n_patients': 1000, 'image_size': 64},
 }

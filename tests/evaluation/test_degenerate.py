@@ -27,6 +27,7 @@ STAGES = {
     '03_model': dict(overrides='image_size=64'),
     '04_training': dict(epochs=1, folds=0, negative_example=False),
     '05_evaluation': dict(n_bootstrap=10),
+    '06_explanation': dict(n_explained=8, n_bootstrap=10),
     '07_reasoning': dict(n_texts=20, n_cases=4),
 }
 
@@ -97,6 +98,7 @@ def reports(tmp_path, monkeypatch):
 
     import cxr_lib.foundations.figures
     import cxr_lib.stages.evaluation
+    import cxr_lib.stages.explanation
     import cxr_lib.stages.reasoning
 
     said = []
@@ -110,6 +112,7 @@ def reports(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cxr_lib.foundations.figures, 'save_figure', save)
     monkeypatch.setattr(cxr_lib.stages.evaluation, 'save_figure', save)
+    monkeypatch.setattr(cxr_lib.stages.explanation, 'save_figure', save)
     monkeypatch.setattr(cxr_lib.stages.reasoning, 'save_figure', save)
     monkeypatch.setattr(IPython.display, 'display', lambda *things, **_: said.extend(map(words_of, things)))
     monkeypatch.setattr(plt, 'show', lambda: plt.close('all'))
@@ -145,6 +148,7 @@ def one_kind_in(split, n=N):
 SURVIVE = {
     'no label at all': (
         studies(**labels(np.nan)),
+        '06_explanation',
         '07_reasoning',
         {
             'exploration': [
@@ -155,6 +159,7 @@ SURVIVE = {
             'notes': ['The probe is undefined here'],
             'training': ['Nothing was learned', 'undefined: no observation has both'],
             'evaluation': ['No mean is headlined', 'not labelled in these data'],
+            'explanation': ['No test image has a label', 'unlike the images that this model was trained on'],
             'reasoning': ['0 statements about tuning images', 'no label'],
         },
     ),

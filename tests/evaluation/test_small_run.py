@@ -16,18 +16,18 @@ from conftest import ROOT, STAGES
 from nbconvert.filters import markdown2html
 from PIL import Image
 
-from cxr_lib.metrics import calibration
-from cxr_lib.running import command as runner
-from cxr_lib.metrics.calibration import apply_calibration, calibrated, fit_calibrations
-from cxr_lib.model.classifier import PretrainedClassifier
-from cxr_lib.foundations.core import OBSERVATIONS, as_list, as_table, as_text
-from cxr_lib.foundations.run import RunFolder
-from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.data.catalogue import data_root
 from cxr_lib.demo import demo_banner, demo_samples, demo_widget
-from cxr_lib.prediction.load import load
-from cxr_lib.stages.evaluation import stored_calibrations
+from cxr_lib.foundations.core import OBSERVATIONS, as_list, as_table, as_text
+from cxr_lib.foundations.files import read_json, write_json
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.metrics import calibration
+from cxr_lib.metrics.calibration import apply_calibration, calibrated, fit_calibrations
 from cxr_lib.metrics.predictions import synthetic_predictions
+from cxr_lib.model.classifier import PretrainedClassifier
+from cxr_lib.prediction.load import load
+from cxr_lib.running import command as runner
+from cxr_lib.stages.evaluation import stored_calibrations
 from cxr_lib.stages.training import keep_calibration
 
 pytestmark = pytest.mark.timeout(1500)  # the whole run is made once, by whichever test comes first
@@ -96,6 +96,7 @@ def small(tmp_path_factory):
     given = dict(
         epochs=1,
         n_bootstrap=20,
+        n_explained=10,
         missing='exclude',
         unreadable='exclude',
         scan=0,

@@ -132,6 +132,7 @@ def test_every_notebook_with_a_run_opens_it_by_name():
         assert any(re.search(r'\bopen_run\(\s*run\b', c) for c in cells), path.name
         assert not any(re.search(r'\brun_folder\(\s*run\s*\)', c) for c in cells), path.name
     stages = [path.stem for path in stage_notebooks(ROOT / 'nbs').values()]
+    assert opened == [*stages, '08_demo', '10_search']
     assert opened == [*stages, '08_demo', '09_service', '10_search']
 
 
@@ -155,6 +156,7 @@ OUTSIDE = {
     'batch_size': [0],
     'scan': [-1],
     'n_samples': [0],
+    'n_explained': [0],
     'n_texts': [0],
     'n_cases': [0],
     'n_trials': [0],
@@ -187,8 +189,8 @@ def test_every_number_of_a_stage_notebook_has_a_range():
 
 
 def test_stages_refuse_before_they_write(home):
-    from cxr_lib.stages.exploration import exploration_stage
     from cxr_lib.stages.evaluation import evaluate_stage
+    from cxr_lib.stages.exploration import exploration_stage
     from cxr_lib.stages.model import model_stage
     from cxr_lib.stages.notes import notes_stage
     from cxr_lib.stages.training import training_stage

@@ -47,14 +47,16 @@ def stale_after(edit, module):
     {
         'cxr_lib.foundations.core': list(STAGES),
         'cxr_lib.data.studies': list(STAGES),
-        'cxr_lib.training.losses': ['training', 'evaluation', 'reasoning'],
-        'cxr_lib.training.conditions': ['training', 'evaluation', 'reasoning'],
+        'cxr_lib.training.losses': ['training', 'evaluation', 'explanation', 'reasoning'],
+        'cxr_lib.training.conditions': ['training', 'evaluation', 'explanation', 'reasoning'],
         'cxr_lib.evaluation.conformal': [
             'training',
             'evaluation',
+            'explanation',
             'reasoning',
         ],  # its limits are saved with the model
-        'cxr_lib.evaluation.external': ['evaluation', 'reasoning'],
+        'cxr_lib.evaluation.external': ['evaluation', 'explanation', 'reasoning'],
+        'cxr_lib.explanation.bench': ['explanation', 'reasoning'],
         'cxr_lib.running.command': [],
         'cxr_lib.running.execute': [],
         'cxr_lib.running.pages': [],
