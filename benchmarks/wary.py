@@ -1,4 +1,6 @@
-"""What does another patient's note do to a perfect reader? `python benchmarks/wary.py [--worlds realistic plain] [--n 12000]`
+"""What does another patient's note do to a perfect reader?
+
+    python benchmarks/wary.py [--worlds realistic plain] [--n 12000]
 
 SIMULATED patients, exact answers (chapter `simulation.wary`): the gain of the right note, and the harm of another
 patient's, in mean AUROC against the image alone, for readers who hold more or fewer of all notes for wrong.
