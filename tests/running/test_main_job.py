@@ -1,142 +1,44 @@
-"""The main job at its full size: what the README promises, read from the report it made (minutes on two cores)."""
+"""What benchmarks/main_job.py reads from an executed run."""
 
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+from runpy import run_path
 
-import pandas as pd
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-#: How far a mean AUROC may be from the README's: another machine's sums differ, and training magnifies that.
-OTHER_MACHINE = 0.02
-#: The same for the distance from the best possible: 0.03 or less where the README's numbers were made.
-SLACK = 0.005
+MAIN_JOB = run_path(str(ROOT / 'benchmarks' / 'main_job.py'))
 
 
-@pytest.fixture(scope='module')
-def report(tmp_path_factory):
-    "Run `cxr run` with its defaults in an empty folder"
-    home = tmp_path_factory.mktemp('main job')
-    environment = {k: v for k, v in os.environ.items() if k != 'CXR_HOME'} | {'PYTHONPATH': str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, '-m', 'cxr_lib.running.command', 'run'],
-        cwd=home,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    print(done.stdout)
-    return home / 'reports' / 'simulated'
+def moment(second):
+    return f'2026-01-01T00:00:{second:06.3f}+00:00'
 
 
-def mean(report, condition):
-    return json.loads((report / 'metrics.json').read_text())['conditions'][condition]['means']['evaluable']
+def executed(source, start, end):
+    told = dict(start_time=moment(start), end_time=moment(end))
+    return dict(cell_type='code', source=[source], metadata=dict(papermill=told))
 
 
-@pytest.mark.timeout(2400)
-def test_the_report_shows_what_was_promised(report):
-    metrics = json.loads((report / 'metrics.json').read_text())
-    assert mean(report, 'image_only')['auroc'] >= 0.80
-    assert gain(metrics)['low'] > 0, 'the note adds nothing to the image'
-    assert mean(report, 'shuffled_note')['auroc'] <= mean(report, 'image_only')['auroc']
-    assert mean(report, 'label_leak_note_only')['auroc'] > 0.95
-    assert mean(report, 'best_fused')['auroc'] - mean(report, 'fused')['auroc'] <= 0.03 + SLACK, (
-        'too far from the best possible'
-    )
-    assert (
-        gain(metrics)['value']
-        >= metrics['differences']['best_fused_minus_best_image']['means']['evaluable']['value'] / 2
-    ), 'less than half of what the note could add'
-    for condition, best in (
-        ('fused', 'best_fused'),
-        ('image_only', 'best_image'),
-        ('note_only', 'best_note'),
-    ):  # nobody beats the best possible
-        assert mean(report, condition)['auroc'] < mean(report, best)['auroc'], condition
-    assert json.loads((report / 'leakage.json').read_text())['means']['words less best']['high'] < 0, (
-        'the notes tell more than the simulation lets them know'
-    )
+@pytest.fixture
+def notebook(tmp_path):
+    heading = dict(cell_type='markdown', source=['Words.\n', '## The data\n'], metadata={})
+    cells = [executed("run = ''", 1, 1.5), heading, executed('a', 2, 5), executed('b', 5, 9)]
+    told = dict(start_time=moment(0), end_time=moment(11))
+    path = tmp_path / '01_exploration.ipynb'
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(papermill=told))))
+    return path
 
 
-@pytest.mark.timeout(2400)
-def test_every_file_of_the_report_is_there(report):
-    for name in (
-        'index.html',
-        'config.json',
-        'model/model.safetensors',
-        'model/config.json',
-        'training_log.csv',
-        'training_curves.png',
-        'predictions.parquet',
-        'metrics.json',
-        'metrics.csv',
-        'roc_curves.png',
-        'controls.png',
-        'controls.pdf',
-        'reliability.png',
-        'underdiagnosis.png',
-        'context.png',
-        'pretest.png',
-        'conformal.png',
-        'published.md',
-        'model_card.md',
-        'model/calibration.json',
-        'model/thresholds.json',
-        '01_exploration.html',
-        '05_evaluation.ipynb',
-    ):
-        assert (report / name).stat().st_size > 0, name
-    assert 'SIMULATED' in (report / 'index.html').read_text()
-    assert 'Research use only' in (report / 'index.html').read_text()
-    log = pd.read_csv(report / 'training_log.csv')
-    assert set(log.model) == {'multimodal', 'label leak'}
+def test_each_stage_is_split_into_start_steps_end_and_page(notebook, capsys):
+    MAIN_JOB['print_stages'](notebook.parent, {'01_exploration': 12.25})
+    first, *steps = capsys.readouterr().out.splitlines()
+    assert first == '01_exploration: 12.2 s; start 1.0, end 2.0, page and rest 1.2'
+    assert [step.split(maxsplit=2) for step in steps] == [
+        ['0.5', 's', 'before the first heading'],
+        ['7.0', 's', 'The data'],
+    ]
 
 
-@pytest.mark.timeout(2400)
-def test_the_readme_states_what_the_report_shows(report):
-    text = (ROOT / 'README.md').read_text()
-    names = {
-        'image and note': 'fused',
-        'image alone': 'image_only',
-        'note alone': 'note_only',
-        "image and another patient's note": 'shuffled_note',
-        'image, note missing': 'missing_note',
-        'notes made from the labels, no image': 'label_leak_note_only',
-    }
-    for words, condition in names.items():
-        stated = re.search(rf'\| {re.escape(words)}[^|]*\| \**([0-9.]+)', text)
-        assert stated, f'the README has no row "{words}"'
-        assert float(stated[1]) == pytest.approx(mean(report, condition)['auroc'], abs=OTHER_MACHINE), words
-    for words, condition in {
-        'image and note': 'best_fused',
-        'image alone': 'best_image',
-        'note alone': 'best_note',
-    }.items():
-        stated = re.search(rf'\| {re.escape(words)} \|[^|]*\| ([0-9.]+)', text)
-        assert float(stated[1]) == pytest.approx(mean(report, condition)['auroc'], abs=0.01), (
-            words
-        )  # computed, not trained: the same on any machine but for rounding
-
-
-@pytest.mark.timeout(2400)
-def test_the_three_lines_of_the_readme_predict_an_image(report):
-    code = re.search(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)[1]
-    home = report.parent.parent
-    radiograph = next((home / 'data' / 'simulated').glob('*/images/*.png'))
-    (home / 'radiograph.png').write_bytes(radiograph.read_bytes())
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    command = [sys.executable, '-c', code]
-    done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = re.findall(r'^(\w.+?) +([01]\.\d+) \(without the note [01]\.\d+\)$', done.stdout, re.M)
-    assert len(found) == 14 and all(0 <= float(p) <= 1 for _, p in found)
-    assert 'SIMULATED' in done.stdout
-
-
-def gain(metrics):
-    return metrics['differences']['fused_minus_image_only']['means']['evaluable']
+def test_the_seconds_of_the_stages_are_read_from_what_the_job_says():
+    said = '[1/5] 01_exploration ...\n  01_exploration: done after 52.5 s\n  03_model: stopped after 1.0 s'
+    found = [MAIN_JOB['DONE'].match(line) for line in said.splitlines()]
+    assert [m.groups() for m in found if m] == [('01_exploration', '52.5')]
