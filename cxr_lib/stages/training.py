@@ -314,7 +314,7 @@ def training_stage(  # noqa: PLR0913  a stage's arguments are its notebook's par
     start_from: str = '',  # another run, whose weights the training begins with
     label_policy: str = 'ignore',  # see `LABEL_POLICIES`
     loss: str = '',  # see `LOSSES`; empty: the preset's
-    precision: str = '',  # 'no', 'bf16', 'fp16' or 'auto'; empty: the preset's
+    precision: str = '',  # 'no', 'bf32', 'bf16', 'fp16' or 'auto'; empty: the preset's
     negative_example: bool = True,  # also a note-only model on notes that leak the label
     tensorboard: bool = False,  # also write TensorBoard logs into `<run>/tensorboard`
     live: bool = False,  # redraw the learning curves after every epoch
