@@ -160,7 +160,8 @@ def save_figure(
     "Save a figure, each file whole or not at all; it is laid out once, which takes longer than to write it"
     import matplotlib.pyplot as plt
 
-    fig.draw_without_rendering()
+    if layout := fig.get_layout_engine():
+        layout.execute(fig)
     extent = fig.get_tightbbox().padded(plt.rcParams['savefig.pad_inches'])
     with plt.rc_context(_NO_LAYOUT):  # else saving lays it out again
         fig.set_layout_engine(None)

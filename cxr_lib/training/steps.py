@@ -6,7 +6,7 @@
 __all__ = ['LIMITS', 'training_values', 'parameter_groups', 'learning_rate_at', 'Shell', 'branch_loss', 'step_seed', 'batch_rows',
            'group_by_length', 'batch_parts']
 
-# %% ../../nbs/chapters/07_training/06_steps.ipynb #f529d340
+# %% ../../nbs/chapters/07_training/06_steps.ipynb #6399f021
 import math
 from typing import Callable, Mapping
 import numpy as np, torch, torch.nn as nn
@@ -17,7 +17,7 @@ from ..model.fusion import MultimodalClassifier
 from ..model.presets import TRAINING_DEFAULTS
 from .losses import LOSSES, three_class_loss
 
-# %% ../../nbs/chapters/07_training/06_steps.ipynb #18df64e2
+# %% ../../nbs/chapters/07_training/06_steps.ipynb #d1289c72
 #: setting -> lowest and highest value; `accumulate` goes up to the batch size
 LIMITS = dict(
     layer_decay=(1e-3, 1),
@@ -47,8 +47,8 @@ def training_values(
         raise ValueError(
             'loss auc compares the patients of a batch; it cannot be accumulated over parts (accumulate=1)'
         )
-    if t['precision'] not in ('auto', 'no', 'bf16', 'fp16'):
-        raise ValueError(f'precision is {t["precision"]!r}; expected auto, no, bf16 or fp16')
+    if t['precision'] not in ('auto', 'no', 'bf32', 'bf16', 'fp16'):
+        raise ValueError(f'precision is {t["precision"]!r}; expected auto, no, bf32, bf16 or fp16')
     if t['precision'] == 'fp16' and choose_device() == 'cpu':
         raise ValueError('precision fp16 needs a GPU; on a processor take bf16 or no')
     for name, (low, high) in (dict(accumulate=(1, t['batch_size'])) | LIMITS).items():
@@ -56,7 +56,7 @@ def training_values(
             raise ValueError(f'{name} is {t[name]}; expected {low} to {high}')
     return t
 
-# %% ../../nbs/chapters/07_training/06_steps.ipynb #e2b7069c
+# %% ../../nbs/chapters/07_training/06_steps.ipynb #0ca1c26c
 def _layer_scales(model, decay):
     "Parameter name -> what its learning rate is multiplied by"
     scale = {}
@@ -91,7 +91,7 @@ def learning_rate_at(
     gone = min(1, max(0, step - warm) / max(1, steps - warm))
     return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * gone)))
 
-# %% ../../nbs/chapters/07_training/06_steps.ipynb #9e7f17b7
+# %% ../../nbs/chapters/07_training/06_steps.ipynb #03e3c5c2
 class Shell(nn.Module):
     "What Accelerate wraps: the model, and for three classes one more logit per branch and observation"
 
@@ -121,7 +121,7 @@ class Shell(nn.Module):
                 hook.remove()
         return out | {f'{b}_uncertain': head(seen[b]) for b, head in self.uncertain.items()}
 
-# %% ../../nbs/chapters/07_training/06_steps.ipynb #1b94ab4a
+# %% ../../nbs/chapters/07_training/06_steps.ipynb #9e071545
 def branch_loss(
     out: Mapping,  # logits of the branches, and of `<branch>_uncertain` where there are three classes
     branch: str,  # fused, image or note
@@ -137,7 +137,7 @@ def branch_loss(
     unsure = out[f'{branch}_uncertain'][:, three]
     return two + three_class_loss(out[branch][:, three], unsure, targets[:, three], count)
 
-# %% ../../nbs/chapters/07_training/06_steps.ipynb #09b80fbd
+# %% ../../nbs/chapters/07_training/06_steps.ipynb #d7bf35ac
 def step_seed(
     seed: int,  # of the run, 0 to 2**32 - 1
     epoch: int,  # from 0

@@ -12,42 +12,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from cxr_lib.simulation.best import posterior
+from cxr_lib.data.studies import StudyTableError, rows_of_some
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.files import read_json, write_json
+from cxr_lib.metrics.comparison import delong_test
+from cxr_lib.model.sentences import sentence_vectors
+from cxr_lib.model.text import learn_tokenizer
+from cxr_lib.notes.dial import dial_notes
 from cxr_lib.notes.leakage import (
     OPENI_YARDSTICK,
     OPENI_YARDSTICKS,
     Certificate,
     auroc_influence,
-    probe_interval,
     bags_of_words,
     deal_patients,
     exchange_patients,
     film_description_report,
     leakage_certificate,
     leakage_probe,
-    probe_auroc,
     mention_probe,
     metadata_features,
     metadata_probe,
     openi_yardsticks,
     permutation_p,
     plot_certificate,
+    probe_auroc,
+    probe_interval,
     probe_table,
     probe_verdict,
     stored_yardsticks,
     words_probe,
 )
-from cxr_lib.data.studies import rows_of_some
-from cxr_lib.model.sentences import sentence_vectors
-from cxr_lib.metrics.comparison import delong_test
-from cxr_lib.model.text import learn_tokenizer
-from cxr_lib.notes.wording import clinical_notes
-from cxr_lib.notes.dial import dial_notes
 from cxr_lib.notes.leaking import label_leak_notes
+from cxr_lib.notes.wording import clinical_notes
+from cxr_lib.simulation.best import posterior
 from cxr_lib.simulation.patients import draw_patients
-from cxr_lib.data.studies import StudyTableError
 
 OPENI = ROOT.parent / 'shared' / 'data' / 'openi'
 
@@ -406,6 +405,20 @@ def test_a_large_table_is_read_in_part_and_says_so(people):
     assert any('as asked' in r for r in certificate.remarks)
     with pytest.raises(ValueError, match='best has 3 rows and the table 2000'):
         leakage_certificate(people, best=posterior(people.head(3), 'note'))
+
+
+def test_the_best_possible_may_be_asked_for_the_rows_that_are_read(people):
+    options = dict(mode='clinical', permutations=0, max_studies=500)
+    asked = []
+
+    def of_rows(rows):
+        asked.append(len(rows))
+        return posterior(people.iloc[rows], 'note', people.note.notna().iloc[rows])
+
+    lazy = leakage_certificate(people, best=of_rows, **options)
+    whole = leakage_certificate(people, best=posterior(people, 'note', people.note.notna()), **options)
+    assert asked == [500]
+    pd.testing.assert_frame_equal(lazy.table(), whole.table())
 
 
 def test_a_table_that_is_no_study_table_is_refused_by_its_missing_columns(people):

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, STAGES, WORK, Project
 
 from cxr_lib.running import command, execute, pages
-from cxr_lib.running.execute import Progress, StageFailed, only_run, run_stages
+from cxr_lib.running.execute import Kernels, Progress, StageFailed, only_run, run_stages
 from cxr_lib.running.pages import EXTERNAL
 from cxr_lib.running.plan import UsageError, plan_run
 
@@ -298,6 +298,19 @@ def test_kernel_is_this_python_whatever_is_registered(project, monkeypatch, tmp_
     project.write('exploration', "import sys\n(folder/'python.txt').write_text(sys.executable)")
     quiet(project, until='exploration')
     assert (project.reports / 'python.txt').read_text() == sys.executable
+
+
+def test_the_next_kernel_starts_meanwhile_and_none_is_left(project):
+    kernels = Kernels(
+        [project.home / 'nbs' / name for name in ('01_exploration.ipynb', '02_notes.ipynb')], project.home
+    )
+    first = kernels.next()
+    (second,) = kernels.started
+    assert first.manager.has_kernel and second.manager.has_kernel
+    first.close()
+    kernels.close()
+    assert not first.manager.has_kernel and not second.manager.has_kernel
+    assert not Path(first.sockets).exists() and not Path(second.sockets).exists()
 
 
 def test_papermill_alone(project):

@@ -406,7 +406,7 @@ def test_another_label_policy_is_refused(tmp_path, monkeypatch):
     'wrong, why',
     [
         (dict(loss='hinge'), "loss is 'hinge'; known are bce"),
-        (dict(precision='fp8'), "precision is 'fp8'; expected auto, no, bf16 or fp16"),
+        (dict(precision='fp8'), "precision is 'fp8'; expected auto, no, bf32, bf16 or fp16"),
     ],
 )
 def test_another_loss_or_precision_is_refused_before_anything_is_touched(tmp_path, monkeypatch, wrong, why):
@@ -738,6 +738,16 @@ def test_the_log_that_is_passed_on_is_the_whole_log():
     )
     assert [len(s) for s in seen] == [1, 2, 3]
     assert seen[-1] == [(row['epoch'], row['tuning_auroc']) for row in log]
+
+
+def test_products_are_rounded_only_while_a_training_asks_for_it():
+    model, data = small_training()
+    seen = []
+    model.head.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    train_small(model, data, precision='bf32', epochs=1)
+    assert seen[-1] == 'medium' and torch.get_float32_matmul_precision() == 'highest'
+    train_small(model, data, precision='no', epochs=1)
+    assert seen[-1] == 'highest'
 
 
 def test_a_model_trained_in_bf16_computes_in_fp32_afterwards():
