@@ -88,7 +88,7 @@ def pooled_vectors(
         raise ValueError(f"{encoder.name} gives no square map, which pool='grid' needs; override pool=mean")
     return dict(mean=1, meanmax=2, grid=encoder.n_prefix + HEAD_GRID**2)[pool]
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #5551e13f
+
 class _Side(NamedTuple):
     "One encoder and how much of it is trained"
 
@@ -97,7 +97,7 @@ class _Side(NamedTuple):
     frozen: bool
     unfrozen_blocks: int
 
-
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #5551e13f
 class MultimodalClassifier(nn.Module):
     "Radiograph and note -> logits of the observations, fused and from each modality alone"
 
