@@ -71,7 +71,7 @@ def tokens_of(overrides, pixels):
     parts = {'grid': [], 'meanmax': []}
     for at in range(0, len(pixels), 16):
         with torch.inference_mode():
-            tokens = encoder(torch.from_numpy(np.ascontiguousarray(pixels[at : at + 16])))
+            tokens = encoder(torch.from_numpy(np.array(pixels[at : at + 16])))
         square = tokens.transpose(1, 2).unflatten(2, (encoder.side, encoder.side))
         parts['grid'].append(adaptive_avg_pool2d(square, 3).flatten(1))
         parts['meanmax'].append(torch.cat([square.mean((2, 3)), square.amax((2, 3))], 1))
