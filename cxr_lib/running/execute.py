@@ -689,6 +689,21 @@ def _execute_stages(plan, keys, which, kernels, timeout, progress, problems):
         finally:
             progress.end(good)
 
+# %% ../../nbs/chapters/12_running/03_execute.ipynb #8e2c4728
+def _require_encoders(plan, stages):
+    "Before anything is computed, say which encoders must be fetched; raises `UsageError`"
+    named = plan.passed.get('model', {}).keys() & {'preset', 'overrides'}  # the default brings its own
+    if not named or not {'model', 'training'} & set(stages):
+        return
+    from cxr_lib.model.encoders import require_encoders
+    from cxr_lib.model.presets import make_config
+
+    values = plan.values('model')
+    try:
+        require_encoders(make_config(values['preset'], values['overrides']))
+    except ValueError as e:
+        raise UsageError(str(e)) from None
+
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #08378e4e
 def run_stages(
     plan: Plan,  # from `plan_run`
@@ -706,6 +721,7 @@ def run_stages(
         keys = stage_keys(plan)
         begin, first, why = _first_stage(plan, keys, start, force)
         again = begin == first < last and plan.files(STAGES[first]).stamp.exists()
+        _require_encoders(plan, STAGES[begin:last])
         progress = progress or Progress(last)
         _make_way(plan, begin, last, force or start, progress)
         if again:

@@ -31,6 +31,7 @@ from cxr_lib.training.steps import (
     learning_rate_at,
 )
 from .steps import parameter_groups, step_seed, training_values
+from .solved import solve_image_head
 
 # %% ../../nbs/chapters/07_training/08_loop.ipynb #29714d93
 @dataclass(frozen=True)
@@ -292,6 +293,8 @@ def _announce_memory(s):
 
 def _prepare(s):
     "Everything before the first step"
+    if s.image and s.model.config.image_penalty:
+        solve_image_head(s.model, s.data, s.train)
     _set_up(s)
     _find_checkpoint(s)
     if s.processes > 1:

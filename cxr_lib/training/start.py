@@ -22,8 +22,17 @@ from ..model.saved import load_model
 # %% ../../nbs/chapters/07_training/12_start.ipynb #68b4b5d2
 #: Values of a `ModelConfig` that the weights depend on.
 _SHAPE = (
-    *('image_encoder', 'image_size', 'in_chans', 'image_grid', 'fit', 'text_encoder', 'max_tokens'),
-    *('fusion_dim', 'fusion_heads', 'fusion_layers', 'head_hidden', 'pool', 'observations'),
+    *(
+        'image_encoder',
+        'image_size',
+        'in_chans',
+        'image_grid',
+        'image_stages',
+        'fit',
+        'text_encoder',
+        'max_tokens',
+    ),
+    *('fusion_dim', 'fusion_heads', 'fusion_layers', 'head_hidden', 'pool', 'image_penalty', 'observations'),
 )
 #: What a training decides; it may differ.
 _TRAINED_AS = (

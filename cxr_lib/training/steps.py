@@ -100,7 +100,7 @@ class Shell(nn.Module):
         self.model = model
         widths = dict(
             fused=model.projection.out_features,
-            image=model.image_head[0].normalized_shape[0],
+            image=model.image_head[-1].in_features,
             note=model.note_head[0].normalized_shape[0],
         )
         heads = {b: nn.Linear(widths[b], len(OBSERVATIONS)) for b in branches} if three else {}

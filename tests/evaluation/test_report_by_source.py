@@ -56,11 +56,19 @@ def test_the_verdict_says_what_each_source_has_and_that_it_was_left_out(held_out
 
 def test_a_source_without_enough_cases_has_no_mean_and_says_why(held_out):
     table = held_out.copy()
-    north = (table.source == 'north') & (table.split == 'test')
-    table.loc[north, [f'label/{o}' for o in OBSERVATIONS]] = np.nan
+    table.loc[table.source == 'north', [f'label/{o}' for o in OBSERVATIONS]] = np.nan
     report = source_report(table, 20)
     assert 'north no observation has enough cases' in source_sentences(report)[0]
     assert report['sources']['north']['observations']['Edema']['reason'] == 'not labelled in these data'
+
+
+def test_an_observation_that_only_the_tested_source_labels_was_never_learned(held_out):
+    table = held_out.copy()
+    table.loc[(table.source == 'south') | (table.split == 'test'), 'label/Fracture'] = np.nan
+    found = source_report(table, 20)['sources']
+    assert 'never learned it' in found['north']['observations']['Fracture']['reason']
+    assert found['south']['observations']['Fracture']['reason'] == 'not labelled in these data'
+    assert 'never learned it' in source_table(source_report(table, 20)).loc['Fracture'].iloc[0]
 
 
 def test_one_source_has_no_such_figures():

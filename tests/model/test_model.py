@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cxr_lib.model.text import learn_tokenizer, make_tokenizer, tokenize
 from cxr_lib.model.adapt import merge_lora
-from cxr_lib.model.presets import PRESETS, ModelConfig, make_config
 from cxr_lib.model.fusion import (
     CrossAttention,
     MultimodalClassifier,
@@ -22,6 +20,8 @@ from cxr_lib.model.fusion import (
     masked_mean,
     parameter_table,
 )
+from cxr_lib.model.presets import PRESETS, ModelConfig, make_config
+from cxr_lib.model.text import learn_tokenizer, make_tokenizer, tokenize
 
 VOCABULARY = ROOT.parent / 'shared' / 'data' / 'vocab' / 'bert-base-cased-vocab.txt'
 TEXTS = [
@@ -381,7 +381,7 @@ def test_a_frozen_encoder_stays_in_evaluation_mode_and_unfrozen_blocks_train():
         (FROZEN | dict(lora_rank=4, lora_on='attention'), 'expected image, text or both'),
         (dict(dropout=1.5), 'dropout is 1.5'),
         (dict(fusion_heads=5), 'not a multiple'),
-        (dict(pool='max'), 'expected mean or meanmax'),
+        (dict(pool='max'), 'expected mean, meanmax or grid'),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(overrides, said):

@@ -1,0 +1,251 @@
+"""What does a model of real films reach with no network? Everything that was tried, in one table.
+
+    pip install "cxr_lib[offline]"
+    cxr pretrain                                   # only for the rows of encoders that have seen drawn films
+    python benchmarks/real_films.py --data FOLDER [--out benchmarks/results/real_films.csv]
+
+FOLDER holds `nih_trainval` (to learn from), `nih` and `nih_test_extra` (to test on), in the layout of NIH ChestX-ray14.
+The image alone is read; nine observations that the public DenseNet-121 also predicts count, where a folder has ten
+cases.
+
+- `selection`: five folds of the training patients alone, ranked within the folds. Features, size and penalty are chosen
+  by these rows; the test images have no part in it.
+- `trained apart`: learned from all of `nih_trainval`, tested on `nih`.
+- `five folds`: five folds of `nih` by patient, `nih_trainval` added to each fold's training patients, ranked within
+  the folds.
+- `second look`: as `trained apart`, tested on `nih_test_extra`.
+- `curve`: as `trained apart`, learned from fewer patients.
+
+Only the setting that selection prefers and the former preset are tested, beside the public model on the same images.
+Target: a mean of 0.66 in `trained apart` and in `five folds`.
+"""
+
+import argparse
+import subprocess
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
+
+from cxr_lib.data.images import pixel_cache
+from cxr_lib.data.public import load_nih
+from cxr_lib.evaluation.external import read_external
+from cxr_lib.foundations.core import project_root
+from cxr_lib.metrics.ranking import interval, ranking_metrics, resample_patients
+from cxr_lib.model.images import ImageEncoder
+from cxr_lib.model.presets import make_config
+from cxr_lib.training.folds import fold_splits
+from cxr_lib.training.solved import penalised_regression
+
+NINE = ['Atelectasis', 'Cardiomegaly', 'Consolidation', 'Pneumonia', 'Pneumothorax']
+NINE += ['Pleural Effusion', 'Lung Opacity', 'Lung Lesion', 'Pleural Other']
+#: Name -> (overrides of `offline`, how its tokens are pooled).
+FEATURES = {
+    'ImageNet, whole network, 224 px, mean and maximum': (dict(image_stages=0, image_grid=0), ('meanmax',)),
+    'ImageNet, four stages, 224 px, 3 x 3 zones': (dict(image_stages=4), ('grid',)),
+    'ImageNet, four stages, 224 px, mean and maximum': (dict(image_stages=4), ('meanmax',)),
+    'ImageNet, three stages, 224 px, 3 x 3 zones': (dict(image_stages=3), ('grid',)),
+    'ImageNet, four stages, 128 px, 3 x 3 zones': (dict(image_stages=4, image_size=128), ('grid',)),
+}
+PENALTIES = (30, 300, 3000)
+#: With an encoder that `cxr pretrain` trained further.
+DRAWN = 'ImageNet, then drawn films, four stages, {} px, 3 x 3 zones'
+SIDE_BY_SIDE = 'both four-stage encoders side by side, 224 px'
+#: Of the former preset, whose head was trained step by step.
+FORMER = 'ImageNet, whole network, 224 px, mean and maximum'
+PIXELS = '32 x 32 pixels, no network'
+
+
+def pixels_of(data, name, table, size):
+    "The images of a folder as the library reads them"
+    return pixel_cache(data / name, table.image, size, project_root() / 'data' / 'cache')
+
+
+def tokens_of(overrides, pixels):
+    "Name of a pooling -> (n, width) features of images, from a frozen encoder"
+    encoder = ImageEncoder(make_config('offline', overrides | dict(pool='mean', image_penalty=0))).eval()
+    parts = {'grid': [], 'meanmax': []}
+    for at in range(0, len(pixels), 16):
+        with torch.inference_mode():
+            tokens = encoder(torch.from_numpy(np.array(pixels[at : at + 16])))
+        square = tokens.transpose(1, 2).unflatten(2, (encoder.side, encoder.side))
+        parts['grid'].append(adaptive_avg_pool2d(square, 3).flatten(1))
+        parts['meanmax'].append(torch.cat([square.mean((2, 3)), square.amax((2, 3))], 1))
+    return {pool: torch.cat(of).double().numpy() for pool, of in parts.items()}
+
+
+def shrunken(pixels):
+    "32 x 32 pixels, each film with a mean of 0 and a deviation of 1: what needs no network"
+    small = np.stack([cv2.resize(p, (32, 32), interpolation=cv2.INTER_AREA) for p in pixels]).reshape(
+        len(pixels), -1
+    )
+    return (small - small.mean(1, keepdims=True)) / (small.std(1, keepdims=True) + 1)
+
+
+class Films:
+    "The tables of the three folders, and the features of their images, each encoded once and when it is needed"
+
+    def __init__(self, data):
+        self.data, self.kept, self.candidates = data, {}, dict(FEATURES)
+        self.tables = {n: load_nih(data / n) for n in ('nih_trainval', 'nih', 'nih_test_extra')}
+
+    def pixels(self, name, size):
+        cache = project_root() / 'data' / 'cache'
+        return pixel_cache(self.data / name, self.tables[name].image, size, cache)
+
+    def features(self, what, name):
+        "(n, width) of the images of a folder"
+        if what == PIXELS:
+            return shrunken(self.pixels(name, 128))
+        if what == SIDE_BY_SIDE:
+            both = ('ImageNet, four stages, 224 px, 3 x 3 zones', DRAWN.format(224))
+            return np.concatenate([self.features(one, name) for one in both], 1)
+        overrides, (pool,) = self.candidates[what]
+        key = str(overrides), name
+        if key not in self.kept:
+            self.kept[key] = tokens_of(
+                overrides, self.pixels(name, make_config('offline', overrides).image_size)
+            )
+        return self.kept[key][pool]
+
+
+def scores(learned, labels, others, penalty):
+    "(n, 9) log odds of other images, by a regression per observation"
+    mean, std = learned.mean(0), learned.std(0)
+    std[std < 1e-6] = 1
+    learned, others = (learned - mean) / std, (others - mean) / std
+    solved = [penalised_regression(learned, labels[o].to_numpy(float), penalty) for o in NINE]
+    return np.stack([others @ w + b for w, b in solved], 1)
+
+
+def row(table, found, folds=None, seed=0, n_bootstrap=1000):
+    "Mean and single AUROC of the observations with ten cases, with an interval from resampled patients"
+    clusters, weights = resample_patients(table.patient_id, n_bootstrap, seed)
+    areas = {}
+    for k, o in enumerate(NINE):
+        if table[o].sum() >= 10:
+            areas[o] = ranking_metrics(table[o].to_numpy(float), found[:, k], weights, clusters, folds)[0]
+    mean = interval(np.nanmean([*areas.values()], 0))
+    about = dict(n_observations=len(areas), mean=mean['value'], low=mean['low'], high=mean['high'])
+    return about | {o: float(a[0]) for o, a in areas.items()}
+
+
+def in_folds(x, table, penalty, splits):
+    "(n, 9) scores of each tested image by the model of its fold, and the fold; NaN and -1 for images that none tests"
+    found, fold = np.full((len(table), len(NINE)), np.nan), np.full(len(table), -1)
+    for k, split in enumerate(splits):
+        test = split == 'test'
+        found[test], fold[test] = scores(x[~test], table[~test], x[test], penalty), k
+    return found, fold
+
+
+def add_pretrained(films):
+    "An encoder of `cxr pretrain`, where there is one -> names of its features"
+    from cxr_lib.training.pretraining import PretrainSettings, pretrained_folder
+
+    settings = PretrainSettings()
+    folder = pretrained_folder(settings)
+    if folder is None:
+        return []
+    weights = dict(image_stages=4, image_weights=str(folder))
+    names = [DRAWN.format(size) for size in (settings.size, 224)]
+    for name, size in zip(names, (settings.size, 224)):
+        films.candidates[name] = (weights | dict(image_size=size), ('grid',))
+    return [*names, SIDE_BY_SIDE]
+
+
+def selection(films, seed):
+    "The rows of all settings, learned and ranked in folds of the training patients alone"
+    table = films.tables['nih_trainval']
+    splits = fold_splits(table, 5, 0.0, seed)
+    for name in [PIXELS, *FEATURES, *add_pretrained(films)]:
+        x = films.features(name, 'nih_trainval')
+        for penalty in PENALTIES:
+            found, fold = in_folds(x, table, penalty, splits)
+            about = dict(protocol='selection', features=name, penalty=penalty, learned_from=len(table))
+            about |= row(table, found, fold, seed, 200)
+            print(f'{name}, penalty {penalty}: {about["mean"]:.3f}', flush=True)
+            yield about
+
+
+def tested(films, name, penalty, seed):
+    "The three tests of a setting"
+    tables, of = films.tables, {where: films.features(name, where) for where in films.tables}
+    learned, x = tables['nih_trainval'], of['nih_trainval']
+    about = dict(features=name, penalty=penalty)
+    for protocol, where in (('trained apart', 'nih'), ('second look', 'nih_test_extra')):
+        found = scores(x, learned, of[where], penalty)
+        yield (
+            dict(protocol=protocol, learned_from=len(learned)) | about | row(tables[where], found, None, seed)
+        )
+    both = pd.concat([tables['nih'], learned], ignore_index=True)
+    own = np.arange(len(both)) < len(tables['nih'])
+    splits = fold_splits(both, 5, 0.0, seed, tested=own)
+    found, fold = in_folds(np.concatenate([of['nih'], x]), both, penalty, splits)
+    n = int(np.mean([(s != 'test').sum() for s in splits]))
+    yield dict(protocol='five folds', learned_from=n) | about | row(both[own], found[own], fold[own], seed)
+
+
+def curve(films, name, penalty, seed, shares=(0.125, 0.25, 0.5)):
+    "The chosen setting learned from a part of the patients; the mean of three draws"
+    table, x = films.tables['nih_trainval'], films.features(name, 'nih_trainval')
+    patients = table.patient_id.unique()
+    for share in shares:
+        parts, sizes = [], []
+        for draw in range(3):
+            kept = np.random.default_rng([seed, draw]).permutation(patients)[: round(share * len(patients))]
+            at = table.patient_id.isin(kept).to_numpy()
+            found = scores(x[at], table[at], films.features(name, 'nih'), penalty)
+            parts.append(row(films.tables['nih'], found, None, seed))
+            sizes.append(at.sum())
+        mean = pd.DataFrame(parts).mean().to_dict()
+        yield dict(protocol='curve', features=name, penalty=penalty, learned_from=int(np.mean(sizes))) | mean
+
+
+def public(films, seed):
+    "The public DenseNet-121 on the same test images"
+    for where, protocol in (('nih', 'trained apart'), ('nih_test_extra', 'second look')):
+        file, table = films.data / where / 'published_densenet121_predictions.csv', films.tables[where]
+        if not file.exists():
+            continue
+        theirs = read_external(file)
+        theirs.index = [Path(i).name for i in theirs.index]
+        found = theirs.loc[[Path(i).name for i in table.image], NINE].to_numpy(float)
+        about = dict(protocol=protocol, features='public DenseNet-121')
+        yield about | row(table, found, None, seed)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--data', type=Path, required=True, help='holds nih_trainval, nih and nih_test_extra')
+    parser.add_argument('--seed', type=int, default=0, help='of folds, draws and resamples')
+    parser.add_argument('--out', type=Path, help='also write the table to this CSV file')
+    args = parser.parse_args()
+    started, films = time.perf_counter(), Films(args.data)
+    rows = [*selection(films, args.seed)]
+    best = lambda among: max(among, key=lambda r: r['mean'])
+    chosen, former = best(rows), best([r for r in rows if r['features'] == FORMER])
+    print(f'chosen: {chosen["features"]}, penalty {chosen["penalty"]}', flush=True)
+    for name, penalty in dict.fromkeys((r['features'], r['penalty']) for r in (chosen, former)):
+        rows += tested(films, name, penalty, args.seed)
+    rows += [*curve(films, chosen['features'], chosen['penalty'], args.seed), *public(films, args.seed)]
+    commit = subprocess.run(
+        ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
+    ).stdout.strip()
+    table = pd.DataFrame(rows).round(4).assign(seed=args.seed, commit=commit)
+    with pd.option_context('display.max_columns', 8, 'display.max_rows', None, 'display.width', 140):
+        print(table[['protocol', 'features', 'penalty', 'learned_from', 'mean', 'low', 'high']])
+    print(f'{time.perf_counter() - started:.0f} s')
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(args.out, index=False)
+
+
+if __name__ == '__main__':
+    main()
