@@ -1,4 +1,4 @@
-# make report   make the environment, install, run the five notebooks on simulated patients, say where the report is
+# make report   make the environment, install, run the stages on simulated patients, say where the report is
 # make test     make the environment, install, run every check
 # make docs     make the documentation site: _docs/index.html (Python 3.11 or newer)
 # make test-fast   what the edits since the last commit, or since branch main, reach; under two minutes

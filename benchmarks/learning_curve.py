@@ -2,7 +2,8 @@
 
     python benchmarks/learning_curve.py                     # both worlds, up to about two hours on two cores
     python benchmarks/learning_curve.py --worlds plain --thousands 3 6
-    python benchmarks/learning_curve.py --worlds realistic --thousands 48 --seeds 101 102 103
+    python benchmarks/learning_curve.py --worlds realistic --thousands 48 --drawn 48 --seeds 101 102 103
+    python benchmarks/learning_curve.py --show              # the tables of what has been computed
 
 Of N patients 64 % are learned from and 11 % select the epoch, as in a run of N patients; the test patients are the same
 12,000 for every size of a world and seed. Small sizes get as many steps as 24,000 patients, or 20 passes if that is
@@ -45,6 +46,7 @@ from cxr_lib.simulation.worlds import WORLDS, find_world
 from cxr_lib.training.conditions import derangement, prediction_table
 from cxr_lib.training.dataset import StudyData, predict_logits
 from cxr_lib.training.loop import fit
+from cxr_lib.training.sizes import means, read_sizes, sizes_table, targets_table, wrong_notes_table
 
 THOUSANDS = {'plain': (3, 6, 12, 24, 48), 'realistic': (3, 6, 12, 24, 48, 96)}
 TRAIN, TUNING, N_TEST = 0.6375, 0.1125, 12_000
@@ -209,7 +211,7 @@ def compute(world, seed, patients, drawn, args):
 
 def read(path):
     "The rows that have been computed"
-    return pd.read_csv(path, dtype=dict(overrides=str)).fillna(dict(overrides=''))
+    return pd.read_csv(path, dtype=dict(overrides=str, commit=str)).fillna(dict(overrides=''))
 
 
 def write(path, rows):
@@ -237,6 +239,18 @@ def in_words(mean):
     )
 
 
+def show(path):
+    "Print the tables of a file"
+    rows = read_sizes(path)
+    curve = means(rows)
+    with pd.option_context('display.width', 250):
+        print(sizes_table(curve).to_string(index=False))
+        print('\nTargets, of `realistic` at 48 thousand patients on fresh seeds')
+        fresh = (curve.world == 'realistic') & (curve.patients == 48_000) & (curve.seed > 100)
+        print(targets_table(curve[fresh]).to_string(index=False))
+        print('\nTrained with wrong notes\n' + wrong_notes_table(rows).to_string(index=False))
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -254,7 +268,10 @@ def main():
     parser.add_argument('--overrides', default='', help='of the preset tiny, such as epochs=3')
     parser.add_argument('--bootstrap', type=int, default=1000)
     parser.add_argument('--out', type=Path, default=OUT)
+    parser.add_argument('--show', action='store_true', help='print what the file holds, and compute nothing')
     args = parser.parse_args()
+    if args.show:
+        return show(args.out)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for world in args.worlds:
         usual = THOUSANDS.get(world, THOUSANDS['plain'])

@@ -11,10 +11,10 @@ import pytest
 from conftest import STAGES, Project
 
 from cxr_lib.foundations import run as runs
+from cxr_lib.foundations.files import read_json, write_json
+from cxr_lib.foundations.run import RunFolder
 from cxr_lib.running import execute as runner
 from cxr_lib.running.plan import plan_run
-from cxr_lib.foundations.run import RunFolder
-from cxr_lib.foundations.files import read_json, write_json
 
 
 def same_size_and_time(path, change):
@@ -218,11 +218,25 @@ def in_this_process(notebook, output, parameters, home, *_, **__):
     nbformat.write(nb, output)
 
 
+class NoKernels:
+    "In place of the kernels: the project folder, for each notebook"
+
+    def __init__(self, notebooks, home):
+        self.home = home
+
+    def next(self):
+        return self.home
+
+    def close(self):
+        pass
+
+
 def run_all(plan):
     "A whole run -> what it said"
     screen = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, 'execute', in_this_process)
+        patch.setattr(runner, 'Kernels', NoKernels)
         runner.run_stages(plan, progress=runner.Progress(len(STAGES), screen))
     return screen.getvalue()
 
