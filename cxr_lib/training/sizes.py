@@ -8,7 +8,7 @@ __all__ = ['POINT', 'AREAS', 'WITH_LIMITS', 'TARGETS', 'read_sizes', 'means', 's
 
 # %% ../../nbs/chapters/07_training/15_sizes.ipynb #e0ebcc75
 from pathlib import Path
-import numpy as np, pandas as pd
+import pandas as pd
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from ..foundations.core import OBSERVATIONS
@@ -128,7 +128,7 @@ def plot_sizes(
     for ax in axes[0]:
         known |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
     fig.legend(known.values(), known.keys(), loc='outside lower center', ncols=2, frameon=False)
-    mark_simulated(fig)
+    mark_simulated(fig, True)
     return fig
 
 # %% ../../nbs/chapters/07_training/15_sizes.ipynb #d79b0734
