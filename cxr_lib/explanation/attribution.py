@@ -184,8 +184,10 @@ def spread(
 
 # %% ../../nbs/chapters/09_explanation/04_attribution.ipynb #14018d02
 def _head_weights(head, pooled, columns):
-    "The linear map behind a layer norm -> weights (k, channels) of the pooled tokens, and what is left (k,)"
+    "The linear map behind a layer norm, or none -> weights (k, channels) of the pooled tokens, and what is left (k,)"
     norm, linear = head[0], head[-1]
+    if isinstance(norm, torch.nn.Identity):  # a solved head
+        return linear.weight[columns], linear.bias[columns]
     spread_of = (pooled.var(-1, unbiased=False, keepdim=True) + norm.eps).sqrt()
     weights = linear.weight[columns] * norm.weight
     weights = (weights - weights.mean(-1, keepdim=True)) / spread_of
@@ -195,17 +197,12 @@ def _head_weights(head, pooled, columns):
 
 def _token_parts(model, tokens, columns):
     "(k, tokens) what each token adds to the image logit, and the constant (k,)"
-    n = tokens.shape[1]
-    parts = [tokens.mean(1)]
-    if model.config.pool == 'meanmax':
-        top, where = tokens.max(1)
-        parts.append(top)
-    weights, constant = _head_weights(model.image_head, torch.cat(parts, -1), columns)
-    width = tokens.shape[-1]
-    added = torch.einsum('ktc,kc->kt', tokens, weights[:, :width]) / n
-    if model.config.pool == 'meanmax':
-        added = added.scatter_add(1, where, weights[:, width:] * top)
-    return added, constant
+    with torch.enable_grad():
+        tokens = tokens.detach().requires_grad_(True)
+        pooled = model.pool_image(tokens)
+        weights, constant = _head_weights(model.image_head, pooled.detach(), columns)
+        (gradient,) = torch.autograd.grad((pooled * weights.detach()).sum(), tokens)
+    return (tokens.detach() * gradient).sum(-1), constant.detach()
 
 # %% ../../nbs/chapters/09_explanation/04_attribution.ipynb #80da63c4
 def token_evidence(
@@ -217,7 +214,7 @@ def token_evidence(
     added, constants = [], []
     for part in questions.batches(batch_size):
         answering = Answering(classifier, questions, part, 'image')
-        with torch.inference_mode():
+        with torch.no_grad():
             tokens = answering.encoder.tokens(answering.normalised(answering.pixels))
             own, constant = _token_parts(answering.model, tokens, answering.columns)
         added.append(own.float().cpu().numpy())

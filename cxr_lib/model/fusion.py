@@ -128,15 +128,6 @@ class MultimodalClassifier(nn.Module):
         self.image_head = nn.Sequential(*before, nn.Linear(pooled, n)).requires_grad_(not solved)
         self.note_head = nn.Sequential(nn.LayerNorm(d), nn.Dropout(drop), nn.Linear(d, n))
 
-    def _vectors(self, pool):
-        "How many vectors of an image stand side by side before its head"
-        encoder = self.image_encoder
-        if pool == 'grid' and not encoder.side:
-            raise ValueError(
-                f"{encoder.name} gives no square map, which pool='grid' needs; override pool=mean"
-            )
-        return dict(mean=1, meanmax=2, grid=encoder.n_prefix + HEAD_GRID**2)[pool]
-
     def _freeze(self, config):
         "Frozen encoders, with LoRA or unfrozen blocks where the configuration says so"
         for side in self.sides():

@@ -47,11 +47,14 @@ def of_encoder(name, **more):
     return PretrainedClassifier(model, tokenizer)
 
 
-@pytest.mark.parametrize('pool', ['mean', 'meanmax'])
+SOLVED = dict(pool='grid', image_penalty=30.0, freeze_image=True)
+
+
+@pytest.mark.parametrize('head', [dict(pool='mean'), dict(pool='meanmax'), dict(pool='grid'), SOLVED])
 @pytest.mark.parametrize('encoder', ['resnet8_compare', 'test_vit'])
-def test_evidence_of_tokens_sums_to_the_image_logit_exactly(pixels, pool, encoder):
+def test_evidence_of_tokens_sums_to_the_image_logit_exactly(pixels, head, encoder):
     size = dict(image_size=64) if encoder == 'resnet8_compare' else dict(image_size=160)
-    classifier = of_encoder(encoder, pool=pool, **size)
+    classifier = of_encoder(encoder, **head, **size)
     films = np.random.default_rng(1).integers(0, 255, (3, *[size['image_size']] * 2), np.uint8)
     questions = ask(films, NOTES, PAIRS)
     added, constant = token_evidence(classifier, questions)
