@@ -148,7 +148,6 @@ def one_kind_in(split, n=N):
 SURVIVE = {
     'no label at all': (
         studies(**labels(np.nan)),
-        '06_explanation',
         '07_reasoning',
         {
             'exploration': [
