@@ -14,6 +14,7 @@ from cxr_lib.running.pages import EXTERNAL
 
 MINUTES = [pytest.mark.skipif(os.name == 'nt', reason='signals'), pytest.mark.timeout(2400)]
 SMALL = '-p epochs 1 -p folds 2 -p n_bootstrap 20 -p negative_example false -p probe_encoder false'.split()
+SMALL += ['-p', 'n_explained', '8']
 
 
 # The commands, in a folder that is no checkout

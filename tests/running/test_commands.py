@@ -23,7 +23,7 @@ def home(tmp_path_factory):
 def mine(home):
     "`cxr run --run mine` on simulated patients: killed in training, rerun to a log of a code page without dashes"
     command = (
-        'run --run mine -p n_patients 60 -p seed 1 -p epochs 60 -p n_bootstrap 20 '
+        'run --run mine -p n_patients 60 -p seed 1 -p epochs 60 -p n_bootstrap 20 -p n_explained 20 '
         '-p negative_example false -p probe_encoder false'
     ).split()
     process = started(home, 'cxr_lib.running.command', *command)
@@ -49,7 +49,7 @@ def test_a_simulated_run_ends_with_results_and_a_page(mine, home):
 
 
 def test_a_quick_run_has_a_name_of_its_own_and_says_what_is_small_about_it(home):
-    code, out, err = cxr(home, *'run --quick -p n_patients 60 -p epochs 1 -p n_bootstrap 20'.split())
+    code, out, err = cxr(home, *'run --quick -p n_patients 60 -p epochs 1 -p n_bootstrap 20 -p n_explained 8'.split())
     assert code == 0, err
     said = 'A QUICK RUN: 60 images of 60 patients (at most 1,000 images), 1 epoch of training, 20 resamples.'
     assert said in out

@@ -20,6 +20,7 @@ pytestmark = [
     ),
 ]
 QUICK = '-p epochs 1 -p n_bootstrap 20 -p negative_example false -p probe_encoder false'.split()
+QUICK += ['-p', 'n_explained', '8']
 PUBLISHED = 'published_densenet121_predictions.csv'
 
 
