@@ -373,6 +373,7 @@ def _papermill(notebook, output, parameters, on_cell, **options):
     from papermill.engines import papermill_engines
 
     logging.getLogger('papermill').setLevel(logging.ERROR)  # it warns of comments that it cannot read
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # it tells of cells that a signal has stopped
     papermill_engines.register('cxr', _watched(on_cell))
     braces = lambda path: str(path).replace('{', '{{').replace('}', '}}')  # papermill formats paths
     papermill.execute_notebook(

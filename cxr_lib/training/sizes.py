@@ -79,7 +79,7 @@ def reachable(
     rows: pd.DataFrame,  # as from `read_sizes`
     world: str,  # its name
 ) -> pd.DataFrame:  # means of the points with larger images, best first; may be empty
-    "What a larger network has reached on larger images: a lower limit of what images of this world allow"
+    "What the network has reached on larger images: a lower limit of what images of this world allow"
     found = means(rows, pixels=None, overrides=None)
     found = found[(found.world == world) & (found.pixels > 64)]
     return found.sort_values('fused', ascending=False)

@@ -353,4 +353,4 @@ def test_the_demo_shows_hostile_texts_as_they_are(widget):
         assert '<script' not in part.value and '<img src=x' not in part.value
     page.swaps['image'].click()
     page.save.click()
-    assert page.links.value.count('<a ') == 2 and 'onerror=' not in page.links.value
+    assert page.links.value.count('<a ') == 3 and 'onerror=' not in page.links.value
