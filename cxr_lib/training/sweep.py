@@ -89,6 +89,9 @@ def trial_overrides(
             if value not in GRID['frozen']:
                 raise ValueError(f'frozen is {value!r}; expected {", ".join(GRID["frozen"])}')
             out |= dict(freeze_image=value in ('both', 'image'), freeze_text=value in ('both', 'text'))
+            solved = out.get('image_penalty', PRESETS[preset]['model'].get('image_penalty'))
+            if solved and not out['freeze_image']:
+                out['image_penalty'] = 0.0  # a head is solved for on frozen tokens alone
         else:
             out[name] = value
     if 'note_lr' not in settings and _is_scale([settings.get('lr')]):
