@@ -2,7 +2,7 @@
 
     python benchmarks/main_job.py [--profile] [--against 68dc39d [--repeats 2]] [-- --quick]
 
-Runs the five stages in a folder that is removed afterwards, and prints for each stage the seconds until its first cell
+Runs all stages in a folder that is removed afterwards, and prints for each of the first five stages the seconds until its first cell
 (starting Python), of its cells by the heading above them, of ending Python, and of the HTML page. What follows `--`
 goes to `cxr run`. With `--profile` the stages run once more, each in one process under cProfile, and the library's
 functions that take at least 3 % of a stage are listed with the time inside them (cProfile itself costs time: the shares
