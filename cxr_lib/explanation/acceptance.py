@@ -117,7 +117,7 @@ def judge_maps(
 SCHEMA = 'cxr_lib.explanation/1'
 #: What the main job judges.
 CANDIDATES = ('integrated_gradients', 'evidence_tokens', 'grad_cam')
-_BENCH = 'The bench are {n} simulated patients of the world {world}'
+_BENCH = 'The bench: {n} simulated patients of the world {world}'
 _OUTSIDE = ', who are unlike the images that this model was trained on: a pass is necessary there, and not sufficient'
 
 
