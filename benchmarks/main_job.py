@@ -2,11 +2,11 @@
 
     python benchmarks/main_job.py [--profile] [--against 68dc39d [--repeats 2]] [-- --quick]
 
-Runs all stages in a folder that is removed afterwards, and prints for each of the first five stages the seconds until its first cell
-(starting Python), of its cells by the heading above them, of ending Python, and of the HTML page. What follows `--`
-goes to `cxr run`. With `--profile` the stages run once more, each in one process under cProfile, and the library's
-functions that take at least 3 % of a stage are listed with the time inside them (cProfile itself costs time: the shares
-count; the radiographs are there by then, see `rendering.py`).
+Runs all stages in a folder that is removed afterwards, and prints for each of the first five stages the seconds until
+its first cell (starting Python), of its cells by the heading above them, of ending Python, and of the HTML page. What
+follows `--` goes to `cxr run`. With `--profile` the stages run once more, each in one process under cProfile, and the
+library's functions that take at least 3 % of a stage are listed with the time inside them (cProfile itself costs time:
+the shares count; the radiographs are there by then, see `rendering.py`).
 With `--against` both commits run in turn, each in a git worktree of its own with this environment's libraries, and the
 ratios are printed; wall times need a quiet machine.
 """
