@@ -46,12 +46,11 @@ from cxr_lib.simulation.worlds import WORLDS, find_world
 from cxr_lib.training.conditions import derangement, prediction_table
 from cxr_lib.training.dataset import StudyData, predict_logits
 from cxr_lib.training.loop import fit
-from cxr_lib.training.sizes import means, read_sizes, sizes_table, targets_table, wrong_notes_table
+from cxr_lib.training.sizes import POINT, means, read_sizes, sizes_table, targets_table, wrong_notes_table
 
 THOUSANDS = {'plain': (3, 6, 12, 24, 48), 'realistic': (3, 6, 12, 24, 48, 96)}
 TRAIN, TUNING, N_TEST = 0.6375, 0.1125, 12_000
 OUT = Path(__file__).parent / 'results' / 'learning_curve.csv'
-KEY = ['world', 'seed', 'patients', 'pixels', 'overrides']
 FULL, MOST_EPOCHS = 24_000, 20  # patients of whom the preset's epochs are enough; passes over fewer
 
 
@@ -218,15 +217,15 @@ def write(path, rows):
     "Add rows to the file, in order of their keys"
     known = read(path) if path.exists() else rows.iloc[:0]
     table = pd.concat([known, rows] if len(known) else [rows], ignore_index=True)
-    front = [*KEY, 'observation']
-    table = table[[*front, *[c for c in table if c not in front]]].sort_values(KEY, kind='stable')
+    front = [*POINT, 'observation']
+    table = table[[*front, *[c for c in table if c not in front]]].sort_values(POINT, kind='stable')
     with atomic_path(path) as tmp:
         table.to_csv(tmp, index=False)
 
 
 def is_there(path, *key):
     "Has this size been computed?"
-    return path.exists() and (read(path)[KEY] == list(key)).all(axis=1).any()
+    return path.exists() and (read(path)[POINT] == list(key)).all(axis=1).any()
 
 
 def in_words(mean):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MIN_CASES', 'BRANCHES', 'bin_edges', 'bin_of', 'reliability_bins', 'calibration_error', 'brier_score',
-           'resampled_calibration_error', 'calibration_interval', 'scale_temperature', 'fit_temperature', 'fit_platt',
-           'fit_isotonic', 'log_loss', 'fit_calibration', 'check_calibration', 'apply_calibration', 'prediction_matrix',
-           'fit_calibrations', 'calibrated', 'calibrated_thresholds', 'calibration_table', 'plot_calibration',
-           'calibration']
+           'resampled_calibration_error', 'calibration_interval', 'log_odds', 'scale_temperature', 'fit_temperature',
+           'fit_platt', 'fit_isotonic', 'log_loss', 'fit_calibration', 'check_calibration', 'apply_calibration',
+           'prediction_matrix', 'fit_calibrations', 'calibrated', 'calibrated_thresholds', 'calibration_table',
+           'plot_calibration', 'calibration']
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #a1e447ea
 import numpy as np, pandas as pd
@@ -141,7 +141,9 @@ def calibration_interval(
     return dict(ece=ece, ece_low=low, ece_high=float(np.clip(high, ece, 1)))
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #6e876d31
-def _log_odds(probabilities):
+def log_odds(
+    probabilities,  # any shape
+) -> np.ndarray:  # the same shape
     "Log odds, of probabilities kept 1e-7 off 0 and 1"
     return special.logit(np.clip(np.asarray(probabilities, float), 1e-7, 1 - 1e-7))
 
@@ -151,7 +153,7 @@ def scale_temperature(
     temperature,  # above 1 softens, below 1 sharpens; broadcasts
 ) -> np.ndarray:  # probabilities
     "Divide the log odds by a temperature"
-    return special.expit(_log_odds(probabilities) / temperature)
+    return special.expit(log_odds(probabilities) / temperature)
 
 
 def fit_temperature(
@@ -160,7 +162,7 @@ def fit_temperature(
 ) -> float:  # from 1/20 to 20; NaN unless both classes are there
     "The temperature with the highest likelihood (Guo et al. 2017)"
     labels, p = _checked(labels, probabilities)
-    logits = _log_odds(p)
+    logits = log_odds(p)
     if len(np.unique(labels)) < 2:
         return float('nan')
 
@@ -182,7 +184,7 @@ def fit_platt(
     n_positive, n_negative = labels.sum(), (1 - labels).sum()
     if not n_positive or not n_negative:
         return float('nan'), float('nan')
-    logits = _log_odds(p)[:, None]
+    logits = log_odds(p)[:, None]
     target = np.where(labels == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
     both = np.concatenate([logits, logits]), np.repeat([1, 0], len(labels))
     model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)  # an infinite C is no penalty
@@ -362,7 +364,7 @@ def apply_calibration(
     if method == 'temperature':
         return scale_temperature(p, np.array([m['temperature'] for m in found]))
     slope, intercept = (np.array([m[k] for m in found]) for k in ('slope', 'intercept'))
-    return special.expit(slope * _log_odds(p) + intercept)
+    return special.expit(slope * log_odds(p) + intercept)
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #efea1dbe
 #: Branch of the model -> the conditions that it answers.

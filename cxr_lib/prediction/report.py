@@ -9,8 +9,8 @@ __all__ = ['CERTAINTY', 'ABOUT_MODEL', 'model_certainty', 'study_numbers', 'with
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np
-from scipy.special import logit
 from ..foundations.files import is_file, read_json
+from ..metrics.calibration import log_odds
 from ..model.weights import CheckpointError
 from ..reasoning.certainty import check_certainty
 from ..reasoning.differential import StudyNumbers, make_differential
@@ -44,17 +44,12 @@ def model_certainty(
 ABOUT_MODEL = ('simulated_model', 'not_evaluated', 'at_chance')
 
 
-def _log_odds(p):
-    "Log odds of probabilities, finite"
-    return logit(np.clip(np.asarray(p, float), 1e-7, 1 - 1e-7))
-
-
 def _bill(prediction, base):
     "The parts of the log odds, with the base rate taken off image and note"
     splits = [a.split for a in prediction.observations]
     if None in splits:
         return {}
-    b = np.zeros(len(splits)) if base is None else _log_odds(base)
+    b = np.zeros(len(splits)) if base is None else log_odds(base)
     parts = {name: np.array([getattr(s, name) for s in splits]) for name in ('image', 'note', 'interaction')}
     shift = {'image': -b, 'note': -b, 'interaction': b}
     return {'base': b} | {name: value + shift[name] for name, value in parts.items()}
@@ -66,7 +61,7 @@ def _sentence_changes(prediction):
     names = [a.observation for a in prediction.observations]
     for s in prediction.sentences:
         change = np.array([s.change[o] for o in names])
-        yield s.text, _log_odds(after) - _log_odds((after - change).clip(0, 1))
+        yield s.text, log_odds(after) - log_odds((after - change).clip(0, 1))
 
 # %% ../../nbs/chapters/11_prediction/10_report.ipynb #7ebbf4ae
 def study_numbers(

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from ..evaluation.conformal import predict_sets
 from ..explanation.bill import base_rates
 from ..foundations.core import OBSERVATIONS, number_text
-from ..metrics.calibration import calibrated, prediction_matrix
+from ..metrics.calibration import calibrated, log_odds, prediction_matrix
 from .certainty import SET_STATUS, band_of, is_sure
 from .certainty import phrase_frequencies, stated_probabilities
 from .differential import URGENT, Differential, StudyNumbers, make_differential
@@ -52,7 +52,7 @@ def _bills(rows, calibrations):
         name: np.zeros((len(rows), len(OBSERVATIONS))) for name in ('base', 'image', 'note', 'interaction')
     }
     raw = [prediction_matrix(rows, c) for c in ('image_only', 'note_only', 'fused')]
-    image, note, fused = (logit(np.clip(p, 1e-7, 1 - 1e-7)) for p in raw)
+    image, note, fused = (log_odds(p) for p in raw)
     is_calibrated = np.zeros(len(rows), bool)
     for fold in rows['fold'].unique():
         maps = calibrations.get(str(int(fold)), {})

@@ -203,6 +203,16 @@ def _colour_bar(fig, ax, drawn):
     bar.set_ylabel(f'share of maximum\n{NOT_LOCALISATION}', fontsize=7.5)
 
 # %% ../../nbs/06_explanation.ipynb #9c588890
+def _frame(rows, more, hspace):
+    "A figure with four pictures in each row and room for a colour bar at the right, and its grid"
+    import matplotlib.pyplot as plt
+
+    height = 2.75 * rows + more
+    fig = plt.figure(figsize=(10, height), layout='none')
+    edges = dict(left=0.01, right=0.90, top=1 - 0.3 / height, bottom=0.75 / height)
+    return fig, fig.add_gridspec(rows, 4, hspace=hspace, wspace=0.06, **edges)
+
+
 def plot_gallery(
     films: Films,
     cases: Mapping,  # observation -> kind -> name, as from `choose_cases`
@@ -214,10 +224,7 @@ def plot_gallery(
     "Three cases of each observation, with their bills and the maps that may be shown"
     import matplotlib.pyplot as plt
 
-    height = 2.75 * len(cases) + 0.4
-    fig = plt.figure(figsize=(10, height), layout='none')
-    edges = dict(left=0.01, right=0.90, top=1 - 0.3 / height, bottom=0.75 / height)
-    grid = fig.add_gridspec(len(cases), 4, width_ratios=(1, 1, 1, 1), hspace=0.34, wspace=0.06, **edges)
+    fig, grid = _frame(len(cases), 0.4, 0.34)
     for row, (o, of) in enumerate(cases.items()):
         _row_title(fig.add_subplot(grid[row, 0]), o, map_for(explanation, o)[1])
         bar = None
@@ -280,10 +287,7 @@ def plot_looking(
     "The same note with other images, one observation in a row"
     import matplotlib.pyplot as plt
 
-    height = 2.75 * len(looked) + 0.5
-    fig = plt.figure(figsize=(10, height), layout='none')
-    edges = dict(left=0.01, right=0.90, top=1 - 0.3 / height, bottom=0.75 / height)
-    grid = fig.add_gridspec(len(looked), 4, hspace=0.45, wspace=0.06, **edges)
+    fig, grid = _frame(len(looked), 0.5, 0.45)
     for row, (o, films) in enumerate(looked.items()):
         bar = None
         for column, name in enumerate(films.names):
