@@ -46,7 +46,7 @@ def check_small_run(home: Path):
     metrics = json.loads((home / 'reports' / 'small' / 'metrics.json').read_text(encoding='utf-8'))
     fused = metrics['conditions']['fused']['means']['evaluable']
     print(f'small run: mean AUROC {fused["auroc"]:.3f} [{fused["low"]:.3f}, {fused["high"]:.3f}]', flush=True)
-    if fused['auroc'] < 0.65 or fused['low'] <= 0.5:
+    if fused['auroc'] < 0.62 or fused['low'] <= 0.5:  # 0.67 to 0.69 with seeds 0 to 2, on one processor
         sys.exit(
             'the small run is not better than chance: its defaults (n_patients of 01_exploration) have to change'
         )

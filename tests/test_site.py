@@ -74,7 +74,7 @@ def test_a_page_shows_signatures_and_parameters_and_folds_code(pages):
     assert '### `check_source` {#check_source}' in chapter and '??? example "The code"' in chapter
     assert '# Colab only' not in chapter and '#| export' not in chapter
     stage = (pages.folder / '01_exploration.md').read_text(encoding='utf-8')
-    assert re.search(r'^\| `n_patients[^`]*` \| `1500` \| simulated patients to draw', stage, re.M)
+    assert re.search(r'^\| `n_patients[^`]*` \| `2500` \| simulated patients to draw', stage, re.M)
 
 
 # What the pages are made of

@@ -235,7 +235,7 @@ def exploration_stage(  # noqa: PLR0913  a stage's arguments are its notebook's 
     blank: str = 'keep',  # images of one gray value: 'keep', 'exclude' or 'refuse'
     scan: int = 2000,  # images to decode for statistics; 0: all
     max_images: int = 0,  # at most this many images, whole patients drawn at random; 0: all
-    n_patients: int = 1500,  # simulated patients
+    n_patients: int = 2500,  # simulated patients
     image_size: int = 128,  # pixels of simulated radiographs
     world: str = '',  # of simulated patients, one of `simulation.worlds.WORLDS`; '': the default
     tuning_fraction: float = 0.15,  # share of patients for tuning
