@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'MARGIN', 'SCHEMA', 'CANDIDATES', 'judge_observation', 'judge_maps', 'judge_method', 'judge_checkpoint',
-           'best_method', 'map_for', 'check_explanation', 'acceptance_table', 'acceptance_sentences', 'plot_acceptance',
-           'deserves_belief']
+           'best_method', 'map_for', 'check_explanation', 'zone_for', 'acceptance_table', 'acceptance_sentences',
+           'plot_acceptance', 'deserves_belief']
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #078c8af9
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #1b41e7cb
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
@@ -20,8 +20,16 @@ from ..simulation.causes import SIGNS
 from .attribution import METHODS, attribute_each
 from .bench import CALLED, FOCAL, Bench, choose_settings, draw_bench
 from .bench import hits, location_prior, randomised, true_falls
+from cxr_lib.explanation.zones import (
+    judge_zones,
+    name_zone,
+    usual_landmarks,
+    zone_counts,
+    zone_map,
+    zone_words,
+)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #b6c6f95b
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #bfaf300a
 #: Patients with a finding, below whom no verdict is given (assumed).
 FEWEST = 8
 #: By how much a hit rate must be higher to mean anything to a reader (assumed); where tops are flat, hits are shares.
@@ -65,7 +73,7 @@ def judge_observation(
     reason = _why_not(len(hit), found)
     return found | dict(n_patients=len(hit), accepted=not reason, reason=reason)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #fafa8dbc
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ea8779bb
 def _clearly_more(difference):
     "Is a difference of hit rates worth speaking of, and its interval above 0?"
     return difference['value'] >= MARGIN and difference['low'] > 0
@@ -85,7 +93,7 @@ def _why_not(n, found):
         return 'what it shows does not go with what the answer loses when the finding is taken away'
     return ''
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #df013941
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #29409072
 def judge_maps(
     maps: np.ndarray,  # (k, size, size), one for each pair of the bench
     random_maps: Sequence[np.ndarray],  # of the same method on random weights, one for each seed
@@ -93,7 +101,9 @@ def judge_maps(
     falls: np.ndarray,  # (k,) as from `true_falls`
     n_bootstrap: int = 1000,  # resamples of patients
     seed: int = 0,
-) -> dict:  # observation -> hit_rate, location_prior, ... (value, low, high), n_patients, accepted, reason
+) -> (
+    dict
+):  # observation -> hit_rate, location_prior, ... (value, low, high), n_patients, accepted, reason, zone
     "The verdict on one method for every sign"
     parts = dict(
         hit=hits(maps, bench.masks),
@@ -111,9 +121,20 @@ def judge_maps(
             )
         else:
             found[o] = dict(n_patients=0, accepted=False, reason=_why_not(0, {}))
+    return _with_zones(found, maps, bench, n_bootstrap, seed)
+
+
+def _with_zones(found, maps, bench, n_bootstrap, seed):
+    "The verdicts; where a map is accepted, also the one on the zones that it names"
+    passed = [o for o, v in found.items() if v['accepted']]
+    words = zone_words(maps, bench) if passed else None
+    for o in passed:
+        own = words[words.observation == o]
+        counts = dict(counts=zone_counts(own))
+        found[o]['zone'] = judge_zones(own, FEWEST, n_bootstrap, seed) | counts
     return found
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #88c8cb44
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #fbcc9326
 SCHEMA = 'cxr_lib.explanation/1'
 #: What the main job judges.
 CANDIDATES = ('integrated_gradients', 'evidence_tokens', 'grad_cam')
@@ -145,7 +166,7 @@ def judge_method(
     random_maps = [draw(randomised(classifier, seed)) for seed in range(seeds)]
     return judge_maps(draw(classifier), random_maps, bench, falls, n_bootstrap)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #0c2e3d87
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #d4979da1
 def judge_checkpoint(
     classifier: PretrainedClassifier,
     methods: Sequence[str] = CANDIDATES,  # names
@@ -191,7 +212,7 @@ def best_method(
     best = max(methods, key=worth, default=None)
     return best if best and worth(best)[0] else None
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #113905ff
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #e0f52e62
 def map_for(
     explanation: Mapping | None,  # content of explanation.json; None: the model has none
     observation: str,  # one of `OBSERVATIONS`
@@ -239,7 +260,21 @@ def check_explanation(
         )
     return content
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #c991f7b3
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #8f3160db
+def zone_for(
+    explanation: Mapping,  # content of explanation.json
+    method: str,  # as from `map_for`
+    observation: str,  # one of `OBSERVATIONS`
+    heat: np.ndarray,  # (size, size) its map
+) -> tuple[str, float]:  # '' where the place may not be named; and the share of the heat that lies in it
+    "The zone that an accepted map points to, if the names of its maps were right often enough"
+    verdict = explanation['methods'][method].get(observation, {})
+    tested = verdict.get('accepted') and verdict.get('zone', {}).get('accepted')
+    if not tested or not explanation['bench']['in_distribution']:
+        return '', 0.0
+    return name_zone(heat, zone_map(usual_landmarks(explanation['bench']['world']), len(heat)))
+
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #95ad4dac
 def acceptance_table(
     explanation: Mapping,  # content of explanation.json
 ) -> pd.DataFrame:  # one row per method and observation
@@ -283,7 +318,7 @@ def acceptance_sentences(
     shown = f'Maps are drawn by {METHODS[default][1]} where it is accepted' if default else 'No map is shown'
     return [*said, f'{shown}; elsewhere the reason stands in the place of a map.' if default else f'{shown}.']
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #829e4e55
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #bf390fd9
 def _draw_verdicts(ax, of, title):
     "One method: hit rates with intervals, and marks of what they have to beat"
     for y, o in enumerate(SIGNS):
@@ -325,7 +360,7 @@ def plot_acceptance(
     plt.close(fig)
     return mark_simulated(fig, True)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #8dda410e
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #7373f436
 def deserves_belief(
     source: str | Path,  # folder of a run or of a model, or an id on the Hub
     methods: Sequence[str] = CANDIDATES,  # names, of `METHODS`
