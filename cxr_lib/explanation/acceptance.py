@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'MARGIN', 'SCHEMA', 'CANDIDATES', 'judge_observation', 'judge_maps', 'judge_method', 'judge_checkpoint',
-           'best_method', 'map_for', 'check_explanation', 'zone_for', 'acceptance_table', 'acceptance_sentences',
-           'plot_acceptance', 'deserves_belief']
+           'best_method', 'map_for', 'check_explanation', 'names_zones', 'zone_for', 'acceptance_table',
+           'acceptance_sentences', 'plot_acceptance', 'named_observations', 'named_zones', 'deserves_belief']
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #1b41e7cb
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #c52adda4
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 from scipy.stats import rankdata
-from ..foundations.core import OBSERVATIONS, short_name
+from ..foundations.core import OBSERVATIONS, number_text, short_name
 from ..foundations.figures import BLUE, GREY, ORANGE, SILVER, draw_interval, mark_simulated
 from ..metrics.ranking import interval
 from ..model.classifier import PretrainedClassifier
@@ -20,16 +20,10 @@ from ..simulation.causes import SIGNS
 from .attribution import METHODS, attribute_each
 from .bench import CALLED, FOCAL, Bench, choose_settings, draw_bench
 from .bench import hits, location_prior, randomised, true_falls
-from cxr_lib.explanation.zones import (
-    judge_zones,
-    name_zone,
-    usual_landmarks,
-    zone_counts,
-    zone_map,
-    zone_words,
-)
+from .zones import ZONES, judge_zones, name_zone, usual_landmarks
+from .zones import zone_counts, zone_map, zone_table, zone_words
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #bfaf300a
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #54f18f88
 #: Patients with a finding, below whom no verdict is given (assumed).
 FEWEST = 8
 #: By how much a hit rate must be higher to mean anything to a reader (assumed); where tops are flat, hits are shares.
@@ -73,7 +67,7 @@ def judge_observation(
     reason = _why_not(len(hit), found)
     return found | dict(n_patients=len(hit), accepted=not reason, reason=reason)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ea8779bb
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ea6573f7
 def _clearly_more(difference):
     "Is a difference of hit rates worth speaking of, and its interval above 0?"
     return difference['value'] >= MARGIN and difference['low'] > 0
@@ -93,7 +87,7 @@ def _why_not(n, found):
         return 'what it shows does not go with what the answer loses when the finding is taken away'
     return ''
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #29409072
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #fa553bac
 def judge_maps(
     maps: np.ndarray,  # (k, size, size), one for each pair of the bench
     random_maps: Sequence[np.ndarray],  # of the same method on random weights, one for each seed
@@ -134,7 +128,7 @@ def _with_zones(found, maps, bench, n_bootstrap, seed):
         found[o]['zone'] = judge_zones(own, FEWEST, n_bootstrap, seed) | counts
     return found
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #fbcc9326
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #d4a66676
 SCHEMA = 'cxr_lib.explanation/1'
 #: What the main job judges.
 CANDIDATES = ('integrated_gradients', 'evidence_tokens', 'grad_cam')
@@ -166,7 +160,7 @@ def judge_method(
     random_maps = [draw(randomised(classifier, seed)) for seed in range(seeds)]
     return judge_maps(draw(classifier), random_maps, bench, falls, n_bootstrap)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #d4979da1
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #b608bfc3
 def judge_checkpoint(
     classifier: PretrainedClassifier,
     methods: Sequence[str] = CANDIDATES,  # names
@@ -212,7 +206,7 @@ def best_method(
     best = max(methods, key=worth, default=None)
     return best if best and worth(best)[0] else None
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #e0f52e62
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #3cc9386c
 def map_for(
     explanation: Mapping | None,  # content of explanation.json; None: the model has none
     observation: str,  # one of `OBSERVATIONS`
@@ -260,21 +254,30 @@ def check_explanation(
         )
     return content
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #8f3160db
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #31f514ec
+def names_zones(
+    explanation: Mapping,  # content of explanation.json
+    method: str,  # as from `map_for`
+    observation: str,  # one of `OBSERVATIONS`
+) -> bool:
+    "Were the zones that these maps name right often enough, on patients like those of the model?"
+    verdict = explanation['methods'][method].get(observation, {})
+    tested = verdict.get('accepted') and verdict.get('zone', {}).get('accepted')
+    return bool(tested and explanation['bench']['in_distribution'])
+
+
 def zone_for(
     explanation: Mapping,  # content of explanation.json
     method: str,  # as from `map_for`
     observation: str,  # one of `OBSERVATIONS`
     heat: np.ndarray,  # (size, size) its map
 ) -> tuple[str, float]:  # '' where the place may not be named; and the share of the heat that lies in it
-    "The zone that an accepted map points to, if the names of its maps were right often enough"
-    verdict = explanation['methods'][method].get(observation, {})
-    tested = verdict.get('accepted') and verdict.get('zone', {}).get('accepted')
-    if not tested or not explanation['bench']['in_distribution']:
+    "The zone that an accepted map points to"
+    if not names_zones(explanation, method, observation):
         return '', 0.0
     return name_zone(heat, zone_map(usual_landmarks(explanation['bench']['world']), len(heat)))
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #95ad4dac
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #2ac0cf00
 def acceptance_table(
     explanation: Mapping,  # content of explanation.json
 ) -> pd.DataFrame:  # one row per method and observation
@@ -318,7 +321,7 @@ def acceptance_sentences(
     shown = f'Maps are drawn by {METHODS[default][1]} where it is accepted' if default else 'No map is shown'
     return [*said, f'{shown}; elsewhere the reason stands in the place of a map.' if default else f'{shown}.']
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #bf390fd9
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #91a4e76a
 def _draw_verdicts(ax, of, title):
     "One method: hit rates with intervals, and marks of what they have to beat"
     for y, o in enumerate(SIGNS):
@@ -360,7 +363,49 @@ def plot_acceptance(
     plt.close(fig)
     return mark_simulated(fig, True)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #7373f436
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #e2a587d6
+def _zone_verdicts(explanation):
+    "Observation -> verdict on the zones that its maps name, of the method that is shown"
+    found = {}
+    for o in SIGNS:
+        method, _ = map_for(explanation, o)
+        if method and 'zone' in explanation['methods'][method][o]:
+            found[o] = explanation['methods'][method][o]['zone']
+    return found
+
+
+def named_observations(
+    explanation: Mapping,  # content of explanation.json
+) -> pd.DataFrame:  # one row per observation with an accepted map; text for reading
+    "How often the zone that a map names holds the finding, by observation"
+    show = lambda v, k: number_text(*(v[k][end] for end in ('value', 'low', 'high')), 2) if k in v else ''  # noqa: E731
+    rows = [
+        {
+            'observation': o,
+            'patients': v['n'],
+            'with a name': v['named'],
+            'named zones that hold it': show(v, 'precision'),
+            'the usual zones': show(v, 'prior'),
+            'its zones that are named': show(v, 'recall'),
+            'in the text': 'yes' if v['accepted'] else f'no: {v["reason"]}',
+        }
+        for o, v in _zone_verdicts(explanation).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def named_zones(
+    explanation: Mapping,  # content of explanation.json
+) -> pd.DataFrame:  # one row per zone; text for reading
+    "The same by zone, over all observations with an accepted map"
+    total = {}
+    for v in _zone_verdicts(explanation).values():
+        for c in v['counts']:
+            own = total.setdefault(c['zone'], dict.fromkeys(('stated', 'true', 'there'), 0))
+            total[c['zone']] = {k: n + c[k] for k, n in own.items()}
+    return zone_table([dict(zone=z) | total[z] for z in ZONES if z in total])
+
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #d0e497de
 def deserves_belief(
     source: str | Path,  # folder of a run or of a model, or an id on the Hub
     methods: Sequence[str] = CANDIDATES,  # names, of `METHODS`
