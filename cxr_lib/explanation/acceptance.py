@@ -7,7 +7,7 @@ __all__ = ['FEWEST', 'MARGIN', 'SCHEMA', 'CANDIDATES', 'judge_observation', 'jud
            'best_method', 'map_for', 'check_explanation', 'names_zones', 'zone_for', 'acceptance_table',
            'acceptance_sentences', 'plot_acceptance', 'named_observations', 'named_zones', 'deserves_belief']
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #c52adda4
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #2875230c
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
@@ -23,7 +23,7 @@ from .bench import hits, location_prior, randomised, true_falls
 from .zones import ZONES, judge_zones, name_zone, usual_landmarks
 from .zones import zone_counts, zone_map, zone_table, zone_words
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #54f18f88
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #539d0720
 #: Patients with a finding, below whom no verdict is given (assumed).
 FEWEST = 8
 #: By how much a hit rate must be higher to mean anything to a reader (assumed); where tops are flat, hits are shares.
@@ -67,7 +67,7 @@ def judge_observation(
     reason = _why_not(len(hit), found)
     return found | dict(n_patients=len(hit), accepted=not reason, reason=reason)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ea6573f7
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #588fbdcc
 def _clearly_more(difference):
     "Is a difference of hit rates worth speaking of, and its interval above 0?"
     return difference['value'] >= MARGIN and difference['low'] > 0
@@ -87,7 +87,7 @@ def _why_not(n, found):
         return 'what it shows does not go with what the answer loses when the finding is taken away'
     return ''
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #fa553bac
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #70309e85
 def judge_maps(
     maps: np.ndarray,  # (k, size, size), one for each pair of the bench
     random_maps: Sequence[np.ndarray],  # of the same method on random weights, one for each seed
@@ -128,7 +128,7 @@ def _with_zones(found, maps, bench, n_bootstrap, seed):
         found[o]['zone'] = judge_zones(own, FEWEST, n_bootstrap, seed) | counts
     return found
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #d4a66676
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #5b921ddf
 SCHEMA = 'cxr_lib.explanation/1'
 #: What the main job judges.
 CANDIDATES = ('integrated_gradients', 'evidence_tokens', 'grad_cam')
@@ -160,7 +160,7 @@ def judge_method(
     random_maps = [draw(randomised(classifier, seed)) for seed in range(seeds)]
     return judge_maps(draw(classifier), random_maps, bench, falls, n_bootstrap)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #b608bfc3
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #3303342c
 def judge_checkpoint(
     classifier: PretrainedClassifier,
     methods: Sequence[str] = CANDIDATES,  # names
@@ -206,7 +206,7 @@ def best_method(
     best = max(methods, key=worth, default=None)
     return best if best and worth(best)[0] else None
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #3cc9386c
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ab777045
 def map_for(
     explanation: Mapping | None,  # content of explanation.json; None: the model has none
     observation: str,  # one of `OBSERVATIONS`
@@ -254,7 +254,7 @@ def check_explanation(
         )
     return content
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #31f514ec
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ac02e20b
 def names_zones(
     explanation: Mapping,  # content of explanation.json
     method: str,  # as from `map_for`
@@ -277,7 +277,7 @@ def zone_for(
         return '', 0.0
     return name_zone(heat, zone_map(usual_landmarks(explanation['bench']['world']), len(heat)))
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #2ac0cf00
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #86303fbb
 def acceptance_table(
     explanation: Mapping,  # content of explanation.json
 ) -> pd.DataFrame:  # one row per method and observation
@@ -321,7 +321,7 @@ def acceptance_sentences(
     shown = f'Maps are drawn by {METHODS[default][1]} where it is accepted' if default else 'No map is shown'
     return [*said, f'{shown}; elsewhere the reason stands in the place of a map.' if default else f'{shown}.']
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #91a4e76a
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #cdd0ee8e
 def _draw_verdicts(ax, of, title):
     "One method: hit rates with intervals, and marks of what they have to beat"
     for y, o in enumerate(SIGNS):
@@ -363,11 +363,11 @@ def plot_acceptance(
     plt.close(fig)
     return mark_simulated(fig, True)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #e2a587d6
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #7ca99126
 def _zone_verdicts(explanation):
     "Observation -> verdict on the zones that its maps name, of the method that is shown"
     found = {}
-    for o in SIGNS:
+    for o in [o for o in SIGNS if any(o in of for of in explanation['methods'].values())]:
         method, _ = map_for(explanation, o)
         if method and 'zone' in explanation['methods'][method][o]:
             found[o] = explanation['methods'][method][o]['zone']
@@ -405,7 +405,7 @@ def named_zones(
             total[c['zone']] = {k: n + c[k] for k, n in own.items()}
     return zone_table([dict(zone=z) | total[z] for z in ZONES if z in total])
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #d0e497de
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #1ae55a0b
 def deserves_belief(
     source: str | Path,  # folder of a run or of a model, or an id on the Hub
     methods: Sequence[str] = CANDIDATES,  # names, of `METHODS`
