@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEWEST', 'MARGIN', 'SCHEMA', 'CANDIDATES', 'judge_observation', 'judge_maps', 'judge_method', 'judge_checkpoint',
            'best_method', 'map_for', 'check_explanation', 'names_zones', 'zone_for', 'acceptance_table',
-           'acceptance_sentences', 'plot_acceptance', 'named_observations', 'named_zones', 'deserves_belief']
+           'acceptance_sentences', 'plot_acceptance', 'named_observations', 'deserves_belief']
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #2875230c
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #fd40d53e
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
@@ -20,10 +20,9 @@ from ..simulation.causes import SIGNS
 from .attribution import METHODS, attribute_each
 from .bench import CALLED, FOCAL, Bench, choose_settings, draw_bench
 from .bench import hits, location_prior, randomised, true_falls
-from .zones import ZONES, judge_zones, name_zone, usual_landmarks
-from .zones import zone_counts, zone_map, zone_table, zone_words
+from .zones import judge_zones, name_zone, usual_landmarks, zone_map, zone_words
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #539d0720
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #dda7d8c1
 #: Patients with a finding, below whom no verdict is given (assumed).
 FEWEST = 8
 #: By how much a hit rate must be higher to mean anything to a reader (assumed); where tops are flat, hits are shares.
@@ -67,7 +66,7 @@ def judge_observation(
     reason = _why_not(len(hit), found)
     return found | dict(n_patients=len(hit), accepted=not reason, reason=reason)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #588fbdcc
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #0969236d
 def _clearly_more(difference):
     "Is a difference of hit rates worth speaking of, and its interval above 0?"
     return difference['value'] >= MARGIN and difference['low'] > 0
@@ -87,7 +86,7 @@ def _why_not(n, found):
         return 'what it shows does not go with what the answer loses when the finding is taken away'
     return ''
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #70309e85
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #d40b804d
 def judge_maps(
     maps: np.ndarray,  # (k, size, size), one for each pair of the bench
     random_maps: Sequence[np.ndarray],  # of the same method on random weights, one for each seed
@@ -123,12 +122,10 @@ def _with_zones(found, maps, bench, n_bootstrap, seed):
     passed = [o for o, v in found.items() if v['accepted']]
     words = zone_words(maps, bench) if passed else None
     for o in passed:
-        own = words[words.observation == o]
-        counts = dict(counts=zone_counts(own))
-        found[o]['zone'] = judge_zones(own, FEWEST, n_bootstrap, seed) | counts
+        found[o]['zone'] = judge_zones(words[words.observation == o], FEWEST, n_bootstrap, seed)
     return found
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #5b921ddf
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ce8268dc
 SCHEMA = 'cxr_lib.explanation/1'
 #: What the main job judges.
 CANDIDATES = ('integrated_gradients', 'evidence_tokens', 'grad_cam')
@@ -160,7 +157,7 @@ def judge_method(
     random_maps = [draw(randomised(classifier, seed)) for seed in range(seeds)]
     return judge_maps(draw(classifier), random_maps, bench, falls, n_bootstrap)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #3303342c
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #907f10d2
 def judge_checkpoint(
     classifier: PretrainedClassifier,
     methods: Sequence[str] = CANDIDATES,  # names
@@ -206,7 +203,7 @@ def best_method(
     best = max(methods, key=worth, default=None)
     return best if best and worth(best)[0] else None
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ab777045
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #79493da4
 def map_for(
     explanation: Mapping | None,  # content of explanation.json; None: the model has none
     observation: str,  # one of `OBSERVATIONS`
@@ -254,7 +251,7 @@ def check_explanation(
         )
     return content
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #ac02e20b
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #9c9f7698
 def names_zones(
     explanation: Mapping,  # content of explanation.json
     method: str,  # as from `map_for`
@@ -277,7 +274,7 @@ def zone_for(
         return '', 0.0
     return name_zone(heat, zone_map(usual_landmarks(explanation['bench']['world']), len(heat)))
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #86303fbb
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #31c1ea7b
 def acceptance_table(
     explanation: Mapping,  # content of explanation.json
 ) -> pd.DataFrame:  # one row per method and observation
@@ -321,7 +318,7 @@ def acceptance_sentences(
     shown = f'Maps are drawn by {METHODS[default][1]} where it is accepted' if default else 'No map is shown'
     return [*said, f'{shown}; elsewhere the reason stands in the place of a map.' if default else f'{shown}.']
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #cdd0ee8e
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #bce811a3
 def _draw_verdicts(ax, of, title):
     "One method: hit rates with intervals, and marks of what they have to beat"
     for y, o in enumerate(SIGNS):
@@ -363,7 +360,7 @@ def plot_acceptance(
     plt.close(fig)
     return mark_simulated(fig, True)
 
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #7ca99126
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #34788291
 def _zone_verdicts(explanation):
     "Observation -> verdict on the zones that its maps name, of the method that is shown"
     found = {}
@@ -393,19 +390,7 @@ def named_observations(
     ]
     return pd.DataFrame(rows)
 
-
-def named_zones(
-    explanation: Mapping,  # content of explanation.json
-) -> pd.DataFrame:  # one row per zone; text for reading
-    "The same by zone, over all observations with an accepted map"
-    total = {}
-    for v in _zone_verdicts(explanation).values():
-        for c in v['counts']:
-            own = total.setdefault(c['zone'], dict.fromkeys(('stated', 'true', 'there'), 0))
-            total[c['zone']] = {k: n + c[k] for k, n in own.items()}
-    return zone_table([dict(zone=z) | total[z] for z in ZONES if z in total])
-
-# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #1ae55a0b
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #44637696
 def deserves_belief(
     source: str | Path,  # folder of a run or of a model, or an id on the Hub
     methods: Sequence[str] = CANDIDATES,  # names, of `METHODS`

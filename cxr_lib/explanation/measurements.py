@@ -7,7 +7,7 @@ __all__ = ['MEASUREMENTS', 'WITHIN', 'REAL', 'measure_points', 'Ruler', 'make_ru
            'measurement_errors', 'errors_table', 'draw_measurements', 'measurement_words', 'plot_measurements',
            'judge_measurements', 'measurement_sentences']
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #217ac558
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #d7baba83
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
@@ -18,7 +18,7 @@ from ..metrics.ranking import interval
 from ..simulation.drawing import magnitude
 from .landmarks import Chests, draw_chests, fit_landmarks, part_points
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #af6d84be
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #6e8468c8
 #: measurement -> (its title, the sign that it measures, its tolerance as a share of the width of the thorax; assumed)
 MEASUREMENTS = {
     'cardiothoracic_ratio': ('Cardiothoracic ratio', 'Cardiomegaly', 0.02),
@@ -48,7 +48,7 @@ def measure_points(
     columns = [wide('heart'), wide('mediastinum'), np.maximum(heights, 0)]
     return pd.DataFrame(np.hstack(columns), columns=list(MEASUREMENTS))
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #a5a4d620
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #35df46a3
 #: Share of simulated patients that keep the limit.
 WITHIN = 0.95
 #: Patients of whom the ruler is made, for each patient that it is tested on: fitted on, and for the limit.
@@ -90,7 +90,7 @@ def draw_ruler(
     chests = draw_chests(int(sizes.sum()), 10_000 + seed, world)
     return make_ruler(chests.rows(np.arange(sizes[0])), chests.rows(np.arange(sizes[0], sizes.sum())))
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #3973a95a
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #de86ddfd
 #: Why a real radiograph is not measured.
 REAL = 'the ruler was tested on simulated patients, and is too often wrong on real radiographs'
 _APART = 'two rulers differ by {apart:.2f} widths of the thorax; up to {limit:.2f} is measured'
@@ -128,7 +128,7 @@ def read(
     values.loc[[bool(reason) for reason in reasons]] = np.nan
     return Readings(points, apart, values, reasons)
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #2687026b
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #9e722a56
 #: Standard deviations above the threshold of visibility up to which a finding is faint.
 _FAINT = 1.5
 
@@ -169,7 +169,7 @@ def measurement_errors(
                 found.append(dict(measurement=name, group=group) | _summary(own, tolerance, n_bootstrap, rng))
     return found
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #c205cf20
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #b76ca873
 def errors_table(
     errors: Sequence[Mapping],  # as from `measurement_errors`
 ) -> pd.DataFrame:  # text for reading
@@ -182,13 +182,13 @@ def errors_table(
             'n': e['n'],
             'median error': show(e['median']),
             '90th percentile': show(e['p90']),
-            'within tolerance': f'{e["within"]:.0%} of ±{MEASUREMENTS[e["measurement"]][2]}',
+            'within tolerance': f'{e["within"]:.0%} (±{MEASUREMENTS[e["measurement"]][2]})',
         }
         for e in errors
     ]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #d73a9c60
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #5f5ed8b5
 def _line(ax, ends, color, down, tick=0.02):
     "A line with ticks at its ends"
     ax.plot(*ends.T, color=color, lw=1.6, solid_capstyle='butt')
@@ -232,7 +232,7 @@ def measurement_words(
     ratio, mediastinum, right, left = (values[name] for name in MEASUREMENTS)
     return f'heart {ratio:.2f}, mediastinum {mediastinum:.2f}\nblunting right {right:.2f}, left {left:.2f}'
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #53d1d83a
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #b68a3630
 def plot_measurements(
     chests: Chests,  # simulated patients
     readings: Readings,  # theirs
@@ -259,7 +259,7 @@ def plot_measurements(
     plt.close(fig)
     return mark_simulated(fig, True)
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #4bc8c921
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #554d7ff6
 def _silence(ruler, images):
     "Name of a kind of wrong image -> share of them that is not measured"
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
