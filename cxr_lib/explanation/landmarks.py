@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'LANDMARKS', 'SIDE', 'STEPS', 'part_points', 'true_landmarks', 'Chests', 'draw_chests', 'Ridge', 'fit_ridge',
            'LandmarkHead', 'fit_landmarks']
 
-# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #f0176f03
+# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #97545a8f
 import functools
 from dataclasses import dataclass
 import cv2, numpy as np, pandas as pd
@@ -18,11 +18,13 @@ from ..simulation.findings import DRAW
 from ..simulation.rendering import patient_frame
 from ..simulation.worlds import draw_world, find_world
 
-# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #34763a0c
+# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #56bcee9e
 PARTS = ('thorax', 'heart', 'mediastinum', 'fluid', 'apex', 'dome')
 LANDMARKS = tuple(f'{side} {part}' for part in PARTS for side in ('right', 'left'))
 #: The patient's right and left, as sides of the picture.
 _SIDES = (-1, 1)
+#: Pixels a side of the images that are measured.
+SIDE = 128
 #: Where along the base of a lung its dome is highest, as a share of the width (`simulation.anatomy`).
 _DOME = 0.46
 
@@ -51,7 +53,7 @@ def _at_knob(a):
         borders.append(float(np.interp(y, half[:, 1], half[:, 0])))
     return np.array([(borders[0], y), (max(borders[1], x + radius), y)])
 
-# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #7b10a048
+# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #e75247ad
 #: Pixels a side of the sheet, points along the wall, and how far inside the wall it is looked at.
 _SHEET, _ALONG, _INSIDE = 256, 257, 0.004
 
@@ -81,7 +83,7 @@ def _fluid_tops(
         tops.append((side * wall[top], y[top]))
     return np.array(tops)
 
-# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #aada9e95
+# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #07c59336
 def _body_landmarks(a, strength, seed):
     "Landmarks in body coordinates, (12, 2)"
     thorax = [(side * a.width, a.angles[side]) for side in _SIDES]
@@ -102,11 +104,7 @@ def true_landmarks(
     frame = patient_frame(a, SIDE)
     return (frame.place(body) / 16 + 0.5) / (2 * SIDE)
 
-
-#: Pixels a side of the images that are measured.
-SIDE = 128
-
-# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #22814c39
+# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #2e529cf2
 #: Added to seeds, so that no run and no bench has drawn these patients.
 _APART = 800_000
 
@@ -139,7 +137,7 @@ def draw_chests(
     images = np.stack([simulated_radiograph(p, SIDE, masks=False, world=lived.name).image for p in rows])
     return Chests(patients, images, np.stack([true_landmarks(p) for p in rows]))
 
-# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #e3f64282
+# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #b7dff11e
 @dataclass(frozen=True)
 class Ridge:
     "A linear regression"
@@ -167,7 +165,7 @@ def fit_ridge(
     own = np.diag(inverse) - 1 / (n * ridge)  # the offset was learned from the image too
     return Ridge(mean, spread, z.T @ dual, offset), targets - dual / own[:, None]
 
-# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #dcae08d1
+# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #488d546d
 #: Of each step: distance of the samples and blur, in picture widths.
 STEPS = ((4 / 128, 2 / 128), (2.5 / 128, 1.2 / 128), (1.2 / 128, 0.7 / 128), (1.2 / 128, 0.7 / 128))
 #: Penalty of the first guess, and samples on a side of the square.
@@ -202,7 +200,7 @@ def _look(images, flat, step):
     points = flat.reshape(len(flat), -1, 2)
     return np.stack([_around(image, p, *step) for image, p in zip(images, points)])
 
-# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #d4b2025f
+# %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #1da45ebf
 @dataclass(frozen=True)
 class LandmarkHead:
     "Finds the landmarks of chests"

@@ -7,7 +7,7 @@ __all__ = ['MEASUREMENTS', 'WITHIN', 'REAL', 'measure_points', 'Ruler', 'make_ru
            'measurement_errors', 'errors_table', 'draw_measurements', 'measurement_words', 'plot_measurements',
            'judge_measurements', 'measurement_sentences']
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #d7baba83
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #ee705d7c
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
@@ -18,7 +18,7 @@ from ..metrics.ranking import interval
 from ..simulation.drawing import magnitude
 from .landmarks import Chests, draw_chests, fit_landmarks, part_points
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #6e8468c8
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #3e00c555
 #: measurement -> (its title, the sign that it measures, its tolerance as a share of the width of the thorax; assumed)
 MEASUREMENTS = {
     'cardiothoracic_ratio': ('Cardiothoracic ratio', 'Cardiomegaly', 0.02),
@@ -48,7 +48,7 @@ def measure_points(
     columns = [wide('heart'), wide('mediastinum'), np.maximum(heights, 0)]
     return pd.DataFrame(np.hstack(columns), columns=list(MEASUREMENTS))
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #35df46a3
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #52f5e054
 #: Share of simulated patients that keep the limit.
 WITHIN = 0.95
 #: Patients of whom the ruler is made, for each patient that it is tested on: fitted on, and for the limit.
@@ -90,10 +90,10 @@ def draw_ruler(
     chests = draw_chests(int(sizes.sum()), 10_000 + seed, world)
     return make_ruler(chests.rows(np.arange(sizes[0])), chests.rows(np.arange(sizes[0], sizes.sum())))
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #de86ddfd
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #d48d39ad
 #: Why a real radiograph is not measured.
 REAL = 'the ruler was tested on simulated patients, and is too often wrong on real radiographs'
-_APART = 'two rulers differ by {apart:.2f} widths of the thorax; up to {limit:.2f} is measured'
+_FAR = 'two heads differ by {apart:.2f} widths of the thorax; up to {limit:.2f} is measured'
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,13 @@ def read(
     points, apart = self.points(images)
     reasons = []
     for said, distance in zip(found or [()] * len(images), apart):
-        far = _APART.format(apart=distance, limit=self.limit) if distance > self.limit else ''
+        far = _FAR.format(apart=distance, limit=self.limit) if distance > self.limit else ''
         reasons.append(REAL if real else said[0] if said else far)
     values = measure_points(points)
     values.loc[[bool(reason) for reason in reasons]] = np.nan
     return Readings(points, apart, values, reasons)
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #9e722a56
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #c23c570d
 #: Standard deviations above the threshold of visibility up to which a finding is faint.
 _FAINT = 1.5
 
@@ -169,7 +169,7 @@ def measurement_errors(
                 found.append(dict(measurement=name, group=group) | _summary(own, tolerance, n_bootstrap, rng))
     return found
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #b76ca873
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #db0ba142
 def errors_table(
     errors: Sequence[Mapping],  # as from `measurement_errors`
 ) -> pd.DataFrame:  # text for reading
@@ -188,7 +188,7 @@ def errors_table(
     ]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #5f5ed8b5
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #3944612e
 def _line(ax, ends, color, down, tick=0.02):
     "A line with ticks at its ends"
     ax.plot(*ends.T, color=color, lw=1.6, solid_capstyle='butt')
@@ -232,7 +232,7 @@ def measurement_words(
     ratio, mediastinum, right, left = (values[name] for name in MEASUREMENTS)
     return f'heart {ratio:.2f}, mediastinum {mediastinum:.2f}\nblunting right {right:.2f}, left {left:.2f}'
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #b68a3630
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #e0b09bc4
 def plot_measurements(
     chests: Chests,  # simulated patients
     readings: Readings,  # theirs
@@ -249,7 +249,7 @@ def plot_measurements(
         shown['widest mediastinum'] = values.mediastinal_width.idxmax()
         shown['most fluid'] = blunting.idxmax()
     if not readings.made.all():
-        shown['rulers disagree'] = int(np.where(readings.made, 0, readings.apart).argmax())
+        shown['the heads disagree'] = int(np.where(readings.made, 0, readings.apart).argmax())
     fig, axes = plt.subplots(1, len(shown), figsize=(2.9 * len(shown), 3.9), squeeze=False)
     for ax, (name, i) in zip(axes[0], shown.items()):
         draw_measurements(ax, chests.images[i], readings.points[i], readings.reasons[i])
@@ -259,7 +259,7 @@ def plot_measurements(
     plt.close(fig)
     return mark_simulated(fig, True)
 
-# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #554d7ff6
+# %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #94a26956
 def _silence(ruler, images):
     "Name of a kind of wrong image -> share of them that is not measured"
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
