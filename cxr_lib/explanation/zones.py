@@ -6,7 +6,7 @@
 __all__ = ['SIDES', 'ZONES', 'HOLDS', 'HOT', 'REGIONS', 'PRECISE', 'zone_map', 'name_zone', 'occupied_zones', 'region_zones',
            'judge_name', 'usual_landmarks', 'zone_words', 'judge_zones', 'zone_counts', 'zone_table']
 
-# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #544e988b
+# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #ac1c2c5f
 import functools
 from dataclasses import dataclass
 from typing import Mapping, Sequence
@@ -18,7 +18,7 @@ from ..simulation.worlds import draw_world, find_world
 from .bench import Bench, location_prior
 from .landmarks import part_points, true_landmarks
 
-# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #34298c13
+# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #e4fd1c44
 SIDES = ('right', 'left')
 _OF_A_LUNG = ('apex', 'upper zone', 'mid zone', 'lower zone', 'costophrenic angle', 'hilum')
 _OF_A_SIDE = (*_OF_A_LUNG, 'chest wall')
@@ -54,7 +54,7 @@ class _Side:
         "Height of the border between lung and diaphragm"
         return 1 + (self.foot - 1) * np.clip((self.out - 0.46) / 0.54, 0, 1) ** 2.2
 
-# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #7295b6b1
+# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #07771a89
 def _sides(points, size):
     "The right and the left side of a chest; and (size, size) bool: is a pixel on the left?"
     thorax = part_points(points, 'thorax')
@@ -107,7 +107,7 @@ def zone_map(
     right, other = (_zones_of(side, k) for k, side in enumerate(sides))
     return np.where(left, other, right).astype(np.int8)
 
-# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #deac6319
+# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #f57a787a
 #: Share of the heat that a region must hold to name it, and of the maximum from which a pixel is hot (assumed).
 HOLDS, HOT = 0.6, 0.5
 
@@ -154,7 +154,7 @@ def name_zone(
             return best, float(held[best])
     return '', 0.0
 
-# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #a7a5dae9
+# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #917f8f39
 #: Share of a finding in a zone, and of a zone covered by it, from which the zone is occupied (assumed).
 _PART, _COVERED = 0.2, 0.25
 
@@ -167,6 +167,7 @@ def occupied_zones(
     inside = np.bincount(zones[mask], minlength=len(ZONES))
     whole = np.maximum(1, np.bincount(zones.ravel(), minlength=len(ZONES)))
     there = (inside >= _PART * max(1, mask.sum())) | (inside >= _COVERED * whole)
+    there = there if there.any() else inside == inside.max()  # scattered: where most of it is
     return {ZONES[k] for k in np.flatnonzero(there & (inside > 0))}
 
 
@@ -188,7 +189,7 @@ def judge_name(
     right = len(said & there)
     return right / len(said) if said else np.nan, right / len(there) if there else np.nan
 
-# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #9bc8d1b3
+# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #f2a69e21
 @functools.cache
 def usual_landmarks(
     world: str = '',  # name; '': the default
@@ -218,7 +219,7 @@ def zone_words(
         rows.append(row | dict(precision=precision, recall=recall, prior_name=prior_name, prior=other))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #b8ab4f2e
+# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #a6c1eeee
 #: Precision from which names are used (assumed).
 PRECISE = 0.7
 
@@ -252,10 +253,10 @@ def judge_zones(
         reason = f'only {precision:.0%} of the named zones hold it'
     return found | dict(accepted=not reason, reason=reason)
 
-# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #aee4d994
+# %% ../../nbs/chapters/09_explanation/08_zones.ipynb #78f84e5f
 def zone_counts(
     words: pd.DataFrame,  # as from `zone_words`
-) -> list[dict]:  # zone, stated, true, there, named: counts of pairs
+) -> list[dict]:  # zone; stated, true and there: counts of pairs
     "How often each zone was named, and how often that was right"
     found = []
     said = [set(region_zones(name)) for name in words.name]
