@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from commands import in_process
 from conftest import ROOT, Project
 
 from cxr_lib.foundations.run import RunFolder
@@ -67,7 +68,9 @@ def blocks(page):
     "Heading -> the blocks of commands below it"
     text = (ROOT / 'nbs' / 'docs' / f'{page}.md').read_text(encoding='utf-8')
     parts = re.split(r'^## (.+)$', text, flags=re.M)
-    return {h: re.findall(r'^```\w+\n(.*?)^```$', body, re.M | re.S) for h, body in zip(parts[1::2], parts[2::2])}
+    return {
+        h: re.findall(r'^```\w+\n(.*?)^```$', body, re.M | re.S) for h, body in zip(parts[1::2], parts[2::2])
+    }
 
 
 class Shell:
@@ -85,7 +88,9 @@ class Shell:
         self.env |= dict(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', HF_HUB_OFFLINE='1')
 
     def __call__(self, script):
-        done = subprocess.run(['bash', '-ec', script], cwd=self.home, env=self.env, capture_output=True, text=True)
+        done = subprocess.run(
+            ['bash', '-ec', script], cwd=self.home, env=self.env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -118,7 +123,10 @@ def encoded(shell):
 def test_two_tasks_encode_a_part_each(encoded):
     said, parts, run = encoded
     assert 'All images are decoded.' in said
-    assert {*re.findall(r'Part (\d) of 2: (\d+) images and \d+ notes encoded', said)} == {('1', '30'), ('2', '30')}
+    assert {*re.findall(r'Part (\d) of 2: (\d+) images and \d+ notes encoded', said)} == {
+        ('1', '30'),
+        ('2', '30'),
+    }
     images = parts[parts.what == 'image']
     assert images.finished.tolist() == [True, True] and images['items'].sum() == 60
 
@@ -189,16 +197,16 @@ def test_scores_are_those_of_the_tuning_split(swept, shell):
     for _, trial in pd.read_csv(shell.home / 'reports' / 'rates' / 'sweep' / 'trials.csv').iterrows():
         table = pd.read_parquet(shell.home / 'reports' / f'rates-lr={trial.lr}' / 'predictions.parquet')
         table = table[table['split'] == 'tuning']
-        labels, answers = (table[[f'{k}/{o}' for o in OBSERVATIONS]].to_numpy(float) for k in ('label', 'fused'))
+        labels, answers = (
+            table[[f'{k}/{o}' for o in OBSERVATIONS]].to_numpy(float) for k in ('label', 'fused')
+        )
         assert trial.score == pytest.approx(mean_auroc(labels, answers), abs=1e-4)
 
 
-def test_another_sweep_of_the_same_name_is_refused(swept, shell):
-    done = subprocess.run(
-        ['bash', '-c', 'cxr sweep --run rates --grid lr=1e-3,2e-3 -p n_patients 3000'],
-        **dict(cwd=shell.home, env=shell.env, capture_output=True, text=True),
-    )
-    assert done.returncode == 2 and 'was begun with other settings: ' in done.stderr
+def test_another_sweep_of_the_same_name_is_refused(swept, shell, monkeypatch, capsys):
+    call = in_process(shell.home, shell.home, monkeypatch, capsys)
+    code, _, err = call(*'sweep --run rates --grid lr=1e-3,2e-3 --preset tiny -p n_patients 60'.split())
+    assert code == 2 and 'was begun with other settings: ' in err
 
 
 # A sweep of toy notebooks: what fails, what is done again
@@ -210,18 +218,19 @@ if seed == 1 and not Path('mended').exists():
     raise OSError('the disk is full')"""
 
 
-def test_a_failed_trial_is_named_and_done_again(tmp_path):
+def test_a_failed_trial_is_named_and_done_again(tmp_path, monkeypatch, capsys):
     pytest.importorskip('optuna')
     project = Project(tmp_path / 'toy')
     project.write('training', WORK)
+    call = in_process(project.home, project.home, monkeypatch, capsys)
     command = 'sweep --run toy --grid seed=0,1'.split()
-    code, out, err = project.cxr(*command)
+    code, out, err = call(*command)
     assert code == 3 and 'toy-seed=1 failed' in err and 'the disk is full' in err
     assert '1 runs, by their tuning split' in out
-    assert project.cxr(*command)[0] == 3  # a failed trial counts
+    assert call(*command)[0] == 3  # a failed trial counts
     for place in (project.home, project.home / 'nbs'):
         (place / 'mended').touch()
-    code, out, err = project.cxr(*command, '--again')
+    code, out, err = call(*command, '--again')
     assert code == 0 and '2 runs, by their tuning split' in out and '0.5500' in out, err
     calls = (project.home / 'reports' / 'toy-data' / 'calls.txt').read_text().split()
     assert calls == ['exploration', 'notes']  # once, for both trials
