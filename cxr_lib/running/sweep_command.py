@@ -371,6 +371,10 @@ def _sweep_command(args):
     from cxr_lib.foundations.core import project_root
     from cxr_lib.training.sweep import trials_table
 
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise UsageError(
+            'start cxr sweep as plain processes, which share the trials, and not by torchrun or accelerate'
+        )
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # lets the notebook's Python be stopped too
     sweep = _sweep_of(args)
     folder = project_root() / 'reports' / sweep.name / 'sweep'

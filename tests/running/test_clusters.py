@@ -7,6 +7,7 @@ Stand-ins on the PATH make them small: `cxr` draws 60 patients, stops after the 
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from conftest import ROOT, Project
 
 from cxr_lib.foundations.run import RunFolder
 from cxr_lib.running import sweep_command
-from cxr_lib.running.plan import UsageError
+from cxr_lib.running.plan import plan_run
 from cxr_lib.stages.training import encode_stage
 from cxr_lib.training.tokens import token_caches
 
@@ -236,6 +237,66 @@ def test_a_failed_trial_is_named_and_done_again(tmp_path, monkeypatch, capsys):
     assert calls == ['exploration', 'notes']  # once, for both trials
 
 
-def test_a_search_does_not_choose_a_seed():
-    with pytest.raises(UsageError, match='luckiest seed'):
-        sweep_command.check_sweep(sweep_command.Sweep('a', dict(lr=[0.001], seed=[0, 1]), trials=2))
+@pytest.fixture
+def quick(tmp_path, monkeypatch, capsys):
+    "`cxr` in an empty folder, with trials that train nothing: the nearer lr is to 0.004, the better"
+    pytest.importorskip('optuna')
+
+    def trial(self, settings, report):
+        return dict(score=0.9 - abs(settings['lr'] - 0.004) - 0.1 * settings.get('dropout', 0), epochs=1)
+
+    monkeypatch.setattr(sweep_command.RunTrial, '__call__', trial)
+    monkeypatch.setattr(sweep_command, 'shared_stages', lambda sweep, folder: folder)
+    return in_process(tmp_path, tmp_path, monkeypatch, capsys)
+
+
+def test_a_search_tries_as_many_points_as_it_is_given(quick, tmp_path):
+    grid = '--grid lr=0.001,0.002,0.004,0.008 --grid dropout=0.1,0.2,0.3 --trials 5'.split()
+    code, out, err = quick('sweep', '--run', 'few', *grid)
+    assert code == 0 and '5 runs, by their tuning split' in out, err
+    trials = pd.read_csv(tmp_path / 'reports' / 'few' / 'sweep' / 'trials.csv')
+    assert len(trials) == 5 and not trials[['lr', 'dropout']].duplicated().any()
+    best = json.loads((tmp_path / 'reports' / 'few' / 'sweep' / 'best.json').read_text())
+    assert best['score'] == trials.score.max() and best['n_settings'] == 5
+
+
+def test_the_command_of_the_winner_can_be_given(quick, tmp_path):
+    code, out, _ = quick(*'sweep --run all --grid lr=0.001,0.004 -p n_patients 60'.split())
+    assert code == 0 and 'Best: lr=0.004' in out
+    command = next(line for line in out.splitlines() if line.strip().startswith('cxr run'))
+    words = shlex.split(command)[2:]
+    given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == '-p'}
+    plan = plan_run(given, words[words.index('--run') + 1], tmp_path)
+    assert plan.folder.name == 'all-best' and plan.passed['training']['folds'] == 0
+    assert json.loads(plan.passed['model']['overrides']) == dict(lr=0.004, note_lr=0.002)
+
+
+@pytest.mark.parametrize(
+    'words, why',
+    [
+        ('', 'there is nothing to vary'),
+        ('--grid lr', 'expected a name and its values'),
+        ('--grid lr=0.1 --grid lr=0.2', 'names lr twice'),
+        ('--grid world=plain,realistic', 'world cannot differ between trials'),
+        ('--grid label_policy=ones,zeros', 'label_policy cannot differ between trials'),
+        ('--grid learning_rate=0.1', "unknown setting of --grid 'learning_rate'"),
+        ('--grid lr=0.001,fast', 'lr is'),
+        ('--grid lr=0.001 --trials 0', '--trials is 0'),
+        ('--grid seed=0,1 --trials 2', 'luckiest seed'),
+        ('--grid lr=0.001 -p folds 5', 'one tuning split'),
+        ('--grid lr=0.001 -p overrides lr=0.1', 'leave one out'),
+        ('--grid lr=0.001 --run a/b', 'is no path'),
+        ('--grid lr=0.001 -p n_patient 60', "did you mean 'n_patients'"),
+        ('--grid lr=0.001 --again --dataset nih', 'has to be given its folder'),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_anything_is_made(quick, tmp_path, words, why):
+    code, out, err = quick('sweep', *words.split())
+    assert code == 2 and why in err and not out
+    assert not (tmp_path / 'reports').exists()
+
+
+def test_a_sweep_is_no_distributed_program(quick, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    code, _, err = quick('sweep', '--grid', 'lr=0.001')
+    assert code == 2 and 'plain processes' in err
