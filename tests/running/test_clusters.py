@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -22,6 +23,7 @@ from cxr_lib.foundations.run import RunFolder
 from cxr_lib.running import sweep_command
 from cxr_lib.running.plan import plan_run
 from cxr_lib.stages.training import encode_stage
+from cxr_lib.training.sweep import open_sweep, trials_table
 from cxr_lib.training.tokens import token_caches
 
 pytestmark = [pytest.mark.skipif(os.name == 'nt', reason='scripts of a shell'), pytest.mark.timeout(600)]
@@ -235,6 +237,32 @@ def test_a_failed_trial_is_named_and_done_again(tmp_path, monkeypatch, capsys):
     assert code == 0 and '2 runs, by their tuning split' in out and '0.5500' in out, err
     calls = (project.home / 'reports' / 'toy-data' / 'calls.txt').read_text().split()
     assert calls == ['exploration', 'notes']  # once, for both trials
+
+
+WAIT = """import time
+from pathlib import Path
+while not Path('mended').exists():
+    time.sleep(0.05)
+folder.path.joinpath('training_log.csv').write_text('model,tuning_auroc\\nmultimodal,0.7\\n')"""
+
+
+def test_a_worker_that_is_told_to_stop_gives_its_trial_back(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('optuna')
+    project = Project(tmp_path / 'toy')
+    project.write('training', WAIT)
+    command = 'sweep --run toy --grid seed=0'.split()
+    worker = project.start(*command)
+    for line in worker.stderr:
+        if '04_training ...' in line:
+            break
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate()
+    folder = project.home / 'reports' / 'toy' / 'sweep'
+    assert worker.returncode == 143 and trials_table(open_sweep(folder)).state.tolist() == ['killed']
+    for place in (project.home, project.home / 'nbs'):
+        (place / 'mended').touch()
+    code, out, err = in_process(project.home, project.home, monkeypatch, capsys)(*command)
+    assert code == 0 and '0.7000' in out, err
 
 
 @pytest.fixture
