@@ -346,10 +346,9 @@ def _work(sweep, folder, again):
 def _print_outcome(sweep, trials, folder):
     "The table and the winner; failed trials go to standard error. The exit code is 0 only where none failed"
     failed = trials[trials.state == 'failed']
-    for name, reason in zip(
-        (trial_name(sweep.name, {k: t[k] for k in sweep.grid}) for _, t in failed.iterrows()), failed.reason
-    ):
-        print(f'cxr: {name} failed: {reason}', file=sys.stderr)
+    for trial in failed.to_dict('records'):
+        name = trial_name(sweep.name, {k: trial[k] for k in sweep.grid})
+        print(f'cxr: {name} failed: {trial["reason"]}', file=sys.stderr)
     if len(failed) < len(trials):
         table = results_table(trials, sweep.grid)
         print_table(f'{len(trials) - len(failed)} runs, by their tuning split', _rows(table))
