@@ -6,27 +6,30 @@
 __all__ = ['END', 'PAD', 'NO_LLGUIDANCE', 'learn_decoder_tokenizer', 'text_ids', 'ids_text', 'guide_tokens', 'Guide', 'decode',
            'write_many', 'FourGram']
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #0453eca4
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #a47d80b7
 from collections import Counter, defaultdict
 from typing import Callable, Iterable, Sequence
 import numpy as np
 from .grammar import lark_text
 from .words import Grammar
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #7cbe7f63
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #6920f0e3
 END, PAD = '<|end|>', '<|pad|>'
+_PARTS = r'\d+|[^\d.:;“”\n()]+|[.:;“”\n()]+'  # numbers, words in a row, signs in a row
 
 
 def learn_decoder_tokenizer(
     texts: Iterable[str],  # references
-    vocab_size: int = 1200,  # tokens at most; 256 of them are the bytes
+    vocab_size: int = 2000,  # tokens at most; 256 of them are the bytes
 ):  # a `PreTrainedTokenizerFast`
     "A byte-level tokenizer that was learned from texts; it begins and ends a text with the same sign, as GPT-2's does"
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     t = Tokenizer(models.BPE())
-    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    parts = pre_tokenizers.Split(Regex(_PARTS), 'isolated')
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    t.pre_tokenizer, t.decoder = pre_tokenizers.Sequence([parts, as_bytes]), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[END, PAD], initial_alphabet=alphabet, show_progress=False
@@ -50,7 +53,7 @@ def ids_text(
     "The text of some tokens"
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #c30df806
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #f0eb668f
 NO_LLGUIDANCE = 'writing under a grammar needs the package llguidance; run: pip install "cxr_lib[train]"'
 
 
@@ -72,7 +75,7 @@ def guide_tokens(
 
     return from_tokenizer(tokenizer)
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #65bf0e22
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #817f1b20
 class Guide:
     "Which tokens may follow, for a batch of texts"
 
@@ -106,7 +109,7 @@ class Guide:
             if goes_on and not matcher.consume_token(int(token)):
                 raise ValueError(f'the grammar was left: {matcher.get_error()}')
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #1c3c20a6
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #50cb389d
 def _pick(scores, rng):
     "The token with the highest score, or one drawn in proportion to the scores' exponentials"
     if rng is not None:
@@ -138,7 +141,7 @@ def decode(
             break
     return found
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #15d596fa
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #7c554f66
 def write_many(
     stepper: Callable,  # row numbers -> a step for `decode`
     tokenizer,  # of the decoder
@@ -159,7 +162,7 @@ def write_many(
             found[i] = ids_text(tokenizer, ids)
     return found
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #a3e9bc1e
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #7eb6ff24
 _BACKOFF = 0.4  # Brants et al. 2007
 _FLOOR = 1e-9  # of a token that was never seen; the grammar may leave nothing else
 

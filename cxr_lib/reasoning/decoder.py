@@ -6,7 +6,7 @@
 __all__ = ['PREFIX_GRID', 'PREFIX_NOTE', 'FORMAT', 'Prefixes', 'fused_prefixes', 'DecoderConfig', 'Decoder', 'build_decoder',
            'longest_text', 'DecoderTraining', 'train_decoder', 'decoder_stepper', 'save_decoder', 'load_decoder']
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #2d058ba2
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #c17eec8a
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..model.text import READ_ERRORS, load_reason, quiet_loading, reject_code
 from .constrained import learn_decoder_tokenizer, text_ids
 from ..training.dataset import StudyData, evaluating
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #e61c6760
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #143beecd
 #: Cells on a side that image tokens are averaged on, and tokens of a note, in a prefix; assumed.
 PREFIX_GRID, PREFIX_NOTE = 3, 32
 
@@ -50,7 +50,7 @@ def _note_part(note, mask):
     missing = PREFIX_NOTE - note.shape[1]
     return nn.functional.pad(note, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #bdbe0d0c
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #bd1fe7be
 def fused_prefixes(
     model: MultimodalClassifier,  # trained
     data: StudyData,
@@ -74,7 +74,7 @@ def fused_prefixes(
             parts.append((torch.cat([note, image], 1).half().cpu(), there.cpu()))
     return Prefixes(*map(torch.cat, zip(*parts)))
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #acbfca14
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #e1dd8bf4
 @dataclass(frozen=True)
 class DecoderConfig:
     "What decides a decoder"
@@ -99,6 +99,7 @@ def _small_model(config, tokenizer):
             n_embd=config.width,
             n_layer=config.layers,
             n_head=config.heads,
+            attn_pdrop=0.0,  # torch's fast attention takes none
             bos_token_id=end,
             eos_token_id=end,
         )
@@ -118,7 +119,7 @@ def _loaded_model(name):
         said = f'the language model {name!r} cannot be loaded ({load_reason(e)})'
         raise ValueError(f'{said}; give a name on the hub, or a folder that transformers wrote') from None
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #e5548232
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #91ffcd5c
 _NO_PEFT = 'LoRA needs the package peft; run: pip install "cxr_lib[train]"'
 
 
@@ -153,7 +154,7 @@ class Decoder(nn.Module):
         next_ids = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
         return nn.functional.cross_entropy(said.transpose(1, 2).float(), next_ids, ignore_index=-100)
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #0a250d26
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #b2541848
 def build_decoder(
     config: DecoderConfig,
     width_in: int,  # of the fused tokens
@@ -172,15 +173,12 @@ def build_decoder(
     return Decoder(model, tokenizer, width_in)
 
 
-def longest_text(
-    decoder: Decoder,
-    prefixes: Prefixes,
-) -> int:  # tokens
+def longest_text(decoder: Decoder, prefixes: Prefixes) -> int:  # tokens
     "How long a text the language model has room for behind a prefix and the signs for beginning and end"
     places = getattr(decoder.language_model.config, 'max_position_embeddings', None) or 2048
     return places - prefixes.there.shape[1] - 2
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #1a428cb3
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #9b6928ab
 def _padded(tokenizer, texts):
     "Tokens and mask, (B, T), with the sign for beginning and end around each text"
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -199,7 +197,7 @@ def _batches(lengths, batch_size, rng):
     batches = [pool[i : i + batch_size] for pool in rows for i in range(0, len(pool), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #a9cb6e08
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #119e9837
 @dataclass(frozen=True)
 class DecoderTraining:
     "How a decoder is trained"
@@ -248,7 +246,7 @@ def train_decoder(
     decoder.eval()
     return losses
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #8e546e55
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #103305c3
 def _cache_name(model):
     "What a language model calls the keys and values that it keeps; the name changed in transformers 5"
     forward = getattr(model, 'get_base_model', lambda: model)().forward
@@ -280,7 +278,7 @@ def decoder_stepper(
 
     return step
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #0485ce38
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #e5a3c724
 FORMAT = 'cxr_lib.decoder/1'
 
 
@@ -294,7 +292,11 @@ def save_decoder(
 
     model = decoder.language_model
     model = model.merge_and_unload() if hasattr(model, 'merge_and_unload') else model
-    own = {k: v.detach().cpu().contiguous() for k, v in decoder.state_dict().items() if k.startswith(('norm.', 'proj'))}
+    own = {
+        k: v.detach().cpu().contiguous()
+        for k, v in decoder.state_dict().items()
+        if k.startswith(('norm.', 'proj'))
+    }
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         with quiet_loading():
@@ -317,7 +319,9 @@ def load_decoder(
     if about.get('format') != FORMAT:
         raise ValueError(f'{folder} holds a decoder of the format {about.get("format")!r}; expected {FORMAT}')
     if fingerprint and about['fingerprint'] != fingerprint:
-        raise ValueError(f'{folder} reads the tokens of the model {about["fingerprint"]}, not of {fingerprint}')
+        raise ValueError(
+            f'{folder} reads the tokens of the model {about["fingerprint"]}, not of {fingerprint}'
+        )
     decoder = Decoder(*_loaded_model(str(Path(folder) / 'language_model')), about['width_in'])
     decoder.load_state_dict(load_file(Path(folder) / 'projection.safetensors'), strict=False)
     return decoder.eval()

@@ -6,7 +6,7 @@
 __all__ = ['AT_LEAST', 'reference_probabilities', 'Truth', 'table_truth', 'approve_all', 'reference_differentials',
            'worth_naming', 'write_references']
 
-# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #cc3a0224
+# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #ea69ddab
 from typing import Callable, NamedTuple, Sequence
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS
@@ -15,8 +15,8 @@ from .differential import Differential, StudyNumbers, make_differential
 from .grammar import draw_text
 from .words import Place, Written, compile_grammar
 
-# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #44b5593d
-#: What is there is at least this likely, what is not there at most one less this; within "likely" and "unlikely"; assumed.
+# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #5fae49bc
+#: What is there is at least this likely, what is not there at most one less this; assumed.
 AT_LEAST = 0.8
 
 
@@ -27,10 +27,12 @@ def reference_probabilities(
     "The exact posterior, moved to the side of the truth"
     labels, exact = np.asarray(labels, float), np.asarray(exact, float)
     if not np.isin(labels, (0, 1)).all():
-        raise ValueError('a label is neither 1 nor 0; references are written from the truth of simulated patients')
+        raise ValueError(
+            'a label is neither 1 nor 0; references are written from the truth of simulated patients'
+        )
     return np.where(labels == 1, np.maximum(exact, AT_LEAST), np.minimum(exact, 1 - AT_LEAST))
 
-# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #d488aab8
+# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #ab2441e9
 class Truth(NamedTuple):
     "What is known of simulated studies"
 
@@ -47,7 +49,9 @@ def table_truth(
 ) -> Truth:
     "The truth of simulated studies; raises `ValueError` where it is not known"
     if 'best_fused/Edema' not in rows:
-        raise ValueError('references are written from the truth of simulated patients, which these studies lack')
+        raise ValueError(
+            'references are written from the truth of simulated patients, which these studies lack'
+        )
     exact = [
         rows[[f'best_{of}/{o}' for o in OBSERVATIONS]].to_numpy(float).clip(1e-4, 1 - 1e-4)
         for of in ('fused', 'image', 'note')
@@ -55,7 +59,7 @@ def table_truth(
     notes = [note if isinstance(note, str) and note.strip() else None for note in rows['note']]
     return Truth(rows[list(OBSERVATIONS)].to_numpy(float), *exact, notes, rows['image'].tolist())
 
-# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #ea0b656f
+# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #ec663e1c
 def approve_all(
     certainty: dict,  # as from `judge_phrases`
 ) -> dict:  # a copy
@@ -82,7 +86,7 @@ def reference_differentials(
         found.append(make_differential(study))
     return found
 
-# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #b2e62fad
+# %% ../../nbs/chapters/10_reasoning/10_references.ipynb #c79f9219
 def worth_naming(
     differential: Differential,  # of a reference
     labels: Sequence,  # (14,) the truth

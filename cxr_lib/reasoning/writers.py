@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'Stated', 'stated_in', 'is_supported', 'severity_costs', 'truth_words', 'structure_words', 'cheapest_words',
-           'count_texts', 'share_interval', 'writer_measures', 'writers_table', 'ceiling_measures', 'writers_sentences']
+           'count_texts', 'share_interval', 'writer_measures', 'writers_table', 'strongest_piece', 'evidence_gain',
+           'ceiling_measures', 'writers_sentences']
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #e8d27d39
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #f19e02d7
 import re
-from typing import Mapping, NamedTuple, Sequence
+from typing import Callable, Mapping, NamedTuple, Sequence
 import numpy as np, pandas as pd
 from scipy.stats import binomtest
 from ..foundations.core import OBSERVATIONS, number_text
@@ -21,7 +22,7 @@ from .statements import read_statements
 from .truth import read_back
 from .words import Grammar, expected_reading, percent_text, unquoted
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #96f992d2
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #d3d7f5fe
 _NUMBER = re.compile(r'\s*\(((?:under |over )?\d+%)\)')
 
 
@@ -57,7 +58,7 @@ def is_supported(
         return False
     return not with_number or not stated.number or stated.number == percent_text(d.stated)
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #1204be78
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #3e7f7a15
 #: (what is so, what is said) -> cost; '' is not named; assumed.
 COSTS = {
     'present': {'present': 0.0, 'open': 1.0, 'absent': 2.0, '': 2.0},
@@ -95,11 +96,14 @@ def structure_words(
     "What structures hold, as words"
     words = {'present': 'present', 'absent': 'absent', 'uncertain': 'open'}
     return np.array(
-        [[words[PHRASES[d[o].phrase].polarity] if d[o].phrase else 'open' for o in OBSERVATIONS] for d in differentials],
+        [
+            [words[PHRASES[d[o].phrase].polarity] if d[o].phrase else 'open' for o in OBSERVATIONS]
+            for d in differentials
+        ],
         object,
     )
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #2bc03534
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #2ef7a5ad
 def cheapest_words(
     probabilities: np.ndarray,  # (n, 14)
 ) -> np.ndarray:  # (n, 14) of 'present', 'open' and 'absent'
@@ -108,7 +112,7 @@ def cheapest_words(
     cost = [p * COSTS['present'][w] + (1 - p) * COSTS['absent'][w] for w in words]
     return words[np.argmin(cost, 0)]
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #76636ea3
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #98451c8c
 def _evidence(text, grammar, labels):
     "Pieces of evidence that a text of the grammar names, and how many of them speak for the truth"
     there, named, right = dict(zip(OBSERVATIONS, labels == 1)), 0, 0
@@ -149,7 +153,7 @@ def count_texts(
     counts['cost_structure'], counts['worst_structure'] = severity_costs(held, said)
     return counts
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #c73a57e1
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #4831b3b9
 #: column of the table -> (counted, of what), and is it one less the share?
 _SHARES = {
     'unsupported': ('unsupported', 'statements', False),
@@ -182,7 +186,7 @@ def share_interval(
         found |= dict(low=float(ends.low), high=float(ends.high))
     return found
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #b141ec94
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #b208bc5a
 def writer_measures(
     counts: pd.DataFrame,  # as from `count_texts`
     patients: Sequence,  # (n,)
@@ -200,8 +204,15 @@ def writer_measures(
             continue
         share = share_interval(top, of, patients[known], seed=seed)
         ends = dict(value=share['value'], low=share['low'], high=share['high'])
-        found[name] = dict(value=1 - ends['value'], low=1 - ends['high'], high=1 - ends['low']) if rest else ends
+        found[name] = (
+            dict(value=1 - ends['value'], low=1 - ends['high'], high=1 - ends['low']) if rest else ends
+        )
     return found
+
+
+def _told(of, name):
+    "A share of a writer, for reading"
+    return number_text(*(of[name][k] for k in ('value', 'low', 'high'))) if name in of else 'undefined'
 
 
 def writers_table(
@@ -212,13 +223,51 @@ def writers_table(
     for writer, of in measures.items():
         row = {name: f'{of[name]:,}' if name in of else '' for name in ('texts', 'statements')}
         for name in _SHARES:
-            row[name] = number_text(*(of[name][k] for k in ('value', 'low', 'high'))) if name in of else ''
+            row[name] = _told(of, name) if name in of else ''
         row['evidence per text'] = f'{of["named"]:.1f}' if of.get('named', np.nan) == of.get('named') else ''
         row['words per text'] = f'{of["words"]:.0f}' if 'words' in of else ''
         rows[writer] = row
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('writer')
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #75dd89e5
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #bdc8d1b8
+_PIECE = re.compile(r'\.(evidence_\w+)\[(\d+)\]')
+
+
+def strongest_piece(differential: Differential) -> Callable:  # for `write_text`
+    "Of each diagnosis, name the largest piece of evidence alone"
+
+    def choose(place):
+        found = _PIECE.search(place.field)
+        if not found:
+            return 0
+        d = differential[place.id.split('/')[0]]
+        largest = max(abs(e.logit) for e in (*d.evidence_for, *d.evidence_against))
+        return 0 if abs(getattr(d, found[1])[int(found[2])].logit) == largest else None
+
+    return choose
+
+
+def evidence_gain(
+    counts: pd.DataFrame,  # as from `count_texts`
+    other: pd.DataFrame,  # of another writer, about the same studies
+    patients: Sequence,  # (n,)
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict:  # value, low, high: how much more of its evidence is right
+    "The difference of two shares of right evidence, with its interval over patients"
+    clusters, weights = resample_patients(patients, n_bootstrap, seed)
+    group, shares = np.zeros(len(counts), int), []
+    for of in (counts, other):
+        sums = [
+            resampled_sums(group, 1, weights, clusters, of[name].fillna(0).to_numpy(float))[0]
+            for name in ('named_right', 'named')
+        ]
+        with np.errstate(invalid='ignore'):
+            shares.append(sums[0] / sums[1])
+    found = interval(shares[0] - shares[1])
+    return dict(value=found['value'], low=found['low'], high=found['high'])
+
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #7edf6a8c
 def ceiling_measures(
     said: np.ndarray,  # (n, 14) as from `cheapest_words`
     labels: np.ndarray,  # (n, 14)
@@ -231,38 +280,32 @@ def ceiling_measures(
     ends = dict(value=1 - share['value'], low=1 - share['high'], high=1 - share['low'])
     return {'score against the truth': ends}
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #ed94391f
-_GRAMMAR, _FREE = 'decoder, grammar', 'decoder, free'
-
-
-def _told(of, name):
-    "A share of a writer, for reading"
-    return number_text(*(of[name][k] for k in ('value', 'low', 'high')))
-
-
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #2e9954ae
 def writers_sentences(
     measures: Mapping[str, Mapping],  # with 'template', 'decoder, grammar' and 'decoder, free'
+    gains: Mapping[
+        str, Mapping
+    ],  # whom the decoder under the grammar is compared with -> as from `evidence_gain`
 ) -> list[str]:
     "What the comparison found"
-    template, held, free = (measures[name] for name in ('template', _GRAMMAR, _FREE))
-    name = 'unsupported, or another number'
+    template, held, free = (measures[name] for name in ('template', 'decoder, grammar', 'decoder, free'))
+    name, score = 'unsupported, or another number', 'score against the truth'
     said = [
-        f'Held to the grammar, the decoder made {held["statements"]:,} statements; the share that the structure does '
-        f'not support is {_told(held, name)}. Free, it made {free["statements"]:,}, and the share is {_told(free, name)}.'
+        f'Held to the grammar, the decoder made {held["statements"]:,} statements; '
+        f'the share that the structure does not support is {_told(held, name)}. '
+        f'Free, it made {free["statements"]:,}, and the share is {_told(free, name)}.',
+        f'Score against the truth: template {_told(template, score)}, decoder under the grammar {_told(held, score)}, '
+        f'free {_told(free, score)}.',
     ]
-    name = 'score against the truth'
-    said.append(f'Score against the truth: template {_told(template, name)}, free decoder {_told(free, name)}.')
-    name = 'named evidence that is right'
-    if name not in held or name not in template:
-        return said
-    gain = held[name]['low'] > template[name]['high']
-    verdict = (
-        'The decoder chooses evidence better; in all else both say the same.'
-        if gain
-        else 'The decoder gains nothing over the template, which stays the default.'
-    )
-    said.append(
-        f'Evidence that is named and speaks for the truth: template {_told(template, name)} '
-        f'({template["named"]:.1f} pieces per text), decoder under the grammar {_told(held, name)} ({held["named"]:.1f}). {verdict}'
-    )
+    for other, gain in gains.items():
+        more = number_text(*gain.values())
+        said.append(
+            f'Share of the named evidence that is right, decoder under the grammar less {other}: {more}.'
+        )
+    if all(gain['low'] > 0 for gain in gains.values()):
+        said.append('The decoder chooses evidence better; in all else it says the same as the template.')
+    else:
+        said.append(
+            'The template wins: the decoder gains nothing that is certain. The template stays the default.'
+        )
     return said

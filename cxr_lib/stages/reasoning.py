@@ -6,7 +6,7 @@
 __all__ = ['learned_by', 'Evidence', 'gather', 'count_phrases', 'Wanted', 'Material', 'Compared', 'compare_decoder', 'Reasoning',
            'stored_reasoning', 'reasoning_stage']
 
-# %% ../../nbs/07_reasoning.ipynb #bb3a7d68
+# %% ../../nbs/07_reasoning.ipynb #b0ec1cdc
 import time
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -25,19 +25,25 @@ from ..reasoning.certainty import certainty_sentences, certainty_table
 from ..reasoning.certainty import judge_phrases, phrase_frequencies, plot_certainty
 from ..reasoning.constrained import FourGram, text_ids, write_many
 from ..reasoning.decoder import DecoderConfig, DecoderTraining, Prefixes, build_decoder
-from ..reasoning.decoder import decoder_stepper, fused_prefixes, longest_text, save_decoder, train_decoder
+from cxr_lib.reasoning.decoder import (
+    decoder_stepper,
+    fused_prefixes,
+    longest_text,
+    save_decoder,
+    train_decoder,
+)
 from ..reasoning.references import table_truth, write_references
 from ..reasoning.truth import exact_statements, mistakes, read_texts, reader_cases
 from ..reasoning.truth import statement_frequencies, statement_table
 from ..reasoning.truth import table_differentials, text_penalties
-from ..reasoning.words import compile_grammar, describe
-from ..reasoning.writers import ceiling_measures, cheapest_words, count_texts
-from ..reasoning.writers import writer_measures, writers_sentences, writers_table
+from ..reasoning.words import compile_grammar, describe, write_text
+from ..reasoning.writers import ceiling_measures, cheapest_words, count_texts, evidence_gain
+from ..reasoning.writers import strongest_piece, writer_measures, writers_sentences, writers_table
 from .evaluation import evaluate_stage, stored_calibrations, with_best_possible
 from .training import ensure_training
 from ..training.dataset import StudyData
 
-# %% ../../nbs/07_reasoning.ipynb #0c9add4b
+# %% ../../nbs/07_reasoning.ipynb #4ab19d1d
 def learned_by(
     run: RunFolder,
     predictions: pd.DataFrame,  # its prediction table
@@ -52,7 +58,7 @@ def learned_by(
         labels = pd.DataFrame(prediction_matrix(tuning, 'label'), columns=list(OBSERVATIONS))
     return tuple(o for o in OBSERVATIONS if (labels[o] == 1).any() and (labels[o] == 0).any())
 
-# %% ../../nbs/07_reasoning.ipynb #20acbd57
+# %% ../../nbs/07_reasoning.ipynb #9f92357f
 class Evidence(NamedTuple):
     "What the stage works with"
 
@@ -78,7 +84,7 @@ def gather(
     fingerprint = file_facts(config)['sha256'][:16] if config.is_file() else ''
     return Evidence(predictions, calibrations, conformal, simulated, fingerprint)
 
-# %% ../../nbs/07_reasoning.ipynb #672c9c2c
+# %% ../../nbs/07_reasoning.ipynb #f58856c4
 def count_phrases(
     evidence: Evidence,
     learned: tuple,  # observations that the model was trained on
@@ -97,7 +103,7 @@ def count_phrases(
     judged = 'test' if evidence.simulated or 'tuning' not in tables else 'tuning'
     return judge_phrases(tables, judged, learned, evidence.simulated, evidence.fingerprint)
 
-# %% ../../nbs/07_reasoning.ipynb #801bcf87
+# %% ../../nbs/07_reasoning.ipynb #295d4683
 def _some_tests(evidence, n, seed):
     "Test rows, at most n of them"
     test = evidence.predictions[evidence.predictions['split'] == 'test']
@@ -119,7 +125,7 @@ def _case_table(rows, labels, said, penalties, differentials, cases):
         found.append(row | {'mistakes': mistakes(labels[i], said[i]) or 'none', 'penalty': int(penalties[i])})
     return pd.DataFrame(found)
 
-# %% ../../nbs/07_reasoning.ipynb #36391540
+# %% ../../nbs/07_reasoning.ipynb #78920d93
 def _full_texts(run, rows, labels, cases):
     "Texts of one study in every form, and of the cases that must be clear"
     if not (run / 'model' / 'config.json').is_file() or not len(rows):
@@ -142,7 +148,7 @@ def _full_texts(run, rows, labels, cases):
     blank = np.zeros((predictor.size, predictor.size), np.uint8)
     return found | {'An image in which nothing can be seen': str(predictor(blank, notes[first]).report)}
 
-# %% ../../nbs/07_reasoning.ipynb #c24720d5
+# %% ../../nbs/07_reasoning.ipynb #6262ce03
 class Wanted(NamedTuple):
     "How a decoder is made"
 
@@ -177,7 +183,7 @@ def _material(run, evidence, certainty, rows, wanted, seed):
     asked = pd.Index(data.table['image']).get_indexer(rows['image'])
     return Material(texts, *(fused_prefixes(model, data, of, choose_device()) for of in (train, asked)))
 
-# %% ../../nbs/07_reasoning.ipynb #40848364
+# %% ../../nbs/07_reasoning.ipynb #07f7bdc7
 def _trained(run, evidence, material, wanted, seed):
     "A decoder that has learned from the references, kept in the run"
     seed_everything(seed)
@@ -190,23 +196,26 @@ def _trained(run, evidence, material, wanted, seed):
     return made, losses
 
 
-def _written(made, material, grammars, templates, seed):
+def _written(made, material, grammars, differentials, seed):
     "writer -> texts"
-    tokenizer, lengths = made.tokenizer, list(map(len, templates))
+    found = {'template': [str(write_text(grammar)) for grammar in grammars]}
+    pairs = zip(grammars, differentials)
+    found['template, strongest evidence'] = [str(write_text(g, strongest_piece(d))) for g, d in pairs]
+    tokenizer, lengths = made.tokenizer, list(map(len, found['template']))
     longest = longest_text(made, material.written)
-    ids = (text_ids(tokenizer, text) for text in material.texts)
+    ids = [text_ids(tokenizer, text) for text in material.texts]
     gram = FourGram(ids, len(tokenizer), tokenizer.eos_token_id)
     steppers = {
         'decoder': (lambda rows: decoder_stepper(made, material.written[torch.as_tensor(rows)]), None),
         '4-gram': (lambda rows: gram.stepper(len(rows)), np.random.default_rng([seed, 19])),
     }
-    found = {'template': templates}
     for name, (stepper, rng) in steppers.items():
         for how, held in (('grammar', grammars), ('free', None)):
-            found[f'{name}, {how}'] = write_many(stepper, tokenizer, lengths, held, longest, rng)
+            most = longest if held else min(longest, 2 * max(map(len, ids)))  # free, a text may never end
+            found[f'{name}, {how}'] = write_many(stepper, tokenizer, lengths, held, most, rng)
     return found
 
-# %% ../../nbs/07_reasoning.ipynb #5c307584
+# %% ../../nbs/07_reasoning.ipynb #87b82b45
 class Compared(NamedTuple):
     "Writers beside each other"
 
@@ -230,22 +239,28 @@ def compare_decoder(
     made, losses = _trained(run, evidence, material, wanted, seed)
     trained = time.monotonic()
     grammars = [compile_grammar(d) for d in differentials]
-    texts = _written(made, material, grammars, [str(describe(d)) for d in differentials], seed)
-    labels, patients, measures = prediction_matrix(rows, 'label'), rows['patient_id'], {}
-    for writer, of in texts.items():
-        measures[writer] = writer_measures(count_texts(of, differentials, grammars, labels), patients, seed)
-    best = {'classifier': calibrated(rows, 'fused', evidence.calibrations)}
-    best['exact posterior'] = prediction_matrix(rows, 'best_fused')
-    for name, p in best.items():
-        measures[f'ceiling: {name}'] = ceiling_measures(cheapest_words(p), labels, patients, seed)
-    said = writers_sentences(measures)
-    n = sum(p.numel() for p in made.parameters())
-    spent = f'{(trained - began) / 60:.1f} minutes to train, {(time.monotonic() - trained) / 60:.1f} to write and compare'
-    said.append(f'The decoder has {n / 1e6:.1f} million parameters and learned from {len(material.texts):,} references: {spent}.')
+    texts = _written(made, material, grammars, differentials, seed)
+    labels, patients = prediction_matrix(rows, 'label'), rows['patient_id']
+    counts = {writer: count_texts(of, differentials, grammars, labels) for writer, of in texts.items()}
+    measures = {writer: writer_measures(of, patients, seed) for writer, of in counts.items()}
+    words = {'ceiling: classifier': cheapest_words(calibrated(rows, 'fused', evidence.calibrations))}
+    words['ceiling: exact posterior'] = cheapest_words(prediction_matrix(rows, 'best_fused'))
+    words['floor: nothing said'] = np.full(labels.shape, '', object)
+    measures |= {name: ceiling_measures(said, labels, patients, seed) for name, said in words.items()}
+    held = counts['decoder, grammar']
+    gains = {name: evidence_gain(held, counts[name], patients, seed=seed) for name in list(counts)[:2]}
+    measures['decoder, grammar']['gain in right evidence'] = gains
+    said = writers_sentences(measures, gains)
+    size = sum(p.numel() for p in made.parameters()) / 1e6
+    spent = [(b - a) / 60 for a, b in ((began, trained), (trained, time.monotonic()))]
+    said.append(
+        f'The decoder has {size:.1f} million parameters and learned from {len(material.texts):,} references.'
+    )
+    said.append(f'That took {spent[0]:.1f} minutes; writing and comparing took {spent[1]:.1f}.')
     most = int(np.argmax(labels.sum(1)))
     return Compared(measures, said, {writer: of[most] for writer, of in texts.items()})
 
-# %% ../../nbs/07_reasoning.ipynb #9cbfd18c
+# %% ../../nbs/07_reasoning.ipynb #075079c2
 class Reasoning(NamedTuple):
     "What the stage found"
 
@@ -285,7 +300,7 @@ def stored_reasoning(
     phrases = certainty_table(certainty)
     return Reasoning(told['sentences'], certainty, phrases, statements, cases, told['texts'], found)
 
-# %% ../../nbs/07_reasoning.ipynb #b3e9d6df
+# %% ../../nbs/07_reasoning.ipynb #3808e591
 def reasoning_stage(
     run: RunFolder,
     *,
@@ -315,9 +330,9 @@ def reasoning_stage(
     if decoder:
         compared = compare_decoder(run, evidence, certainty, rows, differentials, decoder, seed)
         write_json(run / 'writers.json', compared.measures)
-    said = [*certainty_sentences(certainty), f'The texts of {len(rows):,} test images were read back.']
+    told = [*certainty_sentences(certainty), f'The texts of {len(rows):,} test images were read back.']
     found = Reasoning(
-        [*said, *compared.sentences],
+        [*told, *compared.sentences],
         certainty,
         certainty_table(certainty),
         statement_table(labels, said, exact),
@@ -327,6 +342,6 @@ def reasoning_stage(
         writers_table(compared.measures) if decoder else None,
     )
     _write(run, found)
-    told = dict(decoder=decoder._asdict()) if decoder else {}
-    run.finish('reasoning', dict(n_texts=n_texts, n_cases=n_cases, seed=seed) | told)
+    params = dict(n_texts=n_texts, n_cases=n_cases, seed=seed)
+    run.finish('reasoning', params | (dict(decoder=decoder._asdict()) if decoder else {}))
     return found
