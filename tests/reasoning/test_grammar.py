@@ -42,7 +42,7 @@ def changed(text):
 
 
 @given(studies(), forms)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_text_of_the_template_belongs_to_the_grammar(guided, study, form):
     grammar = compile_grammar(make_differential(study), *form)
     text = str(write_text(grammar))
@@ -51,7 +51,7 @@ def test_the_text_of_the_template_belongs_to_the_grammar(guided, study, form):
 
 
 @given(studies(), forms, sources)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_other_orders_and_wordings_belong_to_it_and_other_numbers_do_not(guided, study, form, rng):
     grammar = compile_grammar(make_differential(study), *form)
     text = str(draw_text(grammar, rng))
@@ -63,7 +63,7 @@ def test_other_orders_and_wordings_belong_to_it_and_other_numbers_do_not(guided,
 
 
 @given(studies(), forms, sources)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_text_that_is_read_back_has_the_origin_of_every_sentence(study, form, rng):
     grammar = compile_grammar(make_differential(study), *form)
     written = draw_text(grammar, rng)
@@ -82,7 +82,7 @@ def twins(grammar):
 
 
 @given(studies(), forms, sources)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_labeler_reads_the_same_in_any_order(study, form, rng):
     differential = make_differential(study)
     written = draw_text(compile_grammar(differential, *form), rng)
@@ -90,7 +90,7 @@ def test_the_labeler_reads_the_same_in_any_order(study, form, rng):
 
 
 @given(studies(), forms, sources)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_urgent_findings_stay_in_front_and_only_equals_change_places(study, form, rng):
     differential = make_differential(study)
     grammar = compile_grammar(differential, *form)
