@@ -6,7 +6,7 @@
 __all__ = ['learned_by', 'Evidence', 'gather', 'count_phrases', 'Wanted', 'Material', 'Compared', 'compare_decoder', 'Reasoning',
            'stored_reasoning', 'reasoning_stage']
 
-# %% ../../nbs/07_reasoning.ipynb #b0ec1cdc
+# %% ../../nbs/07_reasoning.ipynb #7e29805f
 import time
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -43,7 +43,7 @@ from .evaluation import evaluate_stage, stored_calibrations, with_best_possible
 from .training import ensure_training
 from ..training.dataset import StudyData
 
-# %% ../../nbs/07_reasoning.ipynb #4ab19d1d
+# %% ../../nbs/07_reasoning.ipynb #f62ff4e5
 def learned_by(
     run: RunFolder,
     predictions: pd.DataFrame,  # its prediction table
@@ -58,7 +58,7 @@ def learned_by(
         labels = pd.DataFrame(prediction_matrix(tuning, 'label'), columns=list(OBSERVATIONS))
     return tuple(o for o in OBSERVATIONS if (labels[o] == 1).any() and (labels[o] == 0).any())
 
-# %% ../../nbs/07_reasoning.ipynb #9f92357f
+# %% ../../nbs/07_reasoning.ipynb #8575075a
 class Evidence(NamedTuple):
     "What the stage works with"
 
@@ -84,7 +84,7 @@ def gather(
     fingerprint = file_facts(config)['sha256'][:16] if config.is_file() else ''
     return Evidence(predictions, calibrations, conformal, simulated, fingerprint)
 
-# %% ../../nbs/07_reasoning.ipynb #f58856c4
+# %% ../../nbs/07_reasoning.ipynb #073bab19
 def count_phrases(
     evidence: Evidence,
     learned: tuple,  # observations that the model was trained on
@@ -103,7 +103,7 @@ def count_phrases(
     judged = 'test' if evidence.simulated or 'tuning' not in tables else 'tuning'
     return judge_phrases(tables, judged, learned, evidence.simulated, evidence.fingerprint)
 
-# %% ../../nbs/07_reasoning.ipynb #295d4683
+# %% ../../nbs/07_reasoning.ipynb #d9bd37ef
 def _some_tests(evidence, n, seed):
     "Test rows, at most n of them"
     test = evidence.predictions[evidence.predictions['split'] == 'test']
@@ -125,7 +125,7 @@ def _case_table(rows, labels, said, penalties, differentials, cases):
         found.append(row | {'mistakes': mistakes(labels[i], said[i]) or 'none', 'penalty': int(penalties[i])})
     return pd.DataFrame(found)
 
-# %% ../../nbs/07_reasoning.ipynb #78920d93
+# %% ../../nbs/07_reasoning.ipynb #03ea95b4
 def _full_texts(run, rows, labels, cases):
     "Texts of one study in every form, and of the cases that must be clear"
     if not (run / 'model' / 'config.json').is_file() or not len(rows):
@@ -148,7 +148,7 @@ def _full_texts(run, rows, labels, cases):
     blank = np.zeros((predictor.size, predictor.size), np.uint8)
     return found | {'An image in which nothing can be seen': str(predictor(blank, notes[first]).report)}
 
-# %% ../../nbs/07_reasoning.ipynb #6262ce03
+# %% ../../nbs/07_reasoning.ipynb #d4d1ac2d
 class Wanted(NamedTuple):
     "How a decoder is made"
 
@@ -183,7 +183,7 @@ def _material(run, evidence, certainty, rows, wanted, seed):
     asked = pd.Index(data.table['image']).get_indexer(rows['image'])
     return Material(texts, *(fused_prefixes(model, data, of, choose_device()) for of in (train, asked)))
 
-# %% ../../nbs/07_reasoning.ipynb #07f7bdc7
+# %% ../../nbs/07_reasoning.ipynb #84c14af6
 def _trained(run, evidence, material, wanted, seed):
     "A decoder that has learned from the references, kept in the run"
     seed_everything(seed)
@@ -215,7 +215,7 @@ def _written(made, material, grammars, differentials, seed):
             found[f'{name}, {how}'] = write_many(stepper, tokenizer, lengths, held, most, rng)
     return found
 
-# %% ../../nbs/07_reasoning.ipynb #87b82b45
+# %% ../../nbs/07_reasoning.ipynb #92414e7f
 class Compared(NamedTuple):
     "Writers beside each other"
 
@@ -260,7 +260,7 @@ def compare_decoder(
     most = int(np.argmax(labels.sum(1)))
     return Compared(measures, said, {writer: of[most] for writer, of in texts.items()})
 
-# %% ../../nbs/07_reasoning.ipynb #075079c2
+# %% ../../nbs/07_reasoning.ipynb #11787e06
 class Reasoning(NamedTuple):
     "What the stage found"
 
@@ -300,7 +300,7 @@ def stored_reasoning(
     phrases = certainty_table(certainty)
     return Reasoning(told['sentences'], certainty, phrases, statements, cases, told['texts'], found)
 
-# %% ../../nbs/07_reasoning.ipynb #3808e591
+# %% ../../nbs/07_reasoning.ipynb #88240409
 def reasoning_stage(
     run: RunFolder,
     *,
@@ -311,6 +311,9 @@ def reasoning_stage(
 ) -> Reasoning:
     "Count how often phrases are true, write texts of test images, and compare them with the labels"
     check_ranges(n_texts=n_texts, n_cases=n_cases, seed=seed)
+    if decoder:
+        _, lora, references, epochs = decoder
+        check_ranges(decoder_lora=lora, decoder_references=references, decoder_epochs=epochs)
     set_theme()
     if not run.ready('evaluation'):
         ensure_training(run)
