@@ -7,7 +7,7 @@ __all__ = ['COSTS', 'Stated', 'stated_in', 'is_supported', 'severity_costs', 'tr
            'count_texts', 'share_interval', 'writer_measures', 'writers_table', 'strongest_piece', 'evidence_gain',
            'ceiling_measures', 'writers_sentences']
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #f19e02d7
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #b33ab57d
 import re
 from typing import Callable, Mapping, NamedTuple, Sequence
 import numpy as np, pandas as pd
@@ -22,7 +22,7 @@ from .statements import read_statements
 from .truth import read_back
 from .words import Grammar, expected_reading, percent_text, unquoted
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #d3d7f5fe
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #61910cdb
 _NUMBER = re.compile(r'\s*\(((?:under |over )?\d+%)\)')
 
 
@@ -58,7 +58,7 @@ def is_supported(
         return False
     return not with_number or not stated.number or stated.number == percent_text(d.stated)
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #3e7f7a15
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #6dbde652
 #: (what is so, what is said) -> cost; '' is not named; assumed.
 COSTS = {
     'present': {'present': 0.0, 'open': 1.0, 'absent': 2.0, '': 2.0},
@@ -103,7 +103,7 @@ def structure_words(
         object,
     )
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #2ef7a5ad
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #1bae486c
 def cheapest_words(
     probabilities: np.ndarray,  # (n, 14)
 ) -> np.ndarray:  # (n, 14) of 'present', 'open' and 'absent'
@@ -112,7 +112,7 @@ def cheapest_words(
     cost = [p * COSTS['present'][w] + (1 - p) * COSTS['absent'][w] for w in words]
     return words[np.argmin(cost, 0)]
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #98451c8c
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #e81b90ab
 def _evidence(text, grammar, labels):
     "Pieces of evidence that a text of the grammar names, and how many of them speak for the truth"
     there, named, right = dict(zip(OBSERVATIONS, labels == 1)), 0, 0
@@ -153,7 +153,7 @@ def count_texts(
     counts['cost_structure'], counts['worst_structure'] = severity_costs(held, said)
     return counts
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #4831b3b9
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #cc171b2f
 #: column of the table -> (counted, of what), and is it one less the share?
 _SHARES = {
     'unsupported': ('unsupported', 'statements', False),
@@ -186,7 +186,7 @@ def share_interval(
         found |= dict(low=float(ends.low), high=float(ends.high))
     return found
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #b208bc5a
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #dbe51a7e
 def writer_measures(
     counts: pd.DataFrame,  # as from `count_texts`
     patients: Sequence,  # (n,)
@@ -229,7 +229,7 @@ def writers_table(
         rows[writer] = row
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('writer')
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #bdc8d1b8
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #f3d69949
 _PIECE = re.compile(r'\.(evidence_\w+)\[(\d+)\]')
 
 
@@ -267,7 +267,7 @@ def evidence_gain(
     found = interval(shares[0] - shares[1])
     return dict(value=found['value'], low=found['low'], high=found['high'])
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #7edf6a8c
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #dbbef78b
 def ceiling_measures(
     said: np.ndarray,  # (n, 14) as from `cheapest_words`
     labels: np.ndarray,  # (n, 14)
@@ -280,7 +280,7 @@ def ceiling_measures(
     ends = dict(value=1 - share['value'], low=1 - share['high'], high=1 - share['low'])
     return {'score against the truth': ends}
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #2e9954ae
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #2e16dda7
 def writers_sentences(
     measures: Mapping[str, Mapping],  # with 'template', 'decoder, grammar' and 'decoder, free'
     gains: Mapping[
@@ -295,8 +295,14 @@ def writers_sentences(
         f'the share that the structure does not support is {_told(held, name)}. '
         f'Free, it made {free["statements"]:,}, and the share is {_told(free, name)}.',
         f'Score against the truth: template {_told(template, score)}, decoder under the grammar {_told(held, score)}, '
-        f'free {_told(free, score)}.',
+        f'free {_told(free, score)}. To say nothing would score {_told(measures["floor: nothing said"], score)}; '
+        f'the classifier allows {_told(measures["ceiling: classifier"], score)}.',
     ]
+    if free[score]['low'] > template[score]['high']:
+        said.append(
+            'Free, the decoder is nearer to the truth by this score, because it commits where the structure leaves '
+            f'a question open. Of the findings that are there it does not name {_told(free, "there, not named")}.'
+        )
     for other, gain in gains.items():
         more = number_text(*gain.values())
         said.append(
