@@ -6,14 +6,14 @@
 __all__ = ['END', 'PAD', 'NO_LLGUIDANCE', 'learn_decoder_tokenizer', 'text_ids', 'ids_text', 'guide_tokens', 'Guide', 'decode',
            'write_many', 'FourGram']
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #a47d80b7
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #82ef7a1b
 from collections import Counter, defaultdict
 from typing import Callable, Iterable, Sequence
 import numpy as np
 from .grammar import lark_text
 from .words import Grammar
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #6920f0e3
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #0e3c6172
 END, PAD = '<|end|>', '<|pad|>'
 _PARTS = r'\d+|[^\d.:;“”\n()]+|[.:;“”\n()]+'  # numbers, words in a row, signs in a row
 
@@ -53,7 +53,7 @@ def ids_text(
     "The text of some tokens"
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #f0eb668f
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #c9cc38b5
 NO_LLGUIDANCE = 'writing under a grammar needs the package llguidance; run: pip install "cxr_lib[train]"'
 
 
@@ -75,7 +75,7 @@ def guide_tokens(
 
     return from_tokenizer(tokenizer)
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #817f1b20
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #ee278748
 class Guide:
     "Which tokens may follow, for a batch of texts"
 
@@ -109,7 +109,7 @@ class Guide:
             if goes_on and not matcher.consume_token(int(token)):
                 raise ValueError(f'the grammar was left: {matcher.get_error()}')
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #50cb389d
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #ed8850a2
 def _pick(scores, rng):
     "The token with the highest score, or one drawn in proportion to the scores' exponentials"
     if rng is not None:
@@ -141,7 +141,7 @@ def decode(
             break
     return found
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #7c554f66
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #b47a3cf8
 def write_many(
     stepper: Callable,  # row numbers -> a step for `decode`
     tokenizer,  # of the decoder
@@ -162,7 +162,7 @@ def write_many(
             found[i] = ids_text(tokenizer, ids)
     return found
 
-# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #7eb6ff24
+# %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #8e9ad474
 _BACKOFF = 0.4  # Brants et al. 2007
 _FLOOR = 1e-9  # of a token that was never seen; the grammar may leave nothing else
 

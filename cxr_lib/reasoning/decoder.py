@@ -6,7 +6,7 @@
 __all__ = ['PREFIX_GRID', 'PREFIX_NOTE', 'FORMAT', 'Prefixes', 'fused_prefixes', 'DecoderConfig', 'Decoder', 'build_decoder',
            'longest_text', 'DecoderTraining', 'train_decoder', 'decoder_stepper', 'save_decoder', 'load_decoder']
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #c17eec8a
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #4e95d7b4
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..model.text import READ_ERRORS, load_reason, quiet_loading, reject_code
 from .constrained import learn_decoder_tokenizer, text_ids
 from ..training.dataset import StudyData, evaluating
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #143beecd
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #943a9570
 #: Cells on a side that image tokens are averaged on, and tokens of a note, in a prefix; assumed.
 PREFIX_GRID, PREFIX_NOTE = 3, 32
 
@@ -50,7 +50,7 @@ def _note_part(note, mask):
     missing = PREFIX_NOTE - note.shape[1]
     return nn.functional.pad(note, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #bd1fe7be
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #6c13e5d1
 def fused_prefixes(
     model: MultimodalClassifier,  # trained
     data: StudyData,
@@ -74,7 +74,7 @@ def fused_prefixes(
             parts.append((torch.cat([note, image], 1).half().cpu(), there.cpu()))
     return Prefixes(*map(torch.cat, zip(*parts)))
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #e1dd8bf4
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #d5d204ed
 @dataclass(frozen=True)
 class DecoderConfig:
     "What decides a decoder"
@@ -113,13 +113,13 @@ def _loaded_model(name):
     try:
         reject_code(PretrainedConfig.get_config_dict(name)[0])
         with quiet_loading():
-            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, dtype=torch.float32)
-            return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
+            return model.float(), AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except READ_ERRORS as e:
         said = f'the language model {name!r} cannot be loaded ({load_reason(e)})'
         raise ValueError(f'{said}; give a name on the hub, or a folder that transformers wrote') from None
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #91ffcd5c
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #95d07494
 _NO_PEFT = 'LoRA needs the package peft; run: pip install "cxr_lib[train]"'
 
 
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
         next_ids = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
         return nn.functional.cross_entropy(said.transpose(1, 2).float(), next_ids, ignore_index=-100)
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #b2541848
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #aaa61d8f
 def build_decoder(
     config: DecoderConfig,
     width_in: int,  # of the fused tokens
@@ -178,7 +178,7 @@ def longest_text(decoder: Decoder, prefixes: Prefixes) -> int:  # tokens
     places = getattr(decoder.language_model.config, 'max_position_embeddings', None) or 2048
     return places - prefixes.there.shape[1] - 2
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #9b6928ab
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #85493acb
 def _padded(tokenizer, texts):
     "Tokens and mask, (B, T), with the sign for beginning and end around each text"
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -197,7 +197,7 @@ def _batches(lengths, batch_size, rng):
     batches = [pool[i : i + batch_size] for pool in rows for i in range(0, len(pool), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #119e9837
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #4f5de473
 @dataclass(frozen=True)
 class DecoderTraining:
     "How a decoder is trained"
@@ -246,7 +246,7 @@ def train_decoder(
     decoder.eval()
     return losses
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #103305c3
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #cd21f9f1
 def _cache_name(model):
     "What a language model calls the keys and values that it keeps; the name changed in transformers 5"
     forward = getattr(model, 'get_base_model', lambda: model)().forward
@@ -278,7 +278,7 @@ def decoder_stepper(
 
     return step
 
-# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #e5a3c724
+# %% ../../nbs/chapters/10_reasoning/12_decoder.ipynb #e8792117
 FORMAT = 'cxr_lib.decoder/1'
 
 

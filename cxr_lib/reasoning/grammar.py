@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LONGEST_RUN', 'arranged', 'lark_text', 'read_text', 'accepts', 'draw_text']
 
-# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #c0836266
+# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #4587c9d4
 import json
 from typing import Callable, Iterator
 import numpy as np
 from .words import Grammar, Place, Written, assemble
 
-# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #8013ef49
+# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #b6a2ff96
 #: Neighbours that may change places with each other; assumed.
 LONGEST_RUN = 4
 
@@ -34,16 +34,14 @@ def _paragraph(places):
     return (places[0],), *_runs(places[1:], lambda place: place.group)
 
 
-def arranged(
-    grammar: Grammar,
-) -> list:  # of runs of paragraphs; a paragraph is a tuple of runs of places
+def arranged(grammar: Grammar) -> list:  # of runs of paragraphs; a paragraph is a tuple of runs of places
     "The places of a grammar, with what may change places side by side"
     starts = [i for i, place in enumerate(grammar.places) if place.begins]
     parts = [grammar.places[a:b] for a, b in zip(starts, [*starts[1:], len(grammar.places)])]
     key = lambda part: part[0].group and f'{part[0].section}/{part[0].group}'  # noqa: E731
     return [tuple(_paragraph(part) for part in run) for run in _runs(parts, key)]
 
-# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #180d509e
+# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #2ff2f373
 class _Rules:
     "Rules of a grammar, by name"
 
@@ -73,7 +71,7 @@ class _Rules:
             ways.append(f'{name} {rest}' + ('' if needed else '?'))
         return self.add('o', ' | '.join(ways))
 
-# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #b77d22e9
+# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #24117115
 def _run_of_places(rules, run):
     "What a rule says for a run of places"
     name = rules.order(tuple(map(rules.place, run)), run[0].required)
@@ -100,7 +98,7 @@ def lark_text(
     lines = [f'start: {" ".join(start)}', *(f'{name}: {body}' for name, body in rules.bodies.items())]
     return '\n'.join(lines) + '\n'
 
-# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #9af97c06
+# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #8081ec68
 def _read_unit(unit, text, at, reached) -> Iterator:
     "(end, [(place, number of its sentence), ...]) of every way in which a place or paragraph stands at `at`"
     if not isinstance(unit, Place):
@@ -133,7 +131,7 @@ def _read_runs(runs, text, at, reached) -> Iterator:
         for last, more in _read_runs(runs[1:], text, end, reached):
             yield last, said + more
 
-# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #487a6882
+# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #e03ac467
 def _sections(grammar):
     "(heading with what precedes it, runs) of each section"
     found = []
@@ -156,28 +154,24 @@ def _read_sections(sections, text, at, reached) -> Iterator:
         for more in _read_sections(others, text, end, reached):
             yield said + more
 
-# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #fdb83fc6
-def read_text(
-    grammar: Grammar,
-    text: str,
-) -> Written:  # with the origin of every sentence
+# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #f596c2fe
+def read_text(grammar: Grammar, text: str) -> Written:  # with the origin of every sentence
     "Read a text of a grammar; raises `ValueError` for any other"
     reached = [0]
     said = next(_read_sections(_sections(grammar), text, 0, reached), None)
     if said is None:
         left = max(reached)
-        raise ValueError(f'the grammar does not hold what follows character {left}: {text[left : left + 60]!r}')
+        raise ValueError(
+            f'the grammar does not hold what follows character {left}: {text[left : left + 60]!r}'
+        )
     return assemble(grammar, said)
 
 
-def accepts(
-    grammar: Grammar,
-    text: str,
-) -> bool:
+def accepts(grammar: Grammar, text: str) -> bool:
     "Is it one of the texts of a grammar?"
     return next(_read_sections(_sections(grammar), text, 0, []), None) is not None
 
-# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #111772c6
+# %% ../../nbs/chapters/10_reasoning/09_grammar.ipynb #4889ec95
 def _draw_run(run, rng, named):
     "A run in a random order"
     said = []

@@ -6,7 +6,7 @@
 __all__ = ['learned_by', 'Evidence', 'gather', 'count_phrases', 'Wanted', 'Material', 'Compared', 'compare_decoder', 'Reasoning',
            'stored_reasoning', 'reasoning_stage']
 
-# %% ../../nbs/07_reasoning.ipynb #7e29805f
+# %% ../../nbs/07_reasoning.ipynb #9a48be97
 import time
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -43,7 +43,7 @@ from .evaluation import evaluate_stage, stored_calibrations, with_best_possible
 from .training import ensure_training
 from ..training.dataset import StudyData
 
-# %% ../../nbs/07_reasoning.ipynb #f62ff4e5
+# %% ../../nbs/07_reasoning.ipynb #c17af88e
 def learned_by(
     run: RunFolder,
     predictions: pd.DataFrame,  # its prediction table
@@ -58,7 +58,7 @@ def learned_by(
         labels = pd.DataFrame(prediction_matrix(tuning, 'label'), columns=list(OBSERVATIONS))
     return tuple(o for o in OBSERVATIONS if (labels[o] == 1).any() and (labels[o] == 0).any())
 
-# %% ../../nbs/07_reasoning.ipynb #8575075a
+# %% ../../nbs/07_reasoning.ipynb #171cd7f9
 class Evidence(NamedTuple):
     "What the stage works with"
 
@@ -84,7 +84,7 @@ def gather(
     fingerprint = file_facts(config)['sha256'][:16] if config.is_file() else ''
     return Evidence(predictions, calibrations, conformal, simulated, fingerprint)
 
-# %% ../../nbs/07_reasoning.ipynb #073bab19
+# %% ../../nbs/07_reasoning.ipynb #6502292a
 def count_phrases(
     evidence: Evidence,
     learned: tuple,  # observations that the model was trained on
@@ -103,7 +103,7 @@ def count_phrases(
     judged = 'test' if evidence.simulated or 'tuning' not in tables else 'tuning'
     return judge_phrases(tables, judged, learned, evidence.simulated, evidence.fingerprint)
 
-# %% ../../nbs/07_reasoning.ipynb #d9bd37ef
+# %% ../../nbs/07_reasoning.ipynb #3b2c5c76
 def _some_tests(evidence, n, seed):
     "Test rows, at most n of them"
     test = evidence.predictions[evidence.predictions['split'] == 'test']
@@ -125,7 +125,7 @@ def _case_table(rows, labels, said, penalties, differentials, cases):
         found.append(row | {'mistakes': mistakes(labels[i], said[i]) or 'none', 'penalty': int(penalties[i])})
     return pd.DataFrame(found)
 
-# %% ../../nbs/07_reasoning.ipynb #03ea95b4
+# %% ../../nbs/07_reasoning.ipynb #bd166c8a
 def _full_texts(run, rows, labels, cases):
     "Texts of one study in every form, and of the cases that must be clear"
     if not (run / 'model' / 'config.json').is_file() or not len(rows):
@@ -148,7 +148,7 @@ def _full_texts(run, rows, labels, cases):
     blank = np.zeros((predictor.size, predictor.size), np.uint8)
     return found | {'An image in which nothing can be seen': str(predictor(blank, notes[first]).report)}
 
-# %% ../../nbs/07_reasoning.ipynb #d4d1ac2d
+# %% ../../nbs/07_reasoning.ipynb #76fbff7b
 class Wanted(NamedTuple):
     "How a decoder is made"
 
@@ -183,7 +183,7 @@ def _material(run, evidence, certainty, rows, wanted, seed):
     asked = pd.Index(data.table['image']).get_indexer(rows['image'])
     return Material(texts, *(fused_prefixes(model, data, of, choose_device()) for of in (train, asked)))
 
-# %% ../../nbs/07_reasoning.ipynb #84c14af6
+# %% ../../nbs/07_reasoning.ipynb #c30940f2
 def _trained(run, evidence, material, wanted, seed):
     "A decoder that has learned from the references, kept in the run"
     seed_everything(seed)
@@ -211,11 +211,11 @@ def _written(made, material, grammars, differentials, seed):
     }
     for name, (stepper, rng) in steppers.items():
         for how, held in (('grammar', grammars), ('free', None)):
-            most = longest if held else min(longest, 2 * max(map(len, ids)))  # free, a text may never end
+            most = longest if held else min(longest, max(map(len, ids)))  # free, a text may never end
             found[f'{name}, {how}'] = write_many(stepper, tokenizer, lengths, held, most, rng)
     return found
 
-# %% ../../nbs/07_reasoning.ipynb #92414e7f
+# %% ../../nbs/07_reasoning.ipynb #c23ad130
 class Compared(NamedTuple):
     "Writers beside each other"
 
@@ -260,7 +260,7 @@ def compare_decoder(
     most = int(np.argmax(labels.sum(1)))
     return Compared(measures, said, {writer: of[most] for writer, of in texts.items()})
 
-# %% ../../nbs/07_reasoning.ipynb #11787e06
+# %% ../../nbs/07_reasoning.ipynb #e5da6024
 class Reasoning(NamedTuple):
     "What the stage found"
 
@@ -300,7 +300,7 @@ def stored_reasoning(
     phrases = certainty_table(certainty)
     return Reasoning(told['sentences'], certainty, phrases, statements, cases, told['texts'], found)
 
-# %% ../../nbs/07_reasoning.ipynb #88240409
+# %% ../../nbs/07_reasoning.ipynb #c47feee1
 def reasoning_stage(
     run: RunFolder,
     *,
