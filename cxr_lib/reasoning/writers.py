@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'Stated', 'stated_in', 'is_supported', 'severity_costs', 'truth_words', 'structure_words', 'cheapest_words',
-           'count_texts', 'share_interval', 'writer_measures', 'writers_table', 'strongest_piece', 'evidence_gain',
-           'ceiling_measures', 'writers_sentences']
+           'count_texts', 'share_interval', 'writer_measures', 'writers_table', 'strongest_piece', 'likelier_side',
+           'evidence_gain', 'ceiling_measures', 'writers_sentences']
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #b33ab57d
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #40a957e5
 import re
 from typing import Callable, Mapping, NamedTuple, Sequence
 import numpy as np, pandas as pd
@@ -22,7 +22,7 @@ from .statements import read_statements
 from .truth import read_back
 from .words import Grammar, expected_reading, percent_text, unquoted
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #61910cdb
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #e75bcdd1
 _NUMBER = re.compile(r'\s*\(((?:under |over )?\d+%)\)')
 
 
@@ -58,7 +58,7 @@ def is_supported(
         return False
     return not with_number or not stated.number or stated.number == percent_text(d.stated)
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #6dbde652
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #27253b3e
 #: (what is so, what is said) -> cost; '' is not named; assumed.
 COSTS = {
     'present': {'present': 0.0, 'open': 1.0, 'absent': 2.0, '': 2.0},
@@ -103,7 +103,7 @@ def structure_words(
         object,
     )
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #1bae486c
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #e91718b7
 def cheapest_words(
     probabilities: np.ndarray,  # (n, 14)
 ) -> np.ndarray:  # (n, 14) of 'present', 'open' and 'absent'
@@ -112,7 +112,7 @@ def cheapest_words(
     cost = [p * COSTS['present'][w] + (1 - p) * COSTS['absent'][w] for w in words]
     return words[np.argmin(cost, 0)]
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #e81b90ab
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #95c6ba25
 def _evidence(text, grammar, labels):
     "Pieces of evidence that a text of the grammar names, and how many of them speak for the truth"
     there, named, right = dict(zip(OBSERVATIONS, labels == 1)), 0, 0
@@ -153,7 +153,7 @@ def count_texts(
     counts['cost_structure'], counts['worst_structure'] = severity_costs(held, said)
     return counts
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #cc171b2f
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #0433413f
 #: column of the table -> (counted, of what), and is it one less the share?
 _SHARES = {
     'unsupported': ('unsupported', 'statements', False),
@@ -186,7 +186,7 @@ def share_interval(
         found |= dict(low=float(ends.low), high=float(ends.high))
     return found
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #dbe51a7e
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #3bcf134e
 def writer_measures(
     counts: pd.DataFrame,  # as from `count_texts`
     patients: Sequence,  # (n,)
@@ -229,7 +229,7 @@ def writers_table(
         rows[writer] = row
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('writer')
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #f3d69949
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #4936de7f
 _PIECE = re.compile(r'\.(evidence_\w+)\[(\d+)\]')
 
 
@@ -243,6 +243,19 @@ def strongest_piece(differential: Differential) -> Callable:  # for `write_text`
         d = differential[place.id.split('/')[0]]
         largest = max(abs(e.logit) for e in (*d.evidence_for, *d.evidence_against))
         return 0 if abs(getattr(d, found[1])[int(found[2])].logit) == largest else None
+
+    return choose
+
+
+def likelier_side(differential: Differential) -> Callable:  # for `write_text`
+    "Of each diagnosis, name only the evidence for what is likelier: that it is there, or that it is not"
+
+    def choose(place):
+        found = _PIECE.search(place.field)
+        if not found:
+            return 0
+        likely = differential[place.id.split('/')[0]].stated > 0.5
+        return 0 if (found[1] == 'evidence_for') == likely else None
 
     return choose
 
@@ -267,7 +280,7 @@ def evidence_gain(
     found = interval(shares[0] - shares[1])
     return dict(value=found['value'], low=found['low'], high=found['high'])
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #dbbef78b
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #9d5aa9a6
 def ceiling_measures(
     said: np.ndarray,  # (n, 14) as from `cheapest_words`
     labels: np.ndarray,  # (n, 14)
@@ -280,7 +293,7 @@ def ceiling_measures(
     ends = dict(value=1 - share['value'], low=1 - share['high'], high=1 - share['low'])
     return {'score against the truth': ends}
 
-# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #2e16dda7
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #32ff6503
 def writers_sentences(
     measures: Mapping[str, Mapping],  # with 'template', 'decoder, grammar' and 'decoder, free'
     gains: Mapping[
@@ -309,9 +322,10 @@ def writers_sentences(
             f'Share of the named evidence that is right, decoder under the grammar less {other}: {more}.'
         )
     if all(gain['low'] > 0 for gain in gains.values()):
-        said.append('The decoder chooses evidence better; in all else it says the same as the template.')
-    else:
         said.append(
-            'The template wins: the decoder gains nothing that is certain. The template stays the default.'
+            'The decoder chooses evidence better than every rule; in all else it says what the template says.'
         )
+    else:
+        said.append('The template wins: with one of its rules it names right evidence at least as often.')
+    said.append('The template stays the default.')
     return said

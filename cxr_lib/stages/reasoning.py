@@ -6,7 +6,7 @@
 __all__ = ['learned_by', 'Evidence', 'gather', 'count_phrases', 'Wanted', 'Material', 'Compared', 'compare_decoder', 'Reasoning',
            'stored_reasoning', 'reasoning_stage']
 
-# %% ../../nbs/07_reasoning.ipynb #9a48be97
+# %% ../../nbs/07_reasoning.ipynb #35bcef2f
 import time
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -38,12 +38,18 @@ from ..reasoning.truth import statement_frequencies, statement_table
 from ..reasoning.truth import table_differentials, text_penalties
 from ..reasoning.words import compile_grammar, describe, write_text
 from ..reasoning.writers import ceiling_measures, cheapest_words, count_texts, evidence_gain
-from ..reasoning.writers import strongest_piece, writer_measures, writers_sentences, writers_table
+from cxr_lib.reasoning.writers import (
+    likelier_side,
+    strongest_piece,
+    writer_measures,
+    writers_sentences,
+    writers_table,
+)
 from .evaluation import evaluate_stage, stored_calibrations, with_best_possible
 from .training import ensure_training
 from ..training.dataset import StudyData
 
-# %% ../../nbs/07_reasoning.ipynb #c17af88e
+# %% ../../nbs/07_reasoning.ipynb #a443afec
 def learned_by(
     run: RunFolder,
     predictions: pd.DataFrame,  # its prediction table
@@ -58,7 +64,7 @@ def learned_by(
         labels = pd.DataFrame(prediction_matrix(tuning, 'label'), columns=list(OBSERVATIONS))
     return tuple(o for o in OBSERVATIONS if (labels[o] == 1).any() and (labels[o] == 0).any())
 
-# %% ../../nbs/07_reasoning.ipynb #171cd7f9
+# %% ../../nbs/07_reasoning.ipynb #e0339f9e
 class Evidence(NamedTuple):
     "What the stage works with"
 
@@ -84,7 +90,7 @@ def gather(
     fingerprint = file_facts(config)['sha256'][:16] if config.is_file() else ''
     return Evidence(predictions, calibrations, conformal, simulated, fingerprint)
 
-# %% ../../nbs/07_reasoning.ipynb #6502292a
+# %% ../../nbs/07_reasoning.ipynb #17fa59d1
 def count_phrases(
     evidence: Evidence,
     learned: tuple,  # observations that the model was trained on
@@ -103,7 +109,7 @@ def count_phrases(
     judged = 'test' if evidence.simulated or 'tuning' not in tables else 'tuning'
     return judge_phrases(tables, judged, learned, evidence.simulated, evidence.fingerprint)
 
-# %% ../../nbs/07_reasoning.ipynb #3b2c5c76
+# %% ../../nbs/07_reasoning.ipynb #cd752533
 def _some_tests(evidence, n, seed):
     "Test rows, at most n of them"
     test = evidence.predictions[evidence.predictions['split'] == 'test']
@@ -125,7 +131,7 @@ def _case_table(rows, labels, said, penalties, differentials, cases):
         found.append(row | {'mistakes': mistakes(labels[i], said[i]) or 'none', 'penalty': int(penalties[i])})
     return pd.DataFrame(found)
 
-# %% ../../nbs/07_reasoning.ipynb #bd166c8a
+# %% ../../nbs/07_reasoning.ipynb #ba9b5b1b
 def _full_texts(run, rows, labels, cases):
     "Texts of one study in every form, and of the cases that must be clear"
     if not (run / 'model' / 'config.json').is_file() or not len(rows):
@@ -148,7 +154,7 @@ def _full_texts(run, rows, labels, cases):
     blank = np.zeros((predictor.size, predictor.size), np.uint8)
     return found | {'An image in which nothing can be seen': str(predictor(blank, notes[first]).report)}
 
-# %% ../../nbs/07_reasoning.ipynb #76fbff7b
+# %% ../../nbs/07_reasoning.ipynb #4a87bceb
 class Wanted(NamedTuple):
     "How a decoder is made"
 
@@ -183,7 +189,7 @@ def _material(run, evidence, certainty, rows, wanted, seed):
     asked = pd.Index(data.table['image']).get_indexer(rows['image'])
     return Material(texts, *(fused_prefixes(model, data, of, choose_device()) for of in (train, asked)))
 
-# %% ../../nbs/07_reasoning.ipynb #c30940f2
+# %% ../../nbs/07_reasoning.ipynb #f9334a99
 def _trained(run, evidence, material, wanted, seed):
     "A decoder that has learned from the references, kept in the run"
     seed_everything(seed)
@@ -199,8 +205,12 @@ def _trained(run, evidence, material, wanted, seed):
 def _written(made, material, grammars, differentials, seed):
     "writer -> texts"
     found = {'template': [str(write_text(grammar)) for grammar in grammars]}
-    pairs = zip(grammars, differentials)
-    found['template, strongest evidence'] = [str(write_text(g, strongest_piece(d))) for g, d in pairs]
+    for name, rule in (
+        ('strongest evidence', strongest_piece),
+        ('evidence of the likelier side', likelier_side),
+    ):
+        pairs = zip(grammars, differentials)
+        found[f'template, {name}'] = [str(write_text(g, rule(d))) for g, d in pairs]
     tokenizer, lengths = made.tokenizer, list(map(len, found['template']))
     longest = longest_text(made, material.written)
     ids = [text_ids(tokenizer, text) for text in material.texts]
@@ -215,7 +225,7 @@ def _written(made, material, grammars, differentials, seed):
             found[f'{name}, {how}'] = write_many(stepper, tokenizer, lengths, held, most, rng)
     return found
 
-# %% ../../nbs/07_reasoning.ipynb #c23ad130
+# %% ../../nbs/07_reasoning.ipynb #dee75903
 class Compared(NamedTuple):
     "Writers beside each other"
 
@@ -248,7 +258,7 @@ def compare_decoder(
     words['floor: nothing said'] = np.full(labels.shape, '', object)
     measures |= {name: ceiling_measures(said, labels, patients, seed) for name, said in words.items()}
     held = counts['decoder, grammar']
-    gains = {name: evidence_gain(held, counts[name], patients, seed=seed) for name in list(counts)[:2]}
+    gains = {name: evidence_gain(held, counts[name], patients, seed=seed) for name in list(counts)[:3]}
     measures['decoder, grammar']['gain in right evidence'] = gains
     said = writers_sentences(measures, gains)
     size = sum(p.numel() for p in made.parameters()) / 1e6
@@ -260,7 +270,7 @@ def compare_decoder(
     most = int(np.argmax(labels.sum(1)))
     return Compared(measures, said, {writer: of[most] for writer, of in texts.items()})
 
-# %% ../../nbs/07_reasoning.ipynb #e5da6024
+# %% ../../nbs/07_reasoning.ipynb #3b2d39ae
 class Reasoning(NamedTuple):
     "What the stage found"
 
@@ -300,7 +310,7 @@ def stored_reasoning(
     phrases = certainty_table(certainty)
     return Reasoning(told['sentences'], certainty, phrases, statements, cases, told['texts'], found)
 
-# %% ../../nbs/07_reasoning.ipynb #c47feee1
+# %% ../../nbs/07_reasoning.ipynb #1e4278cf
 def reasoning_stage(
     run: RunFolder,
     *,
