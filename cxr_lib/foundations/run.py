@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'RESULT', 'EVALUATED', 'SMALL_RUN', 'RANGES', 'CHOICES', 'S
            'newest_finished', 'RunError', 'run_name', 'check_parameters', 'run_path', 'open_run', 'portable_path',
            'located_path', 'check_ranges', 'check_choices']
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #d7c20be4
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #21b0cfbb
 import ast, contextlib, difflib, errno, numbers, os, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from .core import number_text, project_root
 from .files import MachineError, clear_way, content_key, file_facts, json_text
 from .files import machine_error, read_json, text_facts, what_differs, write_json
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #27cf9177
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #c5bb9915
 #: Derived from the stamps or from the other files of a run, so no stage answers for them.
 _DERIVED = ('config.json', 'index.html', 'model_card.html', 'published.html')
 
@@ -58,7 +58,7 @@ class Stamps:
                 found[path.relative_to(self.path).as_posix()] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
         return {name: seen for name, seen in found.items() if name not in _DERIVED}
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #2f02bf74
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #42e21675
 @patch
 def _write(self: Stamps, name, content):
     write_json(self._at(name), dict(content, seal=content_key(content)))
@@ -87,7 +87,7 @@ def _stamp_fault(path):
         return 'was edited, so it vouches for nothing'
     return ''
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #a8e551fd
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #c8526e0f
 @patch
 def _difference(self: Stamps, file, facts):
     "How one file differs from what a stamp says, in words"
@@ -115,7 +115,7 @@ def altered(
             wrong[file] = difference
     return wrong
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #a1e21006
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #08ab4001
 def stamp_files(
     folder: Stamps,  # of a run
     name: str,  # of the stamp
@@ -143,7 +143,7 @@ def _revise(folder, name, stamp, files):
     }
     folder._write(name, {k: v for k, v in stamp.items() if k not in ('seal', 'open')} | dict(files=facts))
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #ed8dae82
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #665d3b48
 @contextlib.contextmanager
 def rewriting(
     folder: Stamps,  # of a run
@@ -162,7 +162,7 @@ def rewriting(
         files = {f for f in stamp['files'] if f.startswith(inside)}
         _revise(folder, name, stamp, {f for f in files if killed or before.get(f) != now.get(f)})
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #e6260e7d
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #5d87603b
 #: The stages in order; each builds on the ones before it.
 STAGES = ('exploration', 'notes', 'model', 'training', 'evaluation', 'explanation', 'reasoning')
 #: With this stage a run is finished: what follows explains its answers and changes none.
@@ -205,7 +205,7 @@ class RunFolder(Stamps):
         upto = STAGES[: STAGES.index(stage) + 1]
         return self.stamped(stage, params) and not any(self.altered(s) for s in upto)
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #c549408b
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #7aefa5da
 def run_folder(
     run: str,  # name of the run (a folder under `reports/`) or a path to a folder
 ) -> RunFolder:
@@ -228,7 +228,7 @@ def versions() -> dict:  # package -> version
             found[name] = None
     return found
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #fc0c19d4
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #2c15ce07
 @patch
 def begin(self: RunFolder, stage: str):
     "Take the stamp away before the stage's files are touched, and record what is there"
@@ -268,7 +268,7 @@ def finish(self: RunFolder, stage: str, params: dict):
     # what a notebook computes after its stage are examples: nobody waits for them
     os.environ.pop('CXR_PROGRESS', None)
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #50da8554
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #7e2f5726
 @patch
 def mend_config(self: RunFolder) -> str:  # a sentence if it was wrong; '' if it was right
     "Make `config.json` say what the stamps say: the parameters of each finished stage, and the last one's versions"
@@ -285,7 +285,7 @@ def mend_config(self: RunFolder) -> str:  # a sentence if it was wrong; '' if it
     write_json(path, config)
     return f'{path} was not what the stamps of the stages say; it was written again from them'
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #0353ad66
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #ad9adfc7
 class AlteredFile(ValueError):
     "A file of a run is not what its stage wrote; the message names it and the remedy"
 
@@ -319,7 +319,7 @@ def ready(self: RunFolder, stage: str) -> bool:
     self.check(stage)
     return self.stamped(stage)
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #2258d28c
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #062197ab
 @dataclass(frozen=True)
 class RunSummary:
     "What a person wants to know about a run before opening it"
@@ -346,7 +346,7 @@ def auroc_headline(
         return ''
     return f'mean AUROC {number_text(means.get("auroc"), means.get("low"), means.get("high"), 2)}'
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #edfe1188
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #666797eb
 def _done(run, stage):
     "Has the stage finished? An unreadable stamp vouches for nothing; files are compared when the run is used"
     try:
@@ -366,7 +366,7 @@ def run_summary(
         finished = read_json(run / '.stages' / f'{RESULT}.json').get('finished', 'at an unknown time')
     return RunSummary(run.path.name, run.path, done, finished, auroc_headline(run.path))
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #e3da3cf5
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #bf4e8c60
 #: In a folder that `cxr evaluate` wrote: it holds predictions, and is no run.
 EVALUATED = 'evaluated.json'
 
@@ -394,7 +394,7 @@ def newest_finished(
 
     return max((run for run in list_runs(home) if run.finished), key=age, default=None)
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #73ca6f96
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #7b35b705
 class RunError(ValueError):
     "A run that cannot be opened; the message says which can"
 
@@ -415,7 +415,7 @@ def _as_papermill_reads(name):
             return kind(name)
     return name
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #c935c93e
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #d15ac278
 def run_name(
     run: Any,  # name or path of a run, or what papermill made of a name
 ) -> str:  # its name or path as text
@@ -430,7 +430,7 @@ def run_name(
     remedy = 'Quote the name in a notebook, or use papermill -r run NAME.'
     raise RunError(f'{what} and no name (papermill -p reads 007 as a number). {remedy} {_runs_there()}')
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #92b357f9
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #eee8754c
 _PASSED = '# Parameters'  # the first line of the cell that papermill puts behind the parameters
 
 
@@ -453,7 +453,7 @@ def _executed():
             return list(shell.user_ns.get('In', []))
     return []
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #b7aaafde
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #a02c85d4
 def check_parameters(
     cells: list[str] | None = None,  # sources of the executed cells, in order; None: those of this kernel
 ):
@@ -469,7 +469,7 @@ def check_parameters(
             hint = f'; did you mean {near[0]!r}?' if near else '.'
             raise ValueError(f'unknown parameter {name!r}{hint} This notebook has {", ".join(known)}')
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #7b9d796c
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #68831298
 #: The run that the stage notebooks step through unless they are given another.
 SMALL_RUN = 'small'
 
@@ -503,7 +503,7 @@ def _small_run():
         print(f'A small run of simulated patients is made in {folder} (a few minutes for all stages).')
     return run_folder(SMALL_RUN)
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #d67fc950
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #e73aa18b
 def _missing_stages(run, summary, stage):
     "The stages before `stage` that have not finished; none where only predictions of another program lie"
     if STAGES[0] not in summary.done and (run / 'predictions.parquet').exists():
@@ -520,7 +520,7 @@ def _announce(run, stage):
     print(f'Run: {summary}{lacks}')
     return run
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #1e5cb584
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #4b74ba2b
 def open_run(
     run: Any = '',  # name or path; '': the newest finished run, or the small one in the stages before evaluation
     stage: str = RESULT,  # the stage that opens it, or 'demo'
@@ -547,7 +547,7 @@ def open_run(
         raise RunError(f'the run {name!r} has no finished {STAGES[0]}: {remedy} {_runs_there()}')
     return _announce(opened, stage)
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #f162af21
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #0d3baea2
 def portable_path(
     path: str | Path,  # a file or folder
     home: str | Path | None = None,  # project folder; found from the working folder if None
@@ -563,7 +563,7 @@ def located_path(
     "The path that was recorded"
     return project_root() / Path(text).expanduser()
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #3b3fb907
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #c371ae44
 #: parameter -> lowest, highest, and is it a whole number?
 RANGES = {
     'max_images': (0, 10_000_000, True),
@@ -583,6 +583,9 @@ RANGES = {
     'n_explained': (1, 10_000, True),
     'n_texts': (1, 1_000_000, True),
     'n_cases': (1, 1_000, True),
+    'decoder_lora': (0, 1024, True),
+    'decoder_references': (1, 1_000_000, True),
+    'decoder_epochs': (1, 1000, True),
     'n_trials': (1, 1_000_000, True),
     'min_cases': (1, 1_000_000, True),
 }
@@ -610,7 +613,7 @@ def check_ranges(
         shares = f'tuning_fraction {tuning} and test_fraction {test}'
         raise ValueError(f'{shares} leave no patients to train on; their sum has to be below 1')
 
-# %% ../../nbs/chapters/01_foundations/05_run.ipynb #63e9e9a8
+# %% ../../nbs/chapters/01_foundations/05_run.ipynb #b4548355
 #: parameter -> what it may be
 CHOICES = {
     'missing': ('refuse', 'exclude'),

@@ -6,7 +6,7 @@
 __all__ = ['HEAD_GRID', 'CrossAttention', 'FusionBlock', 'masked_mean', 'pooled_vectors', 'MultimodalClassifier', 'build_model',
            'parameter_table']
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #05301aa4
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #beffd64f
 from typing import NamedTuple
 import pandas as pd, torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
@@ -16,7 +16,7 @@ from .text import make_text_encoder
 from .adapt import train_unfrozen, unfreeze
 from .presets import ModelConfig, check_config
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #309b941c
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #128d982d
 class CrossAttention(nn.Module):
     "Queries from one modality, keys and values from the other"
 
@@ -42,7 +42,7 @@ class CrossAttention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
         return self.proj(out.transpose(1, 2).reshape(B, N, C)), weight
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #c72f26e7
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #f8ec92d4
 def _feed_forward(dim, dropout):
     layers = nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
     return nn.Sequential(nn.LayerNorm(dim), *layers, nn.Dropout(dropout))
@@ -74,7 +74,7 @@ def masked_mean(
     m = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * m).sum(1) / m.sum(1).clamp_min(1)
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #e994fe12
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #68275d99
 #: Cells on a side that `pool='grid'` averages an image on: upper, middle and lower zone, right, middle and left.
 HEAD_GRID = 3
 
@@ -97,7 +97,7 @@ class _Side(NamedTuple):
     frozen: bool
     unfrozen_blocks: int
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #5551e13f
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #8868ed9a
 class MultimodalClassifier(nn.Module):
     "Radiograph and note -> logits of the observations, fused and from each modality alone"
 
@@ -147,7 +147,7 @@ class MultimodalClassifier(nn.Module):
             _Side('text', self.text_encoder, c.freeze_text, c.unfreeze_text),
         )
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #890af1e4
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #6b5e5ca6
 @patch(as_prop=True)
 def image_is_frozen(self: MultimodalClassifier):
     "Does nothing in the image encoder train?"
@@ -177,7 +177,7 @@ def set_gradient_checkpointing(self: MultimodalClassifier, enable=True):
         if not getattr(self, f'{side.name}_is_frozen'):
             checkpoint_activations(side.encoder, enable)
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #50eb71e6
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #b73f2f85
 @patch
 def encode_image(self: MultimodalClassifier, pixels):
     "(B, N, width of the backbone)"
@@ -214,7 +214,16 @@ def image_logits(self: MultimodalClassifier, tokens):
     "What the image says alone, (B, observations)"
     return self.image_head(self.pool_image(tokens))
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #3f2c3011
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #518f432f
+@patch
+def fuse_tokens(self: MultimodalClassifier, image_tokens, note, mask, return_attention=False):
+    "Image tokens (B, N, d) and note tokens (B, 1+T, d) behind the fusion blocks, and the attention of the last one"
+    image, weight = self.image_in(image_tokens), None
+    for block in self.blocks:
+        image, note, weight = block(image, note, mask, return_attention)
+    return image, note, weight
+
+
 @patch
 def fuse(
     self: MultimodalClassifier, image_tokens, note_tokens, attention_mask, has_note, return_attention=False
@@ -222,9 +231,7 @@ def fuse(
     "Logits from encoded tokens: everything after the encoders"
     note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
     out = {'image': self.image_logits(image_tokens), 'note': self.note_head(masked_mean(note, mask))}
-    image = self.image_in(image_tokens)
-    for block in self.blocks:
-        image, note, weight = block(image, note, mask, return_attention)
+    image, note, weight = self.fuse_tokens(image_tokens, note, mask, return_attention)
     pooled = torch.cat([image.mean(1), masked_mean(note, mask)], -1)
     out['fused'] = out['image'] + out['note'] + self.head(self.projection(self.norm(pooled)))
     if return_attention:
@@ -253,7 +260,7 @@ def forward(
         image_tokens = self.encode_image(pixels)
     return self.fuse(image_tokens, note_tokens, attention_mask, has_note, return_attention)
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #ed79d114
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #cd407095
 def build_model(
     config: ModelConfig,  # architecture
     tokenizer,  # as from `make_tokenizer`
@@ -261,7 +268,7 @@ def build_model(
     "A model with its initial (or pretrained) weights"
     return MultimodalClassifier(config, len(tokenizer)).to(memory_format=torch.channels_last)
 
-# %% ../../nbs/chapters/06_model/07_fusion.ipynb #51e0eda6
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #7d2fb668
 def parameter_table(
     model: MultimodalClassifier,  # a model
 ) -> pd.DataFrame:  # part -> parameters, trained

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'SECTIONS', 'LENGTHS', 'AUDIENCES', 'WORDINGS', 'MOST_EVIDENCE', 'percent_text', 'Place', 'Grammar',
-           'compile_grammar', 'Span', 'WrittenSentence', 'Written', 'write_text', 'describe', 'unquoted',
-           'disagreements', 'compare_written']
+           'compile_grammar', 'Span', 'WrittenSentence', 'Written', 'assemble', 'write_text', 'describe', 'unquoted',
+           'expected_reading', 'disagreements', 'compare_written']
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #827cb3c6
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f3150301
 import re
 from dataclasses import dataclass
 from typing import Callable, Literal, Sequence
 import pandas as pd
 from pydantic import Field
 from .certainty import PHRASES, UNTRAINED, phrase_of
-from .differential import Differential, ImageZone, Record
+from .differential import Diagnosis, Differential, ImageZone, Record
 from .lexicon import default_lexicon
 from .statements import read_statements
 
@@ -46,7 +46,7 @@ def percent_text(
         return 'under 1%'
     return 'over 99%' if probability > 0.99 else f'{probability:.0%}'
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #5cb0ee98
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #eda148ae
 @dataclass(frozen=True)
 class Place:
     "Where one sentence stands, and the sentences that may stand there"
@@ -59,6 +59,7 @@ class Place:
     zone: ImageZone | None = None
     required: bool = True
     begins: bool = False  # a paragraph
+    group: str = ''  # neighbours of the same group may change places; '': it stays where it is
 
 
 SECTIONS = ('FINDINGS', 'IMPRESSION')
@@ -87,6 +88,13 @@ def _said(diagnoses):
     if first.phrase:
         return tuple(w.format(listed) for w in WORDINGS[first.phrase])
     return tuple(w.format(listed, first.no_phrase) for w in _UNSURE)
+
+
+def _head(d, section, prefix=''):
+    "The sentence that a paragraph about one diagnosis begins with"
+    group = '' if d.urgent else d.phrase or d.no_phrase  # only those that are as certain may stand before it
+    key = f'{prefix}{d.observation}' if prefix else f'{d.observation}/phrase'
+    return Place(key, section, _said([d]), _path(d, 'phrase'), begins=True, group=group)
 
 
 def _path(d, name):
@@ -127,7 +135,8 @@ def _evidence_place(d, section, kind, i, number):
     )
     spans = ((e.start, e.end),) if e.start is not None else ()
     key = f'{d.observation}/image' if e.source == 'image' else f'{d.observation}/note/{number}'
-    return Place(key, section, options, _path(d, f'{kind}[{i}]'), spans, e.zone, required=False)
+    field = _path(d, f'{kind}[{i}]')
+    return Place(key, section, options, field, spans, e.zone, required=False, group='evidence')
 
 
 def _evidence_places(d, section):
@@ -149,7 +158,7 @@ def _note_place(d, section):
         )
         yield Place(f'{d.observation}/note/effect', section, options, _path(d, 'note'), required=False)
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #37fe8f3f
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #5b593ebc
 def _settling_place(d, section, student):
     "What would settle an open question"
     asked = [f'{e.name} ({e.source})' for e in d.settle]
@@ -182,7 +191,7 @@ def _is_open(d):
 
 def _paragraph(d, section, student):
     "One diagnosis in full"
-    yield Place(f'{d.observation}/phrase', section, _said([d]), _path(d, 'phrase'), begins=True)
+    yield _head(d, section)
     if d.observation == 'Support Devices' and (d.phrase is None or PHRASES[d.phrase].polarity != 'absent'):
         yield Place('Support Devices/position', section, (_POSITION,), _path(d, 'urgent'))
     if d.phrase and student:
@@ -197,7 +206,7 @@ def _paragraph(d, section, student):
 
 _POSITION = 'Whether the position is right has to be read by a person.'
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #6ffe6016
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #3e71a881
 def _lists(diagnoses, section, prefix=''):
     "Diagnoses in one sentence for each phrase, and for each reason why there is none"
     groups = {}
@@ -227,7 +236,7 @@ def _findings(differential, length, student):
             if open_long:
                 yield from _paragraph(d, section, student)
             else:
-                yield Place(f'{d.observation}/phrase', section, _said([d]), _path(d, 'phrase'), begins=True)
+                yield _head(d, section)
         else:
             listed.append(d)
     yield from _lists(listed, section)
@@ -238,7 +247,7 @@ def _impression(differential):
     section, normal = SECTIONS[1], differential.normal
     told = [d for d in differential.diagnoses if d.urgent or _present(d) and not d.implied_by]
     for d in told:
-        yield Place(f'impression/{d.observation}', section, _said([d]), _path(d, 'phrase'), begins=True)
+        yield _head(d, section, 'impression/')
     opened = [
         d
         for d in differential.diagnoses
@@ -273,7 +282,7 @@ def _remarks(differential, length, student):
     if student and length == 'long' and not differential.abstains:
         yield Place('model/sizes', SECTIONS[0], (_SIZES,), 'calibrated', begins=True, required=False)
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #8ea36c00
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #64e13e21
 @dataclass(frozen=True)
 class Grammar:
     "All texts that say what one differential holds"
@@ -282,22 +291,6 @@ class Grammar:
     fingerprint: str  # of the model
     length: str  # one of `LENGTHS`
     audience: str  # one of `AUDIENCES`
-
-    def expression(self) -> re.Pattern:
-        "A regular expression that matches the texts of this grammar, whole"
-        parts, section = [], None
-        for place in self.places:
-            if place.section != section:
-                parts.append(re.escape(('\n\n' if section else '') + f'{place.section}:'))
-                section = place.section
-            said = '|'.join(map(re.escape, place.options))
-            before, after = ("\n" if place.begins else " "), ("" if place.required else "?")
-            parts.append(f"(?:{before}(?:{said})){after}")
-        return re.compile(''.join(parts))
-
-    def accepts(self, text: str) -> bool:
-        "Is it one of the texts of this grammar?"
-        return bool(self.expression().fullmatch(text))
 
 
 def compile_grammar(
@@ -356,25 +349,32 @@ class Written(Record):
             text += ('\n' if s.begins else ' ') + s.text
         return text
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f9cd2384
-def write_text(
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #21be198f
+def assemble(
     grammar: Grammar,
-    choose: Callable
-    | None = None,  # `Place` -> number of its sentence, or None to leave it out; None: the first
+    said: Sequence,  # (place, number of its sentence) in the order of the text
 ) -> Written:
-    "One text of a grammar"
+    "A text from the sentences that were chosen"
     found = []
-    for place in grammar.places:
-        chosen = choose(place) if choose else 0
-        if chosen is None and place.required:
-            raise ValueError(f'{place.id} has to be said')
-        if chosen is None:
-            continue
+    for place, chosen in said:
         kept = {name: getattr(place, name) for name in ('id', 'section', 'field', 'zone', 'begins')}
         spans = [Span(start=start, end=end) for start, end in place.spans]
         more = dict(spans=spans, fingerprint=grammar.fingerprint)
         found.append(WrittenSentence(text=place.options[chosen], **kept, **more))
     return Written(length=grammar.length, audience=grammar.audience, sentences=found)
+
+
+def write_text(
+    grammar: Grammar,
+    choose: Callable
+    | None = None,  # `Place` -> number of its sentence, or None to leave it out; None: the first
+) -> Written:
+    "One text of a grammar, in the order of the structure"
+    said = [(place, choose(place) if choose else 0) for place in grammar.places]
+    for place, chosen in said:
+        if chosen is None and place.required:
+            raise ValueError(f'{place.id} has to be said')
+    return assemble(grammar, [(place, chosen) for place, chosen in said if chosen is not None])
 
 
 def describe(
@@ -385,14 +385,14 @@ def describe(
     "The text of the template"
     return write_text(compile_grammar(differential, length, audience))
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #1c4fd3c9
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f4ce65df
 def unquoted(text: str) -> str:  # of the same length
     "A text whose quotations from the note are blank"
     return re.sub('“[^”]*”', lambda m: ' ' * len(m[0]), text)
 
 
-def _expected(d):
-    "(polarity, certainty) with which a diagnosis must be read"
+def expected_reading(d: Diagnosis) -> tuple:  # (polarity, certainty), as of a `Statement`
+    "How the labeler must read what a text says about a diagnosis"
     polarity = PHRASES[d.phrase].polarity if d.phrase else 'uncertain'
     if polarity == 'absent':
         return 'absent', ''
@@ -406,7 +406,9 @@ def disagreements(
     "What the labeler reads otherwise than the structure means it"
     names, found, seen = default_lexicon().names['chexpert'], [], set()
     text = str(written)
-    expected = {} if differential.abstains else {d.observation: _expected(d) for d in differential.diagnoses}
+    expected = (
+        {} if differential.abstains else {d.observation: expected_reading(d) for d in differential.diagnoses}
+    )
     for s in read_statements(unquoted(text)):
         for o in names.get(s.finding, (f'({s.finding})',)):
             seen.add(o)
