@@ -168,6 +168,8 @@ def _places(run, rows, calibrations):
         return place_table(place_words([], []))
     predictor = load(run.path)
     rows = _may_be_placed(predictor, rows, calibrations)
+    if rows.empty:
+        return place_table(place_words([], []))
     images = [predictor.encode(data_root(run) / name) for name in rows['image']]
     notes = [note if isinstance(note, str) and note.strip() else None for note in rows['note']]
     zones = predictor.zones(images, notes, predictor.answers(images, notes))
