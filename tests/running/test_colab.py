@@ -119,6 +119,8 @@ def test_until_then_nothing_leads_nowhere():
 STUB = '''
 """A stand-in for Colab's package: Drive is a folder beside, and mounting fails the first time."""
 
+from pathlib import Path
+
 class drive:
     @staticmethod
     def mount(point):
@@ -194,7 +196,7 @@ class Session:
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.process = subprocess.Popen([*map(str, command)], cwd=folder, env=env, **pipes)
 
-    def wait_for(self, there, seconds=120):
+    def wait_for(self, there, seconds=300):
         "Wait until something is there; the session has to be at work all the while"
         until = time.monotonic() + seconds
         while not there():
@@ -215,7 +217,7 @@ class Session:
 
     def printed(self):
         "What the cells printed, when all is done"
-        said = self.process.communicate(timeout=240)[0]
+        said = self.process.communicate(timeout=600)[0]
         assert self.process.returncode == 0, said[-3000:]
         cells = json.loads(self.out.read_text(encoding='utf-8'))['cells']
         outputs = [o for c in cells for o in c.get('outputs', [])]
@@ -233,7 +235,7 @@ def drive_fails_for(seconds, drive, log):
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_from_an_empty_folder_to_a_report_with_a_death_in_between(tmp_path, python, wheel):
     folder, given = tmp_path / 'content', dict(drive='kept here', minutes=0.01, more=MORE)
     folder.mkdir()
