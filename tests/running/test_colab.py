@@ -273,3 +273,44 @@ def check_outcome(folder, kept, text, shown):
     for name in ('index.html', 'metrics.json', 'model/config.json', 'predictions.parquet'):
         assert (kept / name).read_bytes() == (folder / 'cxr/reports/colab' / name).read_bytes()
     assert not list(kept.rglob('*.copying')) and not list(kept.glob('.checkpoints/*/*'))
+
+
+# What Colab has stays
+
+#: What google-colab 1.0.0 pins of ours.
+PINNED = {
+    'ipykernel': '6.17.1',
+    'ipython': '7.34.0',
+    'pandas': '2.2.2',
+    'requests': '2.32.4',
+    'tornado': '6.5.1',
+}
+
+
+def test_the_packages_that_colab_pins_stay(python, wheel, tmp_path):
+    from importlib.metadata import version
+
+    for name, number in PINNED.items():
+        folder = tmp_path / f'{name}-{number}.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n')
+        (folder / 'INSTALLER').write_text('pip\n')
+    kept = [f'{name}=={version(name)}' for name in ('torch', 'torchvision')]
+    command = [
+        python,
+        '-m',
+        'pip',
+        'install',
+        '--dry-run',
+        '--no-index',
+        '--quiet',
+        '--report',
+        '-',
+        wheel,
+        *kept,
+    ]
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | {'PYTHONPATH': str(tmp_path)}
+    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    installed = [item['metadata']['name'] for item in json.loads(done.stdout)['install']]
+    assert [name.replace('-', '_') for name in installed] in (['cxr_lib'], [])
