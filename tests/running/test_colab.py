@@ -135,7 +135,7 @@ class output:
     def enable_custom_widget_manager():
         print('widgets enabled')
 '''
-MORE = dict(n_patients=200, epochs=40, n_bootstrap=20, negative_example=False, probe_encoder=False)
+MORE = dict(n_patients=120, epochs=20, n_bootstrap=20, negative_example=False, probe_encoder=False)
 MORE['overrides'] = 'batch_size=16'
 
 
@@ -239,7 +239,7 @@ def drive_fails_for(seconds, drive, log):
 def test_from_an_empty_folder_to_a_report_with_a_death_in_between(tmp_path, python, wheel):
     folder, given = tmp_path / 'content', dict(drive='kept here', minutes=0.01, more=MORE)
     folder.mkdir()
-    first = Session(python, folder, wheel, **given)
+    first = Session(python, folder, wheel, until='training', **given)
     kept = folder / 'drive' / 'MyDrive' / 'kept here' / 'reports' / 'colab'
     first.wait_for(lambda: any(kept.glob('.checkpoints/*/multimodal-0.pt')))
     first.die()
