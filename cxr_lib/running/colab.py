@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['PEAKS', 'REACHED', 'TWO_CORES', 'KAGGLE', 'FILM_SECONDS', 'STEP_SECONDS', 'OTHER_MINUTES', 'Machine', 'this_machine',
-           'choose_preset', 'Places', 'open_places', 'kaggle_films', 'choose_films', 'colab_plan', 'Costs',
-           'model_costs', 'count_films', 'estimate_run', 'describe_estimate', 'expect', 'run_kept', 'show_page',
-           'show_demo']
+           'choose_preset', 'Places', 'open_places', 'kaggle_films', 'choose_films', 'colab_plan', 'without_weights',
+           'vocabulary_of', 'Costs', 'model_costs', 'count_films', 'estimate_run', 'describe_estimate', 'expect',
+           'run_kept', 'show_page', 'show_demo']
 
 # %% ../../nbs/chapters/12_running/13_colab.ipynb #eeda6277
 import contextlib, html, os, shutil, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
 from ..foundations.core import choose_device, choose_precision
 from ..foundations.run import RunFolder
+from ..model.images import HUGGING_FACE, RANDOM, XRAYVISION
+from ..model.text import plain_text_config
+from ..model.weights import package_path
 from .execute import run_stages
 from .kept import Keeper
 from .plan import Plan, UsageError, last_line, plan_run
@@ -188,10 +191,45 @@ def colab_plan(
         given.setdefault('precision', 'auto')  # mixed where the GPU has it: fp16 on a T4
     return plan_run(given, run, places.home)
 
+# %% ../../nbs/chapters/12_running/13_colab.ipynb #5870bf3c
+_VOCABULARY = 30_000  # word pieces, assumed where no text encoder brings its own table
+
+
+def _text_description(config):
+    "What the files of the text encoder say of its layers; a hub is asked for them"
+    from transformers import PretrainedConfig
+
+    name = config.text_encoder
+    if not name:
+        return dict(config.text_config)
+    source = str(package_path(name)) if name.startswith('package:') else name
+    values = PretrainedConfig.get_config_dict(source)[0]
+    if values.get('model_type', 'cxr-bert') == 'cxr-bert':
+        values['model_type'] = 'bert'  # which it is
+    return plain_text_config(values) | dict(config.text_config)
+
+
+def without_weights(
+    config,  # a `ModelConfig`
+):  # the same architecture
+    "Only the description of each encoder is read, not its weights"
+    image, weights = config.image_encoder, config.image_weights
+    if image.startswith(HUGGING_FACE) and weights not in ('', 'hub', RANDOM):
+        image = HUGGING_FACE + weights  # a folder, which describes itself
+    none = RANDOM if image.startswith((HUGGING_FACE, XRAYVISION)) else ''
+    words = _text_description(config)
+    return replace(config, image_encoder=image, image_weights=none, text_encoder='', text_config=words)
+
+
+def vocabulary_of(
+    config,  # as from `without_weights`
+) -> int:  # word pieces
+    "Of the text encoder's own table, or assumed"
+    return config.text_config.get('vocab_size', _VOCABULARY)
+
 # %% ../../nbs/chapters/12_running/13_colab.ipynb #9e28020e
 #: Assumed: seconds to read or draw a film, seconds of a step beside its products, minutes of everything else.
 FILM_SECONDS, STEP_SECONDS, OTHER_MINUTES = 0.005, 0.03, 4
-_VOCABULARY = 28_996  # word pieces of Bio_ClinicalBERT
 
 
 @dataclass(frozen=True)
@@ -217,8 +255,9 @@ def model_costs(
     from cxr_lib.model.fusion import MultimodalClassifier
     from cxr_lib.training.memory import checkpoint_bytes
 
+    config = without_weights(config)
     with torch.device('meta'):
-        model = MultimodalClassifier(config, _VOCABULARY)
+        model = MultimodalClassifier(config, vocabulary_of(config))
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.no_grad(),
@@ -271,12 +310,14 @@ def estimate_run(
     from cxr_lib.training.steps import training_values
 
     values, films = plan.values(), count_films(plan)
-    config = config or make_config(values['preset'], values['overrides'])
+    config = without_weights(config or make_config(values['preset'], values['overrides']))
     training = training_values(split_overrides(values['preset'], values['overrides'])[1])
     training['epochs'] = values['epochs'] or training['epochs']
     cost = model_costs(config, training['ema'] > 0)
     at_once = -(-training['batch_size'] // training['accumulate'])
-    memory = plan_memory(config, _VOCABULARY, at_once, machine.precision, training['ema'] > 0)['total']
+    memory = plan_memory(config, vocabulary_of(config), at_once, machine.precision, training['ema'] > 0)[
+        'total'
+    ]
     return dict(minutes=_minutes(cost, films, training, config, machine)) | {
         'GPU memory': memory / 1e9,
         'disk': (films * (config.image_size**2 + 2 * cost.tokens) + 3 * cost.checkpoint) / 1e9,

@@ -314,3 +314,27 @@ def test_the_packages_that_colab_pins_stay(python, wheel, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     installed = [item['metadata']['name'] for item in json.loads(done.stdout)['install']]
     assert [name.replace('-', '_') for name in installed] in (['cxr_lib'], [])
+
+
+# The estimate
+
+
+def test_an_encoder_that_lies_in_a_folder_is_counted_as_it_is(tmp_path, monkeypatch):
+    from encoder_folders import cxr_bert_folder, vision_folder
+
+    from cxr_lib.running import colab
+
+    monkeypatch.delenv('CXR_HOME', raising=False)
+    vision, words = tmp_path / 'rad-dino', tmp_path / 'cxr-bert'
+    vision_folder(vision)
+    cxr_bert_folder(words)
+    t4 = colab.Machine('Tesla T4', 15_835_660_288, 'fp16')
+    places = colab.Places(tmp_path, None, None)
+    named = f'image_weights={vision} text_encoder={words} image_size=56'
+    more = dict(n_patients=1000, overrides=named, max_images=0)
+    plan = colab.colab_plan(places, dict(dataset='simulated'), 'chest', t4, more=more)
+    found = colab.estimate_run(plan, t4)
+    assert found['minutes']['encoding with frozen encoders'] > 0 and found['minutes']['training'] > 0
+    tokens = found['disk'] - (1000 * 56**2) / 1e9
+    assert tokens > 0 and found['Drive'] < 1
+    assert 'Estimates' in colab.expect(plan, t4, places)
