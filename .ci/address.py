@@ -85,7 +85,7 @@ def stale(root: Path = ROOT, write: bool = False) -> 'list[str]':
         if right != text:
             names.append(path.relative_to(root).as_posix())
             if write:
-                path.write_text(right, encoding='utf-8')
+                path.write_text(right, encoding='utf-8', newline='\n')
     return names
 
 

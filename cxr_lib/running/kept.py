@@ -16,8 +16,8 @@ from ..foundations.files import machine_error, read_json, write_json
 from .plan import UsageError
 
 # %% ../../nbs/chapters/12_running/12_kept.ipynb #6296be91
-#: What is of no use elsewhere: locks, half-written files, and half-made copies.
-_LEFT_OUT = re.compile(r'\.run\.lock|\..+\.tmp(\.\w+)?|.*\.copying')
+#: What is of no use elsewhere: locks, half-written files, half-made copies, all checkpoints but the newest.
+_LEFT_OUT = re.compile(r'\.run\.lock|\..+\.tmp(\.\w+)?|.*\.copying|.+\.previous\.pt')
 #: In a folder that is kept: where.
 _MARK = '.kept.json'
 
@@ -43,6 +43,15 @@ def files_to_keep(
     return dict(sorted(found.items(), key=lambda item: (item[0].startswith('.stages/'), item[1][1])))
 
 # %% ../../nbs/chapters/12_running/12_kept.ipynb #ea0f98cc
+_LARGE = 10_000_000  # bytes that are worth emptying a file for
+
+
+def _empty(path):
+    "Give a large file's space back before the file is replaced or removed"
+    if path.is_file() and path.stat().st_size > _LARGE:
+        os.truncate(path, 0)
+
+
 def copy_whole(
     source: Path,  # a file
     target: Path,  # its copy; folders are made
@@ -51,14 +60,15 @@ def copy_whole(
     half = target.with_name(target.name + '.copying')
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        size = source.stat().st_size
-        shutil.copyfile(source, half)
+        file = open(source, 'rb')
     except FileNotFoundError:
-        if source.exists():
-            raise
         return False
+    with file, open(half, 'wb') as copy:
+        size = os.fstat(file.fileno()).st_size
+        shutil.copyfileobj(file, copy, 1 << 20)
     if half.stat().st_size < size:
         raise OSError(f'only {half.stat().st_size:,} of {size:,} bytes of {source.name} have arrived')
+    _empty(target)
     os.replace(half, target)
     return True
 
@@ -100,6 +110,7 @@ def copy_once(self: Keeper) -> int:  # files copied
         if copy_whole(self.folder / name, self.place / name):
             self.there[name], copied = seen, copied + 1
     for name in set(self.there) - set(now):
+        _empty(self.place / name)
         (self.place / name).unlink(missing_ok=True)
         del self.there[name]
     return copied
