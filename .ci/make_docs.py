@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / 'nbs'
 #: Pages without code, in reading order: heading in the navigation -> names below nbs/docs.
 DOCS = {
-    'Start here': ('start', 'newcomer', 'papermill', 'several_processes'),
+    'Start here': ('start', 'newcomer', 'papermill', 'clusters', 'several_processes'),
     'Data': ('data', 'formats', 'simulated_patients'),
     'Results': ('faq', 'limitations', 'model_card', 'glossary'),
     'Extend it': ('add_source', 'add_encoder', 'add_stage'),

@@ -1,6 +1,6 @@
 """Where the time of the main job goes, and how it compares with an earlier commit, the baseline.
 
-    python benchmarks/main_job.py [--profile] [--against 68dc39d [--repeats 2]] [-- --quick]
+    python benchmarks/main_job.py [--profile] [--against 68dc39d [--repeats 2] [--now "-p world plain"]] [-- --quick]
 
 Runs all stages in a folder that is removed afterwards, and prints for each of the first five stages the seconds until
 its first cell (starting Python), of its cells by the heading above them, of ending Python, and of the HTML page. What
@@ -8,7 +8,8 @@ follows `--` goes to `cxr run`. With `--profile` the stages run once more, each 
 library's functions that take at least 3 % of a stage are listed with the time inside them (cProfile itself costs time:
 the shares count; the radiographs are there by then, see `rendering.py`).
 With `--against` both commits run in turn, each in a git worktree of its own with this environment's libraries, and the
-ratios are printed; wall times need a quiet machine.
+ratios are printed, of the whole and of the first five stages, which both have; wall times need a quiet machine. What
+`--now` says goes to the newer one alone, such as the world of the patients where the older one knows only `plain`.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import os
 import pstats
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -141,7 +143,12 @@ def new_home():
         yield Path(folder)
 
 
-def compare(commit, repeats, arguments):
+def first_five(stages):
+    "Seconds of the stages that every commit has"
+    return sum(seconds for name, seconds in stages.items() if name in STAGES)
+
+
+def compare(commit, repeats, arguments, newer=()):
     "Both commits in turn; the median of the ratios"
     rounds = []
     with worktree(commit) as old, worktree('HEAD') as new:
@@ -149,7 +156,7 @@ def compare(commit, repeats, arguments):
             found = []
             for tree in (old, new):
                 with new_home() as home:
-                    found.append(run_job(tree, home, arguments))
+                    found.append(run_job(tree, home, [*arguments, *(newer if tree == new else ())]))
                 for name in ('data', 'reports'):
                     shutil.rmtree(tree / name, ignore_errors=True)
                 subprocess.run(
@@ -163,6 +170,8 @@ def compare(commit, repeats, arguments):
             )
             for stage in olds.keys() & news.keys():
                 print(f'    {stage}: {olds[stage]:.1f} s; now {news[stage]:.1f} s')
+    ratios = sorted(first_five(olds) / first_five(news) for (_, olds), (_, news) in rounds)
+    print(f'the first five stages, by round: {", ".join(f"{r:.2f}" for r in ratios)} times as fast')
     ratios = sorted(before / after for (before, _), (after, _) in rounds)
     print(f'median of {repeats}: {ratios[len(ratios) // 2]:.2f} times as fast as {commit}')
 
@@ -174,13 +183,14 @@ def main():
     parser.add_argument('--profile', action='store_true')
     parser.add_argument('--against', metavar='COMMIT')
     parser.add_argument('--repeats', type=int, default=1)
+    parser.add_argument('--now', default='', help='arguments of cxr run for the newer commit alone')
     parser.add_argument('--stage', nargs=2, help=argparse.SUPPRESS)
     parser.add_argument('arguments', nargs='*', help='of cxr run, after --')
     args = parser.parse_args()
     if args.stage:
         return profile_stage(*args.stage)
     if args.against:
-        return compare(args.against, args.repeats, args.arguments)
+        return compare(args.against, args.repeats, args.arguments, shlex.split(args.now))
     with new_home() as home:
         seconds, stages = run_job(ROOT, home, args.arguments)
         folder = run_folder(home, ROOT)

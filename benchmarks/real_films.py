@@ -2,14 +2,17 @@
 
     pip install "cxr_lib[offline]"
     cxr pretrain                                   # only for the rows of encoders that have seen drawn films
-    python benchmarks/real_films.py --data FOLDER [--out benchmarks/results/real_films.csv]
+    cxr run --until training                       # only for the rows of a network that has seen drawn films alone
+    python benchmarks/real_films.py --data FOLDER [--drawn RUN] [--out benchmarks/results/real_films.csv]
 
 FOLDER holds `nih_trainval` (to learn from), `nih` and `nih_test_extra` (to test on), in the layout of NIH ChestX-ray14.
 The image alone is read; nine observations that the public DenseNet-121 also predicts count, where a folder has ten
 cases.
 
-- `selection`: five folds of the training patients alone, ranked within the folds. Features, size and penalty are chosen
-  by these rows; the test images have no part in it.
+- `selection`: five folds of the training patients alone, ranked within the folds. Features, size, penalty and weights
+  are chosen by the mean of these rows; the test images have no part in it. `mean_ill` ranks the images with any finding
+  only: the training images come from a selection of healthy and ill patients, who are easier to tell apart than the
+  diseases of the tested ones. `healthy` is the share of the weight that films without a finding get (empty: their own).
 - `trained apart`: learned from all of `nih_trainval`, tested on `nih`.
 - `five folds`: five folds of `nih` by patient, `nih_trainval` added to each fold's training patients, ranked within
   the folds.
@@ -21,6 +24,7 @@ Target: a mean of 0.66 in `trained apart` and in `five folds`.
 """
 
 import argparse
+import itertools
 import subprocess
 import time
 from pathlib import Path
@@ -38,6 +42,7 @@ from cxr_lib.foundations.core import project_root
 from cxr_lib.metrics.ranking import interval, ranking_metrics, resample_patients
 from cxr_lib.model.images import ImageEncoder
 from cxr_lib.model.presets import make_config
+from cxr_lib.model.saved import load_model
 from cxr_lib.training.folds import fold_splits
 from cxr_lib.training.solved import penalised_regression
 
@@ -47,17 +52,27 @@ NINE += ['Pleural Effusion', 'Lung Opacity', 'Lung Lesion', 'Pleural Other']
 FEATURES = {
     'ImageNet, whole network, 224 px, mean and maximum': (dict(image_stages=0, image_grid=0), ('meanmax',)),
     'ImageNet, four stages, 224 px, 3 x 3 zones': (dict(image_stages=4), ('grid',)),
+    'ImageNet, four stages, 224 px, 3 x 3 zones, left and right together': (
+        dict(image_stages=4),
+        ('mirrored',),
+    ),
     'ImageNet, four stages, 224 px, mean and maximum': (dict(image_stages=4), ('meanmax',)),
     'ImageNet, three stages, 224 px, 3 x 3 zones': (dict(image_stages=3), ('grid',)),
     'ImageNet, four stages, 128 px, 3 x 3 zones': (dict(image_stages=4, image_size=128), ('grid',)),
 }
 PENALTIES = (30, 300, 3000)
+#: Films without a finding: as many as there are, or as large a share as in CheXpert (22,381 of 223,414; Irvin 2019).
+HEALTHY = (None, 0.1)
+BEST = 'ImageNet, four stages, 224 px, 3 x 3 zones'
 #: With an encoder that `cxr pretrain` trained further.
 DRAWN = 'ImageNet, then drawn films, four stages, {} px, 3 x 3 zones'
 SIDE_BY_SIDE = 'both four-stage encoders side by side, 224 px'
 #: Of the former preset, whose head was trained step by step.
 FORMER = 'ImageNet, whole network, 224 px, mean and maximum'
 PIXELS = '32 x 32 pixels, no network'
+#: The tokens of a run's own network, which has seen simulated patients alone; and with those of the best encoder.
+SIMULATED = 'drawn films alone (preset tiny), 64 px, 4 x 4 zones'
+WITH_SIMULATED = 'ImageNet, four stages, 224 px, 3 x 3 zones, and drawn films alone'
 
 
 def pixels_of(data, name, table, size):
@@ -68,14 +83,27 @@ def pixels_of(data, name, table, size):
 def tokens_of(overrides, pixels):
     "Name of a pooling -> (n, width) features of images, from a frozen encoder"
     encoder = ImageEncoder(make_config('offline', overrides | dict(pool='mean', image_penalty=0))).eval()
-    parts = {'grid': [], 'meanmax': []}
+    parts = {'grid': [], 'mirrored': [], 'meanmax': []}
     for at in range(0, len(pixels), 16):
         with torch.inference_mode():
             tokens = encoder(torch.from_numpy(np.array(pixels[at : at + 16])))
         square = tokens.transpose(1, 2).unflatten(2, (encoder.side, encoder.side))
-        parts['grid'].append(adaptive_avg_pool2d(square, 3).flatten(1))
+        zones = adaptive_avg_pool2d(square, 3)
+        parts['grid'].append(zones.flatten(1))
+        parts['mirrored'].append(((zones + zones.flip(-1)) / 2)[..., :2].flatten(1))
         parts['meanmax'].append(torch.cat([square.mean((2, 3)), square.amax((2, 3))], 1))
     return {pool: torch.cat(of).double().numpy() for pool, of in parts.items()}
+
+
+def tokens_of_run(folder, pixels):
+    "(n, width) tokens of the network of a finished training"
+    model, _ = load_model(folder / 'model')
+    with torch.inference_mode():
+        parts = [
+            model.encode_image(torch.from_numpy(np.array(pixels[at : at + 64]))).flatten(1)
+            for at in range(0, len(pixels), 64)
+        ]
+    return torch.cat(parts).double().numpy()
 
 
 def shrunken(pixels):
@@ -89,8 +117,8 @@ def shrunken(pixels):
 class Films:
     "The tables of the three folders, and the features of their images, each encoded once and when it is needed"
 
-    def __init__(self, data):
-        self.data, self.kept, self.candidates = data, {}, dict(FEATURES)
+    def __init__(self, data, drawn=None):
+        self.data, self.drawn, self.kept, self.candidates = data, drawn, {}, dict(FEATURES)
         self.tables = {n: load_nih(data / n) for n in ('nih_trainval', 'nih', 'nih_test_extra')}
 
     def pixels(self, name, size):
@@ -101,8 +129,10 @@ class Films:
         "(n, width) of the images of a folder"
         if what == PIXELS:
             return shrunken(self.pixels(name, 128))
-        if what == SIDE_BY_SIDE:
-            both = ('ImageNet, four stages, 224 px, 3 x 3 zones', DRAWN.format(224))
+        if what == SIMULATED:
+            return tokens_of_run(self.drawn, self.pixels(name, 64))
+        if what in (SIDE_BY_SIDE, WITH_SIMULATED):
+            both = (BEST, DRAWN.format(224) if what == SIDE_BY_SIDE else SIMULATED)
             return np.concatenate([self.features(one, name) for one in both], 1)
         overrides, (pool,) = self.candidates[what]
         key = str(overrides), name
@@ -113,12 +143,21 @@ class Films:
         return self.kept[key][pool]
 
 
-def scores(learned, labels, others, penalty):
+def film_weights(labels, healthy):
+    "How much each film counts: those without a finding together as much as `healthy` says"
+    if healthy is None:
+        return None
+    well = (labels['No Finding'] == 1).to_numpy()
+    return np.where(well, healthy / (1 - healthy) * (~well).sum() / max(1, well.sum()), 1.0)
+
+
+def scores(learned, labels, others, penalty, healthy=None):
     "(n, 9) log odds of other images, by a regression per observation"
     mean, std = learned.mean(0), learned.std(0)
     std[std < 1e-6] = 1
     learned, others = (learned - mean) / std, (others - mean) / std
-    solved = [penalised_regression(learned, labels[o].to_numpy(float), penalty) for o in NINE]
+    weights = film_weights(labels, healthy)
+    solved = [penalised_regression(learned, labels[o].to_numpy(float), penalty, weights) for o in NINE]
     return np.stack([others @ w + b for w, b in solved], 1)
 
 
@@ -134,12 +173,12 @@ def row(table, found, folds=None, seed=0, n_bootstrap=1000):
     return about | {o: float(a[0]) for o, a in areas.items()}
 
 
-def in_folds(x, table, penalty, splits):
+def in_folds(x, table, penalty, splits, healthy=None):
     "(n, 9) scores of each tested image by the model of its fold, and the fold; NaN and -1 for images that none tests"
     found, fold = np.full((len(table), len(NINE)), np.nan), np.full(len(table), -1)
     for k, split in enumerate(splits):
         test = split == 'test'
-        found[test], fold[test] = scores(x[~test], table[~test], x[test], penalty), k
+        found[test], fold[test] = scores(x[~test], table[~test], x[test], penalty, healthy), k
     return found, fold
 
 
@@ -161,36 +200,39 @@ def add_pretrained(films):
 def selection(films, seed):
     "The rows of all settings, learned and ranked in folds of the training patients alone"
     table = films.tables['nih_trainval']
-    splits = fold_splits(table, 5, 0.0, seed)
-    for name in [PIXELS, *FEATURES, *add_pretrained(films)]:
+    splits, ill = fold_splits(table, 5, 0.0, seed), (table['No Finding'] != 1).to_numpy()
+    simulated = [SIMULATED, WITH_SIMULATED] if films.drawn else []
+    for name in [PIXELS, *FEATURES, *add_pretrained(films), *simulated]:
         x = films.features(name, 'nih_trainval')
-        for penalty in PENALTIES:
-            found, fold = in_folds(x, table, penalty, splits)
-            about = dict(protocol='selection', features=name, penalty=penalty, learned_from=len(table))
-            about |= row(table, found, fold, seed, 200)
-            print(f'{name}, penalty {penalty}: {about["mean"]:.3f}', flush=True)
+        for penalty, healthy in itertools.product(PENALTIES, HEALTHY):
+            found, fold = in_folds(x, table, penalty, splits, healthy)
+            about = dict(protocol='selection', features=name, penalty=penalty, healthy=healthy)
+            about |= dict(learned_from=len(table)) | row(table, found, fold, seed, 200)
+            about['mean_ill'] = row(table[ill], found[ill], fold[ill], seed, 2)['mean']
+            said = f'{name}, penalty {penalty}, healthy {healthy}'
+            print(f'{said}: {about["mean"]:.3f}, among the ill {about["mean_ill"]:.3f}', flush=True)
             yield about
 
 
-def tested(films, name, penalty, seed):
+def tested(films, name, penalty, healthy, seed):
     "The three tests of a setting"
     tables, of = films.tables, {where: films.features(name, where) for where in films.tables}
     learned, x = tables['nih_trainval'], of['nih_trainval']
-    about = dict(features=name, penalty=penalty)
+    about = dict(features=name, penalty=penalty, healthy=healthy)
     for protocol, where in (('trained apart', 'nih'), ('second look', 'nih_test_extra')):
-        found = scores(x, learned, of[where], penalty)
+        found = scores(x, learned, of[where], penalty, healthy)
         yield (
             dict(protocol=protocol, learned_from=len(learned)) | about | row(tables[where], found, None, seed)
         )
     both = pd.concat([tables['nih'], learned], ignore_index=True)
     own = np.arange(len(both)) < len(tables['nih'])
     splits = fold_splits(both, 5, 0.0, seed, tested=own)
-    found, fold = in_folds(np.concatenate([of['nih'], x]), both, penalty, splits)
+    found, fold = in_folds(np.concatenate([of['nih'], x]), both, penalty, splits, healthy)
     n = int(np.mean([(s != 'test').sum() for s in splits]))
     yield dict(protocol='five folds', learned_from=n) | about | row(both[own], found[own], fold[own], seed)
 
 
-def curve(films, name, penalty, seed, shares=(0.125, 0.25, 0.5)):
+def curve(films, name, penalty, healthy, seed, shares=(0.125, 0.25, 0.5)):
     "The chosen setting learned from a part of the patients; the mean of three draws"
     table, x = films.tables['nih_trainval'], films.features(name, 'nih_trainval')
     patients = table.patient_id.unique()
@@ -199,11 +241,12 @@ def curve(films, name, penalty, seed, shares=(0.125, 0.25, 0.5)):
         for draw in range(3):
             kept = np.random.default_rng([seed, draw]).permutation(patients)[: round(share * len(patients))]
             at = table.patient_id.isin(kept).to_numpy()
-            found = scores(x[at], table[at], films.features(name, 'nih'), penalty)
+            found = scores(x[at], table[at], films.features(name, 'nih'), penalty, healthy)
             parts.append(row(films.tables['nih'], found, None, seed))
             sizes.append(at.sum())
         mean = pd.DataFrame(parts).mean().to_dict()
-        yield dict(protocol='curve', features=name, penalty=penalty, learned_from=int(np.mean(sizes))) | mean
+        about = dict(protocol='curve', features=name, penalty=penalty, healthy=healthy)
+        yield about | dict(learned_from=int(np.mean(sizes))) | mean
 
 
 def public(films, seed):
@@ -226,21 +269,37 @@ def main():
     parser.add_argument('--data', type=Path, required=True, help='holds nih_trainval, nih and nih_test_extra')
     parser.add_argument('--seed', type=int, default=0, help='of folds, draws and resamples')
     parser.add_argument('--out', type=Path, help='also write the table to this CSV file')
+    parser.add_argument('--drawn', type=Path, help='folder of a run on simulated patients, trained')
     args = parser.parse_args()
-    started, films = time.perf_counter(), Films(args.data)
+    started, films = time.perf_counter(), Films(args.data, args.drawn)
     rows = [*selection(films, args.seed)]
     best = lambda among: max(among, key=lambda r: r['mean'])
     chosen, former = best(rows), best([r for r in rows if r['features'] == FORMER])
-    print(f'chosen: {chosen["features"]}, penalty {chosen["penalty"]}', flush=True)
-    for name, penalty in dict.fromkeys((r['features'], r['penalty']) for r in (chosen, former)):
-        rows += tested(films, name, penalty, args.seed)
-    rows += [*curve(films, chosen['features'], chosen['penalty'], args.seed), *public(films, args.seed)]
+    how = ('features', 'penalty', 'healthy')
+    print('chosen:', *(chosen[k] for k in how), flush=True)
+    for setting in dict.fromkeys(tuple(r[k] for k in how) for r in (chosen, former)):
+        rows += tested(films, *setting, args.seed)
+    rows += [*curve(films, *(chosen[k] for k in how), args.seed), *public(films, args.seed)]
     commit = subprocess.run(
         ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
     ).stdout.strip()
     table = pd.DataFrame(rows).round(4).assign(seed=args.seed, commit=commit)
     with pd.option_context('display.max_columns', 8, 'display.max_rows', None, 'display.width', 140):
-        print(table[['protocol', 'features', 'penalty', 'learned_from', 'mean', 'low', 'high']])
+        print(
+            table[
+                [
+                    'protocol',
+                    'features',
+                    'penalty',
+                    'healthy',
+                    'learned_from',
+                    'mean',
+                    'low',
+                    'high',
+                    'mean_ill',
+                ]
+            ]
+        )
     print(f'{time.perf_counter() - started:.0f} s')
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from .prediction.batch import report_of
 from .prediction.load import Encoded, load
 from .prediction.report import with_report
 from .prediction.schema import ModelFacts, Prediction
+from .explanation.attribution import NOT_LOCALISATION, overlaid
 from .reasoning.words import describe
 from .stages.training import ensure_training
 
@@ -340,12 +341,13 @@ def notice_list(
 def film_png(
     pixels: np.ndarray,  # (size, size) uint8
     side: int = 320,  # of the picture, pixels
+    heat: np.ndarray | None = None,  # (size, size), what speaks for an observation, laid over it
 ) -> bytes:  # PNG
     "A radiograph as PNG for a widget"
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR).save(buffer, 'PNG')
+    buffer, shown = io.BytesIO(), pixels if heat is None else overlaid(pixels, heat)
+    Image.fromarray(shown).resize((side, side), Image.Resampling.BILINEAR).save(buffer, 'PNG')
     return buffer.getvalue()
 
 
@@ -360,12 +362,16 @@ def data_uri(
 def film_figure(
     pixels: np.ndarray,  # (size, size) uint8
     caption: str,  # what it is
+    heat: np.ndarray | None = None,  # (size, size), laid over it
+    about: str = '',  # what the map is, or why there is none
 ) -> str:  # HTML
     "A radiograph with its caption, which is its text for screen readers too"
-    source = data_uri(film_png(pixels), 'image/png')
+    source = data_uri(film_png(pixels, heat=heat), 'image/png')
+    scale = '' if heat is None else '<i class="cxr-scale"></i>'
+    more = f'<p class="cxr-key" role="status">{scale}{as_text(about)}</p>' if about else ''
     return (
         f'<figure class="cxr-film"><img alt="{html.escape(caption)}" src="{source}">'
-        f'<figcaption>{as_text(caption)}</figcaption></figure>'
+        f'<figcaption>{as_text(caption)}{more}</figcaption></figure>'
     )
 
 # %% ../nbs/08_demo.ipynb #80c56e87
@@ -511,6 +517,8 @@ def make_controls(self: DemoPage):
     options = [(rule.replace('=', ' '), rule) for rule in rules] or [('none stored', None)]
     self.rule = w.Dropdown(options=options, description='Threshold rule')
     self.labels = w.Checkbox(description='show the labels of the data', indent=False)
+    names = [('no map', None), *((o, o) for o in OBSERVATIONS)]
+    self.map = w.Dropdown(options=names, description='Heat map of')
 
 
 @patch
@@ -552,7 +560,9 @@ def box(self: DemoPage):
         *(self.save, self.links),
     ]
     sides = [
-        w.VBox([*left, self.rule, self.labels], layout=w.Layout(flex='0 1 340px', overflow='visible')),
+        w.VBox(
+            [*left, self.map, self.rule, self.labels], layout=w.Layout(flex='0 1 340px', overflow='visible')
+        ),
         w.VBox(right, layout=w.Layout(flex='1 1 480px', min_width='0', overflow='visible')),
     ]
     box = w.VBox([self.banner, w.Box(sides, layout=wrap)])
@@ -608,7 +618,7 @@ def show(self: DemoPage, answer: Prediction, before: Prediction | None = None):
         self.words: self.report_words(answer),
         self.state: self.state_words(answer),
         self.moved: self.swap_words(answer, before) if before else '',
-        self.film: film_figure(self.shown.pixels, self.caption()),
+        self.film: film_figure(self.shown.pixels, self.caption(), *self.heat()),
         **{self.links: '', self.message: ''},
     }
     for part, value in parts.items():
@@ -619,6 +629,18 @@ def show(self: DemoPage, answer: Prediction, before: Prediction | None = None):
 def cuts(self: DemoPage) -> dict | None:
     "The thresholds of the chosen rule"
     return (self.predictor.classifier.thresholds or {}).get(self.rule.value)
+
+
+@patch
+def heat(self: DemoPage) -> tuple:  # (map or None, in words)
+    "The map of the chosen observation, if one was accepted for it; else why there is none"
+    if self.map.value is None:
+        return None, ''
+    found, why = self.predictor.heat_map(self.shown, self.note.value.strip() or None, self.map.value)
+    words = f'{self.map.value}: {why}'
+    if found is None:
+        return None, words
+    return found, f'{words}. Dark: nothing, light: what speaks most for it; {NOT_LOCALISATION}.'
 
 
 @patch
@@ -817,7 +839,7 @@ def connect(self: DemoPage):
     self.upload.observe(self.take_upload, 'value')
     self.note.observe(self.note_typed, 'value')
     self.example.observe(self.take_example, 'value')
-    for part in (self.rule, self.labels):
+    for part in (self.rule, self.labels, self.map):
         part.observe(self.update, 'value')
     for kind, button in self.swaps.items():
         button.on_click(lambda _, kind=kind: self.swap(kind))

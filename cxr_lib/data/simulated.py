@@ -9,6 +9,7 @@ __all__ = ['patient_seed', 'simulated_radiograph', 'rendering_version', 'simulat
 # %% ../../nbs/chapters/04_data/20_simulated.ipynb #62e7a714
 import os
 from pathlib import Path
+from filelock import FileLock
 import pandas as pd
 from .studies import Exclusions, validate_studies
 from ..foundations.core import OBSERVATIONS, project_root
@@ -70,7 +71,7 @@ def _folder_key(n_patients, image_size, seed, world):
         return f'{key}-{rendering_version()[:8]}'
     return f'{key}-{world.name}-{content_key(rendering_version(), world.key)[:8]}'
 
-# %% ../../nbs/chapters/04_data/20_simulated.ipynb #ffd88672
+# %% ../../nbs/chapters/04_data/20_simulated.ipynb #74da8292
 def _missing_films(folder, latent, image_size, world):
     "(patient, size, file, world) of every image that is not there yet"
     from cxr_lib.simulation.causes import SIGNS
@@ -78,6 +79,20 @@ def _missing_films(folder, latent, image_size, world):
     keep = ['patient_id', 'sex', 'age', 'projection', *[f'strength/{s}' for s in SIGNS]]
     rows = zip(latent[keep].to_dict('records'), latent.image)
     return [(row, image_size, folder / i, world.name) for row, i in rows if not (folder / i).exists()]
+
+
+def _draw(folder, latent, image_size, world, progress):
+    "Draw what is missing with all cores, and then write the latent table: its presence says that all is there"
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    todo = _missing_films(folder, latent, image_size, world)
+    shown = dict(total=len(todo), desc='drawing radiographs', disable=not progress, mininterval=1)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context('spawn')) as pool:
+        for _ in progress_bar(pool.map(_write_film, todo, chunksize=16), **shown):
+            pass
+    with atomic_path(folder / 'latent.parquet') as tmp:
+        latent.to_parquet(tmp)
 
 
 def simulate(
@@ -88,8 +103,6 @@ def simulate(
     world: str = '',  # one of `simulation.worlds.WORLDS`; '': the default
 ) -> Path:  # folder with `latent.parquet` and `images/`
     "Draw patients and images into `data/simulated/<key>/`, or find them there"
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
     from cxr_lib.simulation.worlds import draw_world, find_world
 
     check_ranges(n_patients=n_patients, image_size=image_size, seed=seed)
@@ -97,15 +110,12 @@ def simulate(
     folder = project_root() / 'data' / 'simulated' / _folder_key(n_patients, image_size, seed, lived)
     if (folder / 'latent.parquet').exists():
         return folder
-    latent = draw_world(lived, n_patients, seed)
-    latent['image'] = 'images/' + latent.patient_id + '.png'
-    todo = _missing_films(folder, latent, image_size, lived)
-    shown = dict(total=len(todo), desc='drawing radiographs', disable=not progress, mininterval=1)
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context('spawn')) as pool:
-        for _ in progress_bar(pool.map(_write_film, todo, chunksize=16), **shown):
-            pass
-    with atomic_path(folder / 'latent.parquet') as tmp:
-        latent.to_parquet(tmp)  # last: its presence says that all is there
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f'.{folder.name}.lock')):  # one process draws, others wait
+        if not (folder / 'latent.parquet').exists():
+            latent = draw_world(lived, n_patients, seed)
+            latent['image'] = 'images/' + latent.patient_id + '.png'
+            _draw(folder, latent, image_size, lived, progress)
     return folder
 
 # %% ../../nbs/chapters/04_data/20_simulated.ipynb #2da9c085

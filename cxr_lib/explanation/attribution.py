@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BRANCHES', 'BLUR', 'BASELINES', 'METHODS', 'NOT_LOCALISATION', 'Questions', 'ask', 'Answering', 'beginning', 'smooth',
            'integrated_gradients', 'token_places', 'spread', 'token_evidence', 'evidence_tokens', 'grad_cam',
-           'occlusion', 'cross_attention', 'attribute', 'attribute_each', 'draw_overlay', 'plot_maps']
+           'occlusion', 'cross_attention', 'attribute', 'attribute_each', 'overlaid', 'draw_overlay', 'plot_maps']
 
 # %% ../../nbs/chapters/09_explanation/04_attribution.ipynb #ca90e89d
 from dataclasses import dataclass
@@ -376,6 +376,24 @@ def attribute_each(
 NOT_LOCALISATION = 'attribution, not localisation'
 
 
+def _share(heat):
+    "A map as shares of its own maximum; a map without any is nothing"
+    return np.clip(heat / heat.max(), 0, 1) if heat.max() > 0 else np.zeros_like(heat)
+
+
+def overlaid(
+    film: np.ndarray,  # (size, size) uint8
+    heat: np.ndarray,  # (size, size) of `attribute`
+) -> np.ndarray:  # (size, size, 3) uint8
+    "The pixels of `draw_overlay`, for a page without matplotlib's axes"
+    from matplotlib import colormaps
+
+    share = _share(heat)
+    seen = (0.75 * share**0.7)[..., None]
+    mixed = film[..., None] * (1 - seen) + 255 * colormaps['inferno'](share)[..., :3] * seen
+    return np.rint(mixed).astype(np.uint8)
+
+
 def draw_overlay(
     ax,  # matplotlib axes
     film: np.ndarray,  # (size, size) uint8
@@ -388,7 +406,7 @@ def draw_overlay(
     ax.axis('off')
     if heat is None or not heat.max() > 0:
         return None
-    share = np.clip(heat / heat.max(), 0, 1)
+    share = _share(heat)
     return ax.imshow(share, cmap='inferno', vmin=0, vmax=1, alpha=0.75 * share**0.7)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['NOT_EVALUATED', 'ABOUT', 'SIMULATED_MODEL', 'about_run', 'Encoded', 'Predictor', 'check_note', 'Failure',
            'Predictions', 'model_folder', 'load']
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #10a36de0
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #b9d0ae65
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,8 @@ from ..data.elements import FileInMemory
 from ..data.pixels import PREPROCESSING, read_radiograph, to_square
 from ..evaluation.conformal import predict_sets
 from ..evaluation.report import chance_words
-from ..explanation.acceptance import check_explanation, map_for
-from ..explanation.attribution import ask, attribute_each
+from ..explanation.acceptance import check_explanation, map_for, names_zones, zone_for
+from ..explanation.attribution import METHODS, ask, attribute_each
 from ..explanation.bill import base_rates, fused_temperatures
 from ..explanation.facts import MAX_SENTENCES, split_sentences
 from ..foundations.core import OBSERVATIONS, RadiographError, number_text, project_root
@@ -29,12 +29,13 @@ from ..model.classifier import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from ..model.text import tokenize
 from ..model.weights import CheckpointError
 from ..reasoning.certainty import SET_STATUS
+from ..reasoning.differential import ImageZone
 from .schema import Answer, ModelFacts, Notice, Prediction, Probabilities, Sentence
 from .checks import check_familiarity, check_input
 from .schema import split_logits
 from .report import model_certainty, with_report
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #9b9cd2ce
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #e6bc33a8
 def _trained_on(run, facts):
     "A sentence about the training data of a run"
     source = read_json(run / 'source.json')
@@ -70,7 +71,7 @@ def about_run(
     chance = chance_words(metrics)
     return [*said, chance] if chance else said
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #22b77c9b
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #194ba5b6
 ABOUT = 'about.json'  # beside a model that has left its run: the sentences of `about_run`
 
 
@@ -100,7 +101,7 @@ def _model_facts(folder, classifier, name):
         versions=versions(),
     )
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #3158fc9e
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #b53be335
 @dataclass(frozen=True)
 class Encoded:
     "An image that the model has seen"
@@ -129,7 +130,7 @@ class Predictor:
     def __repr__(self):
         return '\n'.join([f'Predictor {self.facts.name} ({self.facts.fingerprint})', *self.facts.about])
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #32a20989
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #1345dff3
 _OTHER_VERSION = (
     'the model was trained on images prepared by version {then} of read_radiograph; this cxr_lib has version {now}. '
     'Install the cxr_lib that its config.json names, or give pixels.'
@@ -175,7 +176,7 @@ def encode(
     pixels = self.read(image) if is_file else _array_pixels(image, self.size, self.model.config.fit)
     return self.encode_pixels([pixels], [name or _name(image)])[0]
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #ebeddcd9
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #f1680c34
 @patch
 def encode_pixels(
     self: Predictor,
@@ -200,7 +201,7 @@ def notices(
     "What the input checks find in an image: no upright frontal radiograph, or unlike the training images"
     return [Notice(code=code, message=message) for code, message in check_input(pixels, tokens, self.shapes)]
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #aebcef53
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #73253ba6
 def check_note(
     note: str | None,  # a note
     name: str = 'the note',  # what an error calls it
@@ -246,7 +247,7 @@ def logits(
             found[i] = {k: v[row] for k, v in out.items()}
     return found
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #5da95198
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #0e264d81
 @patch
 def probabilities(
     self: Predictor,
@@ -264,7 +265,7 @@ def temperatures(
     "The temperatures that divide the fused log odds"
     return fused_temperatures(self.classifier.calibration)
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #10792f35
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #c18335a2
 @patch
 def _conformal(self: Predictor, fused):  # (n, observations) raw logits -> n lists
     "Is each observation in the prediction set?"
@@ -283,7 +284,7 @@ def _decisions(self: Predictor, k, probability):
         rule: None if cut is None or probability is None else probability >= cut for rule, cut in cuts.items()
     }
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #2d0d1cca
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #8a176c26
 @patch
 def _answers(self: Predictor, p, bare, logits, status):
     "The fourteen answers of one study with an image"
@@ -311,7 +312,7 @@ def _answers_from_note(self: Predictor, p):
         answers.append(Answer(observation=o, probability=own, decisions=self._decisions(k, None)))
     return answers
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #bcef52ad
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #efdf5919
 def _row(p, i):
     "One study of probabilities by condition"
     return {condition: values[i] for condition, values in p.items()}
@@ -342,7 +343,7 @@ def answers(
         found[i] = self._answers_from_note(_row(p, row))
     return found
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #f44638fe
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #1de3d913
 @patch
 def sentences(
     self: Predictor,
@@ -364,7 +365,47 @@ def sentences(
     changes = iter((np.asarray(fused)[studies] - self.probabilities(logits)['fused']).tolist())
     return [[Sentence(text=t, change=dict(zip(OBSERVATIONS, next(changes)))) for t in of] for of in texts]
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #46342370
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #01ea04c9
+@patch
+def _placed(self: Predictor, images, answers):
+    "Method -> (study, observation) pairs whose maps may name a zone"
+    methods, wanted = self.explanation['methods'], {}
+    named = {o for m, of in methods.items() for o in of if names_zones(self.explanation, m, o)}
+    for i, (image, of) in enumerate(zip(images, answers)):
+        if image is None or image.notices:
+            continue
+        for a in (a for a in of if a.observation in named):
+            method, _ = map_for(
+                self.explanation, a.observation, a.probability.fused, a.conformal == 'abstain'
+            )
+            if method and names_zones(self.explanation, method, a.observation):
+                wanted.setdefault(method, []).append((i, a.observation))
+    return wanted
+
+
+@patch
+def zones(
+    self: Predictor,
+    images: Sequence[Encoded | None],  # n images
+    notes: Sequence[str | None],  # n notes
+    answers: Sequence,  # n lists of fourteen `Answer`s
+) -> list[dict]:  # n; observation -> `ImageZone`
+    "The zones that accepted maps point to"
+    found = [{} for _ in images]
+    if not self.explanation:
+        return found
+    blank = np.zeros((self.size, self.size), np.uint8)
+    for method, pairs in self._placed(images, answers).items():
+        pixels = np.stack([blank if image is None else image.pixels for image in images])
+        settings = self.explanation['settings'].get(method)
+        maps = attribute_each(self.classifier, ask(pixels, notes, pairs), method, settings)
+        for (i, o), heat in zip(pairs, maps):
+            name, share = zone_for(self.explanation, method, o, heat)
+            if name:
+                found[i][o] = ImageZone(name=name, map=METHODS[method][1], share=share)
+    return found
+
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #d53ee3cf
 SIMULATED_MODEL = (
     'This model was trained on SIMULATED patients only. '
     'Whatever it says about a real radiograph means nothing.'
@@ -397,15 +438,18 @@ def answer(
     answers = self.answers(images, notes)
     fused = np.array([[a.probability.fused for a in of] for of in answers], float)
     parts = self.sentences(images, notes, fused) if sentences else [[]] * len(images)
+    zones = self.zones(images, notes, answers) if sentences else []
     for image, note, of, own in zip(images, notes, answers, parts):
         warnings = [*self.model_notices(), *(image.notices if image else ())]
         name = None if image is None else image.name
         about = dict(sentences=own, warnings=warnings, model=self.facts)
         prediction = Prediction(image=name, has_note=note is not None, observations=of, **about)
-        found.append(with_report(prediction, note, self.base, self.certainty) if sentences else prediction)
+        if sentences:
+            prediction = with_report(prediction, note, self.base, self.certainty, zones[len(found)])
+        found.append(prediction)
     return found
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #a58f0e6b
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #6da50414
 @patch
 def heat_map(
     self: Predictor,
@@ -428,7 +472,7 @@ def heat_map(
     questions = ask(image.pixels[None], notes, [(0, observation)])
     return attribute_each(self.classifier, questions, method, settings)[0], why
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #e8badcd9
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #8babccae
 class Failure(NamedTuple):
     "An image without an answer"
 
@@ -456,7 +500,7 @@ def _encoded(self: Predictor, images, notes):
             failures.append(Failure(_name(image), str(e)))
     return good, kept, failures
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #8e61b1d8
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #79d9f1ff
 def _is_many(images):
     "Several images, or one?"
     return isinstance(images, (list, tuple, pd.Series)) or isinstance(images, np.ndarray) and images.ndim == 3
@@ -484,7 +528,7 @@ def __call__(
         found.failures += failures
     return found
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #30251249
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #d735f017
 def _run_named(source):
     "The model folder of a run of this project; None if there is no such run"
     if not re.fullmatch(r'[\w.-]+', source):
@@ -514,7 +558,7 @@ def model_folder(
         )
     return _run_named(str(source))
 
-# %% ../../nbs/chapters/11_prediction/03_load.ipynb #6de6ac6c
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #9c8c625b
 def _from_folder(folder, name):
     "A predictor from a folder of this machine"
     classifier = PretrainedClassifier.from_pretrained(folder)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CERTAINTY', 'ABOUT_MODEL', 'model_certainty', 'study_numbers', 'with_report']
 
-# %% ../../nbs/chapters/11_prediction/10_report.ipynb #da133d75
+# %% ../../nbs/chapters/11_prediction/10_report.ipynb #31448d41
 from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np
@@ -17,7 +17,7 @@ from ..reasoning.differential import StudyNumbers, make_differential
 from ..reasoning.words import describe
 from .schema import Prediction
 
-# %% ../../nbs/chapters/11_prediction/10_report.ipynb #161ca589
+# %% ../../nbs/chapters/11_prediction/10_report.ipynb #f150db09
 CERTAINTY = 'certainty.json'
 
 
@@ -39,7 +39,7 @@ def model_certainty(
             return found
     return None
 
-# %% ../../nbs/chapters/11_prediction/10_report.ipynb #7895c392
+# %% ../../nbs/chapters/11_prediction/10_report.ipynb #c3870508
 #: Warnings about the model; every other one is about the image.
 ABOUT_MODEL = ('simulated_model', 'not_evaluated', 'at_chance')
 
@@ -63,12 +63,13 @@ def _sentence_changes(prediction):
         change = np.array([s.change[o] for o in names])
         yield s.text, log_odds(after) - log_odds((after - change).clip(0, 1))
 
-# %% ../../nbs/chapters/11_prediction/10_report.ipynb #7ebbf4ae
+# %% ../../nbs/chapters/11_prediction/10_report.ipynb #a10c31cc
 def study_numbers(
     prediction: Prediction,  # of one study
     note: str | None,  # that it was made with
     base: Sequence | None = None,  # (14,) share of positives among the tuning patients
     certainty: Mapping | None = None,  # as from `model_certainty`
+    zones: Mapping | None = None,  # observation -> `ImageZone` that an accepted map points to
 ) -> StudyNumbers:
     "What a differential is made from"
     answers = prediction.observations
@@ -84,6 +85,7 @@ def study_numbers(
         conformal=[a.conformal for a in answers],
         sentences=list(_sentence_changes(prediction)) if fused is not None else (),
         abstains=[w.message for w in prediction.warnings if w.code not in ABOUT_MODEL],
+        zones=zones or {},
         certainty=certainty,
         fingerprint=prediction.model.fingerprint,
         simulated=prediction.model.simulated,
@@ -95,7 +97,8 @@ def with_report(
     note: str | None,  # that it was made with
     base: Sequence | None = None,  # as for `study_numbers`
     certainty: Mapping | None = None,  # as for `study_numbers`
+    zones: Mapping | None = None,  # as for `study_numbers`
 ) -> Prediction:  # a copy
     "A prediction with its differential and the long text for clinicians"
-    differential = make_differential(study_numbers(prediction, note, base, certainty))
+    differential = make_differential(study_numbers(prediction, note, base, certainty, zones))
     return prediction.model_copy(update=dict(differential=differential, report=describe(differential)))

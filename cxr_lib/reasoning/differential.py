@@ -6,7 +6,7 @@
 __all__ = ['URGENT', 'NAMED_FROM', 'NO_IMAGE', 'Record', 'ImageZone', 'Evidence', 'NoteEffect', 'Examination',
            'settling_examinations', 'Diagnosis', 'Differential', 'StudyNumbers', 'note_spans', 'make_differential']
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #7c1ebc3b
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #bf9f83d4
 import csv, functools, io, re
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -17,7 +17,7 @@ from ..foundations.core import IMPLIES, OBSERVATIONS
 from .certainty import learned_observations, phrase_of, stated_probabilities
 from .certainty import why_no_phrase, why_unsure
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #1d09bcb3
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #c6355744
 class Record(BaseModel):
     "A part of the structure; unknown fields are an error"
 
@@ -40,7 +40,7 @@ class Evidence(Record):
     text: str = Field('', description='the words of the note')
     start: int | None = Field(None, description='where they begin in the note')
     end: int | None = Field(None, description='one past their last character')
-    zone: ImageZone | None = Field(None, description='where in the image; empty until a map is accepted')
+    zone: ImageZone | None = Field(None, description='where in the image; empty where no map was accepted')
 
 
 class NoteEffect(Record):
@@ -60,7 +60,7 @@ class Examination(Record):
     source: str = Field(description='where that stands; "assumed" where nothing was looked up')
     address: str = ''
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #3c79a605
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #7580ee34
 @functools.cache
 def settling_examinations() -> dict:  # observation -> tuple of `Examination`s
     "The table of examinations"
@@ -76,7 +76,7 @@ def settling_examinations() -> dict:  # observation -> tuple of `Examination`s
         found[o] = (*found.get(o, ()), made)
     return found
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #dc931709
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #854c3cbf
 #: A missed one harms at once: these stand first, whatever their probability.
 URGENT = ('Pneumothorax', 'Support Devices')
 
@@ -125,7 +125,7 @@ class Differential(Record):
             raise KeyError(f'{observation!r} is not one of {", ".join(OBSERVATIONS)}')
         return found[0]
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #6fecfc9c
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #807e86cc
 @dataclass
 class StudyNumbers:
     "What the model computed for one study"
@@ -138,12 +138,13 @@ class StudyNumbers:
     calibrated: bool = True  # is the bill one of calibrated log odds?
     conformal: Sequence = (None,) * len(OBSERVATIONS)  # 'in', 'out', 'abstain' or None
     sentences: Sequence = ()  # (text, (14,) change of the log odds) of each sentence of the note
+    zones: Mapping = field(default_factory=dict)  # observation -> `ImageZone` that an accepted map points to
     abstains: Sequence[str] = ()  # why nothing may be stated
     certainty: Mapping | None = None  # as from `judge_phrases`
     fingerprint: str = ''  # of the model
     simulated: bool = False  # was it trained on simulated patients?
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #38bf1e6c
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #7522e070
 _HISTORY = re.compile(r'\b(?:PMHx?|past medical history|history|h/o|hx|s/p|known)\b', re.I)
 
 
@@ -162,7 +163,7 @@ def note_spans(
         found.append((start, at, source, text, np.asarray(changes, float)))
     return found
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #ec5d7da0
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #a7c52940
 #: Log odds from which a piece of evidence is named; assumed.
 NAMED_FROM = 0.1
 
@@ -174,7 +175,8 @@ def _image_evidence(study, k):
     size = study.bill['image'][k]
     if not study.note:
         size = size + study.bill['note'][k] + study.bill['interaction'][k]
-    return [Evidence(source='image', logit=float(size))]
+    zone = study.zones.get(OBSERVATIONS[k]) if size > 0 else None  # maps show what speaks for it
+    return [Evidence(source='image', logit=float(size), zone=zone)]
 
 
 def _note_evidence(study, k, spans):
@@ -201,7 +203,7 @@ def _note_effect(study, k):
     before, after = float(study.without_note[k]), float(study.fused[k])
     return NoteEffect(without_note=before, with_note=after, **parts)
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #1c1b49dd
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #7fdcbc3a
 def _moved_by(o, probability, stated, known):
     "The relatives of an observation that the stated probability agrees with"
     if abs(stated[o] - probability[o]) < 1e-9:
@@ -249,7 +251,7 @@ def _diagnosis(study, k, probability, stated, known, spans):
         settle=list(settling_examinations().get(o, ())),
     )
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #041e5df3
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #2dcea9d8
 def _rank_key(d):
     "Urgent first, then likely, then precise"
     first = URGENT.index(d.observation) if d.urgent else len(URGENT)
@@ -281,7 +283,7 @@ def _nothing(study, reasons):
     others = sorted(made[1:], key=lambda d: not d.urgent)
     return made[0], [d.model_copy(update=dict(rank=i)) for i, d in enumerate(others, 1)]
 
-# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #ceb11759
+# %% ../../nbs/chapters/10_reasoning/06_differential.ipynb #873c1b88
 NO_IMAGE = 'there is no image'
 
 

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['statement_frequencies', 'set_status', 'table_differentials', 'read_back', 'read_texts', 'exact_statements',
-           'statement_table', 'text_penalties', 'reader_cases', 'mistakes']
+           'statement_table', 'place_words', 'place_table', 'text_penalties', 'reader_cases', 'mistakes']
 
-# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #2c55d421
+# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #402c234d
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
 from scipy.special import logit
 from scipy.stats import binomtest
 from ..evaluation.conformal import predict_sets
+from ..data.simulated import simulated_radiograph
 from ..explanation.bill import base_rates
+from ..explanation.landmarks import SIDE, true_landmarks
+from ..explanation.zones import judge_name, occupied_zones, zone_counts, zone_map, zone_table
 from ..foundations.core import OBSERVATIONS, number_text
 from ..metrics.calibration import calibrated, log_odds, prediction_matrix
 from .certainty import SET_STATUS, band_of, is_sure
@@ -22,7 +25,7 @@ from .lexicon import default_lexicon
 from .statements import read_statements
 from .words import Written, describe, unquoted
 
-# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #6688b94d
+# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #e56364ac
 def statement_frequencies(
     rows: pd.DataFrame,  # rows of a prediction table
     calibrations: Mapping,  # fold -> branch -> map
@@ -45,7 +48,7 @@ def set_status(
         return np.full((len(rows), len(OBSERVATIONS)), 'abstain', object)
     return predict_sets(rows, conformal).replace(SET_STATUS).to_numpy(object)
 
-# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #9941c983
+# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #8e704e59
 def _bills(rows, calibrations):
     "'base', 'image', 'note', 'interaction' -> (n, 14) log odds; and are they calibrated?"
     found = {
@@ -87,7 +90,7 @@ def table_differentials(
         found.append(make_differential(study))
     return found
 
-# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #2645350c
+# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #d8d8f485
 _TAKEN = {('uncertain', 'probable'): 'present', ('present', ''): 'present', ('uncertain', 'possible'): 'open'}
 
 
@@ -107,7 +110,7 @@ def read_texts(
     found = [read_back(describe(d, 'short')) for d in differentials]
     return np.array([[of.get(o, '') for o in OBSERVATIONS] for of in found], object)
 
-# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #1601b209
+# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #0496b6b7
 def _share(part, whole, counted=True):
     "A share with Wilson's interval, for reading"
     k, n = int(np.sum(part & whole)), int(np.sum(whole))
@@ -147,7 +150,36 @@ def statement_table(
         rows[o] = row
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('observation')
 
-# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #6d404029
+# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #7ca8230c
+def place_words(
+    zones: Sequence[Mapping],  # n; observation -> `ImageZone`, as from `Predictor.zones`
+    patients: Sequence[Mapping],  # n simulated patients, rows of the latent table
+    world: str = '',  # theirs
+) -> pd.DataFrame:  # one row per name: patient, observation, name, there (set of zones), precision, recall
+    "Zones that texts name, beside those that hold the finding"
+    rows = []
+    for named, patient in zip(zones, patients):
+        film = simulated_radiograph(patient, SIDE, world=world) if named else None
+        for o, zone in named.items():
+            mask = film.masks.get(o)
+            there = set() if mask is None else occupied_zones(mask, zone_map(true_landmarks(patient), SIDE))
+            precision, recall = judge_name(zone.name, there)
+            rows.append([patient['patient_id'], o, zone.name, there, precision, recall])
+    return pd.DataFrame(rows, columns=['patient', 'observation', 'name', 'there', 'precision', 'recall'])
+
+
+def place_table(
+    words: pd.DataFrame,  # as from `place_words`
+) -> pd.DataFrame:  # by observation, then by zone; text for reading
+    "How often the zones that texts name hold the finding"
+    sums = {
+        o: pd.DataFrame(zone_counts(own)).drop(columns='zone').sum()
+        for o, own in words.groupby('observation')
+    }
+    found = [dict(zone=o) | {k: int(v) for k, v in n.items()} for o, n in sums.items()]
+    return zone_table([*found, *zone_counts(words)]).rename(columns={'zone': 'of'})
+
+# %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #967f3745
 def text_penalties(
     labels: np.ndarray,  # (n, 14)
     said: np.ndarray,  # (n, 14) as from `read_texts`

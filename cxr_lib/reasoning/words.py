@@ -7,7 +7,7 @@ __all__ = ['TERMS', 'SECTIONS', 'LENGTHS', 'AUDIENCES', 'WORDINGS', 'MOST_EVIDEN
            'compile_grammar', 'Span', 'WrittenSentence', 'Written', 'write_text', 'describe', 'unquoted',
            'disagreements', 'compare_written']
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #c660dc00
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #827cb3c6
 import re
 from dataclasses import dataclass
 from typing import Callable, Literal, Sequence
@@ -18,7 +18,7 @@ from .differential import Differential, ImageZone, Record
 from .lexicon import default_lexicon
 from .statements import read_statements
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #b65053a8
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #1e73a803
 #: observation -> what a text calls it
 TERMS = {
     'No Finding': 'a radiograph without any of these',
@@ -46,7 +46,7 @@ def percent_text(
         return 'under 1%'
     return 'over 99%' if probability > 0.99 else f'{probability:.0%}'
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #142d4a67
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #5cb0ee98
 @dataclass(frozen=True)
 class Place:
     "Where one sentence stands, and the sentences that may stand there"
@@ -93,7 +93,7 @@ def _path(d, name):
     "Where something of a diagnosis stands in the differential"
     return f'normal.{name}' if d.observation == 'No Finding' else f'diagnoses[{d.rank - 1}].{name}'
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #7eae9fda
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #92392c5b
 #: Pieces of evidence that are named on either side.
 MOST_EVIDENCE = 2
 _QUOTED = 120  # characters of the note in a quotation; the span covers the rest
@@ -105,6 +105,13 @@ def _quote(words):
     return f'“{words if len(words) <= _QUOTED else words[:_QUOTED].rstrip() + " …"}”'
 
 
+def _in_zone(zone):
+    "Where in the image"
+    if zone is None:
+        return ''
+    return f', in {zone.name}' if zone.name.startswith('both') else f', in the {zone.name}'
+
+
 #: source of a piece of evidence -> what a sentence calls it
 _SOURCES = {'image': 'image', 'note': 'note', 'history': 'history', 'image and note': 'two together'}
 
@@ -113,7 +120,7 @@ def _evidence_place(d, section, kind, i, number):
     "One piece of evidence"
     e, verb = getattr(d, kind)[i], 'for' if kind == 'evidence_for' else 'against'
     size, source = f'{e.logit:+.1f}', _SOURCES[e.source]
-    words = f': {_quote(e.text)}' if e.text else ''
+    words = f': {_quote(e.text)}' if e.text else _in_zone(e.zone)
     options = (
         f'The {source} speaks {verb} it ({size}){words}.',
         f'Speaks {verb} it: the {source} ({size}){words}.',
@@ -142,7 +149,7 @@ def _note_place(d, section):
         )
         yield Place(f'{d.observation}/note/effect', section, options, _path(d, 'note'), required=False)
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #cbcb9a5a
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #37fe8f3f
 def _settling_place(d, section, student):
     "What would settle an open question"
     asked = [f'{e.name} ({e.source})' for e in d.settle]
@@ -190,7 +197,7 @@ def _paragraph(d, section, student):
 
 _POSITION = 'Whether the position is right has to be read by a person.'
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #fcaa0008
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #6ffe6016
 def _lists(diagnoses, section, prefix=''):
     "Diagnoses in one sentence for each phrase, and for each reason why there is none"
     groups = {}
@@ -244,7 +251,7 @@ def _impression(differential):
         text = 'Nothing else is stated as present.'
         yield Place('impression/nothing', section, (text,), 'diagnoses', begins=True)
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #c371ad26
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #ca5f9a06
 _SIMULATED = 'SIMULATED: the model has seen no real patient, and its words mean nothing for one.'
 _LOOK = 'For a person to do first: evaluate for pneumothorax and for the position of support devices.'
 _SIZES = 'Numbers in brackets after a source are log odds: above zero they raise the probability, below they lower it.'
@@ -266,7 +273,7 @@ def _remarks(differential, length, student):
     if student and length == 'long' and not differential.abstains:
         yield Place('model/sizes', SECTIONS[0], (_SIZES,), 'calibrated', begins=True, required=False)
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f85df0e4
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #8ea36c00
 @dataclass(frozen=True)
 class Grammar:
     "All texts that say what one differential holds"
@@ -310,7 +317,7 @@ def compile_grammar(
         places += [*_findings(differential, length, student), *_impression(differential)]
     return Grammar(tuple(places), differential.fingerprint, length, audience)
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f2ac5cac
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f0faa2ad
 class Span(Record):
     "A part of the note"
 
@@ -349,7 +356,7 @@ class Written(Record):
             text += ('\n' if s.begins else ' ') + s.text
         return text
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #4e61a906
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f9cd2384
 def write_text(
     grammar: Grammar,
     choose: Callable
@@ -378,7 +385,7 @@ def describe(
     "The text of the template"
     return write_text(compile_grammar(differential, length, audience))
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #52c94d1f
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #1c4fd3c9
 def unquoted(text: str) -> str:  # of the same length
     "A text whose quotations from the note are blank"
     return re.sub('“[^”]*”', lambda m: ' ' * len(m[0]), text)
@@ -408,7 +415,7 @@ def disagreements(
                 found.append(f'{o} is read as {s.certainty or s.polarity}, not {expected.get(o)}: {words!r}')
     return found + [f'{o} is not found in the text' for o in expected if o not in seen]
 
-# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #0b2143b3
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #49f7a502
 def compare_written(
     one: Written,
     other: Written,

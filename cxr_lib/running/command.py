@@ -21,7 +21,9 @@ from .pages import read_results
 from .plan import QUICK_DEFAULTS, RUN_DEFAULTS, UsageError, check_name
 from .plan import last_line, plan_run, run_of
 from .predict_command import add_compare, add_demo, add_pack, add_predict, add_runs
+from .encode_command import add_encode
 from .pretrain_command import add_pretrain
+from .sweep_command import add_sweep
 from .terminal import print_table
 from .serve_command import add_serve
 
@@ -205,7 +207,8 @@ def command_parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog='cxr', description=what, epilog=RESEARCH_USE)
     p.add_argument('--version', action='version', version=f'cxr_lib {__version__}')
     commands = p.add_subparsers(dest='command', metavar='COMMAND')
-    for add in (_add_run, _add_short, *TRAINED, add_label, add_pretrain, _add_download):
+    more = (add_label, add_encode, add_pretrain, _add_download)
+    for add in (_add_run, add_sweep, _add_short, *TRAINED, *more):
         add(commands)
     return p
 

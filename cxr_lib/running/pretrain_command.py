@@ -33,7 +33,7 @@ def add_pretrain(
     "Add `cxr pretrain`"
     what = 'train the image encoder of `offline` on drawn films, once, into the user cache'
     p = commands.add_parser('pretrain', help=what, description=what)
-    p.add_argument('--patients', dest='n_patients', type=int, metavar='N', help='drawn patients (4000)')
+    p.add_argument('--patients', dest='n_patients', type=int, metavar='N', help='drawn patients (10000)')
     p.add_argument('--size', type=int, metavar='PIXELS', help='pixels along a side (128)')
     p.add_argument('--epochs', type=int, metavar='N', help='times that each film is seen (2)')
     p.add_argument('--seed', type=int, metavar='N', help='of patients, weights and batches (0)')

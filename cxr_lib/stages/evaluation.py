@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['about_notes', 'about_encoders', 'about_size', 'published_predictions', 'with_best_possible', 'stored_permutations',
-           'stored_calibrations', 'evaluate_stage']
+           'untrained_observations', 'stored_calibrations', 'evaluate_stage']
 
 # %% ../../nbs/05_evaluation.ipynb #611a4404
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..evaluation.card import check_metrics, write_model_card
 from ..evaluation.external import compare_external, comparison_sentence, model_name
 from ..evaluation.external import plot_external, read_external
 from ..evaluation.gallery import report_figures
+from ..evaluation.moving import say_unlearned
 from ..evaluation.published import comparison_page
 from ..evaluation.report import chance_words, evaluate, metrics_table
 from .training import keep_calibration
@@ -143,6 +144,15 @@ def stored_permutations(
     return permutations[:, place.to_numpy(int)]
 
 
+def untrained_observations(
+    run: RunFolder,  # of several sources, or of one
+) -> set:  # of observations; empty where the training says nothing
+    "Observations that a tested source annotates and no training image of some fold does"
+    path = run / 'conditions.json'
+    told = read_json(path).get('untrained', {}) if path.exists() else {}
+    return {o for observations in told.values() for o in observations}
+
+
 def stored_calibrations(
     run: RunFolder,  # its training wrote calibration.json
     predictions: pd.DataFrame,  # its prediction table
@@ -208,6 +218,7 @@ def evaluate_stage(
         permutations=stored_permutations(run, predictions), calibrations=stored_calibrations(run, predictions)
     )
     metrics = evaluate(predictions, n_bootstrap=n_bootstrap, seed=seed, simulated=simulated, **stored)
+    say_unlearned(metrics, untrained_observations(run))
     first = int(simulated) + bool(chance_words(metrics))  # after what the reader must know first
     if (run / 'notes.json').exists():
         metrics['verdict'].insert(

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'ensure_evaluation', 'short_table', 'choose_cases', 'Films', 'answer_films', 'read_films', 'case_words',
            'case_maps', 'plot_gallery', 'looking_films', 'plot_looking', 'explanation_stage']
 
-# %% ../../nbs/06_explanation.ipynb #a8c3248f
+# %% ../../nbs/06_explanation.ipynb #e025c2a1
 import textwrap
 from dataclasses import dataclass
 from typing import Mapping
@@ -19,6 +19,7 @@ from ..explanation.acceptance import CANDIDATES, acceptance_table, judge_checkpo
 from ..explanation.acceptance import plot_acceptance
 from ..explanation.attribution import METHODS, NOT_LOCALISATION, ask, attribute_each, draw_overlay
 from ..explanation.bill import answer_notes, bill_table, fused_temperatures, image_tokens
+from ..explanation.measurements import judge_measurements, plot_measurements
 from ..foundations.core import OBSERVATIONS, short_name
 from ..foundations.figures import GREY, SLATE, figure_of_words, mark_simulated, save_figure, set_theme
 from ..foundations.files import atomic_path, read_json, write_json
@@ -31,7 +32,7 @@ from ..simulation.worlds import recorded_world
 from .evaluation import evaluate_stage
 from .training import ensure_training
 
-# %% ../../nbs/06_explanation.ipynb #9c94a90d
+# %% ../../nbs/06_explanation.ipynb #f4f3c58f
 def ensure_evaluation(
     run: RunFolder,  # a run
 ):
@@ -66,7 +67,7 @@ def short_table(
         'observation', key=lambda c: c.map(OBSERVATIONS.index), kind='stable'
     )
 
-# %% ../../nbs/06_explanation.ipynb #46ba426d
+# %% ../../nbs/06_explanation.ipynb #ee4423bf
 #: Column of the gallery -> (label it wants, is it the highest probability?)
 KINDS = {'surest positive': (1, True), 'missed positive': (1, False), 'called negative': (0, True)}
 
@@ -104,7 +105,7 @@ class Films:
         at = self.place(name), OBSERVATIONS.index(observation)
         return map_for(explanation, observation, float(self.probability[at]), bool(self.abstains[at]))
 
-# %% ../../nbs/06_explanation.ipynb #70b95379
+# %% ../../nbs/06_explanation.ipynb #6de1048c
 def _abstains(classifier, fused):
     "(n, observations) does the prediction set hold both answers, or none?"
     conformal = classifier.beside.get('conformal.json')
@@ -139,7 +140,7 @@ def read_films(
     notes = [x if isinstance(x, str) else None for x in table.note.loc[names]]
     return answer_films(classifier, names, pixels, notes)
 
-# %% ../../nbs/06_explanation.ipynb #c50e9769
+# %% ../../nbs/06_explanation.ipynb #36c7d7ad
 def case_words(
     films: Films,
     i: int,  # number of the image
@@ -169,7 +170,7 @@ def case_maps(
         found |= dict(zip(own, maps))
     return found
 
-# %% ../../nbs/06_explanation.ipynb #1f375dd0
+# %% ../../nbs/06_explanation.ipynb #3310a476
 def _row_title(ax, observation, reason):
     "The left column: what is looked for, and why there is a map or none"
     ax.axis('off')
@@ -202,7 +203,7 @@ def _colour_bar(fig, ax, drawn):
     bar.tick_params(labelsize=7.5, length=2)
     bar.set_ylabel(f'share of maximum\n{NOT_LOCALISATION}', fontsize=7.5)
 
-# %% ../../nbs/06_explanation.ipynb #9c588890
+# %% ../../nbs/06_explanation.ipynb #11615b57
 def _frame(rows, more, hspace):
     "A figure with four pictures in each row and room for a colour bar at the right, and its grid"
     import matplotlib.pyplot as plt
@@ -241,7 +242,7 @@ def plot_gallery(
     plt.close(fig)
     return mark_simulated(fig, simulated)
 
-# %% ../../nbs/06_explanation.ipynb #14583178
+# %% ../../nbs/06_explanation.ipynb #aad46017
 def _without(run, name, observation, config):
     "A simulated patient's image without a finding; None for real patients, and where it is not drawn"
     latent = data_root(run) / 'latent.parquet'
@@ -277,7 +278,7 @@ def looking_films(
         classifier, list(shown), np.stack(list(shown.values())), [films.notes[i]] * len(shown)
     )
 
-# %% ../../nbs/06_explanation.ipynb #14e8e5f6
+# %% ../../nbs/06_explanation.ipynb #5bc1f28a
 def plot_looking(
     looked: Mapping,  # observation -> `Films`, as from `looking_films`
     maps: Mapping,  # observation -> map of the own image; those that may be shown
@@ -300,7 +301,24 @@ def plot_looking(
     plt.close(fig)
     return mark_simulated(fig, simulated)
 
-# %% ../../nbs/06_explanation.ipynb #3bbcbf74
+# %% ../../nbs/06_explanation.ipynb #de32cf3c
+def _world(run):
+    "The name of the run's world; '' for the default where it has none"
+    source = read_json(run / 'source.json')
+    return recorded_world(source).name if source.get('simulated') and 'sources' not in source else ''
+
+
+#: Patients on whom measurements are tested, for each patient of the bench; and at most.
+_MEASURED, _MOST_MEASURED = 4, 600
+
+
+def _measure(run, n_explained, n_bootstrap, seed):
+    "What measurements are worth in the run's world, and their picture"
+    sizes = dict(n=min(_MOST_MEASURED, _MEASURED * n_explained), n_bootstrap=n_bootstrap)
+    record, chests, readings = judge_measurements(**sizes, seed=seed, world=_world(run))
+    return record, plot_measurements(chests, readings)
+
+# %% ../../nbs/06_explanation.ipynb #d098a82d
 #: Models of images with more pixels a side are judged on fewer patients, because a map of theirs takes seconds.
 _LARGE = 128
 
@@ -316,9 +334,7 @@ def _bench_size(image_size, full, n_explained):
 
 def _judge(run, classifier, explain, n_explained, n_bootstrap, seed):
     "The verdict on the run's checkpoint, on patients of its own world where it has one"
-    source = read_json(run / 'source.json')
-    world = recorded_world(source).name if source.get('simulated') and 'sources' not in source else ''
-    full = explain == 'full'
+    full, world = explain == 'full', _world(run)
     methods = tuple(METHODS) if full else CANDIDATES
     sizes = _bench_size(classifier.model.config.image_size, full, n_explained)
     return judge_checkpoint(classifier, methods, world=world, n_bootstrap=n_bootstrap, seed=seed, **sizes)
@@ -347,7 +363,7 @@ def _draw_cases(run, classifier, explanation, simulated):
     gallery = plot_gallery(films, cases, maps, explanation, temperatures, simulated)
     return dict(zip(_CASES, (gallery, _draw_looking(run, classifier, explanation, films, cases, maps))))
 
-# %% ../../nbs/06_explanation.ipynb #153322d0
+# %% ../../nbs/06_explanation.ipynb #387c4ff9
 def _draw_looking(run, classifier, explanation, films, cases, maps):
     "The panel of other images, for observations that the model is surest of"
 
@@ -373,7 +389,7 @@ def explanation_stage(
     n_bootstrap: int = 1000,  # resamples of patients
     seed: int = 0,  # which simulated patients, and their resamples
 ) -> dict:  # content of explanation.json
-    "Judge the model's heat maps, store the verdict with the model, and draw cases"
+    "Judge the model's heat maps and measurements, store the verdict with the model, and draw cases"
     check_ranges(n_explained=n_explained, n_bootstrap=n_bootstrap, seed=seed)
     check_choices(explain=explain)
     if not (run / 'model' / 'config.json').exists():
@@ -383,12 +399,13 @@ def explanation_stage(
     run.begin('explanation')
     classifier, simulated = PretrainedClassifier.from_pretrained(run / 'model'), is_simulated(run)
     explanation = _judge(run, classifier, explain, n_explained, n_bootstrap, seed)
+    explanation['measurements'], measured = _measure(run, n_explained, n_bootstrap, seed)
     with rewriting(run, 'model'):
         save_beside(run / 'model', {'explanation.json': explanation})
     write_json(run / 'explanation.json', explanation)
     with atomic_path(run / 'explanation.csv') as tmp:
         acceptance_table(explanation).to_csv(tmp, index=False)
-    pictures = dict(explanation_acceptance=plot_acceptance(explanation))
+    pictures = dict(explanation_acceptance=plot_acceptance(explanation), explanation_measurements=measured)
     pictures |= _draw_cases(run, classifier, explanation, simulated)
     for name, figure in pictures.items():
         save_figure(figure, run / f'{name}.png')

@@ -116,16 +116,19 @@ def encode_images(
     batch_size: int = 64,  # images at a time
     cache: str | Path | None = None,  # folder of token caches; None: keep them in memory
     token_dtype: str = 'float16',  # one of `TOKEN_TYPES`
-) -> Tokens:  # of every row
-    "Image tokens of every row, equal images once"
-    config = data.config
+    rows: np.ndarray | None = None,  # of these rows only; None: of all
+    part: str = '',  # '1/4': of several processes, see `encode_part`
+) -> Tokens:  # of the rows
+    "Image tokens of the rows, equal images once"
+    config, prints = data.config, film_fingerprints(data.pixels)
+    rows = np.arange(len(data)) if rows is None else np.asarray(rows)
 
-    def encode(rows):
-        tokens = model.encode_image(data.pixel_batch(torch.as_tensor(rows), device)).float().cpu()
+    def encode(some):
+        tokens = model.encode_image(data.pixel_batch(torch.as_tensor(rows[some]), device)).float().cpu()
         return tokens.flatten(0, 1).numpy()
 
     with evaluating(model, device):
-        source = TokenSource('image', config.image_encoder, encode, film_fingerprints(data.pixels))
+        source = TokenSource('image', config.image_encoder, encode, prints[rows], part=part)
         if cache:
             facts = (config.image_encoder, config.image_size, config.in_chans)
             facts += (config.image_grid,) if config.image_grid else ()
@@ -141,6 +144,7 @@ def encode_notes(
     cache: str | Path | None = None,  # folder of token caches; None: keep them in memory
     token_dtype: str = 'float16',  # one of `TOKEN_TYPES`
     rows: np.ndarray | None = None,  # of these rows only; None: of all
+    part: str = '',  # '1/4': of several processes, see `encode_part`
 ) -> Tokens:  # of the rows
     "Note tokens of the rows, equal notes once; a missing note has none"
     notes = data.notes if rows is None else {k: v[np.asarray(rows)] for k, v in data.notes.items()}
@@ -153,7 +157,7 @@ def encode_notes(
         return tokens[mask[:, :t].bool()].numpy()
 
     with evaluating(model, device):
-        source = TokenSource('note', name, encode, note_fingerprints(notes), lengths)
+        source = TokenSource('note', name, encode, note_fingerprints(notes), lengths, part=part)
         if cache:
             source.key = encoder_key(model.text_encoder, name)
         return encode_distinct(source, batch_size, cache, token_dtype)
@@ -169,21 +173,48 @@ def is_frozen(
     return getattr(model, f'{encoder}_is_frozen')
 
 
+def _at_a_time(device):
+    "Images or notes that are encoded together: a processor's cache holds the activations of no more"
+    return 16 if device == 'cpu' else 64
+
+
 @patch
 def precompute(
     self: StudyData,
     model: MultimodalClassifier,
     device: str = 'cpu',
-    batch_size: int = 0,  # 0: 16 on a processor, whose cache holds no more activations, else 64
+    batch_size: int = 0,  # 0: 16 on a processor, else 64
     images: bool = True,  # False: only the notes
     cache: str | Path | None = None,  # folder of token caches; None: keep the tokens in memory
     token_dtype: str = 'float16',  # one of `TOKEN_TYPES`
 ) -> StudyData:  # itself
     "Encode everything once with whichever encoder is frozen"
-    how = device, batch_size or (16 if device == 'cpu' else 64), cache, token_dtype
+    how = device, batch_size or _at_a_time(device), cache, token_dtype
     self.image_tokens = encode_images(model, self, *how) if images and is_frozen(model, 'image') else None
     self.note_tokens = encode_notes(model, self, *how) if is_frozen(model, 'text') else None
     return self
+
+# %% ../../nbs/chapters/07_training/03_dataset.ipynb #f10a1d8c
+@patch
+def encode_part(
+    self: StudyData,
+    model: MultimodalClassifier,
+    part: int,  # which one, from 1
+    parts: int,  # of so many
+    device: str = 'cpu',
+    cache: str | Path | None = None,  # folder of token caches
+) -> dict:  # 'image' and 'note', as far as the encoder is frozen -> number of rows
+    "Encode every `parts`-th row with whichever encoder is frozen, into the cache"
+    if not 1 <= part <= parts <= len(self):
+        raise ValueError(
+            f'part is {part} of {parts}; expected 1 to the number of parts, at most {len(self):,}'
+        )
+    rows = np.arange(part - 1, len(self), parts)
+    how = dict(device=device, batch_size=_at_a_time(device), cache=cache, rows=rows)
+    how |= dict(part=f'{part}/{parts}') if parts > 1 else {}
+    encoders = dict(image=('image', encode_images), note=('text', encode_notes))
+    wanted = {what: encode for what, (side, encode) in encoders.items() if is_frozen(model, side)}
+    return {what: len(encode(model, self, **how)) for what, encode in wanted.items()}
 
 # %% ../../nbs/chapters/07_training/03_dataset.ipynb #3e28ef48
 def predict_logits(

@@ -29,7 +29,7 @@ from .loop import fit, training_sources
 class PretrainSettings:
     "What decides a pretrained encoder"
 
-    n_patients: int = 4000  # drawn in all, a like number from each world
+    n_patients: int = 10_000  # drawn in all, a like number from each world
     worlds: tuple = ('realistic', 'overlapping', 'shortcut', 'plain')  # names of `WORLDS`
     size: int = 128  # pixels along a side
     epochs: int = 2

@@ -16,12 +16,14 @@ def penalised_regression(
     features: np.ndarray,  # (n, width), mean 0 and standard deviation 1 in each column
     targets: np.ndarray,  # (n,) 0 to 1; NaN is left out
     penalty: float,  # of half the squared length of the weights, above 0
+    counts: np.ndarray | None = None,  # (n,) how much each row counts; None: all alike
 ) -> tuple:  # (weights (width,), bias)
     "Logistic regression of one observation; the intercept is not penalised"
     from sklearn.linear_model import LogisticRegression
 
     known = ~np.isnan(targets)
-    yes, no = targets[known], 1 - targets[known]
+    counts = np.ones(len(targets)) if counts is None else counts
+    yes, no = targets[known] * counts[known], (1 - targets[known]) * counts[known]
     if not yes.sum() or not no.sum():
         return np.zeros(features.shape[1]), float(np.log((yes.sum() + 0.5) / (no.sum() + 0.5)))
     rows = np.flatnonzero(known)

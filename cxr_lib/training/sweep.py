@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GRID', 'FIXED', 'FORGOTTEN_HOURS', 'SAMPLERS', 'PRUNERS', 'PATIENCE', 'grid_for', 'trial_overrides', 'check_space',
-           'open_sweep', 'this_process', 'is_alive', 'trial_state', 'check_search', 'claim_trial', 'trials_table',
-           'write_trials', 'run_sweep', 'close_test', 'resampled_scores', 'TrainTrial', 'expected_maximum',
-           'selection_optimism', 'trial_resamples', 'plot_optimism', 'importance_table', 'plot_importance',
-           'plot_history', 'plot_parallel', 'sweep_figures', 'write_best']
+           'open_sweep', 'this_process', 'is_alive', 'trial_state', 'check_search', 'claim_trial', 'take_up',
+           'trials_table', 'write_trials', 'run_sweep', 'close_test', 'resampled_scores', 'TrainTrial',
+           'expected_maximum', 'selection_optimism', 'trial_resamples', 'plot_optimism', 'importance_table',
+           'plot_importance', 'plot_history', 'plot_parallel', 'sweep_figures', 'write_best']
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #3a585f58
 import contextlib, itertools, json, math, os, shlex, socket, time, warnings
@@ -294,8 +294,15 @@ def trial_state(
     return names[trial.state.name]
 
 
+def _with_states(study):
+    "(trial, state) of all trials; one that is taken up again counts as killed"
+    taken_up = set(study.user_attrs.get('taken up', ()))
+    found = [(t, trial_state(t)) for t in study.get_trials(deepcopy=False)]
+    return [(t, 'killed' if t.number in taken_up else state) for t, state in found]
+
+
 def _trials(study, *states):
-    return [t for t in study.get_trials(deepcopy=False) if trial_state(t) in states]
+    return [t for t, state in _with_states(study) if state in states]
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #027283b1
 SAMPLERS, PRUNERS = ('tpe', 'random', 'grid', 'cmaes'), ('median', 'halving', 'none')
@@ -419,6 +426,22 @@ def claim_trial(
         study.tell(trial, state=_optuna().trial.TrialState.FAIL)
         return _begin(study, space, _untried(space, taken, seed, near=point))
 
+# %% ../../nbs/chapters/07_training/11_sweep.ipynb #62f08158
+def take_up(
+    study,  # as from `open_sweep`
+    folder: str | Path,  # of the sweep
+) -> int:  # trials that will be tried again
+    "Let failed trials be tried again, and those that were begun on other machines"
+    with _claiming(folder):
+        here, failed = socket.gethostname(), _trials(study, 'failed')
+        for t in _trials(study, 'running'):
+            if (t.user_attrs.get('owner') or {}).get('host') != here:
+                study.tell(t.number, state=_optuna().trial.TrialState.FAIL)
+                failed.append(t)
+        before = study.user_attrs.get('taken up', [])
+        study.set_user_attr('taken up', [*before, *(t.number for t in failed)])
+    return len(failed)
+
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #17d8a9fc
 def _do(study, trial, objective):
     "One trial, to its end, whatever that is"
@@ -461,11 +484,13 @@ def trials_table(
     names = list((study.user_attrs.get('settings') or {}).get('space', {}))
     columns = ['trial', 'state', 'score', 'epochs', 'seconds', 'reason', 'host', 'pid', *names]
     rows = []
-    for t in _trials(study, 'finished', 'pruned', 'failed', 'killed', 'running'):
+    for t, state in _with_states(study):
+        if state in ('duplicate', 'waiting'):
+            continue
         a, owner = t.user_attrs, t.user_attrs.get('owner') or {}
         row = dict(
             trial=t.number,
-            state=trial_state(t),
+            state=state,
             score=t.value if t.value is not None else np.nan,
             epochs=a.get('epochs', max(t.intermediate_values, default=0)),
             seconds=a.get('seconds', np.nan),

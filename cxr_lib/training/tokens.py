@@ -101,6 +101,7 @@ class TokenSource:
     prints: np.ndarray  # (n,) fingerprints of the rows
     lengths: np.ndarray | None = None  # (n,) tokens of each row; None: all rows have as many
     key: str | None = None  # of the encoder, as from `encoder_key`; for a cache in a file
+    part: str = ''  # '1/4': these are the rows of one process of several, and the whole will be wanted
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #cb4aff4c
 TOKEN_TYPES = {'float16': np.float16, 'float32': np.float32}
@@ -117,9 +118,6 @@ def _stored(tokens, kind, source):
     raise ValueError(f'the {source.what} encoder {source.encoder} gives values that {why}')
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #cb4aff4b
-CHUNK_BYTES = 16_000_000  # about as much is encoded, written and checksummed together
-
-
 class _Items:
     "The distinct items of a source, the shortest first, and how a range of them is encoded"
 
@@ -138,57 +136,143 @@ class _Items:
     def one(self, item):
         return self.source.encode(self.row[item : item + 1])
 
-    def encode(self, a, b):  # tokens of the items a to b - 1, as they are stored
-        size = self.batch_size
-        parts = [self.source.encode(self.row[i : min(i + size, b)]) for i in range(a, b, size)]
-        return _stored(np.concatenate(parts), self.kind, self.source)
+    def encode(self, items):  # tokens of these items end to end, as they are stored
+        rows = np.split(self.row[items], range(self.batch_size, len(items), self.batch_size))
+        return _stored(np.concatenate([self.source.encode(some) for some in rows]), self.kind, self.source)
 
-    def bounds(self, token_bytes):  # the first item of each chunk, and the number of all items
-        longest = max(1, self.lengths.max(initial=1) * token_bytes)
-        step = max(1, int(CHUNK_BYTES // longest))
-        return [*range(0, len(self.row), step), len(self.row)]
+# %% ../../nbs/chapters/07_training/02_tokens.ipynb #d38c9f63
+CHUNK_BYTES = 16_000_000  # about as much is encoded, written and checksummed together
 
-# %% ../../nbs/chapters/07_training/02_tokens.ipynb #621b7100
-def _token_file(folder, items, width):
-    "The file of a source's distinct items"
-    n, kind = int(items.first[-1]), np.dtype(items.kind)
-    about = dict(what=items.source.what, encoder=items.source.encoder, format=TOKEN_FORMAT)
-    about |= dict(items=len(items.row), tokens=n, width=int(width), dtype=kind.name)
-    chunks = items.first[items.bounds(width * kind.itemsize)]
+
+def _bounds(lengths, token_bytes):
+    "The first item of each chunk, and the number of all items"
+    longest = max(1, lengths.max(initial=1) * token_bytes)
+    step = max(1, int(CHUNK_BYTES // longest))
+    return [*range(0, len(lengths), step), len(lengths)]
+
+
+def _token_file(folder, items, width, lengths=None):
+    "The file of a source's distinct items, or of others with these lengths"
+    lengths = items.lengths if lengths is None else lengths
+    first, kind = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), np.dtype(items.kind)
+    n, source = int(first[-1]), items.source
+    about = dict(what=source.what, encoder=source.encoder, format=TOKEN_FORMAT, key=source.key)
+    about |= dict(items=len(lengths), tokens=n, width=int(width), dtype=kind.name)
+    about |= dict(part=source.part) if source.part else {}
+    chunks = first[_bounds(lengths, width * kind.itemsize)]
     return ChunkedFile(folder, (n, int(width)), kind, chunks, 'tokens.npy', about, building='building.npy')
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #27c3b0a0
+def _differ(stored, now):
+    "Is the difference of an item's tokens more than rounding?"
+    return np.linalg.norm(stored - now) > 0.005 * np.linalg.norm(now)
+
+
 def _fault(file, items, probe):
     "Why a token file can't be used; '' if it can. probe: item -> its tokens, encoded just now"
     if wrong := file.fault(samples=4):
         return wrong
     stored, first = np.load(file.path, mmap_mode='r'), items.first
-    for item, now in probe.items():
-        kept = stored[first[item] : first[item + 1]]
-        if np.linalg.norm(kept - now) > 0.005 * np.linalg.norm(now):
-            return 'the encoder no longer gives the stored tokens'
+    if any(_differ(stored[first[item] : first[item + 1]], now) for item, now in probe.items()):
+        return 'the encoder no longer gives the stored tokens'
     with contextlib.suppress(OSError):  # on a read-only disk nobody prunes
         os.utime(file.meta)  # used just now
     return ''
 
+# %% ../../nbs/chapters/07_training/02_tokens.ipynb #88384f4a
+class _Held:
+    "A finished cache of the same encoder in another folder"
+
+    def __init__(self, folder, items, width, theirs):
+        self.folder, self.theirs, lengths = folder, theirs, theirs[:, 1].astype(np.int64)
+        self.file = _token_file(folder, items, width, lengths)
+        self.first = np.concatenate([[0], np.cumsum(lengths)])
+
+    def __getitem__(self, item):
+        return self.values[self.first[item] : self.first[item + 1]]
+
+    def is_right(self, items, mine, other):  # both: numbers of the same items, ours and theirs
+        if self.file.fault(full=True):
+            return False
+        self.values = np.load(self.file.path, mmap_mode='r')
+        some = {0, len(mine) // 2, len(mine) - 1}
+        return not any(_differ(self[other[i]], items.one(mine[i])) for i in some)
+
+
+def _held_by(folder, items, width):
+    "{item: (a cache, its number there)} of what the cache in a folder holds of ours"
+    wanted = dict(key=items.source.key, format=TOKEN_FORMAT, dtype=np.dtype(items.kind).name, width=width)
+    try:
+        meta, theirs = read_json(folder / 'meta.json'), np.load(folder / 'fingerprints.npy')
+    except (OSError, ValueError, EOFError) as e:
+        if not isinstance(e, PermissionError):
+            stop_on_machine_error(e, folder)  # another user's cache is none of ours
+        return {}
+    ours = items.source.prints[items.row]
+    _, mine, other = np.intersect1d(ours, theirs[:, 0], return_indices=True)
+    if not len(mine) or any(meta.get(k) != v for k, v in wanted.items()):
+        return {}
+    cache = _Held(folder, items, width, theirs)
+    if not cache.is_right(items, mine, other):
+        return {}
+    return {i: (cache, j) for i, j in zip(mine.tolist(), other.tolist())}
+
+# %% ../../nbs/chapters/07_training/02_tokens.ipynb #191dfbfe
+def _tokens_of(items, a, b, others):
+    "Tokens of the items a to b - 1: copied where another cache holds them, encoded where none does"
+    missing = np.array([i for i in range(a, b) if i not in others], int)
+    if len(missing) == b - a:
+        return items.encode(missing)
+    first, (some, _) = items.first, next(iter(others.values()))
+    out = np.empty((first[b] - first[a], some.values.shape[1]), items.kind)
+    if len(missing):
+        out[np.repeat(np.isin(range(a, b), missing), items.lengths[a:b])] = items.encode(missing)
+    for i in set(range(a, b)) - set(missing.tolist()):
+        cache, j = others[i]
+        out[first[i] - first[a] : first[i + 1] - first[a]] = cache[j]
+    return out
+
+
+def _other_caches(file, items):
+    "{item: (a cache in another folder, its number there)}"
+    found, what = {}, items.source.what
+    for folder in sorted(file.folder.parent.glob(f'{what}-' + '[0-9a-f]' * 16)):
+        if folder != file.folder:
+            found |= _held_by(folder, items, file.shape[1])
+    return found
+
+
+def _remove_parts(others, items):
+    "Remove the caches of parts: all that they hold is here now"
+    ours = items.source.prints[items.row]
+    for cache in {id(cache): cache for cache, _ in others.values()}.values():
+        if 'part' not in read_json(cache.file.meta) or not np.isin(cache.theirs[:, 0], ours).all():
+            continue
+        with contextlib.suppress(TimeoutError, PermissionError), cache.file.lock().acquire(timeout=0):
+            shutil.rmtree(cache.folder, ignore_errors=True)
+
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #5af6e3b1
 def _build(file, items):
-    "Encode the chunks that are missing"
+    "Encode the chunks that are missing, or copy them from other caches"
     what, (n, width) = items.source.what, file.shape
     with contextlib.suppress(OSError):
         file.path.unlink(missing_ok=True)  # in use (Windows): it will be replaced
     remedy = "choose another cache folder (prune_token_caches removes older caches, token_dtype='float16' takes less)"
-    file.prepare(f'the {what} token cache ({n:,} tokens of {width} x {file.dtype.name})', remedy)
-    spans = [*pairwise(items.bounds(file.row_bytes))]
+    contents = np.stack([items.source.prints[items.row], items.lengths.astype(np.uint64)], 1)
+    file.prepare(f'the {what} token cache ({n:,} tokens of {width} x {file.dtype.name})', remedy, contents)
+    others = _other_caches(file, items)
+    spans = [*pairwise(_bounds(items.lengths, file.row_bytes))]
     missing = [chunk for chunk in range(file.chunks) if file.read(chunk) is None]
     ready = len(items.row) - sum(b - a for a, b in (spans[chunk] for chunk in missing))
     words = dict(desc=f'encoding each {what} once', unit=what, mininterval=0.5)
     with progress_bar(total=len(items.row), initial=ready, **words) as bar:
         for chunk in missing:
             a, b = spans[chunk]
-            file.write(chunk, items.encode(a, b))
+            file.write(chunk, _tokens_of(items, a, b, others))
             bar.update(b - a)
     file.finish()
+    if not items.source.part:
+        _remove_parts(others, items)
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #8d2916e4
 def _cache_file(items, cache, token_dtype):
@@ -233,7 +317,7 @@ def encode_distinct(
     values = np.empty((int(first[-1]), items.one(0).shape[1]), items.kind)
     for a in range(0, n, batch_size):
         b = min(a + batch_size, n)
-        values[first[a] : first[b]] = items.encode(a, b)
+        values[first[a] : first[b]] = items.encode(range(a, b))
     return Tokens(values, first, items.item)
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #7fa32607

@@ -73,6 +73,42 @@ def dicom():
     return buffer.getvalue()
 
 
+# ---- heat maps
+
+
+def test_a_map_that_was_not_accepted_is_refused_in_words(widget):
+    before = widget.film.value
+    widget.map.value = 'Edema'
+    assert 'Edema: no map: the heat maps of this model have not been tested' in widget.film.value
+    assert 'cxr-scale' not in widget.film.value
+    widget.map.value = None
+    assert widget.film.value == before
+
+
+def test_an_accepted_map_lies_over_the_image_with_its_scale_and_what_it_is_not(widget, monkeypatch):
+    asked, plain = [], widget.film.value
+
+    def heat_map(image, note, observation):
+        asked.append((image is widget.shown, note, observation))
+        return np.eye(widget.predictor.size), 'integrated gradients, accepted'
+
+    monkeypatch.setattr(widget.predictor, 'heat_map', heat_map)
+    widget.map.value = 'Pneumothorax'
+    assert asked == [(True, widget.note.value.strip(), 'Pneumothorax')]
+    assert 'Pneumothorax: integrated gradients, accepted' in widget.film.value
+    assert 'attribution, not localisation' in widget.film.value and 'cxr-scale' in widget.film.value
+    source = re.compile(r'base64,([^"]+)')
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(source.search(v)[1]))) for v in (plain, widget.film.value)
+    ]
+    assert [p.mode for p in pictures] == ['L', 'RGB']
+    drawn = np.asarray(pictures[1]).astype(int)
+    assert (
+        drawn[20, -20] == drawn[20, -20][0]
+    ).all()  # beside the map's diagonal the image is gray as before
+    assert np.ptp(drawn[160, 160]) > 20  # on it there is colour
+
+
 # ---- choosing and typing
 
 

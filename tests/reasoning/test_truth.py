@@ -8,7 +8,10 @@ from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.metrics.calibration import calibrated, fit_calibrations, prediction_matrix
 from cxr_lib.metrics.predictions import synthetic_predictions
 from cxr_lib.reasoning.certainty import PHRASES, judge_phrases
+from cxr_lib.reasoning.differential import ImageZone
 from cxr_lib.reasoning.truth import (
+    place_table,
+    place_words,
     read_texts,
     reader_cases,
     statement_frequencies,
@@ -16,6 +19,7 @@ from cxr_lib.reasoning.truth import (
     table_differentials,
     text_penalties,
 )
+from cxr_lib.simulation.patients import draw_patients
 
 
 @pytest.fixture(scope='module')
@@ -74,3 +78,25 @@ def test_the_worst_come_first_and_urgent_mistakes_weigh_more():
     assert penalties.tolist() == [0, 2, 6, 0]
     assert reader_cases(penalties, 4)[:2] == [2, 1]
     assert sorted(reader_cases(penalties, 20)) == [0, 1, 2, 3]
+
+
+def zone(name):
+    return ImageZone(name=name, map='a map')
+
+
+def test_a_place_of_a_finding_that_is_not_there_is_wrong():
+    patient = draw_patients(1, seed=5).iloc[0].to_dict()
+    there = patient | {'strength/Pneumothorax': 4.0, 'strength/Fracture': 0.0}
+    named = [{'Pneumothorax': zone('both lungs'), 'Fracture': zone('right mid zone')}, {}]
+    words = place_words(named, [there, patient], 'plain').set_index('observation')
+    assert len(words) == 2 and words.precision['Pneumothorax'] > 0 == words.precision['Fracture']
+    assert words.there['Fracture'] == set()
+    table = place_table(words.reset_index()).set_index('of')
+    assert (
+        table.loc['Fracture', 'named: holds it'].startswith('0.00') and 'n=1' in table.loc['Fracture'].iloc[0]
+    )
+
+
+def test_without_a_named_place_the_table_is_empty_and_has_its_columns():
+    table = place_table(place_words([{}], [draw_patients(1, seed=5).iloc[0].to_dict()]))
+    assert table.empty and list(table) == ['of', 'named: holds it', 'holds it: named']

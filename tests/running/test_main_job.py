@@ -95,6 +95,7 @@ def test_every_file_of_the_report_is_there(report):
         '06_explanation.html',
         'explanation.json',
         'explanation_gallery.png',
+        'explanation_measurements.png',
         'model/explanation.json',
         '07_reasoning.html',
         'certainty.json',

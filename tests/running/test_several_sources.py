@@ -132,6 +132,8 @@ def test_each_of_two_sources_is_tested_by_a_model_of_the_other(home, data):
     # covid annotates two observations: nothing else of the NIH images is tested by the model of covid
     assert tested['label/Cardiomegaly'].isna().all()
     assert 'Cardiomegaly' in read_json(run / 'conditions.json')['untrained']['0']
+    pooled = read_json(run / 'metrics.json')['observations']
+    assert pooled['Cardiomegaly']['reason'] == 'the model was not trained on it'
     exploration = (run / '01_exploration.html').read_text(encoding='utf-8')
     assert 'Only some of the sources annotate' in exploration
 

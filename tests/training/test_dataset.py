@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -24,7 +25,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cxr_lib.data.images import pixel_cache
 from cxr_lib.foundations.core import OBSERVATIONS, seed_everything
+from cxr_lib.foundations.files import read_json, write_json
+from cxr_lib.model.fusion import build_model
+from cxr_lib.model.presets import make_config
+from cxr_lib.model.text import learn_tokenizer, tokenize
 from cxr_lib.training.dataset import (
     StudyData,
     encode_images,
@@ -42,10 +48,6 @@ from cxr_lib.training.tokens import (
     prune_token_caches,
     token_caches,
 )
-from cxr_lib.data.images import pixel_cache
-from cxr_lib.model.fusion import build_model
-from cxr_lib.model.presets import make_config
-from cxr_lib.model.text import learn_tokenizer, tokenize
 
 NOTES = [
     'cough and fever',
@@ -554,6 +556,72 @@ def test_one_that_was_killed_leaves_nothing_wrong_and_two_build_it_once(tmp_path
     assert few <= 4 and many <= 4 + 23 - 5  # one went on where the killed one stopped, the other waited
     assert torch.equal(first, second)
     assert np.allclose(first, encode_images(models[0], fresh(models[0]))[np.arange(24)], atol=1e-3)
+
+
+# Parts of several processes
+
+
+#: Films that go through the encoder whenever a cache is opened: one to see the tokens' number, three to compare.
+COMPARED = 1 + 3
+
+
+def encode_parts(model, cache, parts=3, skip=()):
+    for part in range(1, parts + 1):
+        if part not in skip:
+            fresh(model).encode_part(model, part, parts, cache=cache)
+
+
+def encoded_films(model, cache):
+    "The image tokens of all rows, and how many films went through the encoder for them"
+    seen = Counted(model)
+    return encode_images(model, fresh(model), cache=cache)[np.arange(24)], seen.films
+
+
+def test_parts_become_the_whole_and_are_removed(model, tmp_path):
+    alone = encode_images(model, fresh(model))[np.arange(24)]
+    encode_parts(model, tmp_path)
+    assert (token_caches(tmp_path).what == 'image').sum() == 3
+    together, films = encoded_films(model, tmp_path)
+    assert films <= COMPARED + 3 * 3  # nothing is encoded
+    assert np.allclose(alone, together, atol=1e-3)
+    assert (token_caches(tmp_path).what == 'image').sum() == 1
+
+
+@pytest.mark.parametrize('fault', ['missing', 'damaged', 'without its list', 'of other code'])
+def test_a_part_that_cannot_be_used_is_encoded_again(model, tmp_path, fault):
+    encode_parts(model, tmp_path, skip=(2,) if fault == 'missing' else ())
+    alone = encode_images(model, fresh(model))[np.arange(24)]
+    first = sorted(tmp_path.glob('image-*'))[0]
+    if fault == 'damaged':
+        with (first / 'tokens.npy').open('r+b') as f:
+            f.seek(-5, 2)
+            f.write(b'xxxxx')
+    if fault == 'without its list':
+        (first / 'fingerprints.npy').unlink()
+    if fault == 'of other code':  # what no key knows
+        file = first / 'tokens.npy'
+        tokens = np.load(file)
+        np.save(file, tokens * np.float16(1.1))
+        record, meta = first / 'progress.jsonl', first / 'meta.json'
+        data = (tokens * np.float16(1.1)).tobytes()
+        record.write_text(json.dumps([0, zlib.crc32(data), []]) + '\n')
+        write_json(meta, read_json(meta) | dict(changed=file.stat().st_mtime_ns))
+    together, films = encoded_films(model, tmp_path)
+    assert np.allclose(alone, together, atol=1e-3)
+    assert 7 <= films <= 8 + COMPARED + 3 * 3
+
+
+def test_a_table_that_has_grown_costs_what_is_new(model, tmp_path):
+    encode_images(model, fresh(model, TABLE.head(20), PIXELS[:20]), cache=tmp_path)
+    _, films = encoded_films(model, tmp_path)
+    assert films <= 4 + COMPARED + 3
+    assert len(token_caches(tmp_path)) == 2  # it is no part, so it stays
+
+
+def test_a_part_of_nothing_is_refused(model, tmp_path):
+    for part, parts in ((0, 2), (3, 2), (1, 25)):
+        with pytest.raises(ValueError, match=f'part is {part} of {parts}; expected 1 to'):
+            fresh(model).encode_part(model, part, parts, cache=tmp_path)
 
 
 def test_a_full_disk_is_said_before_anything_is_built(model, tmp_path, monkeypatch):

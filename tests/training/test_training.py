@@ -43,7 +43,7 @@ from cxr_lib.stages.notes import notes_stage
 from cxr_lib.training.resume import TrainingProgress, read_checkpoint, write_checkpoint
 from cxr_lib.training.steps import Shell, batch_parts, branch_loss, step_seed
 from cxr_lib.training.loop import check_finite, fit
-from cxr_lib.stages.training import ensure_training, training_stage
+from cxr_lib.stages.training import encode_stage, ensure_training, training_stage
 from cxr_lib.training.folds import fold_splits
 
 # Killed and resumed: a subprocess imports everything once and forks a child for each training
@@ -688,6 +688,12 @@ def test_only_the_main_process_writes_and_all_return_the_same_table(together):
     run = RunFolder(home / 'reports' / 'odd')
     whole(run, pd.read_parquet(run / 'predictions.parquet'), 6)
     assert hashlib.sha256(ensure_training(run).to_csv().encode()).hexdigest() == main['table']
+
+
+def test_nothing_is_encoded_beforehand_where_both_encoders_are_trained(tmp_path, monkeypatch):
+    odd_run(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="'tiny', as it is set, trains both encoders: there is nothing to encode"):
+        encode_stage(RunFolder(tmp_path / 'reports' / 'odd'), 1, 2)
 
 
 # What stops a training, what does not, and what it leaves
