@@ -9,7 +9,7 @@ ARGS ?=
 RUN = $(VENV)/bin/python
 
 .NOTPARALLEL:
-.PHONY: help install report test test-fast docs export readme check-export check-clean check-readme nbdev-test lint pytest clean
+.PHONY: help install report test test-fast docs address export readme check-export check-clean check-readme nbdev-test lint pytest clean
 help:
 	@sed -n '1,5s/^# //p' Makefile
 
@@ -29,7 +29,9 @@ test: check-export check-clean check-readme lint nbdev-test pytest
 # Runs a command and prints the seconds that it took: $(call timed,what,command)
 timed = @echo "== $(1)"; start=$$(date +%s); $(2) && echo "   $(1): $$(($$(date +%s) - start)) s"
 
-check-export: install
+check-address:
+	@$(PYTHON) .ci/address.py
+export: install
 	$(call timed,the committed modules are what the notebooks export,$(RUN) tests/check_repository.py export)
 check-clean: install
 	$(call timed,the notebooks are clean,$(RUN) tests/check_repository.py clean)
@@ -50,7 +52,9 @@ pytest: install
 test-fast: install
 	@OMP_NUM_THREADS=1 $(RUN) tests/run_fast.py
 
-# For those who change a notebook: write the modules, the README.
+# For those who change a notebook: write the modules, the README. For the owner: badges and install cells.
+address:
+	@$(PYTHON) .ci/address.py
 export: install
 	@$(RUN) -c "from nbdev.doclinks import nbdev_export; nbdev_export()"
 readme: install

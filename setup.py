@@ -1,4 +1,5 @@
 """Packaging: name, version and requirements are all read from settings.ini, the one place that states them."""
+
 import shutil
 from configparser import ConfigParser
 from pathlib import Path
@@ -8,28 +9,30 @@ from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
-parser.read(here/'settings.ini', encoding='utf-8')
+parser.read(here / 'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
-names = ('offline', 'train', 'fast', 'serve', 'fhir', 'sr', 'docs', 'dev')
+names = ('notebooks', 'offline', 'train', 'fast', 'serve', 'fhir', 'sr', 'chest', 'docs', 'dev')
 extras = {name: cfg[f'{name}_requirements'].split() for name in names}
 extras['all'] = sorted({r for group in extras.values() for r in group})
 
 
 class BuildWithNotebooks(build_py):
     "The stage notebooks travel in the wheel as cxr_lib/nbs, so that `cxr run` works without a checkout"
+
     def run(self):
         super().run()
         if getattr(self, 'editable_mode', False):
             return  # the checkout's own nbs/ are used
-        target = Path(self.build_lib)/cfg['lib_name']/'nbs'
+        target = Path(self.build_lib) / cfg['lib_name'] / 'nbs'
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for notebook in sorted((here/cfg['nbs_path']).glob('[0-9]*.ipynb')):
+        for notebook in sorted((here / cfg['nbs_path']).glob('[0-9]*.ipynb')):
             shutil.copy(notebook, target)
-        shutil.copy(here/cfg['nbs_path']/'voila.json', target)  # how Voilà shows 08_demo
+        shutil.copy(here / cfg['nbs_path'] / 'voila.json', target)  # how Voilà shows 08_demo
 
 
-readme = here/'README.md'
+readme = here / 'README.md'
+known = {} if cfg['user'] == 'OWNER' else dict(url=cfg['git_url'], author_email=cfg['author_email'])
 setup(
     name=cfg['lib_name'],
     version=cfg['version'],
@@ -37,12 +40,11 @@ setup(
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '',
     long_description_content_type='text/markdown',
     author=cfg['author'],
-    author_email=cfg['author_email'],
-    url=cfg['git_url'],
+    **known,  # nothing that leads nowhere: see .ci/address.py
     license='MIT',
     keywords=cfg['keywords'],
     packages=find_packages(include=['cxr_lib', 'cxr_lib.*']),
-    package_data={'cxr_lib': ['assets/*']},
+    package_data={'cxr_lib': ['py.typed', 'assets/*']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
     extras_require=extras,

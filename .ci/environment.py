@@ -1,6 +1,6 @@
 """Make the virtual environment and install the project into it: what `make` does before anything else.
 
-    python3 .ci/environment.py [--venv .venv] [--extras offline,train,fast,serve,fhir,sr,docs,dev]
+    python3 .ci/environment.py [--venv .venv] [--extras notebooks,offline,train,fast,serve,fhir,sr,docs,dev]
 
 Standard library only, as nothing is installed yet. If the Python that runs this has no torch, the tested versions in
 constraints.txt are installed. If it has one already (a long CUDA build, a vendor's build), that torch is kept: the
@@ -180,14 +180,17 @@ def with_data_elsewhere(python: Path) -> 'list[str]':
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--venv', default='.venv', help='folder of the environment')
-    extras = 'offline,train,fast,serve,fhir,sr,docs,dev'
+    extras = 'notebooks,offline,train,fast,serve,fhir,sr,docs,dev'
     parser.add_argument('--extras', default=extras, help='extras of settings.ini to install')
     args = parser.parse_args()
     check_python()
     folder, constraints = Path(args.venv).absolute(), HERE / 'constraints.txt'
     found = find_torch()
     if found and release(found['torch'])[:2] < OLDEST_TORCH:
-        print(f'torch {found["torch"]} of this Python is older than 2.4: the environment gets its own.', flush=True)
+        print(
+            f'torch {found["torch"]} of this Python is older than 2.4: the environment gets its own.',
+            flush=True,
+        )
         found = None
     how = 'with the tested versions of constraints.txt'
     if found:

@@ -1,7 +1,8 @@
 __version__ = "0.1.0"
 
-from .foundations.compat import install_hook as _install_hook
-_install_hook()   # see foundations.compat: lets torchvision be imported beside a CPU build of torch
+from .foundations import compat as _compat
+_compat.install_hook()   # lets torchvision be imported beside a CPU build of torch
+_compat.let_mps_fall_back()   # before torch is loaded
 
 
 def __getattr__(name):

@@ -88,10 +88,11 @@ MAX_UPLOAD = 40_000_000  # bytes of an uploaded file; an uncompressed DICOM radi
 
 
 def uploaded_file(
-    value: tuple,  # of an ipywidgets `FileUpload`: one dictionary with name, size and content
+    value: tuple | dict,  # of an ipywidgets `FileUpload`: one dictionary with name, size and content
 ) -> FileInMemory:
     "The uploaded file, in memory; raises `ValueError` if it is too large"
-    (found,) = value
+    (found,) = value.values() if isinstance(value, dict) else value  # a dictionary before ipywidgets 8
+    found = found.get('metadata', {}) | found
     name, content = Path(found['name']).name or 'upload', bytes(found['content'])
     if len(content) > MAX_UPLOAD:
         raise ValueError(
@@ -719,7 +720,8 @@ def take_upload(self: DemoPage, *_):
 def forget_upload(self: DemoPage):
     "Let go of the bytes, so that the same file can be uploaded again"
     with self.quiet():
-        self.upload.value = ()
+        if not isinstance(self.upload.value, dict):  # which cannot be changed
+            self.upload.value = ()
 
 
 @patch

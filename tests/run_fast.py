@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 110  # for all of it
 CHAPTER = re.compile(r'nbs/chapters/\d\d_(\w+)/\d\d_(\w+)\.ipynb$')
 #: Take minutes by themselves.
-LONG = ('tests/running/test_main_job.py', 'tests/test_newcomer.py', 'tests/test_packaging.py')
+LONG = (
+    *('tests/running/test_main_job.py', 'tests/running/test_colab.py'),
+    *('tests/test_newcomer.py', 'tests/test_packaging.py'),
+)
 
 
 def git(*command):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 STAGES = r'0[1-7]_(exploration|notes|model|training|evaluation|explanation|reasoning)\.ipynb$'
 VISITORS = r'(08_demo|09_service|10_search)\.ipynb$'
-SKIPPED = f'^([_.]|{STAGES}|{VISITORS})'
+SKIPPED = f'^([_.]|colab_|{STAGES}|{VISITORS})'
 FIRST = '0[1-3]_'  # folders of chapters
 #: part -> which notebooks, as `nbdev_test` is told
 PARTS = {

@@ -12,14 +12,13 @@ import tarfile
 import zipfile
 from configparser import ConfigParser
 
+import check_repository
+import environment
 import nbformat
 import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-import check_repository
-import environment
 
 
 def settings():
@@ -28,22 +27,17 @@ def settings():
     return parser['DEFAULT']
 
 
+EXTRAS = ('notebooks', 'offline', 'train', 'fast', 'serve', 'fhir', 'sr', 'chest', 'docs', 'dev')
+
+
+def required(key):
+    "The requirements of one line of settings.ini"
+    return [Requirement(r) for r in settings()[key].split()]
+
+
 def requirements():
-    return [
-        Requirement(r)
-        for key in (
-            'requirements',
-            'offline_requirements',
-            'train_requirements',
-            'fast_requirements',
-            'serve_requirements',
-            'fhir_requirements',
-            'sr_requirements',
-            'docs_requirements',
-            'dev_requirements',
-        )
-        for r in settings()[key].split()
-    ]
+    "All of them, those of the extras too"
+    return [r for key in ('requirements', *(f'{e}_requirements' for e in EXTRAS)) for r in required(key)]
 
 
 def constraints():
@@ -97,7 +91,7 @@ def test_conda_environment_names_every_package_of_the_card():
         'papermill',
         'nbdev',
     }
-    assert '-e .[offline,train,fast,serve,fhir,sr,docs,dev]' in pip
+    assert '-e .[notebooks,offline,train,fast,serve,fhir,sr,docs,dev]' in pip
     ranges = {canonicalize_name(r.name): r.specifier for r in requirements()}
     for d in [d for d in [*environment['dependencies'], *pip] if isinstance(d, str) and '>=' in d]:
         r = Requirement(d)
@@ -217,16 +211,15 @@ def test_wheel_carries_modules_assets_and_notebooks(copy, tmp_path):
         canonicalize_name(r.name) for r in requirements()
     }
     assert {m.split(': ')[1] for m in data['METADATA'].splitlines() if m.startswith('Provides-Extra')} == {
-        'offline',
-        'train',
-        'fast',
-        'serve',
-        'fhir',
-        'sr',
-        'docs',
-        'dev',
+        *EXTRAS,
         'all',
     }
+    assert 'cxr_lib/py.typed' in names
+    strange = [
+        n for n in names if not re.match(r'cxr_lib/([\w/]+\.py|assets/[\w.]+|py\.typed|nbs/[\w.]+)$', n)
+    ]
+    assert [n for n in strange if '.dist-info/' not in n] == [], 'the wheel carries something else'
+    assert ('Home-page' in data['METADATA']) == (settings()['user'] != 'OWNER')
     # Installed elsewhere, the command line finds the notebooks that came along.
     site = tmp_path / 'site'
     wheel.extractall(site)
@@ -246,6 +239,71 @@ def test_wheel_carries_modules_assets_and_notebooks(copy, tmp_path):
         env={**{k: v for k, v in os.environ.items() if k != 'CXR_HOME'}, 'PYTHONPATH': str(site)},
     )
     assert done.returncode == 0 and '01_exploration.ipynb' in done.stdout, done.stderr
+
+
+def test_the_base_has_what_the_runner_needs_and_no_more():
+    base = {r.name for r in required('requirements')}
+    assert base >= {'papermill', 'nbconvert', 'nbformat', 'ipykernel'}
+    notebooks = {r.name for r in required('notebooks_requirements')}
+    assert notebooks >= {'jupyterlab', 'ipywidgets', 'nbdev'} and base.isdisjoint(notebooks)
+    (kernel,) = [r for r in required('requirements') if r.name == 'ipykernel']
+    assert kernel.specifier.contains('6.17.1'), "Colab pins an old ipykernel, which stays"
+    words = (ROOT / '.ci' / 'environment.py').read_text(), (ROOT / 'environment.yml').read_text()
+    assert all('notebooks,offline,' in text for text in words)
+
+
+WITHOUT_NOTEBOOKS = """
+import importlib, pkgutil, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in ('jupyterlab', 'ipywidgets', 'nbdev', 'execnb', 'ghapi'):
+            raise ImportError(f'{name} is blocked')
+
+sys.meta_path.insert(0, Blocked())
+import cxr_lib
+names = [m.name for m in pkgutil.walk_packages(cxr_lib.__path__, 'cxr_lib.')]
+failed = {}
+for name in names:
+    if not name.endswith(('_modidx', '__main__')):
+        try:
+            importlib.import_module(name)
+        except Exception as e:
+            failed[name] = f'{type(e).__name__}: {e}'
+print(len(names), failed)
+"""
+
+
+def test_every_module_is_imported_without_the_extra_notebooks(project):
+    done = subprocess.run([sys.executable, '-c', WITHOUT_NOTEBOOKS], cwd=ROOT, capture_output=True, text=True)
+    count, _, failed = done.stdout.strip().splitlines()[-1].partition(' ')
+    assert int(count) > 100
+    # each of them names the extra that it needs
+    assert all('pip install' in why for why in eval(failed).values()), failed
+
+
+def test_stages_run_without_the_extra_notebooks(project, tmp_path, monkeypatch):
+    for name in ('jupyterlab', 'ipywidgets', 'nbdev', 'execnb', 'ghapi'):
+        (tmp_path / 'blocked' / name).mkdir(parents=True)
+        (tmp_path / 'blocked' / name / '__init__.py').write_text(
+            'raise ImportError(f"{__name__} is blocked")'
+        )
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path / "blocked"}{os.pathsep}{ROOT}')
+    work = 'from cxr_lib.foundations.progress import progress_bar\nfor _ in progress_bar(range(3)): pass'
+    project.write('exploration', work)
+    command = [sys.executable, '-m', 'cxr_lib', 'run', '--until', 'exploration']
+    done = subprocess.run(command, cwd=project.home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (project.reports / '01_exploration.html').read_text(encoding='utf-8')
+    assert 'IProgress' not in page and 'it/s]' not in page
+
+
+def test_the_demo_says_which_extra_it_needs(project, monkeypatch, capsys):
+    from cxr_lib.running.command import main
+
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert main(['demo']) == 2
+    assert 'pip install "cxr_lib[notebooks]"' in capsys.readouterr().err
 
 
 def test_source_distribution_carries_assets_and_notebooks(copy, tmp_path):

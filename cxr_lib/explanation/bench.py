@@ -195,7 +195,7 @@ def true_falls(
         with torch.inference_mode():
             have = answering(answering.normalised(answering.pixels))
             lack = answering(answering.normalised(bench.without[part]))
-        falls.append((have - lack).double().cpu().numpy())
+        falls.append((have - lack).cpu().double().numpy())
     return np.concatenate(falls) if falls else np.zeros(0)
 
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #febe9533
@@ -257,7 +257,7 @@ def deletion(
         with torch.inference_mode():
             have = answering(answering.normalised(answering.pixels))
             lack = answering(answering.normalised(hidden))
-        falls.append((have - lack).double().cpu().numpy())
+        falls.append((have - lack).cpu().double().numpy())
     return np.concatenate(falls)
 
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #5a70078c

@@ -55,7 +55,7 @@ def answer_notes(
         words = tokenize(classifier.tokenizer, texts, classifier.model.config.max_tokens)
         out = classifier.model(image_tokens=tokens[torch.from_numpy(studies[some])], **words)
         for k, values in found.items():
-            values[some] = out[k].double().numpy()
+            values[some] = out[k].cpu().double().numpy()
     return found
 
 # %% ../../nbs/chapters/09_explanation/01_bill.ipynb #9b049e8c

@@ -147,7 +147,7 @@ def probabilities(
         if branch not in logits:
             continue
         # Near 1, single precision leaves no log odds to calibrate.
-        p = torch.sigmoid(logits[branch].double()).cpu().numpy()
+        p = torch.sigmoid(logits[branch].cpu().double()).numpy()
         own = self.calibration if one_for_all else self.calibration.get(condition)
         found[condition] = p if own is None else np.asarray(apply_calibration(p, own))
     return found

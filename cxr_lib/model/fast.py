@@ -194,7 +194,7 @@ def largest_difference(
     b: dict,  # the same of another model
 ) -> float:  # of a probability, over images, observations and branches; NaN counts as 1
     "How far two models' answers are apart"
-    p = lambda logits: torch.sigmoid(logits.double())
+    p = lambda logits: torch.sigmoid(logits.cpu().double())
     return max(float((p(a[k]) - p(b[k])).abs().nan_to_num(1.0).max()) for k in a)
 
 

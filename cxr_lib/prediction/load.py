@@ -242,7 +242,7 @@ def logits(
         with torch.inference_mode():
             tokens = torch.stack([images[i].tokens for i in at]) if there else None
             out = self.model(image_tokens=tokens, **own)
-        out = {k: out[k].double().numpy() for k in ('fused', 'image', 'note') if k in out}
+        out = {k: out[k].cpu().double().numpy() for k in ('fused', 'image', 'note') if k in out}
         for row, i in enumerate(at):
             found[i] = {k: v[row] for k, v in out.items()}
     return found

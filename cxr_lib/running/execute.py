@@ -8,7 +8,7 @@ __all__ = ['library_sources', 'stage_keys', 'why_unfinished', 'finished', 'first
            'run_stages']
 
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #9e3eb595
-import atexit, contextlib, hashlib, importlib, logging, os, re, shutil, sys, tempfile, threading, time
+import atexit, contextlib, hashlib, importlib, logging, os, re, shutil, sys, tempfile, threading, time, warnings
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
@@ -162,6 +162,7 @@ def prepare_kernel(
     atexit.register(
         os._exit, 0
     )  # after what others register: taking torch and pandas apart takes two seconds
+    warnings.filterwarnings('ignore', message='IProgress not found')  # tqdm, where there is no ipywidgets
     for name in names:
         with contextlib.suppress(Exception):
             importlib.import_module(name)

@@ -109,8 +109,18 @@ def _lead(markdown):
     return (found[1] or found[2]).strip('. ').replace('"', "'") if found else ''
 
 
+_BAR = re.compile(r'.*\d+%\|.*\||.*\b\d+(it|image)s? \[|\s*$')  # a line of tqdm's, drawn in characters
+
+
+def _is_live(output):
+    "Is an output of use only while a notebook runs: a widget, or a bar of progress?"
+    if output.get('name') == 'stderr':
+        return all(_BAR.match(line) for line in re.split(r'[\r\n]', output['text']))
+    return 'application/vnd.jupyter.widget-view+json' in output.get('data', {})
+
+
 def _for_reading(executed):
-    "The notebook with formulas drawn and without live widgets, which need a server; and its title"
+    "The notebook with formulas drawn and without what is live, which needs a server; and its title"
     import nbformat
 
     nb, title, lead = nbformat.read(executed, as_version=4), None, ''
@@ -122,8 +132,7 @@ def _for_reading(executed):
             lead = _lead(cell.source) or lead
             cell.source = draw_formulas(cell.source)
         elif cell.cell_type == 'code':
-            live = 'application/vnd.jupyter.widget-view+json'
-            cell.outputs = [o for o in cell.outputs if live not in o.get('data', {})]
+            cell.outputs = [o for o in cell.outputs if not _is_live(o)]
             cell.metadata['alt'] = lead  # of its pictures
     return nb, title or executed.stem
 

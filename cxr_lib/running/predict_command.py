@@ -456,7 +456,10 @@ _UPLOADS = {'websocket_max_message_size': 60_000_000}
 
 def _demo_interactive(args):
     "Open the notebook in JupyterLab"
-    import subprocess
+    import importlib.util, subprocess
+
+    if not args.print and importlib.util.find_spec('jupyterlab') is None:
+        raise UsageError('JupyterLab is not installed; run: pip install "cxr_lib[notebooks]"')
 
     run = str(named_run(args.run).resolve()) if args.run else None
     command = [sys.executable, '-m', 'jupyterlab', str(_demo_notebook())]

@@ -117,7 +117,7 @@ class Conditions:
 
 
 def _probability(logits):
-    return expit(logits.double().cpu().numpy())
+    return expit(logits.cpu().double().numpy())
 
 # %% ../../nbs/chapters/07_training/10_conditions.ipynb #17a2d933
 #: Note tokens of a split that need more than this go into a temporary file.

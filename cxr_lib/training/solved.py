@@ -46,7 +46,7 @@ def _pooled(model, data, rows):
     head = next(model.image_head.parameters()).device
     with torch.no_grad():
         found = [model.pool_image(data.image_tokens[part].to(head).float()) for part in parts]
-    return torch.cat(found).double().cpu().numpy()
+    return torch.cat(found).cpu().double().numpy()
 
 
 def solve_image_head(

@@ -4,6 +4,7 @@ import builtins
 import errno
 import io
 import os
+import pathlib
 import re
 from pathlib import Path
 
@@ -15,16 +16,16 @@ from PIL import Image
 from test_dicom import write
 
 import cxr_lib.foundations.core
-from cxr_lib.foundations.core import RadiographError
-from cxr_lib.foundations.run import RunFolder
-from cxr_lib.foundations.files import is_file, is_folder, is_present, stop_on_machine_error
-from cxr_lib.stages.exploration import exploration_stage
 from cxr_lib.data.dicom import dicom_facts
 from cxr_lib.data.elements import is_dicom
 from cxr_lib.data.images import pixel_cache, scan_images
 from cxr_lib.data.pixels import read_gray
 from cxr_lib.data.studies import StudyTableError, is_there
 from cxr_lib.data.tables import read_csv
+from cxr_lib.foundations.core import RadiographError
+from cxr_lib.foundations.files import is_file, is_folder, is_present, stop_on_machine_error
+from cxr_lib.foundations.run import RunFolder
+from cxr_lib.stages.exploration import exploration_stage
 
 KEY = b'the key of a test, 32 bytes long'
 RAMP = np.tile(np.arange(60, dtype=np.uint8) * 4, (50, 1))
@@ -98,6 +99,8 @@ def breaks(monkeypatch, number, where, name):
     elif where == 'stat':
         monkeypatch.setattr(os, 'stat', broken_stat)
     else:
+        if hasattr(pathlib, '_NormalAccessor'):  # Python 3.10, which took `io.open` when it was imported
+            monkeypatch.setattr(pathlib._NormalAccessor, 'open', staticmethod(broken_open))
         monkeypatch.setattr(io, 'open', broken_open)
         monkeypatch.setattr(builtins, 'open', broken_open)
 
