@@ -12,11 +12,14 @@ from scipy import special, stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from cxr_lib.foundations.core import OBSERVATIONS
+from cxr_lib.metrics.comparison import delong_test
 from cxr_lib.metrics.predictions import CONDITIONS as NAMES
 from cxr_lib.metrics.ranking import auroc
-from cxr_lib.metrics.comparison import delong_test
-from cxr_lib.simulation.best import BEST, auroc_by_condition, best_possible, elimination_order
 from cxr_lib.simulation.best import (
+    BEST,
+    auroc_by_condition,
+    best_possible,
+    elimination_order,
     enumerate_posterior,
     evidence_columns,
     label_inputs,
