@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping
 
-import pandas as pd
-from filelock import FileLock
 
 from ..foundations.files import content_key, parse_json, write_json
 from .execute import StageFailed, first_unfinished, run_stages, stage_keys
@@ -182,6 +180,8 @@ def shared_stages(
     folder: Path,  # of the sweep, for the lock
 ) -> Path:  # folder of the run `<name>-data`
     "Explore the studies and make the notes, once for all trials; raises `StageFailed`"
+    from filelock import FileLock
+
     plan = plan_run(sweep.given, f'{sweep.name}-data', run_defaults=_DEFAULTS)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / '.data.lock'):
@@ -207,6 +207,8 @@ def tuning_score(
     folder: str | Path,  # of a run whose training is done
 ) -> tuple[float, int]:  # the best epoch's mean AUROC on the tuning split; epochs trained
     "What a trial is judged by; raises `ValueError` where it is undefined"
+    import pandas as pd
+
     log = pd.read_csv(Path(folder) / 'training_log.csv')
     log = log[log.model == 'multimodal']
     score = log.tuning_auroc.max()
@@ -238,9 +240,9 @@ class RunTrial:
 
 # %% ../../nbs/chapters/12_running/12_sweep_command.ipynb #33b6ac37
 def results_table(
-    trials: pd.DataFrame,  # as from `training.sweep.trials_table`
+    trials,  # a DataFrame, as from `training.sweep.trials_table`
     grid: Mapping,  # name -> values
-) -> pd.DataFrame:  # the names but seed, runs, score (mean over the seeds), lowest, highest; the best first
+):  # a DataFrame: the names but seed, runs, score (mean over the seeds), lowest, highest; the best first
     "The finished trials by setting; a setting with fewer finished seeds than others stands below them"
     names = [name for name in grid if name != 'seed']
     done = trials[trials.state == 'finished'].astype({'score': float})
@@ -278,7 +280,7 @@ def run_command(
 
 def choose(
     sweep: Sweep,
-    trials: pd.DataFrame,  # as from `training.sweep.trials_table`
+    trials,  # a DataFrame, as from `training.sweep.trials_table`
     folder: Path,  # where `best.json` goes
 ) -> dict:  # what is written
     "The setting with the best mean score on the tuning split; written with the command that trains with it"
