@@ -164,10 +164,8 @@ def _may_be_placed(predictor, rows, calibrations):
 def _places(run, rows, calibrations):
     "What the texts of test images say of places, against the true masks; empty for real patients"
     latent = data_root(run) / 'latent.parquet' if (run / 'model' / 'config.json').is_file() else None
-    if latent is None or not latent.is_file():
-        return place_table(place_words([], []))
-    predictor = load(run.path)
-    rows = _may_be_placed(predictor, rows, calibrations)
+    predictor = load(run.path) if latent is not None and latent.is_file() else None
+    rows = rows[:0] if predictor is None else _may_be_placed(predictor, rows, calibrations)
     if rows.empty:
         return place_table(place_words([], []))
     images = [predictor.encode(data_root(run) / name) for name in rows['image']]
