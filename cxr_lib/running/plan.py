@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..foundations.run import STAGES
-from ..foundations.core import project_root
+from ..foundations.core import is_file_of_sources, project_root, split_list
 from ..foundations.run import check_ranges
 
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #5f11fa87
@@ -242,11 +242,11 @@ class Plan:
         "Are the patients simulated?"
         values = self.values()
         dataset = str(values.get('dataset'))
-        if dataset.lower().endswith(('.yaml', '.yml')):
+        if is_file_of_sources(dataset):
             from cxr_lib.data.joined import read_parts
 
             return any(part.simulated for part in read_parts(dataset))
-        return 'simulated' in [part.strip() for part in dataset.split(',')]
+        return 'simulated' in split_list(dataset)
 
     def files(self, stage: str) -> StageFiles:
         "Where the runner's files of a stage go"
@@ -260,7 +260,6 @@ class Plan:
 def _check_dataset(dataset):
     "Raise a `UsageError` unless the name, or every name of a list, is that of a source"
     from cxr_lib.data.catalogue import DATASETS
-    from cxr_lib.data.joined import is_file_of_sources, split_list
 
     for name in [] if is_file_of_sources(dataset) else split_list(dataset) or [dataset]:
         check_name('dataset', name, DATASETS)
@@ -292,8 +291,6 @@ def named_paths(
     dataset = values.get('dataset')
     if not isinstance(dataset, str) or not (',' in dataset or '.' in dataset):
         return found
-    from cxr_lib.data.joined import is_file_of_sources, split_list
-
     if 'root' in found:
         found['root'] = split_list(values['root'])
     return found | ({'dataset': [dataset]} if is_file_of_sources(dataset) else {})
@@ -393,8 +390,8 @@ def run_of(
     dataset: str,  # as given to `--dataset`
 ) -> str:  # name of a run
     "What a run is called that is given no name: nih, nih+covid, or the name of a file of sources"
-    name = Path(dataset).stem if dataset.lower().endswith(('.yaml', '.yml')) else dataset
-    return '+'.join(part.strip() for part in name.split(','))
+    name = Path(dataset).stem if is_file_of_sources(dataset) else dataset
+    return '+'.join(split_list(name))
 
 
 def _checked_values(given, declared, run_defaults, home):
