@@ -20,7 +20,7 @@ from ..foundations.figures import BLUE, GREY, ORANGE, SILVER, draw_interval, mar
 from ..metrics.ranking import interval
 from ..model.classifier import PretrainedClassifier
 from ..simulation.causes import SIGNS
-from .attribution import METHODS, Questions, attribute_each
+from .attribution import METHODS, Questions, attribute_each, cannot_draw
 from .bench import CALLED, FOCAL, Bench, choose_settings, draw_bench
 from .bench import hits, location_prior, randomised, rotated, true_falls
 from .zones import judge_zones, name_zone, usual_landmarks, zone_map, zone_words
@@ -136,14 +136,6 @@ _BENCH = 'The bench: {n} simulated patients of the world {world}'
 _OUTSIDE = ', who are unlike the images that this model was trained on: a pass is necessary there, and not sufficient'
 
 
-def _can_be_judged(classifier, method):
-    "Why a method cannot draw maps of this model; '' if it can"
-    needs_places = method in ('evidence_tokens', 'grad_cam', 'cross_attention')
-    if needs_places and not classifier.model.image_encoder.side:
-        return 'the tokens of the image encoder are no square map of places'
-    return ''
-
-
 @dataclass(frozen=True)
 class Trial:
     "A checkpoint on the bench: its maps, and the verdict on them"
@@ -203,7 +195,7 @@ def _judge_methods(classifier, methods, bench, settings, seeds, n_bootstrap):
     falls, nothing = true_falls(classifier, bench), true_falls(randomised(classifier), bench)
     maps, found = {}, dict(methods={}, controls={}, seconds_per_map={})
     for m in methods:
-        if why := _can_be_judged(classifier, m):
+        if why := cannot_draw(classifier, m):
             found['methods'][m] = {o: dict(n_patients=0, accepted=False, reason=why) for o in SIGNS}
             continue
         maps[m], random, found['seconds_per_map'][m] = _drawn(classifier, m, bench, settings.get(m), seeds)
