@@ -15,7 +15,7 @@ from ..data.catalogue import data_root, is_simulated
 from ..data.pixels import read_radiograph, to_square
 from ..data.simulated import simulated_radiograph
 from ..evaluation.conformal import predict_sets
-from ..explanation.acceptance import CANDIDATES, acceptance_table, hold_trial, map_for
+from ..explanation.acceptance import acceptance_table, hold_trial, map_for, methods_for
 from ..explanation.acceptance import plot_acceptance
 from ..explanation.attribution import METHODS, NOT_LOCALISATION, ask, attribute_each, draw_overlay
 from ..explanation.bill import answer_notes, bill_table, fused_temperatures, image_tokens
@@ -340,7 +340,7 @@ def _bench_size(image_size, full, n_explained):
 def _judge(run, classifier, explain, n_explained, n_bootstrap, seed):
     "The run's checkpoint on patients of its own world where it has one, as a `Trial`"
     full, world = explain == 'full', _world(run)
-    methods = tuple(METHODS) if full else CANDIDATES
+    methods = methods_for(classifier, full)
     sizes = _bench_size(classifier.model.config.image_size, full, n_explained)
     return hold_trial(classifier, methods, world=world, n_bootstrap=n_bootstrap, seed=seed, **sizes)
 
