@@ -447,7 +447,7 @@ def _repeat(trial, explain, second, name, n_bootstrap, seed):
         trial,
         drawn if full else [default],
         second,
-        DIRECTIONS if full else DIRECTIONS[:2],
+        DIRECTIONS if full else DIRECTIONS[:1],
         **dict(n_bootstrap=n_bootstrap, seed=seed),
     )
     return record | dict(second=str(name))
