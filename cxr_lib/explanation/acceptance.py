@@ -349,7 +349,7 @@ def _title(method):
     "A method's name at the beginning of a sentence"
     return METHODS[method][1][0].upper() + METHODS[method][1][1:]
 
-
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #7e3521ef
 def _control_sentences(explanation):
     "What must fail, and what a map costs; none where an earlier version judged"
     controls, seconds = (explanation.get(k, {}) for k in ('controls', 'seconds_per_map'))
@@ -371,6 +371,9 @@ def acceptance_sentences(
     "The verdict in words: the bench, each method, what is shown"
     said = [explanation['bench']['about']]
     for method, of in explanation['methods'].items():
+        if method not in explanation.get('seconds_per_map', explanation['methods']):
+            said.append(f'{_title(method)}: no map, because {next(iter(of.values()))["reason"]}.')
+            continue
         passed = [o for o, v in of.items() if v['accepted']]
         focal = [of[o]['hit_rate']['value'] for o in FOCAL if 'hit_rate' in of.get(o, {})]
         words = f'{_title(method)}: accepted on {len(passed)} of {len(of)} observations'
