@@ -206,7 +206,7 @@ QUICK_DEFAULTS = {
 }
 
 #: Parameters that name a file or folder.
-PATH_PARAMETERS = {'root', 'test_root', 'exclude_patients', 'start_from', 'external'}
+PATH_PARAMETERS = {'root', 'test_root', 'exclude_patients', 'start_from', 'external', 'boxes'}
 
 
 class StageFiles(NamedTuple):
@@ -296,19 +296,24 @@ def named_paths(
     return found | ({'dataset': [dataset]} if is_file_of_sources(dataset) else {})
 
 
-def _resolve_start(values, home):
-    "The folder of the model that a training starts from, in place"
-    given = values.get('start_from')
-    if not given:
-        return
+def _model_folder(parameter, given, home):
+    "The folder of the model that another run, by its name or path, has trained"
     named = not ('/' in given or os.sep in given)
     folder = home / 'reports' / given if named else Path(given).expanduser().resolve()
     folder = folder if folder.name == 'model' else folder / 'model'
     if not (folder / 'config.json').is_file():
         raise UsageError(
-            f'start_from is {given!r}, and there is no trained model in {folder}; see `cxr runs`'
+            f'{parameter} is {given!r}, and there is no trained model in {folder}; see `cxr runs`'
         )
-    values['start_from'] = str(folder)
+    return folder
+
+
+def _resolve_runs(values, home):
+    "Other runs as absolute paths, in place: the model that a training starts from, a second training"
+    if start := values.get('start_from'):
+        values['start_from'] = str(_model_folder('start_from', start, home))
+    if second := values.get('second'):
+        values['second'] = str(_model_folder('second', second, home).parent)
 
 
 def _resolve_paths(values):
@@ -398,7 +403,7 @@ def _checked_values(given, declared, run_defaults, home):
     "The values to pass, and the data set"
     values = _parsed(given, declared)
     dataset = values.get('dataset', declared['dataset'].default if 'dataset' in declared else None)
-    _resolve_start(values, home)
+    _resolve_runs(values, home)
     _resolve_paths(values)
     _check_root(values, dataset)
     values = {**run_defaults.get('any', {}), **run_defaults.get(dataset, {}), **values}
