@@ -18,7 +18,7 @@ from ..data.elements import FileInMemory
 from ..data.pixels import PREPROCESSING, read_radiograph, to_square
 from ..evaluation.conformal import predict_sets
 from ..evaluation.report import chance_words
-from ..explanation.acceptance import check_explanation, map_for, names_zones, zone_for
+from ..explanation.acceptance import check_explanation, map_for, names_zones, why_no_zone, zone_for
 from ..explanation.attribution import METHODS, ask, attribute_each
 from ..explanation.bill import base_rates, fused_temperatures
 from ..explanation.facts import MAX_SENTENCES, split_sentences
@@ -325,6 +325,8 @@ def answers(
     notes: Sequence[str | None],  # n notes
 ) -> list:  # n lists of fourteen `Answer`s
     "The answers of a batch of studies"
+    if not len(images):
+        return []
     n, found = len(images), [None] * len(images)
     seen = [i for i in range(n) if images[i] is not None]
     new = [images[i] for i in seen if 'without_note' not in images[i].kept]
@@ -445,7 +447,8 @@ def answer(
         about = dict(sentences=own, warnings=warnings, model=self.facts)
         prediction = Prediction(image=name, has_note=note is not None, observations=of, **about)
         if sentences:
-            prediction = with_report(prediction, note, self.base, self.certainty, zones[len(found)])
+            placed = zones[len(found)], why_no_zone(self.explanation) if image else ''
+            prediction = with_report(prediction, note, self.base, self.certainty, *placed)
         found.append(prediction)
     return found
 

@@ -116,6 +116,7 @@ class Differential(Record):
     diagnoses: list[Diagnosis] = Field(description='the thirteen others, in the order of their rank')
     calibrated: bool = Field(description='are the sizes of the evidence calibrated log odds?')
     simulated: bool = Field(description='was the model trained on simulated patients?')
+    no_zone: str = Field('', description='why no zone of any finding is named; empty if one may be')
     fingerprint: str = Field(description='of the model')
 
     def __getitem__(self, observation: str) -> Diagnosis:
@@ -139,6 +140,7 @@ class StudyNumbers:
     conformal: Sequence = (None,) * len(OBSERVATIONS)  # 'in', 'out', 'abstain' or None
     sentences: Sequence = ()  # (text, (14,) change of the log odds) of each sentence of the note
     zones: Mapping = field(default_factory=dict)  # observation -> `ImageZone` that an accepted map points to
+    no_zone: str = ''  # why no zone of any finding may be named; '' if some may
     abstains: Sequence[str] = ()  # why nothing may be stated
     certainty: Mapping | None = None  # as from `judge_phrases`
     fingerprint: str = ''  # of the model
@@ -290,7 +292,7 @@ NO_IMAGE = 'there is no image'
 def make_differential(study: StudyNumbers) -> Differential:
     "The structure that every text is written from"
     told = dict(image=study.image, has_note=bool(study.note), calibrated=bool(study.calibrated))
-    told |= dict(simulated=bool(study.simulated), fingerprint=study.fingerprint)
+    told |= dict(simulated=bool(study.simulated), fingerprint=study.fingerprint, no_zone=study.no_zone)
     reasons = [*([NO_IMAGE] if study.fused is None else []), *study.abstains]
     if study.fused is None:
         normal, diagnoses = _nothing(study, reasons)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable, Literal, Sequence
 import pandas as pd
 from pydantic import Field
-from .certainty import PHRASES, UNTRAINED, phrase_of
+from .certainty import PHRASES, UNTRAINED, UNTRAINED_ON_THEM, phrase_of
 from .differential import Diagnosis, Differential, ImageZone, Record
 from .lexicon import default_lexicon
 from .statements import read_statements
@@ -87,7 +87,8 @@ def _said(diagnoses):
     listed, first = ', '.join(map(_named, diagnoses)), diagnoses[0]
     if first.phrase:
         return tuple(w.format(listed) for w in WORDINGS[first.phrase])
-    return tuple(w.format(listed, first.no_phrase) for w in _UNSURE)
+    reason = UNTRAINED_ON_THEM if first.no_phrase == UNTRAINED and len(diagnoses) > 1 else first.no_phrase
+    return tuple(w.format(listed, reason) for w in _UNSURE)
 
 
 def _head(d, section, prefix=''):
@@ -257,7 +258,7 @@ def _impression(differential):
     if normal.phrase and not opened and not any(_present(d) for d in told):
         yield Place('impression/No Finding', section, _said([normal]), 'normal.phrase', begins=True)
     elif not opened and not any(_present(d) for d in told):
-        text = 'Nothing else is stated as present.'
+        text = 'Nothing is stated as present.'
         yield Place('impression/nothing', section, (text,), 'diagnoses', begins=True)
 
 # %% ../../nbs/chapters/10_reasoning/07_words.ipynb #ca5f9a06
@@ -279,7 +280,12 @@ def _remarks(differential, length, student):
     "What has to be known of the text as a whole"
     if differential.simulated:
         yield Place('model/simulated', SECTIONS[0], (_SIMULATED,), 'simulated', begins=True)
-    if student and length == 'long' and not differential.abstains:
+    if length == 'short' or differential.abstains:
+        return
+    if differential.no_zone:
+        text = f'No zone is named: {differential.no_zone}.'
+        yield Place('model/zones', SECTIONS[0], (text,), 'no_zone', begins=True)
+    if student:
         yield Place('model/sizes', SECTIONS[0], (_SIZES,), 'calibrated', begins=True, required=False)
 
 # %% ../../nbs/chapters/10_reasoning/07_words.ipynb #64e13e21

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ensure_evaluation', 'short_table', 'choose_cases', 'Films', 'answer_films', 'read_films', 'case_words',
-           'case_maps', 'plot_gallery', 'looking_films', 'plot_looking', 'explanation_stage']
+           'case_maps', 'plot_gallery', 'looking_films', 'plot_looking', 'count_places', 'explanation_stage']
 
 # %% ../../nbs/06_explanation.ipynb #e025c2a1
 import textwrap
@@ -16,14 +16,18 @@ from ..data.pixels import read_radiograph, to_square
 from ..data.simulated import simulated_radiograph
 from ..evaluation.conformal import predict_sets
 from ..explanation.acceptance import CANDIDATES, acceptance_table, judge_checkpoint, map_for
-from ..explanation.acceptance import plot_acceptance
+from ..explanation.acceptance import count_names, passed_bench, plot_acceptance
 from ..explanation.attribution import METHODS, NOT_LOCALISATION, ask, attribute_each, draw_overlay
 from ..explanation.bill import answer_notes, bill_table, fused_temperatures, image_tokens
+from ..explanation.bench import CALLED
+from ..explanation.landmarks import SIDE, true_landmarks
 from ..explanation.measurements import judge_measurements, plot_measurements
+from ..explanation.zones import judge_name, name_zone, occupied_zones, usual_landmarks, zone_map
 from ..foundations.core import OBSERVATIONS, short_name
 from ..foundations.figures import GREY, SLATE, figure_of_words, mark_simulated, save_figure, set_theme
 from ..foundations.files import atomic_path, read_json, write_json
 from ..foundations.run import RunError, RunFolder, check_choices, check_ranges, rewriting
+from ..metrics.calibration import log_odds, prediction_matrix
 from ..metrics.predictions import read_predictions
 from ..model.classifier import PretrainedClassifier
 from ..model.saved import save_beside
@@ -363,6 +367,56 @@ def _draw_cases(run, classifier, explanation, simulated):
     gallery = plot_gallery(films, cases, maps, explanation, temperatures, simulated)
     return dict(zip(_CASES, (gallery, _draw_looking(run, classifier, explanation, films, cases, maps))))
 
+# %% ../../nbs/06_explanation.ipynb #52f18d9d
+#: Tuning images at most in which the model calls an observation whose zones are counted.
+_COUNTED = 60
+
+
+def _called_tuning(run, classifier, observations, seed):
+    "Pairs of a tuning image and one of these observations that the model calls in it"
+    predictions, fold = read_predictions(run / 'predictions.parquet'), classifier.facts.get('fold', -1)
+    rows = predictions[(predictions.split == 'tuning') & (predictions.fold == fold)]
+    rows = rows.sample(frac=1, random_state=seed)
+    logits = {'fused': torch.from_numpy(log_odds(prediction_matrix(rows, 'fused')))}
+    p = classifier.probabilities(logits)['fused'] if len(rows) else np.zeros((0, len(OBSERVATIONS)))
+    called = {o: rows.image[p[:, OBSERVATIONS.index(o)] >= CALLED][:_COUNTED] for o in observations}
+    return [(name, o) for o, names in called.items() for name in names]
+
+
+def _named_precision(patient, world, named):
+    "(observation, precision) of the zones that maps name in the image of a simulated patient"
+    masks, zones = (
+        simulated_radiograph(patient, SIDE, world=world).masks,
+        zone_map(true_landmarks(patient), SIDE),
+    )
+    for o, name in named.items():
+        there = occupied_zones(masks[o], zones) if o in masks else set()
+        yield o, judge_name(name, there)[0]
+
+
+def count_places(
+    run: RunFolder,
+    classifier: PretrainedClassifier,
+    explanation: Mapping,  # as from `judge_checkpoint`
+    seed: int = 0,  # which tuning images
+) -> Mapping:  # with the count among tuning images, where the bench accepts zones
+    "Count how often the zones that maps name hold the finding, in tuning images that the model calls"
+    wanted = _called_tuning(run, classifier, passed_bench(explanation), seed) if _world(run) else []
+    names, named = list(dict.fromkeys(name for name, _ in wanted)), {}
+    if names:
+        maps = case_maps(classifier, explanation, read_films(run, classifier, names), wanted)
+        usual = zone_map(usual_landmarks(_world(run)), classifier.model.config.image_size)
+        for (image, o), heat in maps.items():
+            if name := name_zone(heat, usual)[0]:
+                named.setdefault(image, {})[o] = name
+    people = pd.read_parquet(data_root(run) / 'latent.parquet').set_index('image') if named else None
+    rows = [
+        r
+        for image, of in named.items()
+        for r in _named_precision(people.loc[image].to_dict(), _world(run), of)
+    ]
+    return count_names(explanation, pd.DataFrame(rows, columns=['observation', 'precision']))
+
 # %% ../../nbs/06_explanation.ipynb #387c4ff9
 def _draw_looking(run, classifier, explanation, films, cases, maps):
     "The panel of other images, for observations that the model is surest of"
@@ -399,6 +453,7 @@ def explanation_stage(
     run.begin('explanation')
     classifier, simulated = PretrainedClassifier.from_pretrained(run / 'model'), is_simulated(run)
     explanation = _judge(run, classifier, explain, n_explained, n_bootstrap, seed)
+    explanation = count_places(run, classifier, explanation, seed)
     explanation['measurements'], measured = _measure(run, n_explained, n_bootstrap, seed)
     with rewriting(run, 'model'):
         save_beside(run / 'model', {'explanation.json': explanation})
