@@ -21,7 +21,8 @@ from ..explanation.attribution import METHODS, NOT_LOCALISATION, ask, attribute_
 from ..explanation.bill import answer_notes, bill_table, fused_temperatures, image_tokens
 from ..explanation.bench import CALLED
 from ..explanation.landmarks import SIDE, true_landmarks
-from ..explanation.measurements import judge_measurements, plot_measurements
+from ..explanation.measured import RULER, evidence_table, pack_ruler, weigh_measurements
+from ..explanation.measurements import draw_ruler, judge_measurements, plot_measurements
 from ..explanation.zones import judge_name, name_zone, occupied_zones, usual_landmarks, zone_map
 from ..foundations.core import OBSERVATIONS, short_name
 from ..foundations.figures import GREY, SLATE, figure_of_words, mark_simulated, save_figure, set_theme
@@ -316,11 +317,40 @@ def _world(run):
 _MEASURED, _MOST_MEASURED = 4, 600
 
 
-def _measure(run, n_explained, n_bootstrap, seed):
-    "What measurements are worth in the run's world, and their picture"
-    sizes = dict(n=min(_MOST_MEASURED, _MEASURED * n_explained), n_bootstrap=n_bootstrap)
-    record, chests, readings = judge_measurements(**sizes, seed=seed, world=_world(run))
-    return record, plot_measurements(chests, readings)
+#: Images of the tuning split at most on which measurements are weighed, and of the test split on which that is tested.
+_WEIGHED = 1500
+
+
+def _measure(run, classifier, n_explained, n_bootstrap, seed):
+    "What measurements are worth in the run's world; the ruler as text, and the picture"
+    side = min(SIDE, classifier.model.config.image_size)
+    n, of_world = min(_MOST_MEASURED, _MEASURED * n_explained), dict(seed=seed, world=_world(run))
+    ruler = draw_ruler(n, **of_world, side=side)
+    made = judge_measurements(n, **of_world, n_bootstrap=n_bootstrap, ruler=ruler, side=side)
+    record, chests, readings = made
+    record |= _weigh(run, classifier, ruler, record['errors'], seed)
+    return record, pack_ruler(ruler, side), plot_measurements(chests, readings)
+
+
+def _read_split(run, classifier, ruler, split, side, seed):
+    "Measurements of images of a split, and their labels"
+    config, studies = classifier.model.config, pd.read_parquet(run / 'studies_with_notes.parquet')
+    own = studies[studies.split == split]
+    own = own.sample(min(len(own), _WEIGHED), random_state=seed)
+    films = [read_radiograph(data_root(run) / name, config.image_size, config.fit) for name in own.image]
+    values = ruler.read(np.stack([to_square(film, side) for film in films])).values
+    return values, own[list(OBSERVATIONS)].reset_index(drop=True)
+
+
+def _weigh(run, classifier, ruler, errors, seed):
+    "'evidence' and 'evidence_table', where the run has simulated patients of one world in two splits"
+    splits = set(pd.read_parquet(run / 'studies_with_notes.parquet', columns=['split']).split)
+    if not _world(run) or not {'tuning', 'test'} <= splits:
+        return dict(evidence={})
+    side = min(SIDE, classifier.model.config.image_size)
+    tuning, test = (_read_split(run, classifier, ruler, s, side, seed) for s in ('tuning', 'test'))
+    weights = weigh_measurements(*tuning, errors, seed=seed)
+    return dict(evidence=weights, evidence_table=evidence_table(weights, *test).to_dict('records'))
 
 # %% ../../nbs/06_explanation.ipynb #d098a82d
 #: Models of images with more pixels a side are judged on fewer patients, because a map of theirs takes seconds.
@@ -454,9 +484,9 @@ def explanation_stage(
     classifier, simulated = PretrainedClassifier.from_pretrained(run / 'model'), is_simulated(run)
     explanation = _judge(run, classifier, explain, n_explained, n_bootstrap, seed)
     explanation = count_places(run, classifier, explanation, seed)
-    explanation['measurements'], measured = _measure(run, n_explained, n_bootstrap, seed)
+    explanation['measurements'], ruler, measured = _measure(run, classifier, n_explained, n_bootstrap, seed)
     with rewriting(run, 'model'):
-        save_beside(run / 'model', {'explanation.json': explanation})
+        save_beside(run / 'model', {'explanation.json': explanation, RULER: ruler})
     write_json(run / 'explanation.json', explanation)
     with atomic_path(run / 'explanation.csv') as tmp:
         acceptance_table(explanation).to_csv(tmp, index=False)
