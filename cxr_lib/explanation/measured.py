@@ -125,12 +125,12 @@ _PARTS = ('mean', 'spread', 'weights', 'offset')
 
 def _text(values):
     "An array as text"
-    return dict(shape=list(values.shape), float16=base64.b64encode(values.astype('<f2').tobytes()).decode())
+    return dict(shape=list(values.shape), float32=base64.b64encode(values.astype('<f4').tobytes()).decode())
 
 
 def _array(content):
     "The array of `_text`; raises `ValueError`"
-    values = np.frombuffer(base64.b64decode(content['float16'], validate=True), '<f2').astype(np.float32)
+    values = np.frombuffer(base64.b64decode(content['float32'], validate=True), '<f4')
     if not np.isfinite(values).all():
         raise ValueError('not finite')
     return values.reshape(content['shape'])
