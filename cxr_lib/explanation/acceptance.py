@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FEWEST', 'MARGIN', 'SCHEMA', 'CANDIDATES', 'judge_observation', 'judge_maps', 'methods_for', 'Trial', 'best_method',
            'judge_controls', 'hold_trial', 'judge_checkpoint', 'map_for', 'check_explanation', 'names_zones',
-           'zone_for', 'acceptance_table', 'acceptance_sentences', 'plot_acceptance', 'named_observations',
-           'deserves_belief']
+           'zone_for', 'passed_bench', 'count_names', 'why_no_zone', 'acceptance_table', 'acceptance_sentences',
+           'plot_acceptance', 'named_observations', 'deserves_belief']
 
 # %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #fd40d53e
-import time
+import copy, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Sequence
@@ -23,7 +23,14 @@ from ..simulation.causes import SIGNS
 from .attribution import METHODS, Questions, attribute_each, cannot_draw
 from .bench import CALLED, FOCAL, Bench, choose_settings, draw_bench
 from .bench import hits, location_prior, randomised, rotated, true_falls
-from .zones import judge_zones, name_zone, usual_landmarks, zone_map, zone_words
+from cxr_lib.explanation.zones import (
+    judge_named,
+    judge_zones,
+    name_zone,
+    usual_landmarks,
+    zone_map,
+    zone_words,
+)
 
 # %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #dda7d8c1
 #: Patients with a finding, below whom no verdict is given (assumed).
@@ -308,8 +315,9 @@ def names_zones(
 ) -> bool:
     "Were the zones that these maps name right often enough, on patients like those of the model?"
     verdict = explanation['methods'][method].get(observation, {})
-    tested = verdict.get('accepted') and verdict.get('zone', {}).get('accepted')
-    return bool(tested and explanation['bench']['in_distribution'])
+    zone = verdict.get('zone', {}) if verdict.get('accepted') else {}
+    counted = zone.get('accepted') and zone.get('tuning', {}).get('accepted')
+    return bool(counted and explanation['bench']['in_distribution'])
 
 
 def zone_for(
@@ -322,6 +330,49 @@ def zone_for(
     if not names_zones(explanation, method, observation):
         return '', 0.0
     return name_zone(heat, zone_map(usual_landmarks(explanation['bench']['world']), len(heat)))
+
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #064ed7ef
+def _zone_verdicts(explanation):
+    "Observation -> verdict on the zones that its maps name, of the method that is shown"
+    found = {}
+    for o in [o for o in SIGNS if any(o in of for of in explanation['methods'].values())]:
+        method, _ = map_for(explanation, o)
+        if method and 'zone' in explanation['methods'][method][o]:
+            found[o] = explanation['methods'][method][o]['zone']
+    return found
+
+
+def passed_bench(
+    explanation: Mapping,  # content of explanation.json
+) -> list:  # of observations
+    "Where the zones that maps name passed the bench, on patients like those of the model"
+    own = explanation['bench']['in_distribution']
+    return [o for o, v in _zone_verdicts(explanation).items() if own and v['accepted']]
+
+
+def count_names(
+    explanation: Mapping,  # content of explanation.json
+    words: pd.DataFrame,  # observation and precision of the names in tuning images, as from `judge_name`
+) -> dict:  # with `tuning`, as from `judge_named`, in the verdict on zones of each observation that passed
+    "The verdicts with the count among the tuning images that the model calls"
+    found = copy.deepcopy(dict(explanation))
+    for o in passed_bench(found):
+        verdict = _zone_verdicts(found)[o]
+        verdict['tuning'] = judge_named(words.precision[words.observation == o].tolist(), FEWEST)
+    return found
+
+# %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #f515e92f
+def why_no_zone(
+    explanation: Mapping | None,  # content of explanation.json; None: the model has none
+) -> str:  # '' if some observation may have one
+    "Why a text names no zone of any finding"
+    if not explanation:
+        return 'the heat maps of this model have not been tested'
+    if not explanation['bench']['in_distribution']:
+        return 'where findings lie in its training images is not known, so no place was checked'
+    if any(names_zones(explanation, m, o) for m, of in explanation['methods'].items() for o in of):
+        return ''
+    return 'the heat maps of this model name none that is right often enough'
 
 # %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #31c1ea7b
 def acceptance_table(
@@ -429,14 +480,21 @@ def plot_acceptance(
     return mark_simulated(fig, True)
 
 # %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #34788291
-def _zone_verdicts(explanation):
-    "Observation -> verdict on the zones that its maps name, of the method that is shown"
-    found = {}
-    for o in [o for o in SIGNS if any(o in of for of in explanation['methods'].values())]:
-        method, _ = map_for(explanation, o)
-        if method and 'zone' in explanation['methods'][method][o]:
-            found[o] = explanation['methods'][method][o]['zone']
-    return found
+def _tuning_share(verdict):
+    "The share of right names among tuning images that the model calls, for reading"
+    counted = verdict.get('tuning', {})
+    if 'share' not in counted:
+        return ''
+    return f'{number_text(counted["share"], counted["low"], counted["high"], 2)} n={counted["named"]}'
+
+
+def _why_unnamed(explanation, verdict):
+    "Why the zones of an observation are not named; '' if they are"
+    if not verdict['accepted']:
+        return verdict['reason']
+    if not explanation['bench']['in_distribution']:
+        return why_no_zone(explanation)
+    return verdict['tuning']['reason'] if 'tuning' in verdict else 'not counted on tuning images'
 
 
 def named_observations(
@@ -452,7 +510,8 @@ def named_observations(
             'named zones that hold it': show(v, 'precision'),
             'the usual zones': show(v, 'prior'),
             'its zones that are named': show(v, 'recall'),
-            'in the text': 'yes' if v['accepted'] else f'no: {v["reason"]}',
+            'on tuning images: hold it': _tuning_share(v),
+            'in the text': 'yes' if not (why := _why_unnamed(explanation, v)) else f'no: {why}',
         }
         for o, v in _zone_verdicts(explanation).items()
     ]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'IMPLIES', 'RESEARCH_USE', 'SIMULATED',
-           'MAX_PIXELS', 'short_name', 'RadiographError', 'as_text', 'as_list', 'as_table', 'defined', 'interval_text',
-           'number_text', 'is_file_of_sources', 'is_joined', 'split_list', 'project_root', 'seed_everything',
-           'choose_device', 'choose_precision']
+           'MAX_PIXELS', 'short_name', 'RadiographError', 'as_text', 'as_list', 'as_paragraphs', 'as_table', 'defined',
+           'interval_text', 'number_text', 'is_file_of_sources', 'is_joined', 'split_list', 'project_root',
+           'seed_everything', 'choose_device', 'choose_precision']
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #d2beda95
 import os, random, re
@@ -89,6 +89,13 @@ def as_list(
 ) -> str:  # Markdown
     "A list of sentences, each as it is"
     return '\n'.join(f'- {as_text(s)}' for s in sentences)
+
+
+def as_paragraphs(
+    text: str,  # of several lines
+) -> str:  # Markdown
+    "A text with its own line breaks, each line as it is"
+    return '\n'.join(f'{as_text(line)}  ' if line.strip() else '' for line in text.split('\n'))
 
 
 def as_table(

@@ -34,7 +34,7 @@ FIRST_FORMAT = 'cxr_lib.model/1'
 READABLE = (FIRST_FORMAT, 'cxr_lib.model/2', FORMAT)
 #: Files that a later stage puts beside a model: limits of prediction sets, what its training images are like,
 #: and which of its heat maps passed a test.
-BESIDE_FILES = ('conformal.json', 'familiarity.json', 'explanation.json')
+BESIDE_FILES = ('conformal.json', 'familiarity.json', 'explanation.json', 'ruler.json')
 #: Files whose checksums stand in config.json.
 CHECKED_FILES = (
     *('model.safetensors', 'tokenizer.json', 'tokenizer_config.json'),
@@ -51,6 +51,7 @@ _LARGEST = {
     'conformal.json': 20_000_000,
     'familiarity.json': 20_000_000,
     'explanation.json': 20_000_000,
+    'ruler.json': 20_000_000,
     'tokenizer.json': 500_000_000,
 }
 

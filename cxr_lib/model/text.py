@@ -81,6 +81,9 @@ def tokenize(
     "Notes as padded token tensors"
     has = [isinstance(n, str) and bool(n.strip()) for n in notes]
     texts = [n if h else '' for n, h in zip(notes, has)]
+    if not texts:
+        none = torch.zeros((0, 0), dtype=torch.int64)
+        return {'input_ids': none, 'attention_mask': none, 'has_note': torch.tensor(has, dtype=torch.bool)}
     enc = tokenizer(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors='pt')
     has = torch.tensor(has)
     mask = enc['attention_mask'] * has[:, None]

@@ -18,10 +18,11 @@ from ..data.elements import FileInMemory
 from ..data.pixels import PREPROCESSING, read_radiograph, to_square
 from ..evaluation.conformal import predict_sets
 from ..evaluation.report import chance_words
-from ..explanation.acceptance import check_explanation, map_for, names_zones, zone_for
+from ..explanation.acceptance import check_explanation, map_for, names_zones, why_no_zone, zone_for
 from ..explanation.attribution import METHODS, ask, attribute_each
 from ..explanation.bill import base_rates, fused_temperatures
 from ..explanation.facts import MAX_SENTENCES, split_sentences
+from ..explanation.measured import MEASURE_WORDS, RULER, measured_evidence, unpack_ruler
 from ..foundations.core import OBSERVATIONS, RadiographError, number_text, project_root
 from ..foundations.files import file_facts, read_json
 from ..foundations.run import RunError, list_runs, versions
@@ -29,7 +30,7 @@ from ..model.classifier import MAX_NOTE_CHARACTERS, PretrainedClassifier
 from ..model.text import tokenize
 from ..model.weights import CheckpointError
 from ..reasoning.certainty import SET_STATUS
-from ..reasoning.differential import ImageZone
+from ..reasoning.differential import Evidence, ImageZone, Measurement
 from .schema import Answer, ModelFacts, Notice, Prediction, Probabilities, Sentence
 from .checks import check_familiarity, check_input
 from .schema import split_logits
@@ -124,6 +125,8 @@ class Predictor:
         self.shapes = check_familiarity(familiarity) if familiarity else None
         explanation = classifier.beside.get('explanation.json')
         self.explanation = check_explanation(explanation) if explanation else None
+        ruler = classifier.beside.get(RULER)
+        self.ruler, self.ruler_side = unpack_ruler(ruler) if ruler else (None, 0)
         self.size = self.model.config.image_size
         self.certainty, self.base = certainty, base_rates(classifier.calibration)  # for the text
 
@@ -325,6 +328,8 @@ def answers(
     notes: Sequence[str | None],  # n notes
 ) -> list:  # n lists of fourteen `Answer`s
     "The answers of a batch of studies"
+    if not len(images):
+        return []
     n, found = len(images), [None] * len(images)
     seen = [i for i in range(n) if images[i] is not None]
     new = [images[i] for i in seen if 'without_note' not in images[i].kept]
@@ -405,6 +410,30 @@ def zones(
                 found[i][o] = ImageZone(name=name, map=METHODS[method][1], share=share)
     return found
 
+# %% ../../nbs/chapters/11_prediction/03_load.ipynb #1ce17d27
+def _as_evidence(said):
+    "A `Measured` as a piece of evidence"
+    measurement = Measurement(name=MEASURE_WORDS[said.name], value=round(said.value, 2))
+    return Evidence(source='measurement', logit=said.logit, measurement=measurement)
+
+
+@patch
+def measured(
+    self: Predictor,
+    images: Sequence[Encoded | None],  # n images
+) -> list[dict]:  # n; observation -> `Evidence`
+    "What the measurements of images say"
+    weights = ((self.explanation or {}).get('measurements') or {}).get('evidence', {})
+    used = {o: of for o, of in weights.items() if of['accepted']}
+    seen = [i for i, image in enumerate(images) if image is not None and not image.notices]
+    found = [{} for _ in images]
+    if self.ruler is None or not used or not seen:
+        return found
+    films = np.stack([to_square(images[i].pixels, self.ruler_side) for i in seen])
+    for i, values in zip(seen, self.ruler.read(films).values.to_dict('records')):
+        found[i] = {o: _as_evidence(said) for o, said in measured_evidence(used, values).items()}
+    return found
+
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #d53ee3cf
 SIMULATED_MODEL = (
     'This model was trained on SIMULATED patients only. '
@@ -439,13 +468,16 @@ def answer(
     fused = np.array([[a.probability.fused for a in of] for of in answers], float)
     parts = self.sentences(images, notes, fused) if sentences else [[]] * len(images)
     zones = self.zones(images, notes, answers) if sentences else []
+    measured = self.measured(images) if sentences else []
     for image, note, of, own in zip(images, notes, answers, parts):
         warnings = [*self.model_notices(), *(image.notices if image else ())]
         name = None if image is None else image.name
         about = dict(sentences=own, warnings=warnings, model=self.facts)
         prediction = Prediction(image=name, has_note=note is not None, observations=of, **about)
         if sentences:
-            prediction = with_report(prediction, note, self.base, self.certainty, zones[len(found)])
+            why = why_no_zone(self.explanation) if image else ''
+            seen = zones[len(found)], why, measured[len(found)]
+            prediction = with_report(prediction, note, self.base, self.certainty, *seen)
         found.append(prediction)
     return found
 

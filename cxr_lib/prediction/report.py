@@ -70,6 +70,8 @@ def study_numbers(
     base: Sequence | None = None,  # (14,) share of positives among the tuning patients
     certainty: Mapping | None = None,  # as from `model_certainty`
     zones: Mapping | None = None,  # observation -> `ImageZone` that an accepted map points to
+    no_zone: str = '',  # why no zone of any finding may be named
+    measured: Mapping | None = None,  # observation -> `Evidence` that was measured
 ) -> StudyNumbers:
     "What a differential is made from"
     answers = prediction.observations
@@ -86,6 +88,8 @@ def study_numbers(
         sentences=list(_sentence_changes(prediction)) if fused is not None else (),
         abstains=[w.message for w in prediction.warnings if w.code not in ABOUT_MODEL],
         zones=zones or {},
+        no_zone=no_zone,
+        measured=measured or {},
         certainty=certainty,
         fingerprint=prediction.model.fingerprint,
         simulated=prediction.model.simulated,
@@ -98,7 +102,11 @@ def with_report(
     base: Sequence | None = None,  # as for `study_numbers`
     certainty: Mapping | None = None,  # as for `study_numbers`
     zones: Mapping | None = None,  # as for `study_numbers`
+    no_zone: str = '',  # as for `study_numbers`
+    measured: Mapping | None = None,  # as for `study_numbers`
 ) -> Prediction:  # a copy
     "A prediction with its differential and the long text for clinicians"
-    differential = make_differential(study_numbers(prediction, note, base, certainty, zones))
+    differential = make_differential(
+        study_numbers(prediction, note, base, certainty, zones, no_zone, measured)
+    )
     return prediction.model_copy(update=dict(differential=differential, report=describe(differential)))

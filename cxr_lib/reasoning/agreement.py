@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NIH', 'PUBLISHED_MICRO_F1', 'NEGBIO_F1', 'f1_counts', 'f1_score', 'micro_f1', 'f1_by_label', 'is_set_aside',
-           'development_ids', 'gold_reports', 'nih_table', 'error_table', 'errors_by_kind', 'score_labeler']
+           'development_ids', 'gold_reports', 'nih_table', 'error_table', 'errors_by_kind', 'score_labeler',
+           'notes_against_labels']
 
 # %% ../../nbs/chapters/10_reasoning/04_agreement.ipynb #769a5947
 import hashlib
@@ -198,3 +199,29 @@ def score_labeler(
     by_label.insert(2, 'NegBio, published', pd.Series(NEGBIO_F1))
     micro = micro_f1(gold, found) | dict(reports=len(reports))
     return micro, by_label, error_table(gold, labeled, codes, lexicon)
+
+# %% ../../nbs/chapters/10_reasoning/04_agreement.ipynb #d56e1c96
+#: value of CheXpert's labels -> what the note says
+_SAID = {1.0: 'states it', -1.0: 'leaves it open', 0.0: 'denies it'}
+
+
+def notes_against_labels(
+    notes: Sequence,  # n texts; anything else is missing
+    labels: pd.DataFrame,  # (n, k) columns of CheXpert's observations; 1 and 0 count
+) -> pd.DataFrame:  # by observation that is labelled and named: how many notes say what
+    "What the labeler reads in notes, beside the labels of their images"
+    there = [i for i, note in enumerate(notes) if isinstance(note, str) and note.strip()]
+    read = [label_report(Report(str(i), {'text': notes[i]}, str(i))).labels for i in there]
+    rows = {}
+    for o in (o for o in labels if o != 'No Finding'):
+        label = labels[o].to_numpy(float)[there]
+        said = pd.Series([of[o] for of in read], dtype=object).map(_SAID).fillna('does not name it')
+        for value, name in ((1, 'present'), (0, 'absent')):
+            if (label == value).any() and (said != 'does not name it').any():
+                counts = said[label == value].value_counts()
+                rows[o, name] = {'notes': int((label == value).sum())} | {
+                    what: int(counts.get(what, 0)) for what in (*_SAID.values(), 'does not name it')
+                }
+    columns = ['notes', *_SAID.values(), 'does not name it']
+    index = pd.MultiIndex.from_tuples(list(rows), names=['observation', 'label'])
+    return pd.DataFrame(list(rows.values()), columns=columns, index=index)

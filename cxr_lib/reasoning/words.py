@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Callable, Literal, Sequence
 import pandas as pd
 from pydantic import Field
-from .certainty import PHRASES, UNTRAINED, phrase_of
+from .certainty import PHRASES, UNTRAINED, UNTRAINED_ON_THEM, phrase_of
 from .differential import Diagnosis, Differential, ImageZone, Record
 from .lexicon import default_lexicon
 from .statements import read_statements
@@ -87,7 +87,8 @@ def _said(diagnoses):
     listed, first = ', '.join(map(_named, diagnoses)), diagnoses[0]
     if first.phrase:
         return tuple(w.format(listed) for w in WORDINGS[first.phrase])
-    return tuple(w.format(listed, first.no_phrase) for w in _UNSURE)
+    reason = UNTRAINED_ON_THEM if first.no_phrase == UNTRAINED and len(diagnoses) > 1 else first.no_phrase
+    return tuple(w.format(listed, reason) for w in _UNSURE)
 
 
 def _head(d, section, prefix=''):
@@ -122,19 +123,27 @@ def _in_zone(zone):
 
 #: source of a piece of evidence -> what a sentence calls it
 _SOURCES = {'image': 'image', 'note': 'note', 'history': 'history', 'image and note': 'two together'}
+_SOURCES['measurement'] = 'measurement'
 
 
+def _evidence_words(e):
+    "What a sentence quotes: the note, a place, or a value"
+    if e.measurement is not None:
+        return f': {e.measurement.name} {e.measurement.value:.2f}'
+    return f': {_quote(e.text)}' if e.text else _in_zone(e.zone)
+
+# %% ../../nbs/chapters/10_reasoning/07_words.ipynb #07ea03d9
 def _evidence_place(d, section, kind, i, number):
     "One piece of evidence"
     e, verb = getattr(d, kind)[i], 'for' if kind == 'evidence_for' else 'against'
-    size, source = f'{e.logit:+.1f}', _SOURCES[e.source]
-    words = f': {_quote(e.text)}' if e.text else _in_zone(e.zone)
+    size, source, words = f'{e.logit:+.1f}', _SOURCES[e.source], _evidence_words(e)
     options = (
         f'The {source} speaks {verb} it ({size}){words}.',
         f'Speaks {verb} it: the {source} ({size}){words}.',
     )
     spans = ((e.start, e.end),) if e.start is not None else ()
-    key = f'{d.observation}/image' if e.source == 'image' else f'{d.observation}/note/{number}'
+    own = e.source in ('image', 'measurement')
+    key = f'{d.observation}/{e.source}' if own else f'{d.observation}/note/{number}'
     field = _path(d, f'{kind}[{i}]')
     return Place(key, section, options, field, spans, e.zone, required=False, group='evidence')
 
@@ -143,9 +152,12 @@ def _evidence_places(d, section):
     "Evidence for and against"
     number = 0
     for kind in ('evidence_for', 'evidence_against'):
-        for i, e in enumerate(getattr(d, kind)[:MOST_EVIDENCE]):
-            number += e.source != 'image'
-            yield _evidence_place(d, section, kind, i, number)
+        rest = MOST_EVIDENCE
+        for i, e in enumerate(getattr(d, kind)):
+            rest -= e.source != 'measurement'
+            if rest >= 0 or e.source == 'measurement':
+                number += e.source not in ('image', 'measurement')
+                yield _evidence_place(d, section, kind, i, number)
 
 
 def _note_place(d, section):
@@ -257,12 +269,15 @@ def _impression(differential):
     if normal.phrase and not opened and not any(_present(d) for d in told):
         yield Place('impression/No Finding', section, _said([normal]), 'normal.phrase', begins=True)
     elif not opened and not any(_present(d) for d in told):
-        text = 'Nothing else is stated as present.'
+        text = 'Nothing is stated as present.'
         yield Place('impression/nothing', section, (text,), 'diagnoses', begins=True)
 
 # %% ../../nbs/chapters/10_reasoning/07_words.ipynb #ca5f9a06
 _SIMULATED = 'SIMULATED: the model has seen no real patient, and its words mean nothing for one.'
 _LOOK = 'For a person to do first: evaluate for pneumothorax and for the position of support devices.'
+_BY_ITSELF = (
+    'A measurement did not move the probability; its number is what it says if nothing else is known.'
+)
 _SIZES = 'Numbers in brackets after a source are log odds: above zero they raise the probability, below they lower it.'
 
 
@@ -279,8 +294,17 @@ def _remarks(differential, length, student):
     "What has to be known of the text as a whole"
     if differential.simulated:
         yield Place('model/simulated', SECTIONS[0], (_SIMULATED,), 'simulated', begins=True)
-    if student and length == 'long' and not differential.abstains:
-        yield Place('model/sizes', SECTIONS[0], (_SIZES,), 'calibrated', begins=True, required=False)
+    if length == 'short' or differential.abstains:
+        return
+    if differential.no_zone:
+        text = f'No zone is named: {differential.no_zone}.'
+        yield Place('model/zones', SECTIONS[0], (text,), 'no_zone', begins=True)
+    if student:
+        measured = any(
+            e.measurement for d in differential.diagnoses for e in (*d.evidence_for, *d.evidence_against)
+        )
+        text = f'{_SIZES} {_BY_ITSELF}' if measured else _SIZES
+        yield Place('model/sizes', SECTIONS[0], (text,), 'calibrated', begins=True, required=False)
 
 # %% ../../nbs/chapters/10_reasoning/07_words.ipynb #64e13e21
 @dataclass(frozen=True)

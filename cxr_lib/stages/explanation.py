@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ensure_evaluation', 'short_table', 'choose_cases', 'Films', 'answer_films', 'read_films', 'case_words',
-           'case_maps', 'plot_gallery', 'looking_films', 'plot_looking', 'explanation_stage']
+           'case_maps', 'plot_gallery', 'looking_films', 'plot_looking', 'count_places', 'explanation_stage']
 
 # %% ../../nbs/06_explanation.ipynb #e025c2a1
 import textwrap
@@ -15,20 +15,25 @@ from ..data.catalogue import data_root, is_simulated
 from ..data.pixels import read_radiograph, to_square
 from ..data.simulated import simulated_radiograph
 from ..evaluation.conformal import predict_sets
-from ..explanation.acceptance import acceptance_table, hold_trial, map_for, methods_for
-from ..explanation.acceptance import plot_acceptance
+from ..explanation.acceptance import acceptance_table, count_names, hold_trial, map_for, methods_for
+from ..explanation.acceptance import passed_bench, plot_acceptance
 from ..explanation.attribution import METHODS, NOT_LOCALISATION, ask, attribute_each, draw_overlay
 from ..explanation.bill import answer_notes, bill_table, fused_temperatures, image_tokens
-from ..explanation.measurements import judge_measurements, plot_measurements
+from ..explanation.bench import CALLED
+from ..explanation.landmarks import SIDE, true_landmarks
+from ..explanation.measured import RULER, evidence_table, pack_ruler, weigh_measurements
+from ..explanation.measurements import draw_ruler, judge_measurements, plot_measurements
 from ..explanation.outlines import OutlinedFilms, judge_outlines, read_outlines
 from ..explanation.repeatability import DIRECTIONS, check_second, judge_repeatability
 from ..explanation.repeatability import plot_repeatability
 from ..explanation.sizes import judge_sizes
+from ..explanation.zones import judge_name, name_zone, occupied_zones, usual_landmarks, zone_map
 from ..foundations.core import OBSERVATIONS, short_name
 from ..foundations.figures import GREY, SLATE, figure_of_words, mark_simulated, save_figure, set_theme
 from ..foundations.files import atomic_path, read_json, write_json
 from ..foundations.run import RunError, RunFolder, check_choices, check_ranges, rewriting
 from ..foundations.run import run_name, run_path
+from ..metrics.calibration import log_odds, prediction_matrix
 from ..metrics.predictions import read_predictions
 from ..model.classifier import PretrainedClassifier
 from ..model.saved import save_beside
@@ -317,11 +322,40 @@ def _world(run):
 _MEASURED, _MOST_MEASURED = 4, 600
 
 
-def _measure(run, n_explained, n_bootstrap, seed):
-    "What measurements are worth in the run's world, and their picture"
-    sizes = dict(n=min(_MOST_MEASURED, _MEASURED * n_explained), n_bootstrap=n_bootstrap)
-    record, chests, readings = judge_measurements(**sizes, seed=seed, world=_world(run))
-    return record, plot_measurements(chests, readings)
+#: Images of the tuning split at most on which measurements are weighed, and of the test split on which that is tested.
+_WEIGHED = 1500
+
+
+def _measure(run, classifier, n_explained, n_bootstrap, seed):
+    "What measurements are worth in the run's world; the ruler as text, and the picture"
+    side = min(SIDE, classifier.model.config.image_size)
+    n, of_world = min(_MOST_MEASURED, _MEASURED * n_explained), dict(seed=seed, world=_world(run))
+    ruler = draw_ruler(n, **of_world, side=side)
+    made = judge_measurements(n, **of_world, n_bootstrap=n_bootstrap, ruler=ruler, side=side)
+    record, chests, readings = made
+    record |= _weigh(run, classifier, ruler, record['errors'], seed)
+    return record, pack_ruler(ruler, side), plot_measurements(chests, readings)
+
+
+def _read_split(run, classifier, ruler, split, side, seed):
+    "Measurements of images of a split, and their labels"
+    config, studies = classifier.model.config, pd.read_parquet(run / 'studies_with_notes.parquet')
+    own = studies[studies.split == split]
+    own = own.sample(min(len(own), _WEIGHED), random_state=seed)
+    films = [read_radiograph(data_root(run) / name, config.image_size, config.fit) for name in own.image]
+    values = ruler.read(np.stack([to_square(film, side) for film in films])).values
+    return values, own[list(OBSERVATIONS)].reset_index(drop=True)
+
+
+def _weigh(run, classifier, ruler, errors, seed):
+    "'evidence' and 'evidence_table', where the run has simulated patients of one world in two splits"
+    splits = set(pd.read_parquet(run / 'studies_with_notes.parquet', columns=['split']).split)
+    if not _world(run) or not {'tuning', 'test'} <= splits:
+        return dict(evidence={})
+    side = min(SIDE, classifier.model.config.image_size)
+    tuning, test = (_read_split(run, classifier, ruler, s, side, seed) for s in ('tuning', 'test'))
+    weights = weigh_measurements(*tuning, errors, seed=seed)
+    return dict(evidence=weights, evidence_table=evidence_table(weights, *test).to_dict('records'))
 
 # %% ../../nbs/06_explanation.ipynb #d098a82d
 #: Models of images with more pixels a side are judged on fewer patients, because a map of theirs takes seconds.
@@ -372,6 +406,56 @@ def _draw_cases(run, classifier, explanation, simulated):
     )
     gallery = plot_gallery(films, cases, maps, explanation, temperatures, simulated)
     return dict(zip(_CASES, (gallery, _draw_looking(run, classifier, explanation, films, cases, maps))))
+
+# %% ../../nbs/06_explanation.ipynb #52f18d9d
+#: Tuning images at most in which the model calls an observation whose zones are counted.
+_COUNTED = 60
+
+
+def _called_tuning(run, classifier, observations, seed):
+    "Pairs of a tuning image and one of these observations that the model calls in it"
+    predictions, fold = read_predictions(run / 'predictions.parquet'), classifier.facts.get('fold', -1)
+    rows = predictions[(predictions.split == 'tuning') & (predictions.fold == fold)]
+    rows = rows.sample(frac=1, random_state=seed)
+    logits = {'fused': torch.from_numpy(log_odds(prediction_matrix(rows, 'fused')))}
+    p = classifier.probabilities(logits)['fused'] if len(rows) else np.zeros((0, len(OBSERVATIONS)))
+    called = {o: rows.image[p[:, OBSERVATIONS.index(o)] >= CALLED][:_COUNTED] for o in observations}
+    return [(name, o) for o, names in called.items() for name in names]
+
+
+def _named_precision(patient, world, named):
+    "(observation, precision) of the zones that maps name in the image of a simulated patient"
+    masks, zones = (
+        simulated_radiograph(patient, SIDE, world=world).masks,
+        zone_map(true_landmarks(patient), SIDE),
+    )
+    for o, name in named.items():
+        there = occupied_zones(masks[o], zones) if o in masks else set()
+        yield o, judge_name(name, there)[0]
+
+
+def count_places(
+    run: RunFolder,
+    classifier: PretrainedClassifier,
+    explanation: Mapping,  # as from `judge_checkpoint`
+    seed: int = 0,  # which tuning images
+) -> Mapping:  # with the count among tuning images, where the bench accepts zones
+    "Count how often the zones that maps name hold the finding, in tuning images that the model calls"
+    wanted = _called_tuning(run, classifier, passed_bench(explanation), seed) if _world(run) else []
+    names, named = list(dict.fromkeys(name for name, _ in wanted)), {}
+    if names:
+        maps = case_maps(classifier, explanation, read_films(run, classifier, names), wanted)
+        usual = zone_map(usual_landmarks(_world(run)), classifier.model.config.image_size)
+        for (image, o), heat in maps.items():
+            if name := name_zone(heat, usual)[0]:
+                named.setdefault(image, {})[o] = name
+    people = pd.read_parquet(data_root(run) / 'latent.parquet').set_index('image') if named else None
+    rows = [
+        r
+        for image, of in named.items()
+        for r in _named_precision(people.loc[image].to_dict(), _world(run), of)
+    ]
+    return count_names(explanation, pd.DataFrame(rows, columns=['observation', 'precision']))
 
 # %% ../../nbs/06_explanation.ipynb #387c4ff9
 def _draw_looking(run, classifier, explanation, films, cases, maps):
@@ -464,10 +548,10 @@ def _judge_more(trial, explain, second, name, outlined, n_bootstrap, seed):
     return found
 
 # %% ../../nbs/06_explanation.ipynb #60d54b43
-def _write_explanation(run, explanation):
+def _write_explanation(run, explanation, ruler):
     "Beside the run, beside its model, and as a table"
     with rewriting(run, 'model'):
-        save_beside(run / 'model', {'explanation.json': explanation})
+        save_beside(run / 'model', {'explanation.json': explanation, RULER: ruler})
     write_json(run / 'explanation.json', explanation)
     with atomic_path(run / 'explanation.csv') as tmp:
         acceptance_table(explanation).to_csv(tmp, index=False)
@@ -506,8 +590,9 @@ def explanation_stage(
     resampled = dict(n_bootstrap=n_bootstrap, seed=seed)
     trial = _judge(run, classifier, explain, n_explained, **resampled)
     explanation = trial.explanation | _judge_more(trial, explain, other, second, outlined, **resampled)
-    explanation['measurements'], measured = _measure(run, n_explained, **resampled)
-    _write_explanation(run, explanation)
+    explanation = count_places(run, classifier, explanation, seed)
+    explanation['measurements'], ruler, measured = _measure(run, classifier, n_explained, **resampled)
+    _write_explanation(run, explanation, ruler)
     pictures = _plots(explanation, measured) | _draw_cases(run, classifier, explanation, simulated)
     for name, figure in pictures.items():
         save_figure(figure, run / f'{name}.png')

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from ..data.catalogue import data_root
 from ..evaluation.conformal import fit_conformal
-from ..explanation.acceptance import named_observations, names_zones
+from ..explanation.acceptance import named_observations, names_zones, why_no_zone
 from ..explanation.bench import CALLED
 from ..foundations.core import OBSERVATIONS, choose_device, seed_everything
 from ..foundations.figures import save_figure, set_theme
@@ -23,6 +23,7 @@ from ..metrics.calibration import calibrated, prediction_matrix
 from ..metrics.predictions import read_predictions
 from ..prediction.load import load
 from ..prediction.report import CERTAINTY
+from ..reasoning.agreement import notes_against_labels
 from ..reasoning.certainty import certainty_sentences, certainty_table
 from ..reasoning.certainty import judge_phrases, phrase_frequencies, plot_certainty
 from ..reasoning.constrained import FourGram, text_ids, write_many
@@ -142,23 +143,28 @@ def _case_table(rows, labels, said, penalties, differentials, cases):
     return pd.DataFrame(found)
 
 # %% ../../nbs/07_reasoning.ipynb #3e4bffb8
-def place_verdicts(run: RunFolder) -> pd.DataFrame:  # by observation; empty without an accepted map
-    "How often the zones that texts may name hold the finding, on the bench of the explanation stage"
+def place_verdicts(
+    run: RunFolder,
+) -> tuple[
+    pd.DataFrame, str
+]:  # by observation, empty without an accepted map; why no text names a zone, or ''
+    "How often zones hold the finding, as the explanation stage counted it"
     path = run / 'explanation.json'
-    return named_observations(read_json(path)) if path.is_file() else pd.DataFrame()
+    explanation = read_json(path) if path.is_file() else None
+    return named_observations(explanation) if explanation else pd.DataFrame(), why_no_zone(explanation)
 
 
-#: Test images at most whose places are compared with the masks.
-_PLACED = 60
+#: Test images at most, for each observation whose place may be named, whose texts are compared with the masks.
+_PLACED = 40
 
 
 def _may_be_placed(predictor, rows, calibrations):
     "Rows in which the model calls an observation whose place it may name"
     methods = (predictor.explanation or dict(methods={}))['methods']
     named = [any(names_zones(predictor.explanation, m, o) for m in methods) for o in OBSERVATIONS]
-    called = calibrated(rows, 'fused', calibrations)[:, named] >= CALLED
-    own = rows['fold'] == predictor.classifier.facts.get('fold', -1)  # others were trained on
-    return rows[called.any(axis=1) & own][:_PLACED]
+    own = (rows['fold'] == predictor.classifier.facts.get('fold', -1)).to_numpy()  # others were trained on
+    called = (calibrated(rows, 'fused', calibrations)[:, named] >= CALLED) & own[:, None]
+    return rows[(called & (called.cumsum(axis=0) <= _PLACED)).any(axis=1)]
 
 
 def _places(run, rows, calibrations):
@@ -196,6 +202,19 @@ def _full_texts(run, rows, labels, cases):
     found['The first study, for students'] = str(describe(answers[0].differential, 'long', 'student'))
     blank = np.zeros((predictor.size, predictor.size), np.uint8)
     return found | {'An image in which nothing can be seen': str(predictor(blank, notes[first]).report)}
+
+# %% ../../nbs/07_reasoning.ipynb #f4426cbc
+#: Notes at most that are read.
+_READ = 5000
+
+
+def _notes_read(run):
+    "What real notes say of what is labelled; None where the notes are not real"
+    facts = run / 'notes.json'
+    if not facts.is_file() or read_json(facts).get('mode') != 'real':
+        return None
+    studies = pd.read_parquet(run / 'studies_with_notes.parquet').head(_READ)
+    return notes_against_labels(studies['note'], studies[list(OBSERVATIONS)]).reset_index()
 
 # %% ../../nbs/07_reasoning.ipynb #4a87bceb
 class Wanted(NamedTuple):
@@ -325,6 +344,7 @@ class Reasoning(NamedTuple):
     texts: dict  # name -> text
     places: pd.DataFrame  # zones in texts against true masks, for reading; empty for real patients
     writers: pd.DataFrame | None = None  # template, decoder and others, for reading; None: no decoder
+    notes: pd.DataFrame | None = None  # what real notes say of what is labelled; None: notes are not real
 
 
 def _write(run, found):
@@ -336,6 +356,7 @@ def _write(run, found):
         ('cases', found.cases),
         ('places', found.places),
         ('writers', found.writers),
+        ('notes_read', found.notes),
     ):
         if table is not None:
             with atomic_path(run / f'{name}.csv') as tmp:
@@ -351,10 +372,11 @@ def stored_reasoning(
     statements = pd.read_csv(run / 'statements.csv', index_col='observation').fillna('')
     cases = pd.read_csv(run / 'cases.csv', keep_default_na=False)
     places = pd.read_csv(run / 'places.csv', keep_default_na=False)
-    writers = run / 'writers.csv'
+    writers, notes = run / 'writers.csv', run / 'notes_read.csv'
     compared = pd.read_csv(writers, index_col='writer', dtype=str).fillna('') if writers.exists() else None
+    read = pd.read_csv(notes) if notes.exists() else None
     tables = certainty_table(certainty), statements, cases
-    return Reasoning(told['sentences'], certainty, *tables, told['texts'], places, compared)
+    return Reasoning(told['sentences'], certainty, *tables, told['texts'], places, compared, read)
 
 # %% ../../nbs/07_reasoning.ipynb #897830f0
 def reasoning_stage(
@@ -400,6 +422,7 @@ def reasoning_stage(
         | {f'The study with most findings, by {who}': text for who, text in compared.texts.items()},
         _places(run, rows, evidence.calibrations),
         writers_table(compared.measures) if decoder else None,
+        _notes_read(run),
     )
     _write(run, found)
     params = dict(n_texts=n_texts, n_cases=n_cases, seed=seed)

@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxr_lib.explanation.acceptance import named_observations, names_zones, zone_for
+from cxr_lib.explanation.acceptance import count_names, named_observations, names_zones, why_no_zone, zone_for
 from cxr_lib.explanation.landmarks import draw_chests, true_landmarks
 from cxr_lib.explanation.zones import (
     HOLDS,
     REGIONS,
     ZONES,
     judge_name,
+    judge_named,
     judge_zones,
     name_zone,
     occupied_zones,
@@ -118,25 +119,61 @@ def explanation(zone, in_distribution=True, **verdict):
     return dict(methods={'grad_cam': {'Edema': own}}, default_method='grad_cam', settings={}, bench=bench)
 
 
+GOOD = dict(accepted=True, tuning=dict(accepted=True))
+
+
 @pytest.mark.parametrize(
     'spoiled',
     [
         explanation(None),
-        explanation(dict(accepted=False)),
-        explanation(dict(accepted=True), in_distribution=False),
-        explanation(dict(accepted=True), accepted=False),
+        explanation(GOOD | dict(accepted=False)),
+        explanation(GOOD, in_distribution=False),
+        explanation(GOOD, accepted=False),
+        explanation(dict(accepted=True)),
+        explanation(GOOD | dict(tuning=dict(accepted=False))),
     ],
-    ids=['not counted', 'names refused', 'another kind of patient', 'map refused'],
+    ids=['no names', 'names refused', 'another patient', 'map refused', 'not counted', 'often wrong'],
 )
 def test_a_place_is_named_only_with_all_verdicts(spoiled):
     heat = np.zeros((64, 64))
     heat[30:34, 12:16] = 1
-    good = explanation(dict(accepted=True))
+    good = explanation(GOOD)
     assert names_zones(good, 'grad_cam', 'Edema') and zone_for(good, 'grad_cam', 'Edema', heat)[0]
     assert not names_zones(spoiled, 'grad_cam', 'Edema')
+    assert why_no_zone(good) == '' and why_no_zone(spoiled)
     assert zone_for(spoiled, 'grad_cam', 'Edema', heat) == ('', 0.0)
 
 
 def test_an_explanation_of_an_earlier_version_has_no_places():
     old = explanation(None)
     assert named_observations(old).empty
+
+
+def counted(right, wrong):
+    "Verdicts after so many right and wrong names in tuning images"
+    precision = [1.0] * right + [0.0] * wrong
+    names = pd.DataFrame(dict(observation='Edema', precision=precision), columns=['observation', 'precision'])
+    return count_names(explanation(dict(accepted=True, reason='')), names)
+
+
+@pytest.mark.parametrize(
+    'right, wrong, expected', [(30, 10, True), (22, 18, False), (7, 0, False), (0, 0, False)]
+)
+def test_names_are_used_where_they_are_clearly_more_often_right_than_wrong(right, wrong, expected):
+    found = counted(right, wrong)
+    assert names_zones(found, 'grad_cam', 'Edema') == expected
+    reason = found['methods']['grad_cam']['Edema']['zone']['tuning']['reason']
+    assert bool(reason) != expected
+
+
+def test_the_count_leaves_the_verdict_of_the_bench_as_it_is():
+    before = explanation(dict(accepted=True, reason=''))
+    count_names(before, pd.DataFrame(columns=['observation', 'precision']))
+    assert before == explanation(dict(accepted=True, reason=''))
+    refused = explanation(dict(accepted=False, reason='often wrong'))
+    assert count_names(refused, pd.DataFrame(columns=['observation', 'precision'])) == refused
+
+
+def test_more_right_names_never_lose_the_verdict():
+    verdicts = [judge_named([1.0] * k + [0.0] * (40 - k), 8)['accepted'] for k in range(41)]
+    assert verdicts == sorted(verdicts)

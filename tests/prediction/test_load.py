@@ -51,6 +51,11 @@ def test_load_is_an_attribute_of_the_package():
         cxr_lib.no_such_name  # noqa: B018
 
 
+def test_no_study_has_no_answer(model):
+    assert model.answers([], []) == [] == model.answer([], []) == model.logits([], [])
+    assert list(model([], [])) == []
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=3, max_size=3), st.floats(0.1, 10))
 def test_the_parts_sum_to_the_calibrated_logit(logits, temperature):

@@ -5,6 +5,7 @@ import pytest
 from toys import NOTE, toy_model
 
 import cxr_lib.prediction.load as loading
+from cxr_lib.explanation.acceptance import why_no_zone
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.prediction.load import load
 from cxr_lib.reasoning.words import disagreements
@@ -14,7 +15,8 @@ PASSED = dict(accepted=True, hit_rate=dict(value=0.9), location_prior=dict(value
 
 
 def explained(**zone):
-    of = {o: PASSED | dict(zone=dict(accepted=True) | zone) for o in OBSERVATIONS[1:]}
+    passed = dict(accepted=True, tuning=dict(accepted=True))
+    of = {o: PASSED | dict(zone=passed | zone) for o in OBSERVATIONS[1:]}
     bench = dict(world='plain', in_distribution=True)
     return dict(methods={'grad_cam': of}, default_method='grad_cam', settings={}, bench=bench)
 
@@ -70,15 +72,20 @@ def test_two_studies_keep_their_own_zones(model):
     [
         lambda m: setattr(m, 'explanation', None),
         lambda m: setattr(m, 'explanation', explained(accepted=False)),
+        lambda m: setattr(m, 'explanation', explained(tuning=dict(accepted=False))),
         lambda m: m.explanation['bench'].update(in_distribution=False),
         lambda m: [v.update(accepted=False) for v in m.explanation['methods']['grad_cam'].values()],
     ],
-    ids=['no maps', 'names refused', 'another kind of patient', 'maps refused'],
+    ids=['no maps', 'names refused', 'often wrong', 'another kind of patient', 'maps refused'],
 )
-def test_without_a_verdict_no_zone_is_named(model, spoil):
+def test_without_a_verdict_no_zone_is_named_and_the_text_says_why(model, spoil):
+    assert model(FILM, NOTE).differential.no_zone == ''
     spoil(model)
     prediction = model(FILM, NOTE)
-    assert placed(prediction) == [] and 'zone' not in str(prediction.report)
+    assert placed(prediction) == [] and not [s for s in prediction.report.sentences if s.zone]
+    reason = why_no_zone(model.explanation)
+    assert reason and f'No zone is named: {reason}.' in str(prediction.report)
+    assert 'No zone is named' not in str(model(None, NOTE).report)
 
 
 def test_no_zone_in_an_image_that_fails_the_input_check(model):

@@ -3,9 +3,11 @@
 import numpy as np
 from hypothesis import strategies as st
 
+from cxr_lib.explanation.acceptance import why_no_zone
+from cxr_lib.explanation.measured import MEASURE_WORDS, MEASURES
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.reasoning.certainty import FEWEST, SCALE, SCHEMA
-from cxr_lib.reasoning.differential import StudyNumbers
+from cxr_lib.reasoning.differential import Evidence, Measurement, StudyNumbers
 
 #: What notes hold that a reader of the text must not take for a statement.
 SENTENCES = (
@@ -18,7 +20,15 @@ SENTENCES = (
     'H/o lung cancer. ',
 )
 EDGES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 1.0)
-REASONS = ('', '', '', '3 statements in the check, fewer than 10', '62% of these were true')
+REASONS = (
+    '',
+    '',
+    '',
+    'the phrase for it was checked on 3 statements, fewer than 10',
+    'of statements with the phrase for it 62% were true, not 75% to 90%',
+)
+
+WHY_NO_ZONE = (why_no_zone(None), why_no_zone(dict(bench=dict(in_distribution=False))))
 
 probability = st.floats(0, 1) | st.sampled_from(EDGES)
 #: A source of random numbers; hypothesis chooses its seed. Drawing each number by itself is far slower.
@@ -47,6 +57,15 @@ def certainty(rng):
     return told | dict(learned=learned, observations=of)
 
 
+def measured(rng):
+    "A measurement for some of the observations that have one"
+    found = {}
+    for o in (o for o in MEASURES if rng.random() < 0.7):
+        own = Measurement(name=MEASURE_WORDS[rng.choice(MEASURES[o])], value=round(rng.random(), 2))
+        found[o] = Evidence(source='measurement', logit=float(rng.normal(0, 2)), measurement=own)
+    return found
+
+
 @st.composite
 def studies(draw, note=None):
     "Numbers of one study, in any combination"
@@ -67,4 +86,6 @@ def studies(draw, note=None):
         certainty=certainty(rng) if draw(st.integers(0, 5)) else None,
         fingerprint='0123456789abcdef',
         simulated=draw(st.booleans()),
+        measured=measured(rng) if draw(st.booleans()) else {},
+        no_zone=draw(st.sampled_from(('', *WHY_NO_ZONE))),
     )

@@ -50,12 +50,13 @@ def test_evidence_has_its_sign_its_size_and_its_place_in_the_note(study):
     for d in (found.normal, *found.diagnoses):
         for e in (*d.evidence_for, *d.evidence_against):
             assert (e.logit > 0) == (e in d.evidence_for) and abs(e.logit) >= NAMED_FROM
-            if e.source == 'image':
+            if e.source in ('image', 'measurement'):
                 assert e.start is None and not e.text
+                assert (e.source == 'measurement') == (e.measurement is not None)
             else:
                 assert study.note[e.start : e.end] == e.text
         if study.note is None:
-            assert d.note is None and {e.source for e in d.evidence_for} <= {'image'}
+            assert d.note is None and {e.source for e in d.evidence_for} <= {'image', 'measurement'}
 
 
 @given(studies())

@@ -4,13 +4,21 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import SENTENCES, log_odds, sources, studies
 
+from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.reasoning.certainty import AVOIDED
-from cxr_lib.reasoning.differential import StudyNumbers, make_differential, settling_examinations
+from cxr_lib.reasoning.differential import (
+    Evidence,
+    Measurement,
+    StudyNumbers,
+    make_differential,
+    settling_examinations,
+)
 from cxr_lib.reasoning.statements import read_statements
 from cxr_lib.reasoning.words import (
     AUDIENCES,
@@ -56,6 +64,7 @@ def numbers_in(differential):
             found |= set(re.findall(r'\d+', f'{percent_text(share)} {share:.0%}'))
         for e in (*d.evidence_for, *d.evidence_against):
             found |= set(re.findall(r'\d+', f'{e.logit:+.1f}'))
+            found |= set(re.findall(r'\d+', f'{e.measurement.value:.2f}')) if e.measurement else set()
     return found
 
 
@@ -65,6 +74,18 @@ def test_every_number_in_the_text_stands_in_the_structure(study, form):
     differential = make_differential(study)
     text = str(describe(differential, *form))
     assert set(re.findall(r'\d+', text)) <= numbers_in(differential)
+
+
+def test_a_measurement_is_named_with_its_value_whatever_else_speaks():
+    own = Measurement(name='cardiothoracic ratio', value=0.56)
+    ratio = Evidence(source='measurement', logit=0.2, measurement=own)
+    notes = [(f'Finding {i}.', np.full(len(OBSERVATIONS), 2.0 + i)) for i in range(3)]
+    said = ' '.join(text for text, _ in notes)
+    numbers = dict(fused=np.full(len(OBSERVATIONS), 0.5), note=said, sentences=notes)
+    written = describe(make_differential(StudyNumbers(**numbers, measured={'Cardiomegaly': ratio})))
+    told = [s.text for s in written.sentences if s.id == 'Cardiomegaly/measurement']
+    assert told == ['The measurement speaks for it (+0.2): cardiothoracic ratio 0.56.']
+    assert len([s for s in written.sentences if re.fullmatch(r'Cardiomegaly/note/\d', s.id)]) == 2
 
 
 @given(studies(), forms)
