@@ -16,6 +16,8 @@ from cxr_lib.model.images import ImageEncoder
 from cxr_lib.model.presets import make_config
 from cxr_lib.training.solved import penalised_regression
 
+#: Of the regression that a trained encoder's head begins with, and of its training (assumed, a fifth of SimCLR's here).
+PENALTY, RATE = 300, 1e-4
 #: How far two views of a film may lie apart; assumed.
 VIEWS = dict(degrees=8.0, shift=0.08, scale=0.2, contrast=0.4, brightness=0.1, flip=True)
 
@@ -60,7 +62,7 @@ def spread(x):
 
 
 def layer_features(pixels, encoder, prepared='', tensors=None):
-    "Name of a layer -> (n, width): zones of `middle` and `last` block of four stages, of the fifth, and spreads of `last`"
+    "Name of a layer -> (n, width): zones of two blocks of the fourth stage and of the fifth, and spreads of the second"
     network = fresh_encoder(pixels.shape[-1], 0, tensors, encoder)
     body, parts = network.backbone, {k: [] for k in ('middle', 'last', 'spread', 'fifth')}
     for at in range(0, len(pixels), 16):
@@ -164,17 +166,17 @@ def zones_of(encoder, pixels):
         return torch.cat([zones(encoder, encoder(part)) for part in films.split(32)])
 
 
-def tuned_scores(pixels, labels, others, how, epochs=4, smoothing=0.1, seed=0, penalty=300, lr=1e-4):
+def tuned_scores(pixels, labels, others, how, epochs=3, smoothing=0.1, seed=0):
     "(n, observations) log odds of other films, by an encoder whose last block (`how` 'unfreeze') or LoRA was trained"
     torch.manual_seed(seed)
     encoder = fresh_encoder(pixels.shape[-1])
-    head = solved_head(zones_of(encoder, pixels).double().numpy(), labels, penalty)
+    head = solved_head(zones_of(encoder, pixels).double().numpy(), labels, PENALTY)
     unfreeze(encoder, 1) if how == 'unfreeze' else add_convolution_lora(encoder, 4)
     films = torch.from_numpy(np.array(pixels))
     targets = torch.from_numpy(labels * (1 - smoothing) + smoothing / 2).float()
     generator = torch.Generator().manual_seed(seed)
     trained = [p for p in encoder.parameters() if p.requires_grad]
-    groups = [dict(params=trained, lr=lr), dict(params=head.parameters(), lr=lr / 10)]
+    groups = [dict(params=trained, lr=RATE), dict(params=head.parameters(), lr=RATE / 10)]
     optimiser, schedule = scheduled(groups, epochs * (len(films) // 32))
     for at in batches(len(films), 32, epochs, generator):
         found = head(zones(encoder, seen(encoder, films[at], generator, dict(flip=True))))

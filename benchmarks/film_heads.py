@@ -65,7 +65,7 @@ def kernel_scores(learned, targets, others, penalty=1.0, counts=None):
         [[gaussian(learned, learned) + penalty * np.diag(1 / counts), ones], [ones.T, np.zeros((1, 1))]]
     )
     solved = np.linalg.solve(system, np.vstack([targets, np.zeros((1, targets.shape[1]))]))
-    return gaussian(others, learned) @ solved[:-1] / np.maximum(targets.std(0), 1e-6)
+    return (gaussian(others, learned) @ solved[:-1] + solved[-1]) / np.maximum(targets.std(0), 1e-6)
 
 
 def row(table, found, folds=None, seed=0, n_bootstrap=1000):
