@@ -138,11 +138,20 @@ def _seen(people):
     return np.array([[sign in film.masks for film in people.films] for sign in SIGNS])
 
 
+def _learned(classifier):
+    "(signs,) which signs any label of the tuning images was about; all of them, where nothing was counted"
+    calibration = classifier.calibration or {}
+    counted = calibration.get('fused', calibration).get('observations', {})
+    labels = lambda of: of.get('n_positive', 1) + of.get('n_negative', 1)  # noqa: E731
+    return np.array([labels(counted.get(s, {})) > 0 for s in SIGNS])
+
+
 def _called(classifier, people):
-    "(signs, n) which signs the model calls"
+    "(signs, n) which signs the model calls; none that it was not trained on"
     logits = answer_notes(classifier, image_tokens(classifier, people.pixels), people.notes)['fused']
     p = classifier.probabilities({'fused': torch.from_numpy(logits)})['fused']
-    return p[:, [OBSERVATIONS.index(s) for s in SIGNS]].T >= CALLED
+    called = p[:, [OBSERVATIONS.index(s) for s in SIGNS]].T >= CALLED
+    return called & _learned(classifier)[:, None]
 
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #f06d1831
 def _without_each(people, shown, world, drawn, size, fit):
