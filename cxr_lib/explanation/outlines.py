@@ -15,6 +15,7 @@ from ..data.pixels import read_radiograph
 from ..foundations.core import OBSERVATIONS, number_text
 from ..metrics.ranking import auprc
 from ..model.classifier import PretrainedClassifier
+from .acceptance import FEWEST
 from .attribution import METHODS, ask, attribute_each
 from .bench import CALLED, hits, mean_intervals, otsu_overlap, reduce_mask
 
@@ -248,6 +249,7 @@ def outlines_sentences(
         verdict = (
             'more than' if over['low'] > 0 else 'less than' if over['high'] < 0 else 'not clearly unlike'
         )
+        verdict = verdict if of['n'] >= FEWEST else 'of too few to compare it with'
         said.append(
             f'{name[0].upper()}{name[1:]} hits {number_text(hit["value"], hit["low"], hit["high"], 2)}, {verdict} '
             f'the location prior ({of["prior"]["value"]:.2f}); the image centre hits {of["centre"]["value"]:.2f}.'

@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'ensure_evaluation', 'short_table', 'choose_cases', 'Films',
 
 # %% ../../nbs/06_explanation.ipynb #e025c2a1
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Mapping
 import numpy as np, pandas as pd, torch
 from ..data.catalogue import data_root, is_simulated
@@ -499,6 +499,16 @@ def _open_second(run, classifier, second):
     return other
 
 
+def _with_patients(run, known):
+    "Outlines with the run's patients, where the folder says nothing of patients but the image"
+    studies = pd.read_parquet(run / 'studies_with_notes.parquet', columns=['image', 'patient_id'])
+    names = studies.image.str.rsplit('/', n=1).str[-1]
+    own = dict(zip(names, studies.patient_id.astype(str)))
+    table = known.table
+    patients = [own.get(i, p) if p == i else p for i, p in zip(table.image, table.patient)]
+    return replace(known, table=table.assign(patient=patients))
+
+
 def _outlined_films(run, classifier, boxes):
     "Test images that were drawn on; None where no folder was named"
     if not boxes:
@@ -506,10 +516,8 @@ def _outlined_films(run, classifier, boxes):
     if is_simulated(run):
         raise ValueError('boxes: they are of real images, and the patients of this run are simulated')
     config, test = classifier.model.config, _test_rows(run)
-    known = read_outlines(boxes, config.image_size, config.fit)
-    ours = {
-        str(name).rsplit('/', 1)[-1]: (name, patient) for name, patient in zip(test.image, test.patient_id)
-    }
+    known = _with_patients(run, read_outlines(boxes, config.image_size, config.fit))
+    ours = {name.rsplit('/', 1)[-1]: name for name in test.image}
     rows = [i for i, image in enumerate(known.table.image) if image in ours]
     if not rows:
         raise ValueError(
@@ -517,9 +525,8 @@ def _outlined_films(run, classifier, boxes):
         )
     outlines = known.take(rows)
     names = [ours[image] for image in outlines.table.image]
-    outlines.table['patient'] = [str(patient) for _, patient in names]
-    films = read_films(run, classifier, list(dict.fromkeys(name for name, _ in names)))
-    studies = np.array([films.place(name) for name, _ in names])
+    films = read_films(run, classifier, list(dict.fromkeys(names)))
+    studies = np.array([films.place(name) for name in names])
     return OutlinedFilms(films.pixels, films.notes, films.probability, outlines, studies, known)
 
 # %% ../../nbs/06_explanation.ipynb #bd738193

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from finished_run import finished_run
+from PIL import Image
 
 import cxr_lib.stages.explanation as stage
+from cxr_lib.explanation.outlines import usual_outlines
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.files import read_json, write_json
 from cxr_lib.foundations.run import AlteredFile, RunError, RunFolder
@@ -132,6 +134,25 @@ def test_maps_of_real_images_are_held_against_real_boxes(run, tmp_path):
     )
     assert found['n'] == 1 and found['observations'] == {'Pleural Effusion': 1}
     assert set(found['methods']['grad_cam']) == {'all', 'called'}
+
+
+def test_masks_of_one_patient_do_not_make_the_prior_of_that_patient(run, tmp_path):
+    boxed(run, tmp_path, 'x')
+    (tmp_path / 'boxes.csv').unlink()
+    (tmp_path / 'masks').mkdir()
+    studies = pd.read_parquet(run / 'studies_with_notes.parquet')
+    films = studies[studies.split == 'test'].image.iloc[:2]
+    studies.loc[films.index, 'patient_id'] = 'the same'
+    studies.to_parquet(run / 'studies_with_notes.parquet')
+    rows = []
+    for film in films:
+        name = film.rsplit('/', 1)[-1]
+        Image.fromarray(np.full((40, 30), 255, np.uint8)).save(tmp_path / 'masks' / name)
+        rows.append(dict(filename=name, structure='consolidation', mask=name))
+    pd.DataFrame(rows).to_csv(tmp_path / 'masks.csv', index=False)
+    outlined = stage._outlined_films(run, PretrainedClassifier.from_pretrained(run / 'model'), str(tmp_path))
+    assert set(outlined.known.table.patient) == {'the same'} and len(outlined.outlines) == 4
+    assert (usual_outlines(outlined.outlines, outlined.known) == 0).all()
 
 
 def test_boxes_of_other_images_or_for_simulated_patients_are_refused(run, tmp_path):
