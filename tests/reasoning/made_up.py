@@ -61,7 +61,8 @@ def measured(rng):
     "A measurement for some of the observations that have one"
     found = {}
     for o in (o for o in MEASURES if rng.random() < 0.7):
-        own = Measurement(name=MEASURE_WORDS[rng.choice(MEASURES[o])], value=round(rng.random(), 2))
+        name, unit = MEASURE_WORDS[rng.choice(MEASURES[o])]
+        own = Measurement(name=name, value=round(rng.random(), 2), unit=unit)
         found[o] = Evidence(source='measurement', logit=float(rng.normal(0, 2)), measurement=own)
     return found
 
