@@ -156,7 +156,9 @@ def counted(right, wrong):
     return count_names(explanation(dict(accepted=True, reason='')), names)
 
 
-@pytest.mark.parametrize('right, wrong, expected', [(30, 10, True), (22, 18, False), (7, 0, False), (0, 0, False)])
+@pytest.mark.parametrize(
+    'right, wrong, expected', [(30, 10, True), (22, 18, False), (7, 0, False), (0, 0, False)]
+)
 def test_names_are_used_where_they_are_clearly_more_often_right_than_wrong(right, wrong, expected):
     found = counted(right, wrong)
     assert names_zones(found, 'grad_cam', 'Edema') == expected
@@ -175,3 +177,8 @@ def test_the_count_leaves_the_verdict_of_the_bench_as_it_is():
 def test_more_right_names_never_lose_the_verdict():
     verdicts = [judge_named([1.0] * k + [0.0] * (40 - k), 8)['accepted'] for k in range(41)]
     assert verdicts == sorted(verdicts)
+
+
+def test_a_verdict_that_was_never_counted_says_so():
+    assert 'was not counted' in why_no_zone(explanation(dict(accepted=True, reason='')))
+    assert 'right often enough' in why_no_zone(counted(7, 0))

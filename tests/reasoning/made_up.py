@@ -28,6 +28,7 @@ REASONS = (
     'of statements with the phrase for it 62% were true, not 75% to 90%',
 )
 
+#: Two of the reasons why no zone is named.
 WHY_NO_ZONE = (why_no_zone(None), why_no_zone(dict(bench=dict(in_distribution=False))))
 
 probability = st.floats(0, 1) | st.sampled_from(EDGES)
