@@ -2,6 +2,7 @@
 
     cxr run                                        # the run in question
     python benchmarks/attribution.py [--run simulated] [--methods NAME ...] [--patients 150] [--seeds 5]
+                                    [--second RUN]
 
 Every method draws maps for simulated patients who show a finding and whose finding the model calls; each patient is
 drawn again without it. One row per method and observation:
@@ -11,6 +12,10 @@ drawn again without it. One row per method and observation:
 - hit rates of what has not looked at the patient: image centre, location prior, another patient's map, the map turned
   by 90 degrees, random weights (mean and range over seeds; and cascading, from the heads down);
 - whether the method is accepted, with the paired interval of hit rate less location prior.
+
+Below each table: hit rate, IoU and AUPRC for small, middling and large findings; what the test says of the same maps
+turned by 90 degrees and of random weights, which must fail; and how much of a map stays in place when the image is
+shifted (or with --second RUN: in another training). Methods that a network cannot draw are named and left out.
 
 Then the time of each method per map, on one thread. SIMULATED patients: a model of real images is out of distribution.
 """
@@ -24,8 +29,8 @@ import pandas as pd
 import torch
 from scipy.stats import spearmanr
 
-from cxr_lib.explanation.acceptance import judge_maps
-from cxr_lib.explanation.attribution import METHODS, attribute_each
+from cxr_lib.explanation.acceptance import Trial, judge_controls, judge_maps
+from cxr_lib.explanation.attribution import METHODS, attribute_each, cannot_draw
 from cxr_lib.explanation.bench import (
     CASCADE,
     FOCAL,
@@ -41,6 +46,8 @@ from cxr_lib.explanation.bench import (
     score_maps,
     true_falls,
 )
+from cxr_lib.explanation.repeatability import check_second, judge_repeatability, repeatability_sentences
+from cxr_lib.explanation.sizes import judge_sizes, sizes_table
 from cxr_lib.foundations.core import OBSERVATIONS, short_name
 from cxr_lib.foundations.files import read_json
 from cxr_lib.foundations.run import RunError, open_run
@@ -59,6 +66,7 @@ def arguments():
     parser.add_argument('--seeds', type=int, default=5, help='sets of random weights')
     parser.add_argument('--bootstrap', type=int, default=1000)
     parser.add_argument('--seed', type=int, default=0, help='which patients')
+    parser.add_argument('--second', help='another run, trained with another seed')
     parser.add_argument('--out', type=Path, help='also write the table to this CSV file')
     return parser, parser.parse_args()
 
@@ -69,7 +77,7 @@ def correlation(mass, fall):
 
 
 def measured(classifier, method, bench, falls, settings, seeds, n_bootstrap):
-    "One method: a table by observation"
+    "One method: a table by observation, the maps, what is accepted that must fail, and seconds per map"
     draw = lambda c: attribute_each(c, bench.questions, method, settings)
     began = time.perf_counter()
     maps = draw(classifier)
@@ -93,15 +101,39 @@ def measured(classifier, method, bench, falls, settings, seeds, n_bootstrap):
         table[name] = [verdict[o]['over_location_prior'][end] for o in table.index]
     table['patients'] = [len(r) for r in rows.values()]
     table['accepted'] = [verdict[o]['accepted'] for o in table.index]
-    return table.loc[[o for o in OBSERVATIONS if o in table.index]], seconds
+    nothing = true_falls(randomised(classifier), bench)
+    controls = judge_controls(maps, random, bench, falls, nothing, n_bootstrap)
+    return table.loc[[o for o in OBSERVATIONS if o in table.index]], maps, controls, seconds
+
+
+def print_more(classifier, method, maps, bench, settings, controls, second, n_bootstrap):
+    "By size, what must fail, and repeatability"
+    print(
+        sizes_table(judge_sizes({method: maps}, bench, n_bootstrap))
+        .drop(columns='method')
+        .to_string(index=False)
+    )
+    print('accepted, of what must fail:', {k: len(v) for k, v in controls.items()})
+    trial = Trial(classifier, bench, {method: settings} if settings else {}, {method: maps}, {})
+    record = judge_repeatability(trial, [method], second, n_bootstrap=n_bootstrap)
+    print(' '.join(repeatability_sentences(record)))
+
+
+def opened(name, like=None):
+    "The model of a run, and the run; `like`: a model that it must be comparable with"
+    run = open_run(name, 'training')
+    classifier = PretrainedClassifier.from_pretrained(run / 'model')
+    if like is not None:
+        check_second(like, classifier, name)
+    return classifier, run
 
 
 def main():
     parser, args = arguments()
     torch.set_num_threads(1)
     try:
-        run = open_run(args.run, 'training')
-        classifier = PretrainedClassifier.from_pretrained(run / 'model')
+        classifier, run = opened(args.run)
+        second = opened(args.second, classifier)[0] if args.second else None
         source = read_json(run / 'source.json')
     except (RunError, ValueError, FileNotFoundError) as e:
         parser.error(str(e))
@@ -121,12 +153,17 @@ def main():
     print(tried.round(2).T.to_string())
     print('\n'.join(f'{o}: {s}' for o, s in chosen.items()))
     for m in args.methods:
+        if why := cannot_draw(classifier, m):
+            print(f'\n{METHODS[m][1]}: {why}')
+            continue
         settings = chosen if m == 'integrated_gradients' else None
-        parts[m], times[m] = measured(classifier, m, bench, falls, settings, args.seeds, args.bootstrap)
+        found = measured(classifier, m, bench, falls, settings, args.seeds, args.bootstrap)
+        parts[m], maps, controls, times[m] = found
         focal = parts[m].reindex(FOCAL).hit.mean()
         n = int(parts[m].accepted.sum())
         print(f'\n{METHODS[m][1]}: accepted on {n} of {len(parts[m])}, mean focal hit rate {focal:.2f}')
         print(parts[m].rename(index=short_name).round(2).T.to_string())
+        print_more(classifier, m, maps, bench, settings, controls, second, args.bootstrap)
     print('\nmilliseconds per map:', {m: round(1000 * t, 1) for m, t in times.items()})
     if args.out:
         pd.concat(parts, names=['method']).to_csv(args.out)

@@ -4,6 +4,7 @@
     cxr pretrain                                   # only for the rows of encoders that have seen drawn films
     cxr run --until training                       # only for the rows of a network that has seen drawn films alone
     python benchmarks/real_films.py --data FOLDER [--drawn RUN] [--out benchmarks/results/real_films.csv]
+    python benchmarks/real_films.py --data FOLDER --later [--out benchmarks/results/real_films.csv]
 
 FOLDER holds `nih_trainval` (to learn from), `nih` and `nih_test_extra` (to test on), in the layout of NIH ChestX-ray14.
 The image alone is read; nine observations that the public DenseNet-121 also predicts count, where a folder has ten
@@ -34,21 +35,19 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from film_heads import NINE, guides, in_folds, mixed_films, row, scores
+from film_trials import joined, later
 from torch.nn.functional import adaptive_avg_pool2d
 
 from cxr_lib.data.images import pixel_cache
 from cxr_lib.data.public import load_nih
 from cxr_lib.evaluation.external import read_external
 from cxr_lib.foundations.core import project_root
-from cxr_lib.metrics.ranking import interval, ranking_metrics, resample_patients
 from cxr_lib.model.images import ImageEncoder
 from cxr_lib.model.presets import make_config
 from cxr_lib.model.saved import load_model
 from cxr_lib.training.folds import fold_splits
-from cxr_lib.training.solved import penalised_regression
 
-NINE = ['Atelectasis', 'Cardiomegaly', 'Consolidation', 'Pneumonia', 'Pneumothorax']
-NINE += ['Pleural Effusion', 'Lung Opacity', 'Lung Lesion', 'Pleural Other']
 #: Name -> (overrides of `offline`, how its tokens are pooled).
 FEATURES = {
     'ImageNet, whole network, 224 px, mean and maximum': (dict(image_stages=0, image_grid=0), ('meanmax',)),
@@ -146,43 +145,9 @@ class Films:
         return self.kept[key][pool]
 
 
-def film_weights(labels, healthy):
-    "How much each film counts: those without a finding together as much as `healthy` says"
-    if healthy is None:
-        return None
-    well = (labels['No Finding'] == 1).to_numpy()
-    return np.where(well, healthy / (1 - healthy) * (~well).sum() / max(1, well.sum()), 1.0)
-
-
-def scores(learned, labels, others, penalty, healthy=None):
-    "(n, 9) log odds of other images, by a regression per observation"
-    mean, std = learned.mean(0), learned.std(0)
-    std[std < 1e-6] = 1
-    learned, others = (learned - mean) / std, (others - mean) / std
-    weights = film_weights(labels, healthy)
-    solved = [penalised_regression(learned, labels[o].to_numpy(float), penalty, weights) for o in NINE]
-    return np.stack([others @ w + b for w, b in solved], 1)
-
-
-def row(table, found, folds=None, seed=0, n_bootstrap=1000):
-    "Mean and single AUROC of the observations with ten cases, with an interval from resampled patients"
-    clusters, weights = resample_patients(table.patient_id, n_bootstrap, seed)
-    areas = {}
-    for k, o in enumerate(NINE):
-        if table[o].sum() >= 10:
-            areas[o] = ranking_metrics(table[o].to_numpy(float), found[:, k], weights, clusters, folds)[0]
-    mean = interval(np.nanmean([*areas.values()], 0))
-    about = dict(n_observations=len(areas), mean=mean['value'], low=mean['low'], high=mean['high'])
-    return about | {o: float(a[0]) for o, a in areas.items()}
-
-
-def in_folds(x, table, penalty, splits, healthy=None):
-    "(n, 9) scores of each tested image by the model of its fold, and the fold; NaN and -1 for images that none tests"
-    found, fold = np.full((len(table), len(NINE)), np.nan), np.full(len(table), -1)
-    for k, split in enumerate(splits):
-        test = split == 'test'
-        found[test], fold[test] = scores(x[~test], table[~test], x[test], penalty, healthy), k
-    return found, fold
+def linear(x, table, penalty, healthy):
+    "What learns from some rows and answers others"
+    return lambda learned, tested: scores(x[learned], table[learned], x[tested], penalty, healthy)
 
 
 def add_pretrained(films):
@@ -203,15 +168,16 @@ def add_pretrained(films):
 def selection(films, seed):
     "The rows of all settings, learned and ranked in folds of the training patients alone"
     table = films.tables['nih_trainval']
-    splits, ill = fold_splits(table, 5, 0.0, seed), (table['No Finding'] != 1).to_numpy()
+    splits, mixed = fold_splits(table, 5, 0.0, seed), mixed_films(films.data / 'nih_trainval', table)
     simulated = [SIMULATED, WITH_SIMULATED] if films.drawn else []
     for name in [PIXELS, *FEATURES, *add_pretrained(films), *simulated]:
         x = films.features(name, 'nih_trainval')
         for penalty, healthy in itertools.product(PENALTIES, HEALTHY):
-            found, fold = in_folds(x, table, penalty, splits, healthy)
+            answer = linear(x, table, penalty, healthy)
+            found, fold = in_folds(answer, splits)
             about = dict(protocol='selection', features=name, penalty=penalty, healthy=healthy)
             about |= dict(learned_from=len(table)) | row(table, found, fold, seed, 200)
-            about['mean_ill'] = row(table[ill], found[ill], fold[ill], seed, 2)['mean']
+            about |= guides(table, found, fold, mixed)
             said = f'{name}, penalty {penalty}, healthy {healthy}'
             print(f'{said}: {about["mean"]:.3f}, among the ill {about["mean_ill"]:.3f}', flush=True)
             yield about
@@ -230,7 +196,8 @@ def tested(films, name, penalty, healthy, seed):
     both = pd.concat([tables['nih'], learned], ignore_index=True)
     own = np.arange(len(both)) < len(tables['nih'])
     splits = fold_splits(both, 5, 0.0, seed, tested=own)
-    found, fold = in_folds(np.concatenate([of['nih'], x]), both, penalty, splits, healthy)
+    answer = linear(np.concatenate([of['nih'], x]), both, penalty, healthy)
+    found, fold = in_folds(answer, splits)
     n = int(np.mean([(s != 'test').sum() for s in splits]))
     yield dict(protocol='five folds', learned_from=n) | about | row(both[own], found[own], fold[own], seed)
 
@@ -265,7 +232,21 @@ def public(films, seed):
         yield about | row(table, found, None, seed)
 
 
-def main():
+def first_trials(films, seed):
+    "The rows of features and penalties, and the tests of those that are tested"
+    rows = [*selection(films, seed)]
+    best = lambda among: max(among, key=lambda r: r['mean'])
+    chosen, former = best(rows), best([r for r in rows if r['features'] == FORMER])
+    how = ('features', 'penalty', 'healthy')
+    print('chosen:', *(chosen[k] for k in how), flush=True)
+    tried = [PRESET, *(tuple(r[k] for k in how) for r in (chosen, former))]
+    for setting in dict.fromkeys(tried):
+        rows += tested(films, *setting, seed)
+    return [*rows, *curve(films, *PRESET, seed), *public(films, seed)]
+
+
+def arguments():
+    "What the command line says"
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -273,39 +254,28 @@ def main():
     parser.add_argument('--seed', type=int, default=0, help='of folds, draws and resamples')
     parser.add_argument('--out', type=Path, help='also write the table to this CSV file')
     parser.add_argument('--drawn', type=Path, help='folder of a run on simulated patients, trained')
-    args = parser.parse_args()
-    started, films = time.perf_counter(), Films(args.data, args.drawn)
-    rows = [*selection(films, args.seed)]
-    best = lambda among: max(among, key=lambda r: r['mean'])
-    chosen, former = best(rows), best([r for r in rows if r['features'] == FORMER])
-    how = ('features', 'penalty', 'healthy')
-    print('chosen:', *(chosen[k] for k in how), flush=True)
-    tried = [PRESET, *(tuple(r[k] for k in how) for r in (chosen, former))]
-    for setting in dict.fromkeys(tried):
-        rows += tested(films, *setting, args.seed)
-    rows += [*curve(films, *PRESET, args.seed), *public(films, args.seed)]
+    parser.add_argument(
+        '--later', action='store_true', help='what was tried later; --out keeps its other rows'
+    )
+    return parser.parse_args()
+
+
+def main():
+    args, started = arguments(), time.perf_counter()
+    films = Films(args.data, args.drawn)
+    rows = (later if args.later else first_trials)(films, args.seed)
     commit = subprocess.run(
         ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
     ).stdout.strip()
     table = pd.DataFrame(rows).round(4).assign(seed=args.seed, commit=commit)
-    with pd.option_context('display.max_columns', 8, 'display.max_rows', None, 'display.width', 140):
-        print(
-            table[
-                [
-                    'protocol',
-                    'features',
-                    'penalty',
-                    'healthy',
-                    'learned_from',
-                    'mean',
-                    'low',
-                    'high',
-                    'mean_ill',
-                ]
-            ]
-        )
+    shown = ['protocol', 'features', 'penalty', 'healthy', 'head', 'mixed', 'learned_from']
+    shown += ['mean', 'low', 'high', 'mean_ill', 'mean_mixed']
+    with pd.option_context('display.max_columns', None, 'display.max_rows', None, 'display.width', 180):
+        print(table[[c for c in shown if c in table]])
     print(f'{time.perf_counter() - started:.0f} s')
     if args.out:
+        if args.later and args.out.exists():
+            table = joined(pd.read_csv(args.out), table)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         table.to_csv(args.out, index=False)
 

@@ -310,6 +310,12 @@ def _tests_said(metrics):
     ]
 
 
+def _by_reason(out):
+    "Observations that share a reason, together"
+    reasons = dict.fromkeys(out.values())
+    return '; '.join(f'{", ".join(o for o in out if out[o] == why)} ({why})' for why in reasons)
+
+
 def _no_headline(n_out):
     "Why no mean is headlined"
     why = 'it has no interval with so few resamples.'
@@ -351,7 +357,7 @@ def verdict(
     said += source_sentences(metrics.get('sources'))
     said += [_calibration_said(metrics), *_tests_said(metrics)]
     if out:
-        said.append('Kept out of the mean: ' + '; '.join(f'{o} ({why})' for o, why in out.items()) + '.')
+        said.append(f'Kept out of the mean: {_by_reason(out)}.')
     return said
 
 # %% ../../nbs/chapters/08_evaluation/01_report.ipynb #bbd3c78e

@@ -8,7 +8,7 @@ __all__ = ['left_out_sources', 'source_report', 'source_sentences', 'source_tabl
 # %% ../../nbs/chapters/08_evaluation/13_sources.ipynb #bf2e5aaa
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, defined, number_text
-from ..foundations.figures import INK, SILVER, mark_simulated
+from ..foundations.figures import INK, SILVER, sign_figure
 from ..foundations.core import short_name
 from ..metrics.predictions import CONDITIONS
 from ..metrics.ranking import count_cases, interval, mean_over, rank_condition, resample_patients
@@ -160,4 +160,4 @@ def plot_sources(
         title=title, xlabel='AUROC, image only (95% interval; dotted: chance)', ylim=(len(shown) + 0.6, -0.6)
     )
     ax.legend(loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
-    return mark_simulated(fig, simulated)
+    return sign_figure(fig, simulated)

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['FOCAL', 'CALLED', 'CASCADE', 'TRIED', 'choose_patients', 'Bench', 'changed_pixels', 'reduce_mask', 'draw_bench',
-           'true_falls', 'hits', 'otsu_overlap', 'score_maps', 'deletion', 'centre_prior', 'location_prior',
-           'other_maps', 'rotated', 'randomised', 'choose_settings']
+           'true_falls', 'hits', 'otsu_overlap', 'score_maps', 'mean_intervals', 'deletion', 'centre_prior',
+           'location_prior', 'other_maps', 'rotated', 'randomised', 'choose_settings']
 
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #78378f90
 import copy, functools
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Iterable, Sequence
 import cv2, numpy as np, pandas as pd, torch
 from ..data.pixels import to_square
 from ..data.simulated import simulated_radiograph
 from ..foundations.core import OBSERVATIONS
-from ..metrics.ranking import auprc
+from ..metrics.ranking import auprc, interval, resample_patients
 from ..model.classifier import PretrainedClassifier
 from ..notes.wording import plan_notes
 from ..simulation.causes import SIGNS
@@ -138,11 +138,20 @@ def _seen(people):
     return np.array([[sign in film.masks for film in people.films] for sign in SIGNS])
 
 
+def _learned(classifier):
+    "(signs,) which signs any label of the tuning images was about; all of them, where nothing was counted"
+    calibration = classifier.calibration or {}
+    counted = calibration.get('fused', calibration).get('observations', {})
+    labels = lambda of: of.get('n_positive', 1) + of.get('n_negative', 1)  # noqa: E731
+    return np.array([labels(counted.get(s, {})) > 0 for s in SIGNS])
+
+
 def _called(classifier, people):
-    "(signs, n) which signs the model calls"
+    "(signs, n) which signs the model calls; none that it was not trained on"
     logits = answer_notes(classifier, image_tokens(classifier, people.pixels), people.notes)['fused']
     p = classifier.probabilities({'fused': torch.from_numpy(logits)})['fused']
-    return p[:, [OBSERVATIONS.index(s) for s in SIGNS]].T >= CALLED
+    called = p[:, [OBSERVATIONS.index(s) for s in SIGNS]].T >= CALLED
+    return called & _learned(classifier)[:, None]
 
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #f06d1831
 def _without_each(people, shown, world, drawn, size, fit):
@@ -239,6 +248,25 @@ def score_maps(
             mass=(maps * bench.changed).sum((1, 2)),
         )
     )
+
+# %% ../../nbs/chapters/09_explanation/05_bench.ipynb #11cfe965
+def mean_intervals(
+    table: pd.DataFrame,  # one row per pair, with `patient`
+    names: Iterable[str],  # columns; NaN: not measured
+    n_bootstrap: int = 1000,  # resamples of patients
+    seed: int = 0,
+) -> dict:  # column -> value, low, high; columns without any number are left out
+    "Means of columns over pairs, with intervals from resampled patients"
+    clusters, weights = resample_patients(table.patient, n_bootstrap, seed)
+    weights, found = weights[clusters], {}
+    for name in names:
+        values = table[name].to_numpy(float)
+        known = ~np.isnan(values)
+        if known.any():
+            total, sums = weights[known].sum(0), values[known] @ weights[known]
+            bounds = interval(np.divide(sums, total, out=np.full(len(total), np.nan), where=total > 0))
+            found[name] = {k: bounds[k] for k in ('value', 'low', 'high')}
+    return found
 
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #384139b5
 def deletion(

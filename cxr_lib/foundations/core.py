@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', 'MISSING', 'IMPLIES', 'RESEARCH_USE', 'SIMULATED',
            'MAX_PIXELS', 'short_name', 'RadiographError', 'as_text', 'as_list', 'as_paragraphs', 'as_table', 'defined',
-           'interval_text', 'number_text', 'project_root', 'seed_everything', 'choose_device', 'choose_precision']
+           'interval_text', 'number_text', 'is_file_of_sources', 'is_joined', 'split_list', 'project_root',
+           'seed_everything', 'choose_device', 'choose_precision']
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #d2beda95
 import os, random, re
@@ -135,6 +136,27 @@ def number_text(
 ) -> str:  # '0.345 [0.123, 0.456]'
     "A number with its interval for reading"
     return f'{value:.{digits}f}' + interval_text(low, high, digits) if defined(value) else otherwise
+
+# %% ../../nbs/chapters/01_foundations/01_core.ipynb #dd50a8f9
+def is_file_of_sources(
+    dataset: str,  # as given to `--dataset`
+) -> bool:
+    "Is it a YAML file of sources?"
+    return str(dataset).lower().endswith(('.yaml', '.yml'))
+
+
+def is_joined(
+    dataset: str,  # as given to `--dataset`, or as `source.json` records it
+) -> bool:
+    "Does it name several sources?"
+    return ',' in str(dataset) or is_file_of_sources(dataset)
+
+
+def split_list(
+    text: str,  # 'nih, covid'
+) -> list[str]:
+    "The names of a list with commas"
+    return [part.strip() for part in str(text).split(',') if part.strip()]
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #05e61dcf
 def project_root(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..foundations.run import STAGES
-from ..foundations.core import project_root
+from ..foundations.core import is_file_of_sources, project_root, split_list
 from ..foundations.run import check_ranges
 
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #5f11fa87
@@ -206,7 +206,7 @@ QUICK_DEFAULTS = {
 }
 
 #: Parameters that name a file or folder.
-PATH_PARAMETERS = {'root', 'test_root', 'exclude_patients', 'start_from', 'external'}
+PATH_PARAMETERS = {'root', 'test_root', 'exclude_patients', 'start_from', 'external', 'boxes'}
 
 
 class StageFiles(NamedTuple):
@@ -242,11 +242,11 @@ class Plan:
         "Are the patients simulated?"
         values = self.values()
         dataset = str(values.get('dataset'))
-        if dataset.lower().endswith(('.yaml', '.yml')):
+        if is_file_of_sources(dataset):
             from cxr_lib.data.joined import read_parts
 
             return any(part.simulated for part in read_parts(dataset))
-        return 'simulated' in [part.strip() for part in dataset.split(',')]
+        return 'simulated' in split_list(dataset)
 
     def files(self, stage: str) -> StageFiles:
         "Where the runner's files of a stage go"
@@ -260,7 +260,6 @@ class Plan:
 def _check_dataset(dataset):
     "Raise a `UsageError` unless the name, or every name of a list, is that of a source"
     from cxr_lib.data.catalogue import DATASETS
-    from cxr_lib.data.joined import is_file_of_sources, split_list
 
     for name in [] if is_file_of_sources(dataset) else split_list(dataset) or [dataset]:
         check_name('dataset', name, DATASETS)
@@ -292,26 +291,29 @@ def named_paths(
     dataset = values.get('dataset')
     if not isinstance(dataset, str) or not (',' in dataset or '.' in dataset):
         return found
-    from cxr_lib.data.joined import is_file_of_sources, split_list
-
     if 'root' in found:
         found['root'] = split_list(values['root'])
     return found | ({'dataset': [dataset]} if is_file_of_sources(dataset) else {})
 
 
-def _resolve_start(values, home):
-    "The folder of the model that a training starts from, in place"
-    given = values.get('start_from')
-    if not given:
-        return
+def _model_folder(parameter, given, home):
+    "The folder of the model that another run, by its name or path, has trained"
     named = not ('/' in given or os.sep in given)
     folder = home / 'reports' / given if named else Path(given).expanduser().resolve()
     folder = folder if folder.name == 'model' else folder / 'model'
     if not (folder / 'config.json').is_file():
         raise UsageError(
-            f'start_from is {given!r}, and there is no trained model in {folder}; see `cxr runs`'
+            f'{parameter} is {given!r}, and there is no trained model in {folder}; see `cxr runs`'
         )
-    values['start_from'] = str(folder)
+    return folder
+
+
+def _resolve_runs(values, home):
+    "Other runs as absolute paths, in place: the model that a training starts from, a second training"
+    if start := values.get('start_from'):
+        values['start_from'] = str(_model_folder('start_from', start, home))
+    if second := values.get('second'):
+        values['second'] = str(_model_folder('second', second, home).parent)
 
 
 def _resolve_paths(values):
@@ -393,15 +395,15 @@ def run_of(
     dataset: str,  # as given to `--dataset`
 ) -> str:  # name of a run
     "What a run is called that is given no name: nih, nih+covid, or the name of a file of sources"
-    name = Path(dataset).stem if dataset.lower().endswith(('.yaml', '.yml')) else dataset
-    return '+'.join(part.strip() for part in name.split(','))
+    name = Path(dataset).stem if is_file_of_sources(dataset) else dataset
+    return '+'.join(split_list(name))
 
 
 def _checked_values(given, declared, run_defaults, home):
     "The values to pass, and the data set"
     values = _parsed(given, declared)
     dataset = values.get('dataset', declared['dataset'].default if 'dataset' in declared else None)
-    _resolve_start(values, home)
+    _resolve_runs(values, home)
     _resolve_paths(values)
     _check_root(values, dataset)
     values = {**run_defaults.get('any', {}), **run_defaults.get(dataset, {}), **values}

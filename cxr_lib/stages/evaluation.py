@@ -25,7 +25,7 @@ from ..evaluation.external import plot_external, read_external
 from ..evaluation.gallery import report_figures
 from ..evaluation.moving import say_unlearned
 from ..evaluation.published import comparison_page
-from ..evaluation.report import chance_words, evaluate, metrics_table
+from ..evaluation.report import chance_words, evaluate, metrics_table, verdict
 from .training import keep_calibration
 
 # %% ../../nbs/05_evaluation.ipynb #c5f0ee60
@@ -219,6 +219,7 @@ def evaluate_stage(
     )
     metrics = evaluate(predictions, n_bootstrap=n_bootstrap, seed=seed, simulated=simulated, **stored)
     say_unlearned(metrics, untrained_observations(run))
+    metrics['verdict'] = verdict(metrics)  # with the reasons put right
     first = int(simulated) + bool(chance_words(metrics))  # after what the reader must know first
     if (run / 'notes.json').exists():
         metrics['verdict'].insert(

@@ -15,19 +15,24 @@ from ..data.catalogue import data_root, is_simulated
 from ..data.pixels import read_radiograph, to_square
 from ..data.simulated import simulated_radiograph
 from ..evaluation.conformal import predict_sets
-from ..explanation.acceptance import CANDIDATES, acceptance_table, judge_checkpoint, map_for
-from ..explanation.acceptance import count_names, passed_bench, plot_acceptance
+from ..explanation.acceptance import acceptance_table, count_names, hold_trial, map_for, methods_for
+from ..explanation.acceptance import passed_bench, plot_acceptance
 from ..explanation.attribution import METHODS, NOT_LOCALISATION, ask, attribute_each, draw_overlay
 from ..explanation.bill import answer_notes, bill_table, fused_temperatures, image_tokens
 from ..explanation.bench import CALLED
 from ..explanation.landmarks import SIDE, true_landmarks
 from ..explanation.measured import RULER, evidence_table, pack_ruler, weigh_measurements
 from ..explanation.measurements import draw_ruler, judge_measurements, plot_measurements
+from ..explanation.outlines import OutlinedFilms, judge_outlines, read_outlines
+from ..explanation.repeatability import DIRECTIONS, check_second, judge_repeatability
+from ..explanation.repeatability import plot_repeatability
+from ..explanation.sizes import judge_sizes
 from ..explanation.zones import judge_name, name_zone, occupied_zones, usual_landmarks, zone_map
 from ..foundations.core import OBSERVATIONS, short_name
 from ..foundations.figures import GREY, SLATE, figure_of_words, mark_simulated, save_figure, set_theme
 from ..foundations.files import atomic_path, read_json, write_json
 from ..foundations.run import RunError, RunFolder, check_choices, check_ranges, rewriting
+from ..foundations.run import run_name, run_path
 from ..metrics.calibration import log_odds, prediction_matrix
 from ..metrics.predictions import read_predictions
 from ..model.classifier import PretrainedClassifier
@@ -367,11 +372,19 @@ def _bench_size(image_size, full, n_explained):
 
 
 def _judge(run, classifier, explain, n_explained, n_bootstrap, seed):
-    "The verdict on the run's checkpoint, on patients of its own world where it has one"
+    "The run's checkpoint on patients of its own world where it has one, as a `Trial`"
     full, world = explain == 'full', _world(run)
-    methods = tuple(METHODS) if full else CANDIDATES
+    methods = methods_for(classifier, full)
     sizes = _bench_size(classifier.model.config.image_size, full, n_explained)
-    return judge_checkpoint(classifier, methods, world=world, n_bootstrap=n_bootstrap, seed=seed, **sizes)
+    return hold_trial(classifier, methods, world=world, n_bootstrap=n_bootstrap, seed=seed, **sizes)
+
+
+def _test_rows(run):
+    "Predictions for images that the saved model has not been trained on"
+    predictions = read_predictions(run / 'predictions.parquet')
+    fold = read_json(run / 'model' / 'config.json').get('fold')
+    test = predictions[predictions.split == 'test']
+    return test[test.fold == fold] if fold is not None and (test.fold == fold).any() else test
 
 
 #: The pictures of cases.
@@ -380,10 +393,7 @@ _CASES = ('explanation_gallery', 'explanation_looking')
 
 def _draw_cases(run, classifier, explanation, simulated):
     "Gallery and the panel of other images, as name -> figure"
-    predictions = read_predictions(run / 'predictions.parquet')
-    fold = read_json(run / 'model' / 'config.json').get('fold')
-    test = predictions[predictions.split == 'test']
-    test = test[test.fold == fold] if fold is not None and (test.fold == fold).any() else test
+    test = _test_rows(run)
     cases = {o: choose_cases(test, o) for o in OBSERVATIONS}
     names = list(dict.fromkeys(name for of in cases.values() for name in of.values()))
     if not names:
@@ -464,7 +474,99 @@ def _draw_looking(run, classifier, explanation, films, cases, maps):
     own = {o: maps.get((cases[o]['surest positive'], o)) for o in best}
     return plot_looking(looked, own, fused_temperatures(classifier.calibration), is_simulated(run))
 
+# %% ../../nbs/06_explanation.ipynb #2fd1c74e
+def _same_source(run, other, name):
+    "Raise `ValueError` if two runs are not of the same data set and world"
+    for what, of in (('data set', lambda r: read_json(r / 'source.json').get('dataset')), ('world', _world)):
+        if of(run) != of(other):
+            own, theirs = of(run) or 'the default', of(other) or 'the default'
+            raise ValueError(
+                f'second: the {what} of {name} is {theirs}, of this run {own}; they must be the same'
+            )
 
+
+def _open_second(run, classifier, second):
+    "The classifier of a second training; None where none was named"
+    if not str(second).strip():
+        return None
+    name = run_name(second)
+    path = run_path(name)
+    if not (path / 'model' / 'config.json').is_file() or not (path / 'source.json').is_file():
+        raise RunError(f'second: there is no trained run {name!r}; see `cxr runs`')
+    _same_source(run, RunFolder(path), name)
+    other = PretrainedClassifier.from_pretrained(path / 'model')
+    check_second(classifier, other, name)
+    return other
+
+
+def _outlined_films(run, classifier, boxes):
+    "Test images that were drawn on; None where no folder was named"
+    if not boxes:
+        return None
+    if is_simulated(run):
+        raise ValueError('boxes: they are of real images, and the patients of this run are simulated')
+    config, test = classifier.model.config, _test_rows(run)
+    known = read_outlines(boxes, config.image_size, config.fit)
+    ours = {
+        str(name).rsplit('/', 1)[-1]: (name, patient) for name, patient in zip(test.image, test.patient_id)
+    }
+    rows = [i for i, image in enumerate(known.table.image) if image in ours]
+    if not rows:
+        raise ValueError(
+            f'boxes: of the {len(known)} outlines in {boxes} none is of a test image of this run'
+        )
+    outlines = known.take(rows)
+    names = [ours[image] for image in outlines.table.image]
+    outlines.table['patient'] = [str(patient) for _, patient in names]
+    films = read_films(run, classifier, list(dict.fromkeys(name for name, _ in names)))
+    studies = np.array([films.place(name) for name, _ in names])
+    return OutlinedFilms(films.pixels, films.notes, films.probability, outlines, studies, known)
+
+# %% ../../nbs/06_explanation.ipynb #bd738193
+def _repeat(trial, explain, second, name, n_bootstrap, seed):
+    "Do maps repeat themselves? Of the default method; of every method with 'full'"
+    full, drawn = explain == 'full', list(trial.maps)
+    default = trial.explanation['default_method'] or (drawn or [''])[0]
+    record = judge_repeatability(
+        trial,
+        drawn if full else [default],
+        second,
+        DIRECTIONS if full else DIRECTIONS[:1],
+        **dict(n_bootstrap=n_bootstrap, seed=seed),
+    )
+    return record | dict(second=str(name))
+
+
+def _judge_more(trial, explain, second, name, outlined, n_bootstrap, seed):
+    "What is shown beside the verdict: scores by size, repeatability, real outlines"
+    resampled = dict(n_bootstrap=n_bootstrap, seed=seed)
+    found = dict(sizes=judge_sizes(trial.maps, trial.bench, **resampled))
+    found['repeatability'] = _repeat(trial, explain, second, name, **resampled)
+    found['outlines'] = outlined and judge_outlines(
+        trial.classifier, outlined, trial.explanation, **resampled
+    )
+    return found
+
+# %% ../../nbs/06_explanation.ipynb #60d54b43
+def _write_explanation(run, explanation, ruler):
+    "Beside the run, beside its model, and as a table"
+    with rewriting(run, 'model'):
+        save_beside(run / 'model', {'explanation.json': explanation, RULER: ruler})
+    write_json(run / 'explanation.json', explanation)
+    with atomic_path(run / 'explanation.csv') as tmp:
+        acceptance_table(explanation).to_csv(tmp, index=False)
+
+
+def _plots(explanation, measured):
+    "Pictures of the verdict, as name -> figure"
+    repeated = plot_repeatability(explanation['repeatability'])
+    return dict(
+        explanation_acceptance=plot_acceptance(explanation),
+        explanation_measurements=measured,
+        explanation_repeatability=repeated or figure_of_words('No map was drawn, so none can repeat itself.'),
+    )
+
+# %% ../../nbs/06_explanation.ipynb #85c0d5cd
 def explanation_stage(
     run: RunFolder,  # a run whose evaluation is done
     *,
@@ -472,6 +574,8 @@ def explanation_stage(
     n_explained: int = 100,  # simulated patients of the test, at most; with 'full' at least 150
     n_bootstrap: int = 1000,  # resamples of patients
     seed: int = 0,  # which simulated patients, and their resamples
+    second: str = '',  # another run, trained with another seed on the same data set or world; '': none
+    boxes: str = '',  # folder of real boxes or masks, for a run of real images; '': none
 ) -> dict:  # content of explanation.json
     "Judge the model's heat maps and measurements, store the verdict with the model, and draw cases"
     check_ranges(n_explained=n_explained, n_bootstrap=n_bootstrap, seed=seed)
@@ -479,21 +583,19 @@ def explanation_stage(
     if not (run / 'model' / 'config.json').exists():
         raise RunError(f'{run.path} holds predictions and no model, so there is nothing to explain')
     run.check('evaluation')
+    classifier, simulated = PretrainedClassifier.from_pretrained(run / 'model'), is_simulated(run)
+    other, outlined = _open_second(run, classifier, second), _outlined_films(run, classifier, boxes)
     set_theme()
     run.begin('explanation')
-    classifier, simulated = PretrainedClassifier.from_pretrained(run / 'model'), is_simulated(run)
-    explanation = _judge(run, classifier, explain, n_explained, n_bootstrap, seed)
+    resampled = dict(n_bootstrap=n_bootstrap, seed=seed)
+    trial = _judge(run, classifier, explain, n_explained, **resampled)
+    explanation = trial.explanation | _judge_more(trial, explain, other, second, outlined, **resampled)
     explanation = count_places(run, classifier, explanation, seed)
-    explanation['measurements'], ruler, measured = _measure(run, classifier, n_explained, n_bootstrap, seed)
-    with rewriting(run, 'model'):
-        save_beside(run / 'model', {'explanation.json': explanation, RULER: ruler})
-    write_json(run / 'explanation.json', explanation)
-    with atomic_path(run / 'explanation.csv') as tmp:
-        acceptance_table(explanation).to_csv(tmp, index=False)
-    pictures = dict(explanation_acceptance=plot_acceptance(explanation), explanation_measurements=measured)
-    pictures |= _draw_cases(run, classifier, explanation, simulated)
+    explanation['measurements'], ruler, measured = _measure(run, classifier, n_explained, **resampled)
+    _write_explanation(run, explanation, ruler)
+    pictures = _plots(explanation, measured) | _draw_cases(run, classifier, explanation, simulated)
     for name, figure in pictures.items():
         save_figure(figure, run / f'{name}.png')
-    sizes = dict(n_explained=n_explained, n_bootstrap=n_bootstrap, seed=seed)
-    run.finish('explanation', dict(explain=explain, **sizes))
+    sizes = dict(explain=explain, n_explained=n_explained, **resampled)
+    run.finish('explanation', sizes | dict(second=str(second), boxes=str(boxes)))
     return explanation

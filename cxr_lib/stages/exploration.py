@@ -8,16 +8,16 @@ __all__ = ['exploration_stage', 'ensure_studies']
 # %% ../../nbs/01_exploration.ipynb #c71e0e04
 import numpy as np, pandas as pd
 from ..foundations.run import RunFolder
-from ..foundations.core import RadiographError
+from ..foundations.core import RadiographError, is_file_of_sources, is_joined, split_list
 from ..foundations.files import atomic_path, content_key, write_json
 from ..foundations.run import check_choices, check_ranges, located_path, portable_path
 from ..data.studies import Exclusions, draw_patients_of, split_by_patient
 from ..data.simulated import simulate, true_labels
 from ..data.catalogue import DATASETS, Scan, about_blank, blank_films, check_source
 from ..data.catalogue import images_to_scan, refuse_too_few, source_options
-from ..data.joined import SIMULATED_OPTIONS, is_file_of_sources, is_joined
+from ..data.joined import SIMULATED_OPTIONS
 from ..data.joined import load_both, load_parts, read_parts
-from ..data.joined import split_list, split_parts, true_part_labels, validate_joined
+from ..data.joined import split_parts, true_part_labels, validate_joined
 from ..data.separation import listed_patients, read_patient_list, refuse_listed, refuse_same_films
 
 # %% ../../nbs/01_exploration.ipynb #aaf659a3

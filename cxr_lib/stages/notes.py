@@ -9,10 +9,10 @@ __all__ = ['notes_stage', 'notes_info', 'read_certificate', 'describe_mode', 'en
 import pandas as pd
 from ..foundations.run import RunFolder
 from ..foundations.files import atomic_path, read_json, write_json
-from ..foundations.core import project_root
+from ..foundations.core import project_root, split_list
 from ..foundations.run import check_ranges, located_path, portable_path
 from ..data.catalogue import DATASETS, source_folder
-from ..data.joined import own_images, split_list
+from ..data.joined import own_images
 from ..notes.leakage import ENCODER_LEFT_OUT, Certificate, film_share, leakage_certificate
 from ..notes.leaking import label_leak_notes
 from ..notes.wording import NOTE_MODES, clinical_notes

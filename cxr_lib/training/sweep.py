@@ -18,14 +18,13 @@ from fastcore.basics import patch
 from filelock import FileLock
 from ..foundations.files import atomic_path, content_key
 from ..foundations.core import choose_device
-from ..foundations.core import seed_everything
+from ..foundations.core import seed_everything, split_list
 from ..foundations.files import write_json
 from ..foundations.figures import BLUE, GREEN, GREY, RED, SILVER, SLATE, VERMILION
 from ..foundations.figures import sign_figure
 from ..foundations.progress import progress_bar
 from ..metrics.ranking import ranking_metrics, resample_patients
 from ..data.catalogue import DATASETS
-from ..data.joined import split_list
 from ..data.studies import check_patient_splits
 from ..model.text import make_tokenizer
 from ..model.presets import PRESETS, make_config, parse_overrides, split_overrides

@@ -15,6 +15,7 @@ from cxr_lib.explanation.acceptance import (
     best_method,
     check_explanation,
     judge_checkpoint,
+    judge_controls,
     judge_maps,
     judge_observation,
     map_for,
@@ -129,6 +130,20 @@ def untrained_verdict():
     return judge_checkpoint(untrained(['fever']), CANDIDATES, n=30, per=10, seeds=1, n_bootstrap=100)
 
 
+def test_what_must_fail_is_judged_on_every_checkpoint_and_told(untrained_verdict):
+    controls = untrained_verdict['controls']
+    assert set(controls) == set(CANDIDATES)
+    assert all(of == dict(rotated=[], random_weights=[]) for of in controls.values())
+    said = ' '.join(acceptance_sentences(untrained_verdict))
+    assert 'turned by 90 degrees 0 of 39 are accepted' in said and 'of random weights 0 of 39' in said
+    assert 'Milliseconds per map: integrated gradients' in said
+
+
+def test_controls_that_pass_are_told_too(bench, oracle, noise, falls):
+    found = judge_controls(rotated(rotated(rotated(oracle))), [oracle, *noise], bench, falls, falls, 100)
+    assert all(len(set(found[kind]) & set(FOCAL)) >= 6 for kind in ('rotated', 'random_weights'))
+
+
 def test_an_untrained_model_passes_nothing(untrained_verdict):
     assert not any(accepted(of) for of in untrained_verdict['methods'].values())
     assert untrained_verdict['default_method'] is None
@@ -150,6 +165,7 @@ def test_an_encoder_without_places_is_judged_by_the_methods_that_it_has(monkeypa
     monkeypatch.setattr(classifier.model.image_encoder, 'side', 0)
     found = judge_checkpoint(classifier, CANDIDATES, n=8, per=3, seeds=1, n_bootstrap=10)
     assert 'no square map' in found['methods']['grad_cam']['Edema']['reason']
+    assert any(s.startswith('Grad-CAM: no map, because the tokens') for s in acceptance_sentences(found))
     assert len(acceptance_table(found)) == 3 * len(SIGNS)
 
 

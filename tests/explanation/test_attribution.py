@@ -9,8 +9,10 @@ from cxr_lib.explanation.attribution import (
     BASELINES,
     METHODS,
     ask,
+    attention_blocks,
     attribute,
     beginning,
+    cannot_draw,
     plot_maps,
     smooth,
     spread,
@@ -67,6 +69,8 @@ def test_evidence_of_tokens_sums_to_the_image_logit_exactly(pixels, head, encode
 @pytest.mark.parametrize('method', METHODS)
 def test_batches_do_not_matter_and_weights_are_left_alone(method, classifier, pixels):
     questions = ask(pixels, NOTES, PAIRS)
+    if method == 'attention_relevance':
+        classifier = of_encoder('test_vit', image_size=64)
     before = {k: v.clone() for k, v in classifier.model.state_dict().items()}
     more = dict(side=1 / 4) if method == 'occlusion' else {}
     whole, parts = (attribute(classifier, questions, method, batch_size=b, **more) for b in (6, 4))
@@ -90,6 +94,22 @@ def test_an_encoder_without_a_map_of_places_is_told_so_and_has_other_methods(cla
         with pytest.raises(ValueError, match='no square map.*integrated_gradients or occlusion'):
             attribute(classifier, questions, method)
     assert np.isfinite(attribute(classifier, questions, 'integrated_gradients', steps=2)).all()
+
+
+def test_a_network_without_attention_is_told_so(classifier, pixels):
+    questions = ask(pixels, NOTES, PAIRS[:2])
+    with pytest.raises(ValueError, match='no attention that can be read; use integrated_gradients'):
+        attribute(classifier, questions, 'attention_relevance')
+    assert 'no attention' in cannot_draw(classifier, 'attention_relevance')
+
+
+def test_relevance_speaks_in_favour_and_leaves_the_model_as_it_was(pixels):
+    classifier = of_encoder('test_vit', image_size=64)
+    encoder = classifier.model.image_encoder
+    own = attribute(classifier, ask(pixels, NOTES, PAIRS), 'attention_relevance', branch='image')
+    assert own.min() >= 0 and (own.sum((1, 2)) > 0).all()
+    assert all(block.fused_attn for block in attention_blocks(encoder))
+    assert not any(block.attn_drop._forward_hooks for block in attention_blocks(encoder))
 
 
 def test_weights_that_are_not_finite_are_no_map(pixels):

@@ -48,7 +48,9 @@ def test_the_verdict_is_written_beside_run_and_model_and_every_stage_stays_valid
     assert stored == read_json(explained / 'explanation.json')
     table = pd.read_csv(explained / 'explanation.csv')
     assert set(table.observation) == set(SIGNS) and set(table.method) == set(stored['methods'])
-    for name in ('acceptance', 'gallery', 'looking'):
+    assert 'repeatability' in stored and stored['outlines'] is None
+    assert set(stored['sizes']) == set(stored['controls']) == set(stored['seconds_per_map'])
+    for name in ('acceptance', 'gallery', 'looking', 'repeatability'):
         assert (explained / f'explanation_{name}.png').stat().st_size > 1000
 
 
@@ -83,6 +85,61 @@ def test_predictions_without_a_model_have_nothing_to_explain(run):
     shutil.rmtree(run / 'model')
     with pytest.raises(RunError, match='no model'):
         stage.explanation_stage(run, **FEW)
+
+
+def other_run(run, seed, **source):
+    "Another finished run beside `run`, of the same kind of data unless told otherwise"
+    home = run.path.parent / 'home'
+    other = RunFolder(finished_run(home, f'other{seed}', model_seed=seed))
+    write_json(other / 'source.json', read_json(other / 'source.json') | source)
+    return str(other.path)
+
+
+def test_a_second_training_is_compared(run):
+    found = stage.explanation_stage(run, **FEW, second=other_run(run, 1))['repeatability']
+    (by,) = found['methods'].values()
+    assert 'second' in by and found['second']
+    run.check('explanation')
+
+
+def test_a_second_run_that_does_not_fit_is_refused_before_anything_is_written(run):
+    with pytest.raises(RunError, match='no trained run'):
+        stage.explanation_stage(run, **FEW, second='nobody')
+    for second, why in (
+        (other_run(run, 0), 'another seed'),
+        (other_run(run, 2, world='realistic'), 'world of .* is realistic'),
+        (other_run(run, 3, dataset='nih', simulated=False), 'data set of .* is nih'),
+    ):
+        with pytest.raises(ValueError, match=why):
+            stage.explanation_stage(run, **FEW, second=second)
+    assert run.done('explanation')
+
+
+def boxed(run, tmp_path, name):
+    box = {'Finding Label': 'Effusion', 'x': 200, 'y': 500, 'w': 200, 'h': 300}
+    pd.DataFrame([{'Image Index': name} | box]).to_csv(tmp_path / 'boxes.csv', index=False)
+    write_json(run / 'source.json', read_json(run / 'source.json') | dict(simulated=False, dataset='nih'))
+    return dict(boxes=str(tmp_path))
+
+
+def test_maps_of_real_images_are_held_against_real_boxes(run, tmp_path):
+    films = pd.read_parquet(run / 'predictions.parquet').query("split == 'test'").image
+    name = films.iloc[0].rsplit('/', 1)[-1]
+    classifier = PretrainedClassifier.from_pretrained(run / 'model')
+    outlined = stage._outlined_films(run, classifier, boxed(run, tmp_path, name)['boxes'])
+    found = stage.judge_outlines(
+        classifier, outlined, dict(seconds_per_map=dict(grad_cam=1), settings={}), 10
+    )
+    assert found['n'] == 1 and found['observations'] == {'Pleural Effusion': 1}
+    assert set(found['methods']['grad_cam']) == {'all', 'called'}
+
+
+def test_boxes_of_other_images_or_for_simulated_patients_are_refused(run, tmp_path):
+    with pytest.raises(ValueError, match='are simulated'):
+        stage.explanation_stage(run, **FEW, boxes=str(tmp_path))
+    classifier = PretrainedClassifier.from_pretrained(run / 'model')
+    with pytest.raises(ValueError, match='none is of a test image'):
+        stage._outlined_films(run, classifier, boxed(run, tmp_path, 'elsewhere.png')['boxes'])
 
 
 @pytest.mark.parametrize('wrong', [dict(n_explained=0), dict(n_bootstrap=1), dict(explain='all')])

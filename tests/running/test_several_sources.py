@@ -171,8 +171,9 @@ def test_a_run_that_would_test_people_whom_the_other_has_seen_is_refused(home, d
     assert "test patients of this run were trained or tuned on by 'apart'" in err
 
 
-def test_a_run_to_start_from_that_is_not_there_is_an_impossible_request(home, data):
-    command = 'run', '--run', 'x', '--dataset', 'nih', '--root', data / 'nih', '-p', 'start_from', 'nothing'
+@pytest.mark.parametrize('parameter', ['start_from', 'second'])
+def test_another_run_that_is_not_there_is_an_impossible_request(home, data, parameter):
+    command = 'run', '--run', 'x', '--dataset', 'nih', '--root', data / 'nih', '-p', parameter, 'nothing'
     code, _, err = cxr(home, *command, *QUICK)
     assert code == 2
-    assert "start_from is 'nothing', and there is no trained model in" in err
+    assert f"{parameter} is 'nothing', and there is no trained model in" in err
