@@ -435,7 +435,8 @@ def reasoning_stage(
         with atomic_path(run / 'writers_by_observation.csv') as tmp:
             compared.by_observation.to_csv(tmp)
     told = [*certainty_sentences(certainty), *texts_sentences(labels, said)]
-    told.append(about_notes(read_json(run / 'notes.json'), evidence.simulated))
+    if (run / 'notes.json').is_file():
+        told.append(about_notes(read_json(run / 'notes.json'), evidence.simulated))
     found = Reasoning(
         [*told, *compared.sentences],
         certainty,
