@@ -35,10 +35,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn.functional import adaptive_avg_pool2d
-
 from film_heads import NINE, guides, in_folds, mixed_films, row, scores
 from film_trials import joined, later
+from torch.nn.functional import adaptive_avg_pool2d
 
 from cxr_lib.data.images import pixel_cache
 from cxr_lib.data.public import load_nih

@@ -372,6 +372,9 @@ def why_no_zone(
         return 'where findings lie in its training images is not known, so no place was checked'
     if any(names_zones(explanation, m, o) for m, of in explanation['methods'].items() for o in of):
         return ''
+    passed = passed_bench(explanation)
+    if passed and not any('tuning' in _zone_verdicts(explanation)[o] for o in passed):
+        return 'how often its zones are right was not counted on tuning images'
     return 'the heat maps of this model name none that is right often enough'
 
 # %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #31c1ea7b

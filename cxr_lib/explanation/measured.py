@@ -24,12 +24,12 @@ MEASURES = {
     sign: tuple(name for name, (_, of, _) in MEASUREMENTS.items() if of == sign)
     for sign in dict.fromkeys(sign for _, sign, _ in MEASUREMENTS.values())
 }
-#: measurement -> what a text calls it, before the value; no word that is the name of a finding
+#: measurement -> what a text says before and after the value; no word that is the name of a finding
 MEASURE_WORDS = {
-    'cardiothoracic_ratio': 'cardiothoracic ratio',
-    'mediastinal_width': 'mediastinum, as a share of the width of the thorax,',
-    'right_blunting': 'right costophrenic angle, filled up to a share of the width of the thorax of',
-    'left_blunting': 'left costophrenic angle, filled up to a share of the width of the thorax of',
+    'cardiothoracic_ratio': ('cardiothoracic ratio', ''),
+    'mediastinal_width': ('width of the mediastinum', 'of the thorax'),
+    'right_blunting': ('right costophrenic angle filled to', 'of the width of the thorax'),
+    'left_blunting': ('left costophrenic angle filled to', 'of the width of the thorax'),
 }
 #: Share of unseen patients whose error is within the tolerance, from which a measurement is evidence (assumed).
 ACCURATE = 0.9

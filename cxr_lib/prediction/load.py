@@ -413,7 +413,8 @@ def zones(
 # %% ../../nbs/chapters/11_prediction/03_load.ipynb #1ce17d27
 def _as_evidence(said):
     "A `Measured` as a piece of evidence"
-    measurement = Measurement(name=MEASURE_WORDS[said.name], value=round(said.value, 2))
+    name, unit = MEASURE_WORDS[said.name]
+    measurement = Measurement(name=name, value=round(said.value, 2), unit=unit)
     return Evidence(source='measurement', logit=said.logit, measurement=measurement)
 
 

@@ -37,6 +37,7 @@ class Measurement(Record):
 
     name: str = Field(description='what is measured, such as "cardiothoracic ratio"')
     value: float = Field(description='as a share of the width of the thorax')
+    unit: str = Field('', description='what stands after the value in a text, such as "of the thorax"')
 
 
 class Evidence(Record):

@@ -129,7 +129,7 @@ _SOURCES['measurement'] = 'measurement'
 def _evidence_words(e):
     "What a sentence quotes: the note, a place, or a value"
     if e.measurement is not None:
-        return f': {e.measurement.name} {e.measurement.value:.2f}'
+        return f': {e.measurement.name} {e.measurement.value:.2f} {e.measurement.unit}'.rstrip()
     return f': {_quote(e.text)}' if e.text else _in_zone(e.zone)
 
 # %% ../../nbs/chapters/10_reasoning/07_words.ipynb #07ea03d9

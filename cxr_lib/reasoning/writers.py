@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COSTS', 'Stated', 'stated_in', 'is_supported', 'severity_costs', 'truth_words', 'structure_words', 'cheapest_words',
-           'count_texts', 'share_interval', 'writer_measures', 'writers_table', 'strongest_piece', 'likelier_side',
-           'evidence_gain', 'ceiling_measures', 'writers_sentences']
+           'count_texts', 'share_interval', 'writer_measures', 'writers_table', 'writers_by_observation',
+           'strongest_piece', 'likelier_side', 'evidence_gain', 'ceiling_measures', 'writers_sentences']
 
 # %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #40a957e5
 import re
@@ -19,7 +19,7 @@ from .differential import URGENT, Differential
 from .grammar import accepts, read_text
 from .lexicon import default_lexicon
 from .statements import read_statements
-from .truth import read_back
+from .truth import read_back, statement_table
 from .words import Grammar, expected_reading, percent_text, unquoted
 
 # %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #e75bcdd1
@@ -228,6 +228,22 @@ def writers_table(
         row['words per text'] = f'{of["words"]:.0f}' if 'words' in of else ''
         rows[writer] = row
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('writer')
+
+# %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #8dcf0778
+_KEPT = ('stated present: true', 'said present', 'said absent')
+
+
+def writers_by_observation(
+    texts: Mapping[str, Sequence[str]],  # writer -> n texts
+    labels: np.ndarray,  # (n, 14) the truth
+) -> pd.DataFrame:  # by observation, 'all' last; text for reading
+    "What each writer's texts state, beside the truth, by observation"
+    found = {}
+    for writer, own in texts.items():
+        said = np.array([[of.get(o, '') for o in OBSERVATIONS] for of in map(read_back, own)], object)
+        table = statement_table(labels, said)
+        found |= {f'{writer}; {name}': table[name] for name in _KEPT}
+    return pd.DataFrame(found).rename_axis('observation')
 
 # %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #4936de7f
 _PIECE = re.compile(r'\.(evidence_\w+)\[(\d+)\]')

@@ -52,6 +52,7 @@ from cxr_lib.reasoning.writers import (
     likelier_side,
     strongest_piece,
     writer_measures,
+    writers_by_observation,
     writers_sentences,
     writers_table,
 )
@@ -311,6 +312,7 @@ class Compared(NamedTuple):
     measures: dict  # writer -> as from `writer_measures`
     sentences: list  # what they come to
     texts: dict  # writer -> one text
+    by_observation: pd.DataFrame | None = None  # as from `writers_by_observation`
 
 
 def compare_decoder(
@@ -347,7 +349,9 @@ def compare_decoder(
     )
     said.append(f'That took {spent[0]:.1f} minutes; writing and comparing took {spent[1]:.1f}.')
     most = int(np.argmax(labels.sum(1)))
-    return Compared(measures, said, {writer: of[most] for writer, of in texts.items()})
+    told = {name: texts[name] for name in ('template', 'decoder, grammar', 'decoder, free')}
+    shown = {writer: of[most] for writer, of in texts.items()}
+    return Compared(measures, said, shown, writers_by_observation(told, labels))
 
 # %% ../../nbs/07_reasoning.ipynb #da2ff5cf
 class Reasoning(NamedTuple):
@@ -428,8 +432,11 @@ def reasoning_stage(
     if decoder:
         compared = compare_decoder(run, evidence, certainty, rows, differentials, decoder, seed)
         write_json(run / 'writers.json', compared.measures)
+        with atomic_path(run / 'writers_by_observation.csv') as tmp:
+            compared.by_observation.to_csv(tmp)
     told = [*certainty_sentences(certainty), *texts_sentences(labels, said)]
-    told.append(about_notes(read_json(run / 'notes.json'), evidence.simulated))
+    if (run / 'notes.json').is_file():
+        told.append(about_notes(read_json(run / 'notes.json'), evidence.simulated))
     found = Reasoning(
         [*told, *compared.sentences],
         certainty,

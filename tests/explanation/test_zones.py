@@ -177,3 +177,8 @@ def test_the_count_leaves_the_verdict_of_the_bench_as_it_is():
 def test_more_right_names_never_lose_the_verdict():
     verdicts = [judge_named([1.0] * k + [0.0] * (40 - k), 8)['accepted'] for k in range(41)]
     assert verdicts == sorted(verdicts)
+
+
+def test_a_verdict_that_was_never_counted_says_so():
+    assert 'was not counted' in why_no_zone(explanation(dict(accepted=True, reason='')))
+    assert 'right often enough' in why_no_zone(counted(7, 0))

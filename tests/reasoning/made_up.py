@@ -28,6 +28,7 @@ REASONS = (
     'of statements with the phrase for it 62% were true, not 75% to 90%',
 )
 
+#: Two of the reasons why no zone is named.
 WHY_NO_ZONE = (why_no_zone(None), why_no_zone(dict(bench=dict(in_distribution=False))))
 
 probability = st.floats(0, 1) | st.sampled_from(EDGES)
@@ -61,7 +62,8 @@ def measured(rng):
     "A measurement for some of the observations that have one"
     found = {}
     for o in (o for o in MEASURES if rng.random() < 0.7):
-        own = Measurement(name=MEASURE_WORDS[rng.choice(MEASURES[o])], value=round(rng.random(), 2))
+        name, unit = MEASURE_WORDS[rng.choice(MEASURES[o])]
+        own = Measurement(name=name, value=round(rng.random(), 2), unit=unit)
         found[o] = Evidence(source='measurement', logit=float(rng.normal(0, 2)), measurement=own)
     return found
 

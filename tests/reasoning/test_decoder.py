@@ -74,6 +74,9 @@ def test_the_run_keeps_the_decoder_and_the_table(reasoned):
     run.check('reasoning')
     stored = stored_reasoning(run)
     assert stored.writers.equals(found.writers)
+    by_observation = pd.read_csv(run / 'writers_by_observation.csv', index_col=0, dtype=str).fillna('')
+    held = by_observation.filter(like='decoder, grammar; ').to_numpy()
+    assert (held == by_observation.filter(like='template; ').to_numpy()).all()
     assert 'by decoder, grammar' in ' '.join(stored.texts)
     fingerprint = read_json(run / 'certainty.json')['fingerprint']
     assert load_decoder(run / 'decoder', fingerprint).projection.in_features == 64

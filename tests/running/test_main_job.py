@@ -97,6 +97,7 @@ def test_every_file_of_the_report_is_there(report):
         'explanation_gallery.png',
         'explanation_measurements.png',
         'model/explanation.json',
+        'model/ruler.json',
         '07_reasoning.html',
         'certainty.json',
         'certainty.png',
