@@ -269,8 +269,9 @@ def main():
         ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
     ).stdout.strip()
     table = pd.DataFrame(rows).round(4).assign(seed=args.seed, commit=commit)
+    table['tried'] = 'later' if args.later else 'first'
     shown = ['protocol', 'features', 'penalty', 'healthy', 'head', 'mixed', 'learned_from']
-    shown += ['mean', 'low', 'high', 'mean_ill', 'mean_mixed']
+    shown += ['mean', 'low', 'high', 'mean_ill', 'mean_mixed', 'mean_elsewhere']
     with pd.option_context('display.max_columns', None, 'display.max_rows', None, 'display.width', 180):
         print(table[[c for c in shown if c in table]])
     print(f'{time.perf_counter() - started:.0f} s')
