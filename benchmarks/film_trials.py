@@ -222,5 +222,8 @@ def joined(old, new):
     old = old.reindex(
         columns=[*old.columns, *(c for c in ('head', 'mixed', 'tried') if c not in old.columns)]
     )
-    old = old.assign(tried=old['tried'].fillna('first'), head=old['head'].fillna('regression'))
+    old = old.assign(
+        tried=old['tried'].fillna('first'),
+        head=old['head'].mask(old['head'].isna() & old.penalty.notna(), 'regression'),
+    )
     return pd.concat([old, new], ignore_index=True).drop_duplicates(KEY, keep='last', ignore_index=True)

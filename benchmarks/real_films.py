@@ -25,9 +25,10 @@ same images.
 
 With `--later`: other heads, layers, sizes, inputs and ensembles, self-supervision and training (`film_trials.py`).
 `mean_mixed` ranks the images of sources that were not chosen for two labels, each within its projection; the trial with
-the highest mean of it and `mean_ill` is tested. `mean_elsewhere` ranks them within their source, by a model of the other
-sources; it was added after the test had been looked at, and chose nothing. `mixed` is how much a film of such a source
-counts (empty: 1).
+the highest mean of it and `mean_ill` is tested. `mean_elsewhere` ranks them within their source, by a model of the
+other sources; it was added after the test had been looked at, and chose nothing. `mixed` is how much a film of such a
+source counts (empty: 1).
+
 Target: a mean of 0.66 in `trained apart` and in `five folds`.
 """
 
