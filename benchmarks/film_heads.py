@@ -12,10 +12,16 @@ NINE += ['Pleural Effusion', 'Lung Opacity', 'Lung Lesion', 'Pleural Other']
 TWO_CLASSES = 'muhammedtalo/COVID-19'
 
 
+def sources_of(folder, table, fewest=20):
+    "(n,) where each image came from; sources of fewer images are called 'rest'"
+    origin = pd.read_csv(folder / 'provenance.csv').set_index('Image Index').repository
+    found = pd.Series([origin[image.rpartition('/')[2]] for image in table.image])
+    return found.where(found.map(found.value_counts()) >= fewest, 'rest').to_numpy()
+
+
 def mixed_films(folder, table):
     "(n,) is an image of a source that was not chosen for two labels?"
-    origin = pd.read_csv(folder / 'provenance.csv').set_index('Image Index').repository
-    return np.array([origin[image.rpartition('/')[2]] != TWO_CLASSES for image in table.image])
+    return sources_of(folder, table) != TWO_CLASSES
 
 
 def film_weights(labels, healthy):
@@ -95,6 +101,16 @@ def guides(table, found, fold, mixed):
     return dict(
         mean_ill=mean_among(ill, table, found, fold), mean_mixed=mean_among(mixed, table, found, lying)
     )
+
+
+def elsewhere(answer, table, sources):
+    "Mean AUROC within each mixed source, by a model of the patients of the other sources"
+    found, group = np.full((len(table), len(NINE)), np.nan), np.full(len(table), -1)
+    for k, source in enumerate(sorted({*sources} - {TWO_CLASSES})):
+        test = sources == source
+        learned = ~table.patient_id.isin(table.patient_id[test]).to_numpy()
+        found[test], group[test] = answer(learned, test), k
+    return mean_among(group >= 0, table, found, group)
 
 
 def in_folds(answer, splits):

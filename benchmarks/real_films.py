@@ -22,6 +22,13 @@ cases.
 
 Only the setting that selection prefers, the preset and the former preset are tested, beside the public model on the
 same images.
+
+With `--later`: other heads, layers, sizes, inputs and ensembles, self-supervision and training (`film_trials.py`).
+`mean_mixed` ranks the images of sources that were not chosen for two labels, each within its projection; the trial with
+the highest mean of it and `mean_ill` is tested. `mean_elsewhere` ranks them within their source, by a model of the
+other sources; it was added after the test had been looked at, and chose nothing. `mixed` is how much a film of such a
+source counts (empty: 1).
+
 Target: a mean of 0.66 in `trained apart` and in `five folds`.
 """
 
@@ -268,8 +275,9 @@ def main():
         ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True
     ).stdout.strip()
     table = pd.DataFrame(rows).round(4).assign(seed=args.seed, commit=commit)
+    table['tried'] = 'later' if args.later else 'first'
     shown = ['protocol', 'features', 'penalty', 'healthy', 'head', 'mixed', 'learned_from']
-    shown += ['mean', 'low', 'high', 'mean_ill', 'mean_mixed']
+    shown += ['mean', 'low', 'high', 'mean_ill', 'mean_mixed', 'mean_elsewhere']
     with pd.option_context('display.max_columns', None, 'display.max_rows', None, 'display.width', 180):
         print(table[[c for c in shown if c in table]])
     print(f'{time.perf_counter() - started:.0f} s')

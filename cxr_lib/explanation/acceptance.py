@@ -85,7 +85,8 @@ def _clearly_more(difference):
 def _why_not(n, found):
     "Why a map is not accepted; '' if it is"
     if n < FEWEST:
-        return f'the model calls it in only {n} patients of the bench; {FEWEST} are needed'
+        held = f'only {n} patient{"s" * (n > 1)}' if n else 'no patient'
+        return f'the model calls it in {held} of the bench; {FEWEST} are needed'
     hit, prior = found['hit_rate']['value'], found['location_prior']['value']
     if not _clearly_more(found['over_location_prior']):
         return f'it hits {hit:.0%}, the location prior {prior:.0%}: not clearly more'

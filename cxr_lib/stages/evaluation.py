@@ -178,7 +178,10 @@ def _compare(run, external, predictions, n_bootstrap, seed):
         return None
     path = Path(other) if Path(other).exists() else project_root() / other
     theirs = read_external(path)
-    return compare_external(predictions, theirs, model_name(path), n_bootstrap=n_bootstrap, seed=seed)
+    found = compare_external(predictions, theirs, model_name(path), n_bootstrap=n_bootstrap, seed=seed)
+    rows = {row['observation']: row for row in found[['observation', 'reason']].to_dict('records')}
+    say_unlearned(rows, untrained_observations(run))
+    return found.assign(reason=[rows[o]['reason'] for o in found['observation']])
 
 # %% ../../nbs/05_evaluation.ipynb #13f9892f
 def _write_report(run, metrics, tables, pictures):

@@ -57,7 +57,8 @@ from cxr_lib.reasoning.writers import (
     writers_table,
 )
 from ..simulation.worlds import recorded_world
-from .evaluation import about_notes, evaluate_stage, stored_calibrations, with_best_possible
+from .evaluation import about_notes, evaluate_stage, stored_calibrations
+from .evaluation import untrained_observations, with_best_possible
 from .training import ensure_training
 from ..training.dataset import StudyData
 
@@ -66,7 +67,7 @@ def learned_by(
     run: RunFolder,
     predictions: pd.DataFrame,  # its prediction table
 ) -> tuple:  # of observations
-    "Observations that the training images annotate"
+    "Observations that the training images annotate, in every fold: a model without one source may know fewer"
     path = run / 'studies_with_notes.parquet'
     if path.exists():
         labels = pd.read_parquet(path)
@@ -74,7 +75,8 @@ def learned_by(
     else:
         tuning = predictions[predictions['split'] == 'tuning']
         labels = pd.DataFrame(prediction_matrix(tuning, 'label'), columns=list(OBSERVATIONS))
-    return tuple(o for o in OBSERVATIONS if (labels[o] == 1).any() and (labels[o] == 0).any())
+    spoken = [o for o in OBSERVATIONS if o not in untrained_observations(run)]
+    return tuple(o for o in spoken if (labels[o] == 1).any() and (labels[o] == 0).any())
 
 # %% ../../nbs/07_reasoning.ipynb #9558e094
 class Evidence(NamedTuple):

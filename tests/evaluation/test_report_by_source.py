@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,13 @@ from cxr_lib.evaluation.card import check_metrics
 from cxr_lib.evaluation.elsewhere import Elsewhere, TrainedRun, split_in_run
 from cxr_lib.evaluation.external import comparison_sentence
 from cxr_lib.evaluation.report import evaluate
-from cxr_lib.evaluation.sources import left_out_sources, source_report, source_sentences, source_table
+from cxr_lib.evaluation.sources import (
+    left_out_sources,
+    plot_sources,
+    source_report,
+    source_sentences,
+    source_table,
+)
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.metrics.predictions import synthetic_predictions
 
@@ -130,3 +137,15 @@ def test_the_sentence_follows_the_interval_of_the_difference(low, high, said):
 
 def test_the_sentence_says_where_the_model_is_at_chance():
     assert compared(-0.3, -0.1, own_low=0.5).endswith('This model is not better than chance there.')
+
+
+def test_observations_that_are_kept_out_for_one_reason_are_named_together(held_out):
+    table = held_out.copy()
+    table[['label/Fracture', 'label/Edema']] = np.nan
+    said = [s for s in evaluate(table, n_bootstrap=20)['verdict'] if s.startswith('Kept out')]
+    assert said == ['Kept out of the mean: Edema, Fracture (not labelled in these data).']
+
+
+def test_the_picture_of_sources_is_not_shown_a_second_time(held_out):
+    plot_sources(source_report(held_out, 20))
+    assert not plt.get_fignums()

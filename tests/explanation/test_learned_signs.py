@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cxr_lib.explanation import bench
+from cxr_lib.explanation.acceptance import judge_observation
 from cxr_lib.foundations.core import OBSERVATIONS
 
 
@@ -32,3 +33,9 @@ def test_what_was_never_labelled_is_not_judged(monkeypatch, by_condition):
     assert {'Pleural Effusion', 'Support Devices'} & asked
     everything = bench.draw_bench(6, per=2, seed=3)
     assert 'Fracture' in {OBSERVATIONS[k] for k in everything.observations}
+
+
+@pytest.mark.parametrize('n, words', [(1, 'in only 1 patient of'), (5, 'in only 5 patients of')])
+def test_too_few_patients_are_counted_in_words(n, words):
+    found = judge_observation(*np.zeros((5, n)), n_bootstrap=2)
+    assert words in found['reason'] and not found['accepted']

@@ -77,7 +77,7 @@ def test_rows_of_the_same_trial_are_replaced_and_others_stay():
             mean=[0.1, 0.2],
         )
     )
-    old['head'] = ['Gaussian kernel', None]
+    old[['head', 'tried', 'learned_from']] = [['Gaussian kernel', 'first', 9], [None, None, 9]]
     new = old[:1].assign(mean=0.6, mixed=np.nan)
     found = film_trials.joined(old, new).set_index('features')
     assert found['mean'].to_dict() == {'pixels': 0.2, 'zones': 0.6}
