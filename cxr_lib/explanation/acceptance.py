@@ -78,7 +78,8 @@ def _clearly_more(difference):
 def _why_not(n, found):
     "Why a map is not accepted; '' if it is"
     if n < FEWEST:
-        return f'the model calls it in only {n} patients of the bench; {FEWEST} are needed'
+        patients = 'patient' if n == 1 else 'patients'
+        return f'the model calls it in only {n} {patients} of the bench; {FEWEST} are needed'
     hit, prior = found['hit_rate']['value'], found['location_prior']['value']
     if not _clearly_more(found['over_location_prior']):
         return f'it hits {hit:.0%}, the location prior {prior:.0%}: not clearly more'
