@@ -70,7 +70,7 @@ SCORES = dict(
     iou='IoU (Otsu)',
     iou_tuned='IoU (tuned)',
     auprc='AUPRC, mask',
-    auprc_changed='AUPRC, changed pixels',
+    auprc_changed='AUPRC, changed',
 )
 
 
@@ -125,7 +125,8 @@ def sizes_table(
     by: str = 'thirds',  # or 'observations'
 ) -> pd.DataFrame:  # one row per method and third or observation; text for reading
     "The scores with their intervals"
-    show = lambda v: number_text(v['value'], v['low'], v['high'], 2, '') if v else ''  # noqa: E731
+    ends = lambda v, k: () if k == 'prior' else (v['low'], v['high'])  # noqa: E731
+    show = lambda v, k: number_text(v['value'], *ends(v, k), digits=2) if v else ''  # noqa: E731
     title = 'size' if by == 'thirds' else 'observation'
     rows = [
         {
@@ -133,7 +134,7 @@ def sizes_table(
             'method': METHODS[method][1],
             'findings': own['n'],
             'median area': f'{own["area"]:.1%}' if own['n'] else '',
-            **{words: show(own.get(k)) for k, words in SCORES.items()},
+            **{words: show(own.get(k), k) for k, words in SCORES.items()},
         }
         for method, parts in record.items()
         for name, own in parts[by].items()

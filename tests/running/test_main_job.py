@@ -96,6 +96,7 @@ def test_every_file_of_the_report_is_there(report):
         'explanation.json',
         'explanation_gallery.png',
         'explanation_measurements.png',
+        'explanation_repeatability.png',
         'model/explanation.json',
         'model/ruler.json',
         '07_reasoning.html',
