@@ -321,7 +321,7 @@ def writers_sentences(
     name, score = 'unsupported, or another number', 'score against the truth'
     said = [
         f'Held to the grammar, the decoder made {held["statements"]:,} statements; '
-        f'the share that the structure does not support is {_told(held, name)}. '
+        f'the share that the structure does not hold, or holds with another number, is {_told(held, name)}. '
         f'Free, it made {free["statements"]:,}, and the share is {_told(free, name)}.',
         f'Score against the truth: template {_told(template, score)}, decoder under the grammar {_told(held, score)}, '
         f'free {_told(free, score)}. To say nothing would score {_told(measures["floor: nothing said"], score)}; '
