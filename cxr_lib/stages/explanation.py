@@ -409,7 +409,7 @@ def _draw_cases(run, classifier, explanation, simulated):
 
 # %% ../../nbs/06_explanation.ipynb #52f18d9d
 #: Tuning images at most in which the model calls an observation whose zones are counted.
-_COUNTED = 60
+_COUNTED = 100
 
 
 def _called_tuning(run, classifier, observations, seed):
