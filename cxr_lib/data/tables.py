@@ -236,9 +236,8 @@ def _remark_on_nameless(table, columns, path, exclusions):
     "Say that filled columns without a name are not used, unless they count the rows"
     unused = []
     for k in (k for k, c in enumerate(columns) if not c):
-        cells = table.iloc[:, k]
-        filled = cells.notna().any() and (cells.astype(str).str.strip() != '').any()
-        if filled and not _are_row_numbers(cells.astype(str).tolist()):
+        cells = ['' if pd.isna(cell) else str(cell) for cell in table.iloc[:, k]]
+        if any(c.strip() for c in cells) and not _are_row_numbers(cells):
             unused.append(k)
     if unused:
         add_remark(

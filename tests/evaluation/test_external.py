@@ -140,6 +140,12 @@ def test_no_bytes_whatever_give_another_kind_of_error(tmp_path_factory, data, su
         read_external(path)
 
 
+def test_a_nameless_column_with_empty_cells_is_left_out(tmp_path):
+    path = tmp_path / 'damaged.csv'
+    path.write_bytes(b'image,Edema,\rneumonia\na.png,0.125,0.0\nb.png,0.5,1.0\n')
+    assert read_external(path)['Edema'].to_dict() == {'a.png': 0.125, 'b.png': 0.5}
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_good_file_that_is_damaged_is_refused_or_read_as_it_is(tmp_path_factory, data):
