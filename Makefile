@@ -29,9 +29,7 @@ test: check-export check-clean check-readme lint nbdev-test pytest
 # Runs a command and prints the seconds that it took: $(call timed,what,command)
 timed = @echo "== $(1)"; start=$$(date +%s); $(2) && echo "   $(1): $$(($$(date +%s) - start)) s"
 
-check-address:
-	@$(PYTHON) .ci/address.py
-export: install
+check-export: install
 	$(call timed,the committed modules are what the notebooks export,$(RUN) tests/check_repository.py export)
 check-clean: install
 	$(call timed,the notebooks are clean,$(RUN) tests/check_repository.py clean)
@@ -39,6 +37,7 @@ check-readme: install
 	$(call timed,README.md is what index.ipynb gives,$(RUN) tests/check_repository.py readme)
 lint: install
 	$(call timed,ruff,$(RUN) -m ruff check --no-cache .)
+	$(call timed,types,$(RUN) tests/check_types.py)
 	$(call timed,rooms that fit on a screen,$(RUN) tests/measure_house.py)
 # In a project folder of its own: the stages make one small run, which the other notebooks open.
 nbdev-test: install

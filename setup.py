@@ -1,6 +1,7 @@
 """Packaging: name, version and requirements are all read from settings.ini, the one place that states them."""
 
 import shutil
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
+sys.path.insert(0, str(here / '.ci'))
+
+from stubs import stub  # noqa: E402
+
 parser = ConfigParser(delimiters=['='])
 parser.read(here / 'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
@@ -23,7 +28,11 @@ class BuildWithNotebooks(build_py):
         super().run()
         if getattr(self, 'editable_mode', False):
             return  # the checkout's own nbs/ are used
-        target = Path(self.build_lib) / cfg['lib_name'] / 'nbs'
+        library = Path(self.build_lib) / cfg['lib_name']
+        for module in library.rglob('*.py'):  # where methods are, for those who check types
+            if text := stub(module.read_text(encoding='utf-8')):
+                module.with_suffix('.pyi').write_text(text, encoding='utf-8')
+        target = library / 'nbs'
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
         for notebook in sorted((here / cfg['nbs_path']).glob('[0-9]*.ipynb')):

@@ -144,9 +144,15 @@ def parameter_rows(source: str) -> 'list[tuple[str, str, str]]':
     return rows
 
 
+def quoted_as_code(text: str) -> str:
+    """Values in quotes as code: two single quotes would look like one double quote."""
+    return re.sub(r"(?<!\w)'[^'\s]*'(?!\w)", r'`\g<0>`', text)
+
+
 def parameter_table(source: str) -> str:
     """The parameters of a notebook as a table."""
-    rows = [f'| `{name}` | `{value}` | {said} |' for name, value, said in parameter_rows(source)]
+    found = parameter_rows(source)
+    rows = [f'| `{name}` | `{value}` | {quoted_as_code(said)} |' for name, value, said in found]
     return '\n'.join(['| parameter | default | meaning |', '|---|---|---|', *rows])
 
 

@@ -10,8 +10,20 @@ from dataclasses import dataclass
 import film_encoders
 import numpy as np
 import pandas as pd
-from film_heads import NINE, TWO_CLASSES, elsewhere, guides, in_folds, kernel_scores, mixed_films, row, scores
-from film_heads import sources_of, standardised, whitened
+from film_heads import (
+    NINE,
+    TWO_CLASSES,
+    elsewhere,
+    guides,
+    in_folds,
+    kernel_scores,
+    mixed_films,
+    row,
+    scores,
+    sources_of,
+    standardised,
+    whitened,
+)
 
 from cxr_lib.data.images import pixel_cache
 from cxr_lib.data.public import load_covid

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from typing import Any, Callable, Iterator
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .data.catalogue import data_root, is_simulated
@@ -105,10 +106,11 @@ def uploaded_file(
 class Debounced:
     "Calls a function once its own calls have paused"
 
-    def __init__(self, function, wait: float = 0.4):  # seconds
-        self.function, self.wait, self.timer = function, wait, None
+    def __init__(self, function: Callable, wait: float = 0.4) -> None:  # seconds
+        self.function, self.wait = function, wait
+        self.timer: Any = None
 
-    def __call__(self, *_):
+    def __call__(self, *_) -> Any:
         "Call the function after the wait, unless there is another call before"
         self.cancel()
         try:
@@ -117,13 +119,13 @@ class Debounced:
             return self.function()
         self.timer = loop.call_later(self.wait, self.settle)
 
-    def cancel(self):
+    def cancel(self) -> None:
         "Forget a call that waits"
         if self.timer is not None:
             self.timer.cancel()
         self.timer = None
 
-    def settle(self):
+    def settle(self) -> None:
         "Make the call that waits now, if there is one"
         if self.timer is not None:
             self.cancel()
@@ -475,11 +477,12 @@ SWAPS = {
 class DemoPage:
     "The parts of the widget, and what happens when they change"
 
-    def __init__(self, run: RunFolder, n_samples: int):
+    def __init__(self, run: RunFolder, n_samples: int) -> None:
         self.predictor, self.cases = load(run.path), demo_cases(run, n_samples)
         self.n_samples = len(self.cases)
-        self.own = self.shown = None  # `Encoded`: of the chosen case, and what is in its place
-        self.swapped = None  # (in words, the note before) while something is swapped in
+        self.shown: Any = None
+        self.own: Any = None  # `Encoded`: of the chosen case, and what is in its place
+        self.swapped: tuple | None = None  # (in words, the note before) while something is swapped in
         self.turn, self.silent = 0, False
         self.typed = Debounced(self.update)
         self.make_controls()
@@ -487,7 +490,7 @@ class DemoPage:
         self.make_buttons()
 
     @contextmanager
-    def quiet(self):
+    def quiet(self) -> Iterator[None]:
         "Within the block, a change of a part raises no answer"
         self.silent = True
         try:
@@ -501,7 +504,7 @@ class DemoPage:
 
 # %% ../nbs/08_demo.ipynb #6e5b1f7b
 @patch
-def make_controls(self: DemoPage):
+def make_controls(self: DemoPage) -> None:
     "What a person sets"
     import ipywidgets as w
 
@@ -522,11 +525,11 @@ def make_controls(self: DemoPage):
 
 
 @patch
-def make_answers(self: DemoPage, simulated):
+def make_answers(self: DemoPage, simulated: bool) -> None:
     "What the model says"
     import ipywidgets as w
 
-    style = files('cxr_lib').joinpath('assets', 'demo.css').read_text(encoding='utf-8')
+    style = files('cxr_lib').joinpath('assets').joinpath('demo.css').read_text(encoding='utf-8')
     banner = demo_banner(self.predictor.facts, simulated)
     self.banner = w.HTML(f'<style>{style}</style>{banner}')
     self.film, self.message, self.notices = w.HTML(), w.HTML(), w.HTML()
@@ -536,7 +539,7 @@ def make_answers(self: DemoPage, simulated):
 
 
 @patch
-def make_buttons(self: DemoPage):
+def make_buttons(self: DemoPage) -> None:
     "What a person presses"
     import ipywidgets as w
 
@@ -546,7 +549,7 @@ def make_buttons(self: DemoPage):
 
 # %% ../nbs/08_demo.ipynb #c1cadd8e
 @patch
-def box(self: DemoPage):
+def box(self: DemoPage) -> Any:
     "The parts in their places: side by side where there is room, below each other on a phone"
     import ipywidgets as w
 
@@ -577,7 +580,7 @@ def _alert(text):
 
 
 @patch
-def clear(self: DemoPage, text: str = ''):
+def clear(self: DemoPage, text: str = '') -> None:
     "Nothing of a former answer stays; a message may stand instead"
     for part in (self.bars, self.parts, self.words, self.notices, self.state, self.moved, self.links):
         part.value = ''
@@ -596,7 +599,7 @@ def predictions(self: DemoPage, sentences: bool = False) -> list[Prediction]:
 
 
 @patch
-def update(self: DemoPage, *_):
+def update(self: DemoPage, *_) -> None:
     "After any change"
     self.typed.cancel()
     if self.shown is None:  # the message says why
@@ -608,7 +611,7 @@ def update(self: DemoPage, *_):
 
 # %% ../nbs/08_demo.ipynb #319e5f3d
 @patch
-def show(self: DemoPage, answer: Prediction, before: Prediction | None = None):
+def show(self: DemoPage, answer: Prediction, before: Prediction | None = None) -> None:
     "Draw an answer, and what moved if something is swapped in"
     labels = self.case.labels if self.labels.value and self.case.labels is not None else None
     parts = {
@@ -655,7 +658,7 @@ def caption(self: DemoPage) -> str:
 def report_words(self: DemoPage, answer: Prediction) -> str:
     "Findings and impression in short; the long text is among the files"
     told = with_report(answer, self.note.value, self.predictor.base, self.predictor.certainty)
-    text = html.escape(str(describe(told.differential, 'short')))
+    text = html.escape(str(describe(told.differential, 'short')))  # type: ignore[arg-type]
     return f'<h2>In words</h2><pre class="cxr-words">{text}</pre>'
 
 
@@ -677,7 +680,7 @@ def swap_words(self: DemoPage, after: Prediction, before: Prediction) -> str:
 
 # %% ../nbs/08_demo.ipynb #65ba9f9a
 @patch
-def choose(self: DemoPage, *_):
+def choose(self: DemoPage, *_) -> None:
     "Another image was chosen: its own note, and its answer"
     if self.silent:
         return
@@ -698,7 +701,7 @@ def choose(self: DemoPage, *_):
 
 
 @patch
-def take_upload(self: DemoPage, *_):
+def take_upload(self: DemoPage, *_) -> None:
     "A file was uploaded: it joins the list, or the reason is said and the page stays"
     if self.silent or not self.upload.value:
         return
@@ -717,7 +720,7 @@ def take_upload(self: DemoPage, *_):
 
 # %% ../nbs/08_demo.ipynb #2b7631ea
 @patch
-def forget_upload(self: DemoPage):
+def forget_upload(self: DemoPage) -> None:
     "Let go of the bytes, so that the same file can be uploaded again"
     with self.quiet():
         if not isinstance(self.upload.value, dict):  # which cannot be changed
@@ -725,7 +728,7 @@ def forget_upload(self: DemoPage):
 
 
 @patch
-def note_typed(self: DemoPage, *_):
+def note_typed(self: DemoPage, *_) -> None:
     "The note was edited: an answer once the typing pauses"
     if self.silent:
         return
@@ -735,7 +738,7 @@ def note_typed(self: DemoPage, *_):
 
 
 @patch
-def take_example(self: DemoPage, *_):
+def take_example(self: DemoPage, *_) -> None:
     "An example was chosen for a note"
     if self.silent or self.example.value is None:
         return
@@ -746,7 +749,7 @@ def take_example(self: DemoPage, *_):
 
 # %% ../nbs/08_demo.ipynb #3f930319
 @patch
-def other(self: DemoPage, suits) -> Case:
+def other(self: DemoPage, suits: Callable) -> Case:
     "The next sample of another patient; raises `LookupError` if there is none"
     found = [c for c in self.cases if (c is not self.case and c.patient != self.case.patient and suits(c))]
     if not found:
@@ -774,7 +777,7 @@ def swap_of(self: DemoPage, kind: str) -> tuple:  # (in words, image, note)
 
 
 @patch
-def swap(self: DemoPage, kind: str):
+def swap(self: DemoPage, kind: str) -> None:
     "Swap one thing in; whatever was swapped in before goes back first"
     if self.own is None:
         return
@@ -792,7 +795,7 @@ def swap(self: DemoPage, kind: str):
 
 # %% ../nbs/08_demo.ipynb #4d53df99
 @patch
-def restore(self: DemoPage):
+def restore(self: DemoPage) -> None:
     "Put back what was swapped out"
     self.typed.cancel()
     if self.swapped and self.swapped[1] is not None:
@@ -802,14 +805,14 @@ def restore(self: DemoPage):
 
 
 @patch
-def go_back(self: DemoPage, *_):
+def go_back(self: DemoPage, *_) -> None:
     "The patient's own image and note, and their answer"
     self.restore()
     self.update()
 
 
 @patch
-def offer_files(self: DemoPage, *_):
+def offer_files(self: DemoPage, *_) -> None:
     "Links to picture, JSON and text of what is shown"
     self.typed.settle()
     if not self.bars.value:  # there is no answer, and the message says why
@@ -833,7 +836,7 @@ def offer_files(self: DemoPage, *_):
 
 # %% ../nbs/08_demo.ipynb #5ca0946f
 @patch
-def connect(self: DemoPage):
+def connect(self: DemoPage) -> None:
     "Let the parts hear each other"
     self.image.observe(self.choose, 'value')
     self.upload.observe(self.take_upload, 'value')
@@ -850,7 +853,7 @@ def connect(self: DemoPage):
 def demo_widget(
     run: RunFolder,  # a run; what it lacks is made with small defaults
     n_samples: int = 12,  # test images to choose from
-):  # an ipywidgets box; its `page` holds the parts
+) -> Any:  # an ipywidgets box; its `page` holds the parts
     "Pick or upload an image, edit the note, see the probabilities"
     run.check('evaluation')  # its calibration is used too
     page = DemoPage(run, n_samples)

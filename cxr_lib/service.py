@@ -12,7 +12,7 @@ __all__ = ['PROBLEMS', 'CLOSED', 'OPEN', 'FORMATS', 'ALWAYS', 'MIN_TOKEN', 'Prob
 import asyncio, base64, binascii, contextlib, hmac, html, ipaddress, json, logging, os, socket
 import threading, time, traceback
 from dataclasses import asdict
-from typing import Iterator, Literal
+from typing import Any, Callable, Iterator, Literal
 from urllib.parse import urlsplit
 
 from fastcore.basics import patch
@@ -66,13 +66,13 @@ class Problem(BaseModel):
 class Refused(Exception):
     "A request that is not answered"
 
-    def __init__(self, kind: str, detail: str = '', **headers: str):
+    def __init__(self, kind: str, detail: str = '', **headers: str) -> None:
         super().__init__(kind)
         self.kind, self.detail = kind, detail
         self.headers = {name.replace('_', '-'): value for name, value in headers.items()}
 
 # %% ../nbs/09_service.ipynb #93d007d2
-def problem_response(refused: Refused):  # a starlette Response
+def problem_response(refused: Refused) -> Any:  # a starlette Response
     "A problem as a response"
     from starlette.responses import Response
 
@@ -157,7 +157,7 @@ def check_entry(
     path: str,  # of a request
     headers: dict,  # names in lower case -> values
     token: str | None,  # None: loopback names only
-):
+) -> None:
     "Raise `Refused` for a request that may not come in"
     host, origin = headers.get('host', ''), headers.get('origin')
     if token is None and not is_loopback(_host_of(host)):
@@ -174,11 +174,11 @@ def check_entry(
 class Door:
     "ASGI middleware: who may come in, with how much, and what a failure tells"
 
-    def __init__(self, app, limits: Limits, token: str | None = None):
+    def __init__(self, app: Any, limits: Limits, token: str | None = None) -> None:
         self.app, self.limits, self.token = app, limits, token
         self.held = 0  # bytes of all bodies that are in memory
 
-    async def __call__(self, scope, receive, send):
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope['type'] != 'http':
             if scope['type'] == 'lifespan':
                 await self.app(scope, receive, send)
@@ -270,9 +270,10 @@ class JsonQuestion(BaseModel):
     "A question as JSON"
 
     model_config = ConfigDict(extra='forbid', strict=True)
-    image: str = Field(None, min_length=1)  # absent, but not null
-    name: str = None
-    note: str = Field(None, min_length=1, pattern=r'\S')
+    # absent, but not null
+    image: str = Field(None, min_length=1)  # type: ignore[assignment]
+    name: str = None  # type: ignore[assignment]
+    note: str = Field(None, min_length=1, pattern=r'\S')  # type: ignore[assignment]
 
 
 def question_from_json(
@@ -295,7 +296,7 @@ def question_from_json(
 
 # %% ../nbs/09_service.ipynb #0dceea45
 async def question_from_form(
-    request,  # a starlette Request whose body is a form
+    request: Any,  # a starlette Request whose body is a form
     limits: Limits,
 ) -> tuple:  # (FileInMemory or None, note or None)
     "Image and note from a form, in memory; raises `ValueError` or `Refused`"
@@ -326,7 +327,7 @@ async def question_from_form(
 
 # %% ../nbs/09_service.ipynb #b8a24a37
 async def read_question(
-    request,  # a starlette Request
+    request: Any,  # a starlette Request
     limits: Limits,
 ) -> tuple:  # (FileInMemory or None, note or None)
     "Image and note of a request; raises `ValueError` or `Refused`"
@@ -479,7 +480,11 @@ def _add_predictions(app, answering):
         openapi_extra=dict(requestBody=_request_body(answering.limits)),
         summary='Predict one study from its image, its note, or both',
     )
-    async def predict(request: Request, format: Literal['json', 'fhir', 'sr'] = None, sentences: bool = True):
+    async def predict(
+        request: Request,
+        format: Literal['json', 'fhir', 'sr'] = None,  # type: ignore[assignment]
+        sentences: bool = True,
+    ):
         form = format or accepted_format(request.headers.get('accept', ''))
         image, note = await read_question(request, answering.limits)
         prediction = await answering.ask(image, note, sentences)
@@ -541,7 +546,7 @@ def make_app(
     limits: Limits | None = None,  # the defaults if None
     token: str | None = None,  # None: for loopback only
     page: bool = True,  # mount the page at /ui
-):  # a FastAPI application
+) -> Any:  # a FastAPI application
     "The service as an ASGI application; raises `MissingExtra` without the extra `serve`"
     require_extra('serve', 'The web service')
     from fastapi import FastAPI
@@ -680,7 +685,7 @@ def _offline():
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
 
 
-def make_page(answering: Answering):  # a gradio Blocks
+def make_page(answering: Answering) -> Any:  # a gradio Blocks
     "The page: an image, a note, a button, the answer"
     _offline()
     import gradio as gr
@@ -708,7 +713,7 @@ def make_page(answering: Answering):  # a gradio Blocks
     return page
 
 # %% ../nbs/09_service.ipynb #d91b4b0a
-def mount_page(app, answering: Answering):
+def mount_page(app: Any, answering: Answering) -> None:
     "Put the page on an application, at /ui"
     page = make_page(answering)
     import gradio as gr
@@ -725,7 +730,7 @@ MIN_TOKEN = 8  # characters
 def check_address(
     host: str,  # to listen on
     token: str | None,
-):
+) -> None:
     "Raise `ValueError` for an address that needs a token, or for a token that is none"
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or token != token.strip()):
         raise ValueError(f'the token needs at least {MIN_TOKEN} ASCII characters, and no spaces around it')
@@ -764,7 +769,7 @@ def serve(
     port: int = 8000,  # 0: any free one
     token: str | None = None,  # that requests have to carry
     limits: Limits | None = None,  # the defaults if None
-):
+) -> None:
     "Serve a model until Ctrl-C; raises `ValueError`, `OSError` or `MissingExtra`"
     check_address(host, token)
     server = _server(predictor, limits, token, True)

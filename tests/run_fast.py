@@ -59,7 +59,7 @@ def tests_of(names):
     known = {p.relative_to(ROOT).as_posix(): p.stem for p in beside}
     own = [name for name in names if re.match(r'tests/(\w+/)?test_\w+\.py$', name)]
     order = [*own, *(n for n, stem in known.items() if stem in stems), *known]
-    rules = ['tests/test_layers.py', 'tests/test_readme.py'] if names else []
+    rules = ['tests/test_layers.py', 'tests/test_types.py', 'tests/test_readme.py'] if names else []
     return [n for n in dict.fromkeys([*order, *rules]) if n not in LONG and (ROOT / n).exists()]
 
 
@@ -95,9 +95,8 @@ def run_chapters(chapters, seconds):
     start = time.monotonic()
     for n, name in enumerate(chapters):
         left = seconds - (time.monotonic() - start)
-        code = (
-            'import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1], do_print=True)[0])'
-        )
+        code = 'import sys, pathlib; from nbdev.test import test_nb\n'
+        code += 'sys.exit(not test_nb(pathlib.Path(sys.argv[1]), do_print=True)[0])'
         try:
             done = subprocess.run([sys.executable, '-c', code, name], cwd=ROOT, timeout=max(left, 0.01))
         except subprocess.TimeoutExpired:

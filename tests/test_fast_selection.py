@@ -57,3 +57,9 @@ def test_a_failure_is_one(tmp_path):
     command = [sys.executable, '-c', PROGRAM, str(ROOT / 'tests')]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == '1 1 True', done.stdout + done.stderr
+
+
+def test_a_changed_chapter_is_run_and_its_failure_counts():
+    good, bad = 'nbs/chapters/01_foundations/06_progress.ipynb', 'nbs/chapters/01_foundations/none.ipynb'
+    assert run_fast.run_chapters([good], 60) == (1, False)
+    assert run_fast.run_chapters([bad, good], 60) == (1, True)

@@ -167,6 +167,17 @@ def test_says_the_remedy(monkeypatch):
         environment.check_python()
 
 
+# What make does
+
+
+def test_make_test_runs_every_check_and_make_has_nothing_to_warn_of():
+    done = subprocess.run(['make', '-n', 'test'], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and 'warning' not in done.stderr, done.stderr
+    wanted = [f'check_repository.py {what}' for what in ('export', 'clean', 'readme')]
+    wanted += ['ruff check', 'check_types.py', 'measure_house.py', 'run_notebooks.py', 'pytest']
+    assert [command for command in wanted if command not in done.stdout] == []
+
+
 # What is built
 
 
@@ -174,7 +185,7 @@ def test_says_the_remedy(monkeypatch):
 def copy(tmp_path_factory):
     "What git would give, in another folder"
     target = tmp_path_factory.mktemp('copy with spaces') / 'project'
-    everywhere = shutil.ignore_patterns('.*', '*.egg-info', '__pycache__')
+    everywhere = shutil.ignore_patterns('.[!c]*', '*.egg-info', '__pycache__')  # .ci comes along
     at_the_root = shutil.ignore_patterns('build', 'dist', 'reports', 'data', '_proc', '_docs')
     shutil.copytree(
         ROOT,
@@ -216,9 +227,12 @@ def test_wheel_carries_modules_assets_and_notebooks(copy, tmp_path):
     }
     assert 'cxr_lib/py.typed' in names
     strange = [
-        n for n in names if not re.match(r'cxr_lib/([\w/]+\.py|assets/[\w.]+|py\.typed|nbs/[\w.]+)$', n)
+        n for n in names if not re.match(r'cxr_lib/([\w/]+\.pyi?|assets/[\w.]+|py\.typed|nbs/[\w.]+)$', n)
     ]
     assert [n for n in strange if '.dist-info/' not in n] == [], 'the wheel carries something else'
+    assert 'def answer(' in wheel.read('cxr_lib/prediction/load.pyi').decode()  # a method of a later cell
+    with_stub = [n[:-1] for n in names if n.endswith('.pyi')]
+    assert with_stub and all('@patch' in wheel.read(n).decode() for n in with_stub)
     assert ('Home-page' in data['METADATA']) == (settings()['user'] != 'OWNER')
     # Installed elsewhere, the command line finds the notebooks that came along.
     site = tmp_path / 'site'

@@ -124,6 +124,13 @@ def test_parameters_become_rows_with_type_default_and_meaning():
     assert rows == [('run: str', "''", 'a &#124; b'), ('seed', '0', 'of it')]
 
 
+def test_values_in_quotes_are_code_and_an_apostrophe_is_not():
+    said = make_docs.parameter_table(
+        "run: str = ''  # a run's name; '': the newest, or 'all' of the source's\n"
+    )
+    assert said.endswith("| `run: str` | `''` | a run's name; `''`: the newest, or `'all'` of the source's |")
+
+
 def test_links_become_those_of_the_site(tmp_path):
     pages = make_docs.Pages(tmp_path)
     page = ROOT / 'nbs' / 'docs' / 'formats.md'

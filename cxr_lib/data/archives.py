@@ -9,6 +9,7 @@ __all__ = ['DownloadError', 'size_text', 'check_room', 'only_one', 'byte_bar', '
 import contextlib, errno, gzip, os, re, shutil, stat, sys, tarfile, time, zipfile, zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, Iterator
 
 # %% ../../nbs/chapters/04_data/16_archives.ipynb #de6ec143
 class DownloadError(RuntimeError):
@@ -19,17 +20,17 @@ def size_text(
     n: float,  # bytes
 ) -> str:  # such as '1.2 MB' (decimal, as disks and servers count)
     "A size for people"
-    for unit in ('bytes', 'kB', 'MB', 'GB'):
-        if n < 1000 or unit == 'GB':
-            return f'{n:.0f} bytes' if unit == 'bytes' else f'{n:.1f} {unit}'
-        n /= 1000
+    if n < 1000:
+        return f'{n:.0f} bytes'
+    k = next(k for k in (1, 2, 3) if n < 1000 ** (k + 1) or k == 3)
+    return f'{n / 1000**k:.1f} {("kB", "MB", "GB")[k - 1]}'
 
 
 def check_room(
     folder: Path,  # where it is to go
     needed: float,  # bytes
     what: str,  # what needs them
-):
+) -> None:
     "Raise `DownloadError` unless the disk has room"
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -42,7 +43,7 @@ def check_room(
 @contextlib.contextmanager
 def only_one(
     path: Path,  # of a file; its folder is made if absent
-):
+) -> Iterator[None]:
     "Hold a lock beside a file; `DownloadError` where another process holds it"
     from filelock import FileLock, Timeout
 
@@ -67,7 +68,7 @@ def byte_bar(
     name: str,  # what is counted
     total: int | None,  # bytes
     progress: bool,  # show it?
-):
+) -> Any:
     "A progress bar for bytes"
     from tqdm.auto import tqdm
 
@@ -115,7 +116,7 @@ _BESIDE = (
 
 
 def is_tar(
-    raw,  # a file, open at its beginning; it is left there
+    raw: Any,  # a file, open at its beginning; it is left there
 ) -> bool:
     "Is it a tar without its gzip? Some browsers unpack it while they download"
     head = raw.read(262)

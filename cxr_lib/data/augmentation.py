@@ -6,6 +6,12 @@
 __all__ = ['augment']
 
 # %% ../../nbs/chapters/04_data/12_augmentation.ipynb #80619c04
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
 def _placement(z, side, degrees, shift, scale):
     "The affine maps of a batch: rotation, scale, shift, and a mirroring where `side` is -1"
     import torch
@@ -18,15 +24,15 @@ def _placement(z, side, degrees, shift, scale):
 
 
 def augment(
-    batch,  # torch float tensor (batch, 1, size, size), values 0 to 1
-    generator=None,  # torch.Generator on the CPU; the global one if None
+    batch: 'torch.Tensor',  # torch float tensor (batch, 1, size, size), values 0 to 1
+    generator: 'torch.Generator | None' = None,  # torch.Generator on the CPU; the global one if None
     degrees: float = 5.0,  # standard deviation of the rotation, degrees
     shift: float = 0.03,  # standard deviation of the shift, share of the side
     scale: float = 0.05,  # standard deviation of the log scale
     contrast: float = 0.15,  # standard deviation of the log contrast
     brightness: float = 0.05,  # standard deviation of the brightness
     flip: bool = False,  # also mirror every second image left to right: makes situs inversus of a healthy chest
-):  # tensor of the same shape, values 0 to 1
+) -> 'torch.Tensor':  # tensor of the same shape, values 0 to 1
     "Rotate, shift, scale and re-expose each image of a batch a little; draws are cut at 2.5 standard deviations"
     import torch, torch.nn.functional as F
 
@@ -34,7 +40,7 @@ def augment(
     z = torch.randn(6, n, generator=generator).clamp(-2.5, 2.5).to(batch.device)
     side = 1 - 2 * torch.randint(2, (n,), generator=generator).to(batch.device) if flip else 1
     theta = _placement(z, side, degrees, shift, scale)
-    grid = F.affine_grid(theta, batch.shape, align_corners=False).to(batch.dtype)
+    grid = F.affine_grid(theta, list(batch.shape), align_corners=False).to(batch.dtype)
     moved = F.grid_sample(batch, grid, mode='bilinear', padding_mode='border', align_corners=False)
     mean = moved.mean((1, 2, 3), keepdim=True)
     gain = torch.exp(z[4] * contrast)[:, None, None, None]

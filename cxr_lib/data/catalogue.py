@@ -50,7 +50,7 @@ def add_source(
     about: str,
     note_mode: str,
     **more,  # other fields of `Dataset`
-):
+) -> None:
     "Enter a source into `DATASETS`"
     DATASETS[name] = Dataset(name, load, about, note_mode, **more)
 
@@ -164,7 +164,8 @@ def source_options(
 ) -> dict:  # keyword arguments for its loader
     "The options of a source, checked against what its loader takes; raises `ValueError` with the choices"
     try:
-        given = json.loads(options) if isinstance(options, str) and options.strip() else dict(options or {})
+        written = isinstance(options, str) and options.strip()
+        given = json.loads(str(options)) if written else dict(options or {})  # type: ignore[arg-type]
     except (ValueError, TypeError) as e:
         expected = 'expected such as {"labels": "mesh"}'
         raise ValueError(f'options is not JSON ({e}): {options!r}; {expected}') from None
@@ -258,7 +259,7 @@ def about_blank(
 # %% ../../nbs/chapters/04_data/22_catalogue.ipynb #cf5dd6b3
 def refuse_too_few(
     table: pd.DataFrame,  # study table
-):
+) -> None:
     "Raise `ValueError` where a split by patient is impossible, before anything is computed"
     n, images = table.patient_id.nunique(), len(table)
     if n >= 3:

@@ -7,6 +7,7 @@ __all__ = ['codestream', 'rle_pixels', 'jpeg_pixels', 'compressed_pixels']
 
 # %% ../../nbs/chapters/04_data/07_codecs.ipynb #baa487b8
 import io, struct
+from typing import Any
 import numpy as np
 from ..foundations.core import RadiographError
 
@@ -124,7 +125,7 @@ def _refuse_other_size(code, form):
 def compressed_pixels(
     frame: bytes,  # a compressed picture
     encapsulated: bytes,  # the same as it lies in the file
-    syntax,  # UID of the compression
+    syntax: Any,  # UID of the compression
     form: dict,  # what the header says of the pixels, by the names of pydicom's decoders
     photometric: str,  # and of their colours
 ) -> np.ndarray:  # (rows, columns[, samples])

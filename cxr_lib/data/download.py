@@ -10,7 +10,7 @@ __all__ = ['DOWNLOADS', 'check_address', 'parse_checksum', 'file_checksum', 'Par
 import errno, hashlib, ipaddress, os, re, shlex, sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Mapping
 from urllib.parse import urljoin, urlsplit
 
 from fastcore.basics import patch
@@ -103,18 +103,20 @@ class PartialFile:
         known = isinstance(found, dict) and found.get('url') == self.url and self.part.exists()
         return found if known else {}
 
-    def begin(self, headers, total: int | None):
+    def begin(self, headers: Mapping, total: int | None) -> None:
         "Start at the first byte of the version that these headers describe"
         self.part.unlink(missing_ok=True)  # first: old bytes must never meet a new note
         version = dict(etag=headers.get('ETag'), modified=headers.get('Last-Modified'))
         write_json(self.note, dict(url=self.url, **version, total=total))
         self.part.touch()
 
-    def same_version(self, headers) -> bool:  # do these headers describe the version whose bytes are here?
+    def same_version(
+        self, headers: Mapping
+    ) -> bool:  # do these headers describe the version whose bytes are here?
         memory, pairs = self.memory(), (('etag', 'ETag'), ('modified', 'Last-Modified'))
         return all(not memory.get(k) or not headers.get(h) or memory[k] == headers[h] for k, h in pairs)
 
-    def discard(self):
+    def discard(self) -> None:
         "Throw the bytes away"
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
@@ -214,9 +216,9 @@ def _lengths(response):
 class _Transfer:
     "What is fetched, and what may be accepted"
 
-    session: object  # of requests
+    session: Any  # of requests
     partial: PartialFile  # what is here
-    bar: object  # for bytes
+    bar: Any  # for bytes
     checked: bool  # will a checksum be verified in the end?
     size: int | None = None  # bytes that it must have
     max_bytes: int | None = None  # or may have at most
@@ -253,20 +255,20 @@ _ITS_PAGE = 'look at the page of the data set.'
 
 
 @patch
-def check_total(self: _Transfer, total):
+def check_total(self: _Transfer, total: int | None) -> None:
     "Is the length that the server states the expected one?"
     url, size, most = self.partial.url, self.size, self.max_bytes
     if size is not None and total is not None and total != size:
         self.partial.discard()
         changed = f'The file has changed since its size was noted: {_ITS_PAGE}'
         raise DownloadError(f'{url} has {total} bytes; expected {size}. {changed}')
-    if most is not None and (total or 0) > most:
+    if most is not None and total is not None and total > most:
         sizes = f'{size_text(total)}; at most {size_text(most)} were expected'
         raise DownloadError(f'{url} has {sizes}. {_ITS_PAGE.capitalize()}')
 
 
 @patch
-def show_total(self: _Transfer, total, have):
+def show_total(self: _Transfer, total: int | None, have: int) -> None:
     "Tell the bar how much there is, and how much is here"
     if self.bar.total != total or self.bar.n != have:
         self.bar.reset(total)
@@ -275,7 +277,7 @@ def show_total(self: _Transfer, total, have):
 
 
 @patch
-def write(self: _Transfer, response, limit):
+def write(self: _Transfer, response: Any, limit: Any) -> int:
     "Write what comes; returns how many bytes are here"
     have = self.partial.size
     with open(self.partial.part, 'ab') as f:
@@ -295,7 +297,7 @@ def write(self: _Transfer, response, limit):
 
 # %% ../../nbs/chapters/04_data/21_download.ipynb #a8299a67
 @patch
-def once(self: _Transfer):
+def once(self: _Transfer) -> None:
     "One request; returns when the file is complete"
     partial, url = self.partial, self.partial.url
     total = partial.memory().get('total')

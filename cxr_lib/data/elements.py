@@ -11,6 +11,7 @@ import contextlib, io, logging, struct, threading, warnings, zlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Iterator
 import numpy as np
 from ..foundations.core import RadiographError
 from ..foundations.files import is_file, stop_on_machine_error
@@ -56,7 +57,7 @@ _SILENCE = threading.Lock()
 
 
 @contextlib.contextmanager
-def silence():
+def silence() -> Iterator[None]:
     "Keep pydicom from quoting header values in warnings and logs"
     log = logging.getLogger('pydicom')
     with _SILENCE, warnings.catch_warnings():
@@ -77,7 +78,7 @@ def _texts(header, keyword: str) -> list:  # values of one element as text; [] i
 
 
 def header_text(
-    header,  # a pydicom dataset
+    header: Any,  # a pydicom dataset
     keyword: str,  # of an element
 ) -> str:  # '' if it is absent or damaged
     "The text of one element"
@@ -88,7 +89,7 @@ def header_text(
 
 # %% ../../nbs/chapters/04_data/05_elements.ipynb #a283be07
 def header_numbers(
-    header,  # a pydicom dataset
+    header: Any,  # a pydicom dataset
     keyword: str,  # of an element
     count: int = 0,  # how many numbers it holds at least, if any
 ) -> list:  # [] if the element is absent or empty
@@ -106,7 +107,7 @@ def header_numbers(
 
 
 def header_number(
-    header,  # a pydicom dataset
+    header: Any,  # a pydicom dataset
     keyword: str,  # of an element
     default: float,  # where it is absent or empty
 ) -> float:
@@ -120,21 +121,21 @@ _LARGEST_HEADER = 64_000_000  # bytes that a deflated file may unpack to before 
 class InflatedFile(io.RawIOBase):
     "What a deflated file holds, unpacked no further than it is read"
 
-    def __init__(self, file):
+    def __init__(self, file: Any) -> None:
         self.packed, self.data, self.at = file, bytearray(), 0
         self.most = _LARGEST_HEADER
         self.decoder = zlib.decompressobj(-zlib.MAX_WBITS)
 
-    def seekable(self):
+    def seekable(self) -> bool:
         return True
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def tell(self):
+    def tell(self) -> int:
         return self.at
 
-    def seek(self, offset, whence=0):
+    def seek(self, offset: int, whence: int = 0) -> int:
         if whence == 2:
             raise io.UnsupportedOperation('where it ends is not known')
         self.at = offset + (self.at if whence == 1 else 0)
@@ -150,7 +151,7 @@ class InflatedFile(io.RawIOBase):
                 return
             self.data += piece
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         self._fetch(self.at + size if size >= 0 else self.most)
         found = bytes(self.data[self.at : self.at + size] if size >= 0 else self.data[self.at :])
         self.at += len(found)
@@ -257,7 +258,7 @@ def _parts(file, path, head, size):
 @contextlib.contextmanager
 def open_dicom(
     path: str | Path | FileInMemory,  # a DICOM file
-):  # path, file, header, syntax (a UID), pixels (are there any?), left (bytes of them), vr
+) -> Any:  # path, file, header, syntax (a UID), pixels (are there any?), left (bytes of them), vr
     "A DICOM file, its header, and how its pixels lie; closed at the end of the block"
     path = as_source(path)
     with contextlib.ExitStack() as stack:

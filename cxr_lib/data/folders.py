@@ -150,7 +150,7 @@ def _cells(raw: pd.DataFrame, spec: str, what: str, path) -> pd.Series:  # strip
 
 # %% ../../nbs/chapters/04_data/19_folders.ipynb #e3fcd949
 #: What a cell may hold without being explained, in lower case.
-_WORDS = {
+_WORDS: dict = {
     'labels': {'1': 1, '0': 0, '-1': -1},
     'sex': {'female': 'Female', 'f': 'Female', 'male': 'Male', 'm': 'Male'},
     'view': {

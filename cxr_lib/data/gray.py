@@ -6,6 +6,7 @@
 __all__ = ['PALETTE', 'window', 'film_range', 'spread', 'palette_table', 'photometric', 'stored_values', 'gray_table']
 
 # %% ../../nbs/chapters/04_data/06_gray.ipynb #5b92e030
+from typing import Any
 import numpy as np
 from .elements import header_number, header_numbers, header_text
 from ..foundations.core import RadiographError
@@ -102,7 +103,7 @@ def _lookup(values: np.ndarray, item, little: bool) -> tuple:
 
 # %% ../../nbs/chapters/04_data/06_gray.ipynb #b394cf08
 def palette_table(
-    header,  # a pydicom dataset with a palette
+    header: Any,  # a pydicom dataset with a palette
     stored: np.ndarray,  # stored values
     little: bool,  # byte order of its words
 ) -> np.ndarray:  # uint8, the gray of the colour that each stored value stands for
@@ -119,7 +120,7 @@ def palette_table(
 
 # %% ../../nbs/chapters/04_data/06_gray.ipynb #b394cf0b
 def photometric(
-    header,  # a pydicom dataset
+    header: Any,  # a pydicom dataset
 ) -> str:  # PhotometricInterpretation as the standard writes it; some devices write lower case
     "Which end is white, or which colours there are"
     return header_text(header, 'PhotometricInterpretation').strip().upper()
@@ -171,7 +172,7 @@ def _by_instruction(header, values, little):
 
 
 def gray_table(
-    header,  # a pydicom dataset
+    header: Any,  # a pydicom dataset
     stored: np.ndarray,  # each possible stored value
     counts: np.ndarray,  # how many pixels have it
     little: bool,  # byte order of lookup tables

@@ -303,7 +303,7 @@ def refuse_both(
     trained: pd.Series,  # patients of the folder that is trained on
     tested: pd.Series,  # patients of the folder that is tested on
     folders: Sequence[str | Path],  # the two
-):
+) -> None:
     "Raise `ValueError` if a patient is in both folders, naming the first"
     both = sorted(set(trained) & set(tested), key=lambda p: (len(p), p))
     if both:

@@ -8,7 +8,7 @@ __all__ = ['NIH_TO_CHEXPERT', 'NIH_LABELS', 'OBSERVATION_SPELLINGS', 'OBSERVATIO
 
 # %% ../../nbs/chapters/04_data/03_observations.ipynb #3b1c4d04
 import re
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS
 from .studies import Exclusions, add_remark, refuse_rows
@@ -35,7 +35,7 @@ NIH_LABELS = tuple(sorted({*NIH_TO_CHEXPERT, 'Emphysema', 'Fibrosis', 'Hernia'})
 
 def map_labels(
     labels: pd.DataFrame,  # one column per source label, with 1, 0, -1 or NaN
-    vocabulary: Mapping[str, str | None],  # source label -> observation; None or absent: no counterpart
+    vocabulary: Mapping[Any, str | None],  # source label -> observation; None or absent: no counterpart
 ) -> pd.DataFrame:  # the 14 observations, same index
     "Translate a source's labels into the 14 observations"
     mapped = {}
@@ -81,7 +81,7 @@ _MEANT = {plain_name(name): o for name, o in OBSERVATION_MEANINGS.items()}
 
 
 def observation_name(
-    text,  # a column's name, or a label; anything but text is no name
+    text: str,  # a column's name, or a label; anything but text is no name
     exact: bool = False,  # only spellings of the name itself, no other words
 ) -> str | None:  # one of `OBSERVATIONS`; None where it is not understood
     "The observation that a name stands for, in whatever spelling"

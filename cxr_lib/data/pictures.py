@@ -10,6 +10,7 @@ __all__ = ['describe_splits', 'describe_overlap', 'plot_patients', 'describe_exc
 
 # %% ../../nbs/chapters/04_data/23_pictures.ipynb #882f6a26
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, as_table, as_text, short_name
 from ..foundations.run import RunFolder
@@ -18,6 +19,9 @@ from ..foundations.figures import BLUE, MIST, ORANGE, figure_of_words, mark_simu
 from .catalogue import Scan, about_blank, scanned
 from .requests import question_share
 from .studies import AGE_BANDS, ALLOWED, age_band, check_patient_splits, shared_by_image_split
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/04_data/23_pictures.ipynb #ac4fd8ad
 def _split_row(t):
@@ -62,7 +66,7 @@ def describe_overlap(
 def plot_patients(
     table: pd.DataFrame,  # study table
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Age by sex, and projections by split"
     import matplotlib.pyplot as plt, seaborn as sns
 
@@ -219,7 +223,7 @@ def plot_contact_sheet(
     ncols: int = 8,  # images in a row
     simulated: bool = False,  # mark the picture as simulated
     seed: int = 0,  # which images
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "A sheet of radiographs, each with its positive observations"
     import matplotlib.pyplot as plt
 
@@ -254,7 +258,7 @@ def plot_observation_sheet(
     per_observation: int = 6,  # images in a row
     simulated: bool = False,  # mark the picture as simulated
     seed: int = 0,  # which images
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "A row of radiographs for each observation, those with the fewest other positives first"
     import matplotlib.pyplot as plt
 
@@ -297,7 +301,7 @@ def label_counts(
 def plot_label_states(
     table: pd.DataFrame,  # study table
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Share of images in each label state, by observation"
     import matplotlib.pyplot as plt
 
@@ -320,7 +324,7 @@ def plot_label_states(
 def plot_cooccurrence(
     table: pd.DataFrame,  # study table
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Heat map of P(column positive | row positive)"
     import matplotlib.pyplot as plt, seaborn as sns
 
@@ -387,7 +391,7 @@ def plot_prevalence_by(
     table: pd.DataFrame,  # study table
     columns: list,  # attributes as for `group_of`
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Prevalence of each observation by subgroup"
     import matplotlib.pyplot as plt
 
@@ -416,7 +420,7 @@ def plot_pixels(
     table: pd.DataFrame,  # study table
     seen: Scan,  # what was seen of the pixels
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Image sizes, and the distributions of mean gray and of contrast by projection"
     import matplotlib.pyplot as plt, seaborn as sns
 
@@ -464,7 +468,7 @@ def plot_pairs(
     root: str | Path,  # folder of the images
     n: int = 8,  # pairs to show
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "The most alike pairs, one above the other"
     import matplotlib.pyplot as plt
 
@@ -503,7 +507,7 @@ def describe_notes(
 def plot_notes(
     table: pd.DataFrame,  # study table with notes
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Lengths of the notes in words"
     import matplotlib.pyplot as plt
 
@@ -522,7 +526,7 @@ def note_samples(
     table: pd.DataFrame,  # study table with notes
     n: int = 8,  # how many
     seed: int = 0,  # which
-):  # a pandas Styler: note and positive observations
+) -> Any:  # a pandas Styler: note and positive observations
     "A few notes with what is positive on the image"
     some = table[table.note.notna()].drop_duplicates('study_id')
     some = some.sample(min(n, len(some)), random_state=seed)

@@ -406,7 +406,7 @@ def has_words(text: str) -> bool:  # a letter or a digit
 
 def check_marks(
     marks: str,  # what to do with de-identification marks
-):
+) -> None:
     "Raise `ValueError` unless it is 'keep' or 'drop'"
     if marks not in ('keep', 'drop'):
         raise ValueError(f"marks is {marks!r}; expected 'keep' or 'drop'")
@@ -488,7 +488,7 @@ def question_share(
     notes: Iterable[str | None],  # notes, missing ones among them
 ) -> dict:  # counts and shares (0 to 1)
     "How many notes ask, and what is left without the questions"
-    notes = [n for n in notes if isinstance(n, str) and n.strip()]
+    notes = list[str](n for n in notes if isinstance(n, str) and n.strip())
     asking = [n for n in notes if has_question(n)]
     left = [scrub_questions(n) for n in asking]
     all_words, asking_words, left_words = (

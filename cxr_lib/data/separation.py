@@ -8,7 +8,7 @@ __all__ = ['read_patient_list', 'listed_patients', 'remembered_list', 'refuse_li
 
 # %% ../../nbs/chapters/04_data/25_separation.ipynb #d9757941
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Mapping
 import numpy as np, pandas as pd
 from .catalogue import Scan
 from .duplicates import near_duplicates
@@ -56,10 +56,10 @@ def remembered_list(
 
 def refuse_listed(
     table: pd.DataFrame,  # study table
-    split,  # (n,) 'train', 'tuning' or 'test' of each row
+    split: Any,  # (n,) 'train', 'tuning' or 'test' of each row
     listed: list[str],  # patients that must not be trained on
     where: str = '',  # what to add about the list, such as its file
-):
+) -> None:
     "Raise `ValueError` if a listed patient would be trained or tuned on, naming the first"
     learned = table.patient_id[np.asarray(split) != 'test']
     found = sorted(set(learned) & set(listed), key=lambda p: (len(p), p))
@@ -77,7 +77,7 @@ def refuse_same_films(
     seen: Scan,  # what was seen of the pixels
     side: pd.Series,  # image -> the folder or source it comes from; images that are not in it are not compared
     threshold: float = 0.98,  # correlation of thumbnails from which on two films are called the same
-):
+) -> None:
     "Raise `ValueError` if a film is in two folders, naming the first pairs"
     rows = seen.table.image.isin(side.index).to_numpy()
     images = seen.table.image[rows].reset_index(drop=True)

@@ -9,6 +9,7 @@ __all__ = ['patient_seed', 'simulated_radiograph', 'rendering_version', 'simulat
 # %% ../../nbs/chapters/04_data/20_simulated.ipynb #62e7a714
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 import pandas as pd
 from .studies import Exclusions, validate_studies
@@ -16,6 +17,9 @@ from ..foundations.core import OBSERVATIONS, project_root
 from ..foundations.files import atomic_path, content_key, read_json
 from ..foundations.progress import progress_bar
 from ..foundations.run import RunFolder, check_ranges
+
+if TYPE_CHECKING:
+    from cxr_lib.simulation.drawing import Radiograph
 
 # %% ../../nbs/chapters/04_data/20_simulated.ipynb #57110291
 def patient_seed(
@@ -26,11 +30,11 @@ def patient_seed(
 
 
 def simulated_radiograph(
-    patient,  # one row of the latent table (`draw_patients`), or a mapping with its columns
+    patient: Any,  # one row of the latent table (`draw_patients`), or a mapping with its columns
     size: int = 128,  # pixels
     masks: bool = True,  # draw the masks too
     world: str = '',  # the patient's, which decides the exposure; '': the default
-):  # `anatomy.Radiograph`
+) -> 'Radiograph':
     "Draw (again) the radiograph of a simulated patient"
     from cxr_lib.simulation.causes import SIGNS
     from cxr_lib.simulation.rendering import render_radiograph
@@ -57,7 +61,7 @@ def _write_film(job):
         tmp.write_bytes(data.tobytes())
 
 
-def rendering_version():
+def rendering_version() -> str:
     "Changes whenever the code that draws changes"
     from cxr_lib.foundations.sources import module_sources
 
@@ -136,7 +140,7 @@ def load_simulated(
 def true_labels(
     table: pd.DataFrame,  # study table of simulated patients
     folder: str | Path,  # as from `simulate`
-    rows=None,  # (n,) which rows get their true labels; None: all
+    rows: pd.DataFrame | None = None,  # (n,) which rows get their true labels; None: all
 ) -> pd.DataFrame:  # a copy, or the same table where the labels are the truth
     "True labels in place of an automatic labeler's"
     latent = pd.read_parquet(Path(folder) / 'latent.parquet')

@@ -13,7 +13,7 @@ import os, re, warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 import numpy as np, pandas as pd
 from ..foundations.run import check_choices
 from ..foundations.core import OBSERVATIONS
@@ -48,7 +48,7 @@ class StudyTableError(ValueError):
 def row_name(
     table: pd.DataFrame,  # its index names the rows ('valid.csv row 17'), or numbers them from 0
     row: int,  # position of a row
-    source: str,  # what to call the table where the index only numbers the rows
+    source: str | Path,  # what to call the table where the index only numbers the rows
 ) -> str:
     "What a message calls a row"
     name = table.index[row]
@@ -56,8 +56,8 @@ def row_name(
 
 
 def plain_value(
-    value,  # a cell
-):
+    value: Any,  # a cell
+) -> Any:
     "A cell as a Python value, so that messages show 3 and not np.int64(3)"
     return value.item() if hasattr(value, 'item') else value
 
@@ -65,10 +65,10 @@ def plain_value(
 def refuse_rows(
     table: pd.DataFrame,  # its index names the rows ('valid.csv row 17'), or numbers them from 0
     bad: pd.Series,  # True where the row breaks the rule
-    source: str,  # what to call the table where the index only numbers the rows
+    source: str | Path,  # what to call the table where the index only numbers the rows
     column: str,  # the column to blame
     expected: str,  # what it should have held
-):
+) -> None:
     "Raise `StudyTableError` for the first bad row, and say how many there are"
     if not bad.any():
         return
@@ -83,9 +83,9 @@ def refuse_rows(
 def require_columns(
     table: pd.DataFrame,  # any table
     columns: Sequence[str],  # columns that must be there
-    source: str,  # what to call the table
+    source: str | Path,  # what to call the table
     expected: str = '',  # what to say about them, such as 'expected Path or Study, '
-):
+) -> None:
     "Raise `StudyTableError` where a table lacks a column"
     absent = [c for c in columns if c not in table]
     if absent:
@@ -100,7 +100,7 @@ class Exclusions:
     rows: list = field(default_factory=list)  # (row, image, reason)
     remarks: list = field(default_factory=list)  # sentences about the table as a whole
 
-    def add(self, rows: Sequence[str], images: Sequence[str], reason: str):
+    def add(self, rows: Sequence[str], images: Sequence[str], reason: str) -> None:
         "Note rows that are left out for one reason"
         self.rows += [(str(r), '' if i is None or i != i else str(i), reason) for r, i in zip(rows, images)]
 
@@ -132,7 +132,7 @@ def leave_out(
             stacklevel=3,
         )
     elif bad.any():
-        images = table[image][bad] if image else [None] * int(bad.sum())
+        images: Any = table[image][bad] if image else [None] * int(bad.sum())
         exclusions.add(table.index[bad], images, reason)
     return table[~bad]
 
@@ -140,7 +140,7 @@ def leave_out(
 def add_remark(
     exclusions: Exclusions | None,  # the list; None: a warning is given instead
     text: str,  # a sentence for the report
-):
+) -> None:
     "Say something about a table as a whole"
     if exclusions is None:
         warnings.warn(text, stacklevel=3)
@@ -289,7 +289,7 @@ def _check_notes(table, source):
 def check_patient_splits(
     table: pd.DataFrame,  # study table with `patient_id` and `split`
     source: str = 'study table',  # what to call it in messages
-):
+) -> None:
     "No patient may be in two splits: the model would be tested on people it has seen"
     pairs = table[['patient_id', 'split']].dropna().drop_duplicates()
     twice = pairs.patient_id[pairs.patient_id.duplicated()]
@@ -401,7 +401,7 @@ def check_shared_patients(
     remedy: str,  # what to do where one patient_id stands for many patients
     exclusions: Exclusions | None = None,  # list for remarks
     nobody: pd.Series | None = None,  # True where an identifier is a placeholder; None: judged by its text
-):
+) -> None:
     "Most images of one patient: an error where that is a placeholder, else a remark"
     if len(table) < 2:
         return

@@ -8,7 +8,7 @@ __all__ = ['MAX_TABLE_BYTES', 'table_bytes', 'table_text', 'table_delimiter', 's
 # %% ../../nbs/chapters/04_data/02_tables.ipynb #2a0b3c04
 import csv, gzip, io, re, warnings, zlib
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 import numpy as np, pandas as pd
 from ..foundations.files import is_file, stop_on_machine_error
 from .studies import Exclusions, StudyTableError, add_remark
@@ -295,7 +295,7 @@ def read_table(
     path: str | Path,  # what to call it in messages
     *,
     names: Sequence[str] | None = None,  # columns of a file without a header
-    dtype=None,  # types, as for `pandas.read_csv`
+    dtype: Any = None,  # types, as for `pandas.read_csv`
     exclusions: Exclusions | None = None,  # list for remarks
     **kwargs,  # for `pandas.read_csv`
 ) -> pd.DataFrame:  # each column once, no spaces around its name; lines without any cell are left out

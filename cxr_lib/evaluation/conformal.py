@@ -8,6 +8,7 @@ __all__ = ['SETS', 'minimum_patients', 'conformal_limit', 'fit_conformal', 'pred
 
 # %% ../../nbs/chapters/08_evaluation/05_conformal.ipynb #00013e41
 import math
+from typing import Any, Mapping, Sequence, TYPE_CHECKING
 import numpy as np, pandas as pd
 from scipy import special, stats
 from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
@@ -15,6 +16,9 @@ from ..foundations.figures import BLUE, GREEN, GREY, INK, SILVER, SLATE, VERMILI
 from ..foundations.figures import mark_simulated, numbers_above, remark
 from ..metrics.predictions import CONDITIONS, check_probabilities, refuse_cells
 from ..metrics.ranking import folds_of, known_labels, named_interval, resample_patients
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/08_evaluation/05_conformal.ipynb #76f34a10
 def _check_alpha(alpha):
@@ -33,7 +37,7 @@ def minimum_patients(
 
 
 def conformal_limit(
-    scores,  # (n,) one per patient of one class; higher means more like that class
+    scores: np.ndarray,  # (n,) one per patient of one class; higher means more like that class
     alpha: float,  # how often a new patient of the class may fall below the limit
 ) -> float:  # -inf where n is less than `minimum_patients(alpha)`
     """The highest limit that at least 1 - alpha of new patients of the class reach
@@ -175,7 +179,7 @@ def _folds_of(table, folds):
 
 def predict_sets(
     table: pd.DataFrame,  # rows with `<condition>/<observation>`, and `fold` where there are folds
-    conformal: dict,  # from `fit_conformal`, or read back from JSON
+    conformal: Mapping,  # from `fit_conformal`, or read back from JSON
 ) -> pd.DataFrame:  # same index, one column per observation: 'positive', 'negative', 'both' or 'none'
     "The prediction set of every image and observation"
     if not isinstance(conformal, dict) or conformal.get('schema') != 'cxr_lib.conformal/1':
@@ -298,7 +302,7 @@ def _refuse_shared_patients(test, tuning):
 def conformal_report(
     test: pd.DataFrame,  # test rows of a prediction table
     tuning: pd.DataFrame,  # its tuning rows
-    alphas=(0.05, 0.1, 0.2),  # how often the true answer may be left out
+    alphas: Sequence[float] = (0.05, 0.1, 0.2),  # how often the true answer may be left out
     clusters: np.ndarray | None = None,  # (n,) from `resample_patients` of the test rows; drawn here if None
     weights: np.ndarray | None = None,  # (n_patients, 1 + n_bootstrap) with it
     *,
@@ -440,7 +444,7 @@ def plot_conformal(
     report: dict,  # from `conformal_report`
     alpha: float | None = None,  # one of its levels; the middle one if None
     simulated: bool = False,  # are the patients simulated?
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Kinds of set by observation, and coverage by class beside the range that it has if the promise holds"
     import matplotlib.pyplot as plt
 
@@ -489,7 +493,7 @@ def _best_risks(n, n_right):
     return np.maximum(answered - n_right, 0) / answered
 
 # %% ../../nbs/chapters/08_evaluation/05_conformal.ipynb #1a6f93eb
-_UNDEFINED = dict(coverage=[], risk=[])
+_UNDEFINED: dict = dict(coverage=[], risk=[])
 _UNDEFINED |= dict.fromkeys(('aurc', 'aurc_low', 'aurc_high', 'risk_of_all', 'aurc_best'), np.nan)
 
 
@@ -565,11 +569,11 @@ def plot_risk_coverage(
     test: pd.DataFrame,  # test rows of a prediction table
     condition: str = 'fused',  # one of `CONDITIONS`
     *,
-    thresholds=None,  # observation -> threshold, from the tuning split; 0.5 where absent
+    thresholds: Any = None,  # observation -> threshold, from the tuning split; 0.5 where absent
     clusters: np.ndarray | None = None,  # (n,) from `resample_patients`, for intervals
     weights: np.ndarray | None = None,  # (n_patients, 1 + n_bootstrap) with it
     simulated: bool = False,  # are the patients simulated?
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Fourteen risk-coverage curves"
     import matplotlib.pyplot as plt
 

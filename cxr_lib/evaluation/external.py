@@ -12,6 +12,7 @@ __all__ = ['IMAGE_COLUMNS', 'PATIENT_COLUMNS', 'ONE_TO_ONE', 'PREFIXES', 'SCALES
 # %% ../../nbs/chapters/08_evaluation/06_external.ipynb #8d6c03c0
 import gzip, io, re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 import numpy as np, pandas as pd
 from ..foundations.core import COMPETITION, OBSERVATIONS, SIMULATED
 from ..foundations.files import atomic_path, write_json
@@ -42,6 +43,9 @@ ONE_TO_ONE = (
     'Pneumothorax',
     'Pleural Effusion',
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 #: What may stand before an observation's name in a column.
 PREFIXES = ('prob_', 'pred_', 'score_', 'label/')
 
@@ -120,7 +124,7 @@ def _bare(column):
 
 
 def choose_columns(
-    columns,  # names, as a file has them
+    columns: Any,  # names, as a file has them
 ) -> tuple:  # {observation: its columns}, names that are not used, remarks
     "Which columns hold which observation: its own name takes precedence over synonyms"
     own, others, unused, remarks = {}, {}, [], []
@@ -315,7 +319,8 @@ def read_labels(
 ):  # image (or study), patient_id, label/<observation>; attrs: source, patients_known, remarks
     "Labels (1, 0, -1 or NaN) as columns of a prediction table; `ValueError` names file, row and column of a fault"
     given, remarks = isinstance(labels, pd.DataFrame), []
-    table, path = (labels, 'labels') if given else (_read_table(labels, 'labels'), str(labels))
+    table: Any = labels if given else _read_table(labels, 'labels')
+    path = 'labels' if given else str(labels)
     image_column = _image_column(table, path, image_column)
     table = table.rename(columns={image_column: 'image'}).reset_index(drop=True)
     _refuse_images(table, path)
@@ -651,7 +656,7 @@ def _label_metrics(axes, metrics, shown):
 
 def plot_external_metrics(
     metrics: dict,  # from `evaluate_external`
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "AUROC, average precision and calibration of another model, by observation"
     import matplotlib.pyplot as plt
 
@@ -809,7 +814,7 @@ def _named_rows(ax, shown):
 def plot_external(
     comparison: pd.DataFrame,  # from `compare_external`
     simulated: bool = False,  # are the patients simulated?
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "AUROC of another model and ours on the same images, by observation"
     import matplotlib.pyplot as plt
 
@@ -917,7 +922,7 @@ def _color_of_difference(row):
 def plot_two_models(
     comparison: pd.DataFrame,  # from `compare_two_models`
     simulated: bool = False,  # are the patients simulated?
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Paired difference of the AUROCs of two models by observation"
     import matplotlib.pyplot as plt
 

@@ -10,7 +10,7 @@ __all__ = ['ATTRIBUTES', 'NOT_KNOWN', 'MIN_PATIENTS', 'MIN_GROUP_CASES', 'RATES'
 
 # %% ../../nbs/chapters/08_evaluation/04_fairness.ipynb #fa84f0f3
 from itertools import combinations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 import numpy as np, pandas as pd
 from scipy import stats
 from ..foundations.figures import BLUE, CONDITION_COLORS, GREY, RED, SILVER, SLATE, VERMILION
@@ -24,6 +24,9 @@ from ..metrics.ranking import named_interval, rank_condition, ranking_metrics, r
 from ..metrics.ranking import too_few_cases
 from ..metrics.predictions import CONDITIONS, check_predictions
 from .pretest import resampled_mean, row_thresholds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/08_evaluation/04_fairness.ipynb #1e033bc0
 ATTRIBUTES = ('sex', 'age', 'projection', 'view', 'support devices')
@@ -357,12 +360,12 @@ SHORTCUT_CONTEXTS = {
 
 
 def within_auroc(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n,) higher means more likely positive
-    strata,  # (n,) whole numbers from 0: the context of each image
-    clusters,  # (n,) the row of `weights` of each image
-    weights,  # (n_patients, n_resamples)
-    folds=None,  # (n,) images are ranked within these; in one list if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n,) higher means more likely positive
+    strata: np.ndarray,  # (n,) whole numbers from 0: the context of each image
+    clusters: np.ndarray,  # (n,) the row of `weights` of each image
+    weights: np.ndarray,  # (n_patients, n_resamples)
+    folds: np.ndarray | None = None,  # (n,) images are ranked within these; in one list if None
 ) -> tuple[np.ndarray, np.ndarray]:  # the weighted mean (n_resamples,); by stratum (n_strata, n_resamples)
     """AUROC between images of the same context
 
@@ -649,7 +652,7 @@ def _headline(gaps):
 def plot_subgroups(
     metrics: dict,  # from `fairness`, or metrics.json: rows in `subgroups`, gaps in `fairness`
     simulated: bool = False,  # also true where the metrics say so
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Mean AUROC by group with intervals and counts; groups too small to judge are grey and hollow"
     import matplotlib.pyplot as plt
 
@@ -679,7 +682,7 @@ _ERRORS = ('missed', 'observation missed', VERMILION), ('false_alarm', 'false al
 def plot_underdiagnosis(
     metrics: dict,  # from `fairness`, or metrics.json, which holds it as `fairness`
     simulated: bool = False,  # also true where the metrics say so
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     """Under- and over-diagnosis, misses and false alarms by group with intervals
 
     Groups with too few patients who have a finding are grey and hollow.
@@ -722,7 +725,7 @@ def _shortcut_panel(ax, context, rows):
 def plot_shortcuts(
     metrics: dict,  # from `fairness`, or metrics.json, which holds it as `fairness`
     simulated: bool = False,  # also true where the metrics say so
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "How much AUROC each observation loses when images are compared within the same context only"
     import matplotlib.pyplot as plt
 

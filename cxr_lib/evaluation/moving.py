@@ -12,6 +12,7 @@ __all__ = ['ANNOTATED', 'HANDFUL', 'REFITTED', 'RULES', 'annotated_by', 'evaluat
 # %% ../../nbs/chapters/08_evaluation/12_moving.ipynb #aa5a6f8b
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, SIMULATED, defined, number_text, short_name
 from ..foundations.figures import BLUE, GREEN, GREY, ORANGE, PINK, SILVER, SLATE
@@ -34,6 +35,9 @@ from .card import check_metrics
 from .elsewhere import Elsewhere, Predicted, TrainedRun
 from .gallery import report_figures
 from .report import chance_words, decisions, evaluate, metrics_table, verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/08_evaluation/12_moving.ipynb #239471f0
 #: Who annotates an observation, in words
@@ -84,7 +88,7 @@ def evaluated_table(
 def say_unlearned(
     node: dict,  # metrics, changed in place
     unlearned: set,  # observations
-):
+) -> None:
     "Put the reason right wherever an unlearned observation is called not labelled"
     for key, value in node.items() if isinstance(node, dict) else ():
         if key in unlearned and isinstance(value, dict) and value.get('reason') == too_few_cases(0, 0, 1):
@@ -599,7 +603,7 @@ def _signed_by(fig, moving):
 
 def plot_moving(
     moving: dict,  # from `evaluate_moving`
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "AUROC at home and there by observation, and the difference"
     import matplotlib.pyplot as plt
 
@@ -644,7 +648,7 @@ _HOW_COLORS = dict(as_predicted=GREY, as_trained=BLUE, temperature=GREEN, platt=
 
 def plot_recalibration(
     moving: dict,  # from `evaluate_moving`
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Expected calibration error there, by observation: as predicted, as trained, and refitted"
     import matplotlib.pyplot as plt
 

@@ -6,12 +6,16 @@
 __all__ = ['plot_controls', 'plot_roc_curves', 'plot_pr_curves', 'plot_reliability']
 
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #8947e422
+from typing import TYPE_CHECKING
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, defined, number_text, short_name
 from ..foundations.figures import CONDITION_COLORS, GREY, INK, RED, SILVER, SLATE
 from ..foundations.figures import draw_interval, numbers_above, remark, sign_figure
 from ..metrics.predictions import CONDITIONS
 from ..metrics.ranking import comparable, folds_of, known_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/08_evaluation/02_pictures.ipynb #a0580e6b
 def _color(condition):
@@ -78,7 +82,7 @@ def _controls_gain(ax, gain):
 def plot_controls(
     metrics: dict,  # from `evaluate`, or read back from metrics.json
     simulated: bool = False,  # also true where the metrics say so
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "The first figure of the report: conditions at the left, the note's gain by observation at the right"
     import matplotlib.pyplot as plt
 
@@ -215,7 +219,7 @@ def plot_roc_curves(
     predictions: pd.DataFrame,  # a prediction table
     metrics: dict,  # from `evaluate` on it
     simulated: bool = False,  # also true where the metrics say so
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "ROC curves of image + note, image only and note only for every observation; the numbers are AUROCs"
     return _plot_curves('roc', predictions, metrics, simulated)
 
@@ -224,7 +228,7 @@ def plot_pr_curves(
     predictions: pd.DataFrame,  # a prediction table
     metrics: dict,  # from `evaluate` on it
     simulated: bool = False,  # also true where the metrics say so
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Precision-recall curves likewise; the numbers are average precisions"
     return _plot_curves('pr', predictions, metrics, simulated)
 
@@ -258,7 +262,7 @@ def _reliability_panel(ax, observation, metrics):
 def plot_reliability(
     metrics: dict,  # from `evaluate`, or read back from metrics.json
     simulated: bool = False,  # also true where the metrics say so
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Share of positives against probability, by bin, before and after temperature scaling"
     title = 'Reliability of the probabilities given image + note, test images'
     words = title, 'mean probability of the bin', 'share of positives'

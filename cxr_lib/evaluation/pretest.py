@@ -9,6 +9,7 @@ __all__ = ['CONDITIONS_COMPARED', 'CLOSEST', 'N_CELLS', 'COLORS', 'TICKS', 'pret
            'pretest_sentences']
 
 # %% ../../nbs/chapters/08_evaluation/03_pretest.ipynb #13457a06
+from typing import TYPE_CHECKING, Any, Callable
 import numpy as np, pandas as pd
 from scipy import sparse, special, stats
 from ..foundations.figures import BLUE, CONDITION_COLORS, GREY, MIST, SILVER, SLATE, VERMILION
@@ -19,12 +20,15 @@ from ..metrics.decisions import choose_thresholds
 from ..metrics.ranking import count_cases, folds_of, known_labels, named_interval
 from ..metrics.ranking import ranking_metrics, too_few_cases
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: Compared within strata and on the balanced set: the first is the post-test probability, the last the pre-test.
 CONDITIONS_COMPARED = ('fused', 'image_only', 'note_only')
 
 # %% ../../nbs/chapters/08_evaluation/03_pretest.ipynb #04647af5
 def pretest_edges(
-    probabilities,  # (n,) note-only probabilities of the tuning rows
+    probabilities: np.ndarray,  # (n,) note-only probabilities of the tuning rows
     n_strata: int = 3,  # how many strata
     overlap: bool = False,  # strata that hold equal shares of p(1-p) instead of equal numbers of images
 ) -> np.ndarray:  # (n_strata - 1,) inner edges, fewer where quantiles coincide, none if all are equal
@@ -46,9 +50,9 @@ def pretest_edges(
 
 # %% ../../nbs/chapters/08_evaluation/03_pretest.ipynb #71c02b9f
 def resampled_mean(
-    values,  # (n,) one number per image
-    clusters,  # (n,) the row of `weights` of each image
-    weights,  # (n_patients, 1 + n_bootstrap)
+    values: np.ndarray,  # (n,) one number per image
+    clusters: np.ndarray,  # (n,) the row of `weights` of each image
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
 ) -> np.ndarray:  # (1 + n_bootstrap,), NaN where no image was drawn
     "The mean over images, of the sample and of every resample of patients"
     of_patient = [np.bincount(clusters, x, len(weights)) for x in (np.asarray(values, float), None)]
@@ -116,7 +120,7 @@ def strata_areas(
     for k in range(len(edges) + 1):
         at, y = rows[stratum == k], labels[stratum == k]
         n_positive, n_negative = _count(y)
-        row = dict(stratum=stratum_name(k, len(edges) + 1))
+        row: dict = dict(stratum=stratum_name(k, len(edges) + 1))
         row |= dict(from_probability=ends[k], to_probability=ends[k + 1])
         row |= dict(n_images=len(at), n_patients=len(np.unique(clusters[at])))
         row |= dict(n_positive=n_positive, n_negative=n_negative)
@@ -137,10 +141,10 @@ def _cell_counts(labels, cells, clusters, weights):
 
 
 def overlap_weights(
-    labels,  # (n,) 1 positive, 0 negative
-    cells,  # (n,) whole numbers from 0: the cell of pre-test probability of each image
-    clusters,  # (n,) the row of `weights` of each image
-    weights,  # (n_patients, n_resamples)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    cells: np.ndarray,  # (n,) whole numbers from 0: the cell of pre-test probability of each image
+    clusters: np.ndarray,  # (n,) the row of `weights` of each image
+    weights: np.ndarray,  # (n_patients, n_resamples)
 ) -> np.ndarray:  # (n, n_resamples) weight of each image, multiplied by the times its patient was drawn
     "Weights under which positives and negatives have the same distribution over cells, in every resample"
     negatives, positives = _cell_counts(labels, cells, clusters, weights)
@@ -150,7 +154,7 @@ def overlap_weights(
 
 
 def effective_size(
-    weights,  # (n,) of images
+    weights: np.ndarray,  # (n,) of images
 ) -> float:  # 0 where all weights are 0
     "How many equally weighted images would give as precise a mean (Kish 1965)"
     w = np.asarray(weights, float)
@@ -158,7 +162,7 @@ def effective_size(
 
 # %% ../../nbs/chapters/08_evaluation/03_pretest.ipynb #e09b73d2
 def in_steps(
-    measure,  # weights of some resamples -> (n_of_them,)
+    measure: Callable,  # weights of some resamples -> (n_of_them,)
     n: int,  # images over which `measure` spreads each resample
     weights: np.ndarray,  # (anything, n_resamples)
 ) -> np.ndarray:  # (n_resamples,)
@@ -168,12 +172,12 @@ def in_steps(
 
 
 def balanced_auroc(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n,) higher means more likely positive
-    cells,  # (n,) cell of pre-test probability of each image
-    clusters,  # (n,) the row of `weights` of each image
-    weights,  # (n_patients, n_resamples)
-    folds=None,  # (n,) images are ranked within these; in one list if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n,) higher means more likely positive
+    cells: np.ndarray,  # (n,) cell of pre-test probability of each image
+    clusters: np.ndarray,  # (n,) the row of `weights` of each image
+    weights: np.ndarray,  # (n_patients, n_resamples)
+    folds: np.ndarray | None = None,  # (n,) images are ranked within these; in one list if None
 ) -> np.ndarray:  # (n_resamples,), NaN where no cell has both classes
     "AUROC on the test set balanced by pre-test probability"
 
@@ -184,12 +188,13 @@ def balanced_auroc(
 
 # %% ../../nbs/chapters/08_evaluation/03_pretest.ipynb #40ef1de4
 def matched_auroc(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n,) higher means more likely positive
-    cells,  # (n,) cell of pre-test probability of each image
-    clusters,  # (n,) the row of `weights` of each image
-    weights,  # (n_patients, n_resamples)
-    folds=None,  # (n,) numbers from 0: images are ranked within these; in one list if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n,) higher means more likely positive
+    cells: np.ndarray,  # (n,) cell of pre-test probability of each image
+    clusters: np.ndarray,  # (n,) the row of `weights` of each image
+    weights: np.ndarray,  # (n_patients, n_resamples)
+    folds: np.ndarray
+    | None = None,  # (n,) numbers from 0: images are ranked within these; in one list if None
 ) -> np.ndarray:  # (n_resamples,), NaN where no cell has both classes
     "AUROC within cells (of one fold), averaged over cells with weights n_positive * n_negative / n"
     if folds is not None:
@@ -216,7 +221,7 @@ CLOSEST = 1e-4  # probabilities are not taken closer than this to 0 or 1
 
 
 def log_odds(
-    probabilities,  # any shape
+    probabilities: np.ndarray,  # any shape
 ) -> np.ndarray:  # from -9.2 to 9.2
     "Log odds of a probability"
     return special.logit(np.clip(np.asarray(probabilities, float), CLOSEST, 1 - CLOSEST))
@@ -225,7 +230,7 @@ def log_odds(
 def row_thresholds(
     test: pd.DataFrame,  # test rows of a prediction table
     observation: str,  # one of the 14
-    thresholds,  # in one of the forms below, or None
+    thresholds: Any,  # in one of the forms below, or None
     rule: str = 'youden',  # which rule to take from {rule: ...}
 ) -> np.ndarray:  # (n,) NaN where there is none
     """The decision threshold of each row: that of its fold
@@ -253,7 +258,7 @@ def movement(
     observation: str,  # one of the 14
     clusters: np.ndarray,  # (n,) from `resample_patients`
     weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
-    thresholds=None,  # of the fused model, as `row_thresholds` takes them; None: no crossings are counted
+    thresholds: Any = None,  # of the fused model, as `row_thresholds` takes them; None: no crossings are counted
 ) -> dict:  # threshold, n_decided; and with _low and _high: change, up, down and net of each class
     "How far the image moves the cases of one observation, and how many cross the threshold"
     rows, labels = known_labels(test, observation)
@@ -388,7 +393,7 @@ def pretest_report(
     clusters: np.ndarray,  # (n_test,) from `resample_patients` of the test rows
     weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
     *,
-    thresholds=None,  # of the fused model, as `row_thresholds` takes them; None: Youden's, from the tuning rows
+    thresholds: Any = None,  # of the fused model, as `row_thresholds` takes them; None: Youden's, from the tuning rows
     n_strata: int = 3,  # strata of pre-test probability
     min_cases: int = 10,  # positives and negatives that an observation needs to enter the means
     min_stratum_cases: int = 5,  # positives and negatives that a stratum needs
@@ -515,7 +520,7 @@ def plot_pretest(
     report: dict,  # from `pretest_report` on it
     simulated: bool = False,  # also true where the report says so
     most: int = 1500,  # positives and negatives shown per panel, drawn at random where there are more
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "From pre-test to post-test probability, case by case; the numbers are mean changes of log odds"
     import matplotlib.pyplot as plt
 
@@ -605,7 +610,7 @@ def _balanced_axis(ax, names, title):
 def plot_balanced(
     report: dict,  # from `pretest_report`, or read back from metrics.json
     simulated: bool = False,  # also true where the report says so
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "AUROC on all test images and on those balanced by pre-test probability (left), and by stratum (right)"
     import matplotlib.pyplot as plt
 

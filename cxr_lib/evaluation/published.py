@@ -9,6 +9,7 @@ __all__ = ['PUBLISHED_AUROC', 'PUBLISHED_MEAN', 'PUBLISHED_SUPPORTS', 'N_IMAGES'
 
 # %% ../../nbs/chapters/08_evaluation/07_published.ipynb #8e4876ea
 import functools
+from typing import TYPE_CHECKING
 import numpy as np, pandas as pd
 from scipy import optimize, stats
 from ..foundations.core import OBSERVATIONS, SIMULATED, defined, short_name
@@ -18,6 +19,9 @@ from ..metrics.ranking import auroc
 from ..notes.leaking import CHEXPERT_VALID_POSITIVES, PUBLISHED_RECALLS
 from ..notes.leaking import named_recall, tilt_to_prevalence
 from ..simulation.patients import draw_patients
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/08_evaluation/07_published.ipynb #3c0a7f91
 #: AUROC by observation on CheXpert's validation set, image and note together, as the original project published it.
@@ -114,7 +118,7 @@ def note_rule_scores(
 def leak_table(
     table: pd.DataFrame,  # the 14 observations
     max_named: int = 2,  # how many positive labels a note names
-    weights=None,  # (n,) weight of each row; all alike if None
+    weights: np.ndarray | None = None,  # (n,) weight of each row; all alike if None
 ) -> pd.DataFrame:  # by observation: named, auroc_rule
     """How much notes that name the first labels give away, by observation
 
@@ -441,7 +445,7 @@ def _draw_ours(ax, ours, simulated):
 # %% ../../nbs/chapters/08_evaluation/07_published.ipynb #f0b67a3c
 def plot_published(
     metrics: dict | None = None,  # of a run of ours, drawn beside; None: the published table alone
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Published AUROC with the interval that its support leaves, coloured by what it is worth"
     import matplotlib.pyplot as plt
 

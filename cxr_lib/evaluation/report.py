@@ -7,6 +7,7 @@ __all__ = ['MORE_RULES', 'DIFFERENCES', 'COMPARED', 'decisions', 'rank_shuffles'
            'evaluate', 'metrics_table', 'decision_table', 'auroc_table']
 
 # %% ../../nbs/chapters/08_evaluation/01_report.ipynb #f0b362e5
+from typing import Any
 import numpy as np, pandas as pd
 from ..foundations.core import COMPETITION, OBSERVATIONS, SIMULATED, defined, number_text
 from ..metrics.calibration import BRANCHES, calibrated_thresholds, fit_calibrations
@@ -487,7 +488,7 @@ def metrics_table(
 
 def decision_table(
     metrics: dict,  # from `evaluate`
-    shown=('sensitivity', 'specificity', 'ppv', 'npv'),  # which numbers
+    shown: Any = ('sensitivity', 'specificity', 'ppv', 'npv'),  # which numbers
 ) -> pd.DataFrame:  # text, one row per observation and rule
     "Decisions given image and note at thresholds of every rule, for reading"
     rules = {'youden': metrics['conditions']['fused']['observations']} | metrics.get('decisions', {})
@@ -501,7 +502,7 @@ def decision_table(
 # %% ../../nbs/chapters/08_evaluation/01_report.ipynb #8d2ab8ec
 def auroc_table(
     metrics: dict,  # from `evaluate`
-    conditions=('fused', 'image_only', 'note_only', 'shuffled_note'),  # which columns
+    conditions: Any = ('fused', 'image_only', 'note_only', 'shuffled_note'),  # which columns
 ) -> pd.DataFrame:  # text, one row per observation
     "AUROC with its interval by observation and condition, for reading"
     table, found = {}, {c: metrics['conditions'][c] for c in conditions}

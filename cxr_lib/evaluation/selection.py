@@ -13,7 +13,7 @@ import hashlib, json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Mapping, NamedTuple
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..foundations.core import OBSERVATIONS, SIMULATED, choose_device
@@ -33,6 +33,9 @@ from ..training.dataset import StudyData, mean_auroc, predict_logits
 from ..training.folds import fold_splits
 from ..training.loop import fit, token_folder, training_sources
 from .external import ONE_TO_ONE, compare_external
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/08_evaluation/08_selection.ipynb #a7db38df
 _NO_NOTES = dict(
@@ -79,7 +82,7 @@ class Candidate:
     config: ModelConfig  # the architecture
     training: dict  # of a network: training values
 
-    def key(self):
+    def key(self) -> dict:
         "All that its answers depend on"
         return dict(asdict(self), training=self.training if self.head == 'network' else {})
 
@@ -197,7 +200,7 @@ def probe(
         for c in STRENGTHS:
             p = np.clip(_logistic(x, targets, rows[a], rows[b], c), 1e-6, 1 - 1e-6)
             loss[c] -= np.nansum(np.where(y == 1, np.log(p), np.log(1 - p)) * ~np.isnan(y))
-    strength = min(loss, key=loss.get)  # of equals the stronger regularisation
+    strength = min(loss, key=lambda c: loss[c])  # of equals the stronger regularisation
     return _logistic(x, targets, rows, others, strength), strength
 
 # %% ../../nbs/chapters/08_evaluation/08_selection.ipynb #ee1efaf5
@@ -231,12 +234,12 @@ def _pooled(maps, grid):
 class Trainer:
     "Trains candidates on the images of one folder"
 
-    def __init__(self, root: str | Path, candidates: Mapping | None = None):
+    def __init__(self, root: str | Path, candidates: Mapping | None = None) -> None:
         "`candidates`: all there are; what probes of the same encoder read is computed in one pass"
         self.root, self.device, self._pixels, self._features = Path(root), choose_device(), {}, {}
         self.probes = [c for c in (candidates or {}).values() if c.head == 'probe']
 
-    def pixels(self, table, size, fit='pad'):
+    def pixels(self, table: pd.DataFrame, size: int, fit: str = 'pad') -> np.ndarray:
         "The images of a table at one size"
         key = size, fit, tuple(table.image)
         if key not in self._pixels:
@@ -244,7 +247,7 @@ class Trainer:
             self._pixels[key] = pixel_cache(self.root, table.image, size, cache, progress=False, fit=fit)
         return self._pixels[key]
 
-    def features(self, table, candidate, seed):
+    def features(self, table: pd.DataFrame, candidate: Candidate, seed: int) -> np.ndarray:
         "Pooled tokens or stages: (n, d) float32"
 
         def key(c):
@@ -297,7 +300,8 @@ def _network(self: Trainer, table, candidate, train, stop, predict, seed, name):
     only_image = candidate.condition == 'image_only'
     branches, answer = (('image',), 'image') if only_image else (('fused', 'image', 'note'), 'fused')
     with capture_output():  # one bar for the whole selection, not one for each training
-        data.precompute(model, self.device, cache=token_folder())
+        precision = candidate.training['precision']
+        data.precompute(model, self.device, cache=token_folder(), precision=precision)
         fit(model, data, train, stop, candidate.training, seed=seed, branches=branches, name=name)
     logits = predict_logits(model.to(self.device), data, predict, self.device)[answer]
     return expit(logits.astype(np.float64))
@@ -314,7 +318,7 @@ def __call__(self: Trainer, table, candidate, train, stop, predict, seed, name='
 # %% ../../nbs/chapters/08_evaluation/08_selection.ipynb #0180c5e7
 def films_key(
     root: str | Path,  # folder that the paths are relative to
-    images,  # paths
+    images: Any,  # paths
 ) -> str:  # 16 hexadecimal digits
     "A hash of the content of all images"
     from cxr_lib.data.folders import film_path
@@ -475,7 +479,7 @@ def choose(
             'no candidate has a tuning score: no observation has enough cases among the training patients; '
             'take more patients, fewer folds or a smaller min_cases'
         )
-    return max(known, key=known.get)
+    return max(known, key=lambda k: known[k])
 
 
 def _fold_scores(labels, fold, answers, min_cases):
@@ -731,7 +735,7 @@ def plot_selection(
     summary: dict,  # from `selection_summary`
     scores: pd.DataFrame,  # of a `Selection`
     simulated: bool = False,  # are the patients simulated?
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Nested selection, the other model and each candidate with intervals; tuning and test scores of each fold"
     import matplotlib.pyplot as plt
 

@@ -6,12 +6,16 @@
 __all__ = ['left_out_sources', 'source_report', 'source_sentences', 'source_table', 'plot_sources']
 
 # %% ../../nbs/chapters/08_evaluation/13_sources.ipynb #bf2e5aaa
+from typing import TYPE_CHECKING
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, defined, number_text
 from ..foundations.figures import INK, SILVER, sign_figure
 from ..foundations.core import short_name
 from ..metrics.predictions import CONDITIONS
 from ..metrics.ranking import count_cases, interval, mean_over, rank_condition, resample_patients
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/08_evaluation/13_sources.ipynb #2e5d2470
 _SHOWN = ('fused', 'image_only', 'note_only')
@@ -88,7 +92,7 @@ def source_report(
 
 # %% ../../nbs/chapters/08_evaluation/13_sources.ipynb #a9ce6e1e
 def source_sentences(
-    report: dict,  # from `source_report`
+    report: dict | None,  # from `source_report`
 ) -> list[str]:  # for the verdict
     "What each source's figures say"
     if not report:
@@ -141,7 +145,7 @@ def _draw_source(ax, found, shown, height, **style):
 def plot_sources(
     report: dict,  # from `source_report`
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "AUROC with the image alone, by observation, one colour per source"
     import matplotlib.pyplot as plt
 

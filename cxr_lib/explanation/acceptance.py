@@ -12,7 +12,7 @@ __all__ = ['FEWEST', 'MARGIN', 'SCHEMA', 'CANDIDATES', 'judge_observation', 'jud
 import copy, time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Mapping, Sequence, TYPE_CHECKING
 import numpy as np, pandas as pd
 from scipy.stats import rankdata
 from ..foundations.core import OBSERVATIONS, number_text, short_name
@@ -31,6 +31,9 @@ from cxr_lib.explanation.zones import (
     zone_map,
     zone_words,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #dda7d8c1
 #: Patients with a finding, below whom no verdict is given (assumed).
@@ -310,7 +313,7 @@ def check_explanation(
 
 # %% ../../nbs/chapters/09_explanation/09_acceptance.ipynb #9c9f7698
 def names_zones(
-    explanation: Mapping,  # content of explanation.json
+    explanation: Mapping | None,  # content of explanation.json
     method: str,  # as from `map_for`
     observation: str,  # one of `OBSERVATIONS`
 ) -> bool:
@@ -461,7 +464,7 @@ def _draw_verdicts(ax, of, title):
 
 def plot_acceptance(
     explanation: Mapping,  # content of explanation.json
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Hit rates of each method beside the location prior and random weights; filled where accepted"
     import matplotlib.pyplot as plt
 

@@ -11,12 +11,16 @@ __all__ = ['BRANCHES', 'BLUR', 'BASELINES', 'METHODS', 'NOT_LOCALISATION', 'Ques
 # %% ../../nbs/chapters/09_explanation/04_attribution.ipynb #ca90e89d
 import contextlib, math
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Sequence
 import cv2, numpy as np, torch
 from ..foundations.core import OBSERVATIONS
 from ..foundations.figures import mark_simulated
 from ..model.classifier import PretrainedClassifier
 from ..model.text import tokenize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/09_explanation/04_attribution.ipynb #fc75642d
 @dataclass(frozen=True)
@@ -31,11 +35,11 @@ class Questions:
     def __len__(self):
         return len(self.studies)
 
-    def take(self, rows: np.ndarray):
+    def take(self, rows: np.ndarray) -> 'Questions':
         "Some of the questions"
         return Questions(self.pixels, self.notes, self.studies[rows], self.observations[rows])
 
-    def batches(self, size: int):  # questions at a time
+    def batches(self, size: int) -> Iterator[slice]:  # questions at a time
         "Questions in parts"
         for i in range(0, len(self), size):
             yield slice(i, i + size)
@@ -45,7 +49,7 @@ def ask(
     pixels: np.ndarray,  # (n, size, size) uint8
     notes: Sequence[str | None],  # n notes
     pairs: Sequence[tuple],  # k pairs of the number of a study and the name of an observation
-) -> Questions:
+) -> 'Questions':
     "Questions from pairs; raises `ValueError` for an observation or a study that there is not"
     unknown = [o for _, o in pairs if o not in OBSERVATIONS]
     if unknown:
@@ -65,7 +69,9 @@ BRANCHES = ('fused', 'image')
 class Answering:
     "A model as a function of normalised images, for some questions"
 
-    def __init__(self, classifier: PretrainedClassifier, questions: Questions, part: slice, branch='fused'):
+    def __init__(
+        self, classifier: PretrainedClassifier, questions: Questions, part: slice, branch: str = 'fused'
+    ) -> None:
         if branch not in BRANCHES:
             raise ValueError(f'branch is {branch!r}; expected {" or ".join(BRANCHES)}')
         self.model, self.branch = classifier.model.eval(), branch
@@ -153,7 +159,8 @@ def integrated_gradients(
     found = []
     for part in questions.batches(batch_size):
         answering = Answering(classifier, questions, part, branch)
-        x, names, maps = answering.normalised(answering.pixels), baseline.split('+'), 0
+        x, names = answering.normalised(answering.pixels), baseline.split('+')
+        maps: Any = 0
         for name in names:
             start = answering.normalised(beginning(answering.pixels, name))
             with torch.enable_grad():
@@ -330,7 +337,7 @@ def cross_attention(
 
 # %% ../../nbs/chapters/09_explanation/04_attribution.ipynb #46f059e0
 def attention_blocks(
-    encoder,  # an `ImageEncoder`
+    encoder: Any,  # an `ImageEncoder`
 ) -> list:  # its attention modules from the first block on; empty if there are none that can be read
     "The attention of a vision transformer of timm"
     blocks = list(getattr(encoder.backbone, 'blocks', None) or [])
@@ -472,11 +479,11 @@ def overlaid(
 
 
 def draw_overlay(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     film: np.ndarray,  # (size, size) uint8
     heat: np.ndarray | None,  # (size, size) of `attribute`; None: the image alone
     title: str = '',
-):  # the drawn map, for a colour bar; None without one
+) -> Any:  # the drawn map, for a colour bar; None without one
     "A radiograph with what speaks for the observation in colour; 1 is the map's own maximum"
     ax.imshow(film, cmap='gray', vmin=0, vmax=255)
     ax.set_title(title, fontsize=9)
@@ -492,7 +499,7 @@ def plot_maps(
     maps: dict,  # title -> (size, size)
     title: str = '',
     simulated: bool = False,  # is the patient simulated?
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "One image, and beside it the same image under several maps"
     import matplotlib.pyplot as plt
 

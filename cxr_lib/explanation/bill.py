@@ -7,13 +7,17 @@ __all__ = ['PARTS', 'image_tokens', 'answer_notes', 'fused_temperatures', 'calib
            'probability_steps', 'draw_parts', 'plot_bill']
 
 # %% ../../nbs/chapters/09_explanation/01_bill.ipynb #b9206f0f
-from typing import Mapping, Sequence
+from typing import TYPE_CHECKING, Mapping, Sequence
 import numpy as np, pandas as pd, torch
 from scipy.special import expit, logit
 from ..foundations.core import OBSERVATIONS, short_name
 from ..foundations.figures import CONDITION_COLORS, GREY, INK, PINK, SLATE, mark_simulated
 from ..model.classifier import PretrainedClassifier
 from ..model.text import tokenize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/09_explanation/01_bill.ipynb #76acacc7
 @torch.inference_mode()
@@ -134,11 +138,11 @@ def probability_steps(
 
 # %% ../../nbs/chapters/09_explanation/01_bill.ipynb #47b50452
 def draw_parts(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     parts: Mapping[str, np.ndarray],  # each of `PARTS` -> (n,) log odds
     start: np.ndarray | float = 0.0,  # (n,) log odds
     height: float = 0.62,  # of a bar
-):
+) -> None:
     "Stacked bars away from the start on either side, and a dot at the sum, from top to bottom"
     n = len(parts['image'])
     y, right, left = np.arange(n), np.zeros(n) + start, np.zeros(n) + start
@@ -196,7 +200,7 @@ def plot_bill(
     title: str = '',  # such as the name of the image
     simulated: bool = False,  # is the patient simulated?
     order: Sequence[str] = tuple(PARTS),  # of adding in probability
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "The bill of one study in log odds and in probability, the likeliest observation first"
     import matplotlib.pyplot as plt
 

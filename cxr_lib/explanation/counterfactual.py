@@ -9,7 +9,7 @@ __all__ = ['change_age', 'change_projection', 'swap_words', 'negate', 'Case', 'd
 # %% ../../nbs/chapters/09_explanation/03_counterfactual.ipynb #52ce2ef6
 import re, textwrap
 from dataclasses import dataclass, field, replace
-from typing import Mapping
+from typing import TYPE_CHECKING, Mapping
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.special import expit
@@ -27,6 +27,9 @@ from ..simulation.findings import DRAW
 from ..simulation.rendering import compose, film, find_masks, markers, patient_frame
 from ..simulation.worlds import find_world
 from .bill import answer_notes, calibrated_log_odds, image_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/09_explanation/03_counterfactual.ipynb #389300b4
 _AGE = re.compile(r'\b\d{1,3}(?=\s*-?\s*(?:[FM]\b|yo\b|y/o\b|y\.\s?o\.|y\b|yrs?\b|years?[ -]old|year-old))')
@@ -345,7 +348,7 @@ def plot_case(
     after: Case,  # one of the edits
     size: int = 128,  # pixels a side
     most: int = 7,  # observations that are shown
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "One edit: both images, their difference, and the answers that changed most"
     import matplotlib.pyplot as plt
 

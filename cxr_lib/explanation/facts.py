@@ -11,7 +11,7 @@ __all__ = ['MAX_SENTENCES', 'BEARING', 'TOLERANCE', 'split_sentences', 'LeftOut'
 # %% ../../nbs/chapters/09_explanation/02_facts.ipynb #9fe60119
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, NamedTuple, Sequence
 import numpy as np, pandas as pd, torch
 from scipy.special import expit, logit
 from scipy.stats import spearmanr
@@ -29,6 +29,9 @@ from ..simulation.best import posterior
 from ..simulation.patients import NETWORK, Network, draw_patients
 from ..simulation.worlds import recorded_world
 from .bill import answer_notes, calibrated_log_odds, image_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/09_explanation/02_facts.ipynb #fe363045
 MAX_SENTENCES = 40  # a longer note is not taken apart
@@ -235,7 +238,7 @@ BEARING = 0.1  # absolute true log likelihood ratio above which a fact is said t
 
 
 def bootstrapped(
-    statistic,  # rows (m,) -> number
+    statistic: Callable,  # rows (m,) -> number
     studies: np.ndarray,  # (k,) the study of each row
     n_bootstrap: int = 200,  # resamples of patients
     seed: int = 0,
@@ -389,7 +392,7 @@ def plot_changes(
     table: pd.DataFrame,  # parts x observations, log odds, as from `Changes.table`
     title: str = 'What each part of the note changed',
     simulated: bool = False,  # is the patient simulated?
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "What each part of a note changed in the log odds, as coloured numbers"
     import matplotlib.pyplot as plt
     import textwrap
@@ -415,7 +418,7 @@ def plot_changes(
 def plot_agreement(
     changes: Changes,  # of facts
     truth: np.ndarray,  # (k, observations), as from `true_changes`
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Changes of the model's log odds against the true log likelihood ratios"
     import matplotlib.pyplot as plt
 

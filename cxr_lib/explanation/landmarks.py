@@ -9,6 +9,7 @@ __all__ = ['PARTS', 'LANDMARKS', 'SIDE', 'STEPS', 'part_points', 'true_landmarks
 # %% ../../nbs/chapters/09_explanation/06_landmarks.ipynb #97545a8f
 import functools
 from dataclasses import dataclass
+from typing import Any
 import cv2, numpy as np, pandas as pd
 from ..data.simulated import patient_seed, simulated_radiograph
 from ..simulation.anatomy import Anatomy, patient_anatomy
@@ -94,7 +95,7 @@ def _body_landmarks(a, strength, seed):
 
 
 def true_landmarks(
-    patient,  # one row of the latent table (`draw_patients`), or a mapping with its columns
+    patient: Any,  # one row of the latent table (`draw_patients`), or a mapping with its columns
 ) -> np.ndarray:  # (12, 2) x and y, in picture widths from the upper left corner
     "Where the landmarks of a simulated patient are in the image"
     seed = patient_seed(patient['patient_id'])
@@ -120,7 +121,7 @@ class Chests:
     def __len__(self):
         return len(self.images)
 
-    def rows(self, rows):
+    def rows(self, rows: Any) -> 'Chests':
         "Some of them"
         return Chests(self.patients.iloc[rows].reset_index(drop=True), self.images[rows], self.points[rows])
 
@@ -129,7 +130,7 @@ def draw_chests(
     n: int,  # patients
     seed: int = 0,  # same seed, same patients
     world: str = '',  # name; '': the default
-) -> Chests:
+) -> 'Chests':
     "Draw patients of a world, and say where their landmarks are"
     lived = find_world(world)
     patients = draw_world(lived, n, _APART + seed)

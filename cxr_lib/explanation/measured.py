@@ -8,7 +8,7 @@ __all__ = ['MEASURES', 'MEASURE_WORDS', 'ACCURATE', 'SEPARATES', 'RULER', 'SCHEM
 
 # %% ../../nbs/chapters/09_explanation/13_measured.ipynb #6350bbd5
 import base64
-from typing import Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple
 
 import numpy as np, pandas as pd
 
@@ -40,7 +40,7 @@ _ENDS = (0.01, 0.99)
 
 
 def accurate(
-    errors,  # as from `measurement_errors`
+    errors: Any,  # as from `measurement_errors`
     observation: str,  # one of `MEASURES`
 ) -> str:  # '' if they are
     "Why the measurements of an observation are too often wrong"
@@ -76,7 +76,7 @@ def _weigh(values, labels, n_bootstrap, seed):
 def weigh_measurements(
     values: pd.DataFrame,  # (n, 4) as from `Readings.values`; NaN where nothing was measured
     labels: pd.DataFrame,  # (n, 14); 1 and 0 count
-    errors,  # as from `measurement_errors`
+    errors: Any,  # as from `measurement_errors`
     n_bootstrap: int = 200,  # resamples of patients
     seed: int = 0,
 ) -> dict:  # observation -> n, positive, base, auroc, slope, intercept, low, high, error; accepted, reason

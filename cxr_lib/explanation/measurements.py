@@ -9,7 +9,7 @@ __all__ = ['MEASUREMENTS', 'WITHIN', 'REAL', 'measure_points', 'Ruler', 'at_side
 
 # %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #ee705d7c
 from dataclasses import dataclass, replace
-from typing import Mapping, Sequence
+from typing import Mapping, Sequence, TYPE_CHECKING
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..foundations.core import number_text
@@ -18,6 +18,10 @@ from ..metrics.ranking import interval
 from ..simulation.drawing import magnitude
 from ..data.pixels import to_square
 from .landmarks import SIDE, Chests, draw_chests, fit_landmarks, part_points
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/09_explanation/07_measurements.ipynb #3e00c555
 #: measurement -> (its title, the sign that it measures, its tolerance as a share of the width of the thorax; assumed)
@@ -215,11 +219,11 @@ def _width_line(points, along, down):
 
 
 def draw_measurements(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     image: np.ndarray,  # (size, size) uint8
     points: np.ndarray,  # (12, 2)
     reason: str = '',  # why it is not measured: no line is drawn
-):
+) -> None:
     "An image with the lines of its measurements"
     ax.imshow(image, cmap='gray', vmin=0, vmax=255, extent=(0, 1, 1, 0))
     ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
@@ -248,7 +252,7 @@ def measurement_words(
 def plot_measurements(
     chests: Chests,  # simulated patients
     readings: Readings,  # theirs
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "The largest heart, the widest mediastinum, the most fluid, and an image that is not measured"
     import textwrap
 

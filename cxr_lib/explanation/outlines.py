@@ -9,7 +9,7 @@ __all__ = ['BOXED', 'NIH_SIDE', 'DRAWN', 'REAL_SCORES', 'Outlines', 'read_outlin
 # %% ../../nbs/chapters/09_explanation/12_outlines.ipynb #1f692732
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 import numpy as np, pandas as pd
 from ..data.pixels import read_radiograph
 from ..foundations.core import OBSERVATIONS, number_text
@@ -30,7 +30,7 @@ class Outlines:
     def __len__(self):
         return len(self.table)
 
-    def take(self, rows):
+    def take(self, rows: Any) -> 'Outlines':
         "Some of them"
         return Outlines(self.table.iloc[rows].reset_index(drop=True), self.masks[rows])
 

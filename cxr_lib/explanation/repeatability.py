@@ -8,7 +8,7 @@ __all__ = ['MEASURES', 'SHIFT', 'DIRECTIONS', 'KINDS', 'map_agreement', 'shift_p
            'repeatability_table', 'plot_repeatability']
 
 # %% ../../nbs/chapters/09_explanation/10_repeatability.ipynb #4322ca79
-from typing import Mapping, Sequence
+from typing import Mapping, Sequence, TYPE_CHECKING
 import numpy as np, pandas as pd, torch
 from scipy.stats import rankdata
 from ..foundations.core import OBSERVATIONS, number_text, short_name
@@ -19,6 +19,9 @@ from .acceptance import Trial
 from .attribution import METHODS, Questions
 from .bench import mean_intervals, other_maps
 from .bill import answer_notes, image_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/09_explanation/10_repeatability.ipynb #8c9733da
 #: What is measured of two maps -> what a reader calls it.
@@ -145,7 +148,7 @@ def check_second(
     first: PretrainedClassifier,
     second: PretrainedClassifier,
     name: str,  # of the second run, for errors
-):
+) -> None:
     "Raise `ValueError` if two models do not answer the same questions about the same images, or are one"
     for what in ('observations', 'image_size', 'fit'):
         one, two = (getattr(c.model.config, what) for c in (first, second))
@@ -237,7 +240,7 @@ _COLOURS = dict(shifted=BLUE, second=ORANGE, another=GREY)
 
 def plot_repeatability(
     record: Mapping,  # as from `judge_repeatability`
-):  # matplotlib figure; None where nothing was compared
+) -> 'Figure | None':  # matplotlib figure; None where nothing was compared
     "The share of a map that stays in place, by observation"
     import matplotlib.pyplot as plt
 

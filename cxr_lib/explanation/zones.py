@@ -150,7 +150,7 @@ def name_zone(
     shares = _held(np.where(heat >= HOT * heat.max(), heat, 0), zones)
     for level in REGIONS:
         held = {name: sum(shares[ZONES.index(z)] for z in of) for name, of in level.items()}
-        best = max(held, key=held.get)
+        best = max(held, key=lambda k: held[k])
         if held[best] >= HOLDS:
             return best, float(held[best])
     return '', 0.0
@@ -233,7 +233,8 @@ def judge_zones(
 ) -> dict:  # n, named; precision, recall, prior, over_prior with value, low, high; accepted, reason
     "May the names of a map be used for an observation?"
     named = words[words.name != '']
-    n, found = len(named), dict(n=len(words), named=len(named))
+    n = len(named)
+    found: dict = dict(n=len(words), named=n)
     if n < fewest:
         return found | dict(
             accepted=False, reason=f'the map has a name in only {n} patients; {fewest} are needed'

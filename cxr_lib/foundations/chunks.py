@@ -8,7 +8,7 @@ __all__ = ['npy_header', 'ChunkedFile', 'bytes_on_disk', 'require_space']
 # %% ../../nbs/chapters/01_foundations/03_chunks.ipynb #4c2d5e05
 import contextlib, errno, io, json, os, shutil, threading, zlib
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 import numpy as np
 from fastcore.basics import patch
 from .files import atomic_path, read_json, stop_on_machine_error, write_json
@@ -16,7 +16,7 @@ from .files import atomic_path, read_json, stop_on_machine_error, write_json
 
 def npy_header(
     shape: Sequence[int],  # of an array
-    dtype,  # of its values
+    dtype: Any,  # of its values
 ) -> bytes:
     "What an .npy file begins with"
     header = io.BytesIO()
@@ -32,12 +32,12 @@ class ChunkedFile:
         self,
         folder: str | Path,  # holds the array and its record
         shape: Sequence[int],  # of the array; the first number counts its rows
-        dtype,  # of its values
+        dtype: Any,  # of its values
         chunk: int | Sequence[int],  # rows of a chunk; or the first row of each, and the number of all rows
         name: str = 'array.npy',  # of the array's file
         about: dict | None = None,  # what meta.json says of the array; its `format`, if any, must be the same
         building: str | None = None,  # name of the file until it is whole; None: `name`
-    ):
+    ) -> None:
         self.folder, self.shape, self.dtype = Path(folder), tuple(shape), np.dtype(dtype)
         self.path, self.building = self.folder / name, self.folder / (building or name)
         self.record, self.meta = self.folder / 'progress.jsonl', self.folder / 'meta.json'
@@ -77,7 +77,7 @@ def good(self: ChunkedFile) -> list:
 
 
 @patch
-def lock(self: ChunkedFile):
+def lock(self: ChunkedFile) -> Any:
     "A lock for whoever builds; it lies beside the folder, so that the folder can be deleted under it"
     from filelock import FileLock
 
@@ -90,7 +90,7 @@ def acquire(
     self: ChunkedFile,
     what: str,  # what to call the file
     tell: bool = True,  # say so where that means to wait
-):  # a context; the lock is released at its end
+) -> Any:  # a context; the lock is released at its end
     "Take the lock, so that one process builds and the others wait"
     lock = self.lock()
     with contextlib.suppress(TimeoutError):
@@ -118,7 +118,7 @@ def require_space(
     need: float,  # bytes
     what: str,  # that needs them
     remedy: str,  # what else can be done than to free space
-):
+) -> None:
     "Raise the `OSError` of a full disk before the disk is full"
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -135,7 +135,7 @@ def prepare(
     what: str = 'the array',  # what to call it where the disk is full
     remedy: str = 'choose another folder',  # what to do then
     fingerprints: np.ndarray | None = None,  # what each row will be computed from
-):
+) -> None:
     "Make the folder, a file of the full length and a clean record, if there is room"
     self.folder.mkdir(parents=True, exist_ok=True)
     self.meta.unlink(missing_ok=True)
@@ -177,7 +177,7 @@ def write(
     chunk: int,  # number of the chunk
     values: np.ndarray,  # its rows
     failed: dict | None = None,  # row -> why it could not be computed
-):
+) -> None:
     "Write a chunk, then record it"
     data = values.tobytes()
     with _keeping(self.building):
@@ -219,7 +219,7 @@ def _note_whole(self: ChunkedFile, changed):
 
 
 @patch
-def finish(self: ChunkedFile):
+def finish(self: ChunkedFile) -> None:
     "Note that every chunk is on disk, and give the file its own name"
     with _keeping(self.building), self.building.open('r+b') as f:
         os.fsync(f.fileno())

@@ -7,6 +7,7 @@ __all__ = ['declare_missing_operators', 'install_hook', 'remove_hook', 'let_mps_
 
 # %% ../../nbs/chapters/01_foundations/08_compat.ipynb #a8e63f78
 import importlib.abc, importlib.machinery, os, sys
+from typing import Any
 
 #: Operators whose absence makes `import torchvision` raise, with their schemas in torchvision 0.15 to 0.28.
 _SCHEMAS = {
@@ -17,7 +18,7 @@ _libraries = []  # torch.library.Library objects: the declarations live as long 
 
 
 def declare_missing_operators(
-    spec,  # torchvision's module spec, found but not yet run
+    spec: Any,  # torchvision's module spec, found but not yet run
 ) -> list[str]:  # names declared: empty where torchvision's compiled operators load
     "Declare the operators torchvision registers Python code for, if its compiled part does not load"
     import torch
@@ -52,18 +53,18 @@ class _TorchvisionFinder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def install_hook():
+def install_hook() -> None:
     "Watch for the first import of torchvision (does nothing if it is already imported)"
     if 'torchvision' not in sys.modules and not any(isinstance(f, _TorchvisionFinder) for f in sys.meta_path):
         sys.meta_path.insert(0, _TorchvisionFinder())
 
 
-def remove_hook():
+def remove_hook() -> None:
     "Stop watching"
     sys.meta_path[:] = [f for f in sys.meta_path if not isinstance(f, _TorchvisionFinder)]
 
 # %% ../../nbs/chapters/01_foundations/08_compat.ipynb #517e7516
-def let_mps_fall_back():
+def let_mps_fall_back() -> None:
     "On Apple silicon, let torch compute elsewhere what the GPU cannot; call it before torch is loaded"
     if sys.platform == 'darwin':
         os.environ.setdefault('PYTORCH_ENABLE_MPS_FALLBACK', '1')

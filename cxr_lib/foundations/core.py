@@ -11,6 +11,7 @@ __all__ = ['OBSERVATIONS', 'COMPETITION', 'POSITIVE', 'NEGATIVE', 'UNCERTAIN', '
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #d2beda95
 import os, random, re
 from pathlib import Path
+from typing import Any
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #b9495c41
 OBSERVATIONS = (
@@ -76,7 +77,7 @@ _MARKUP = re.compile(r'[&<>`*|~#]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|:(?=//)'
 
 
 def as_text(
-    value,  # a text, or anything that has one
+    value: Any,  # a text, or anything that has one
 ) -> str:  # on one line; Markdown and HTML show it as it is, but it is not fit for an attribute
     "Text from data, with nothing in it that a page would obey"
     text = _MARKUP.sub(lambda m: f'&#{ord(m[0])};', ' '.join(str(value).split()))
@@ -85,7 +86,7 @@ def as_text(
 
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #8489adf5
 def as_list(
-    sentences,  # texts
+    sentences: Any,  # texts
 ) -> str:  # Markdown
     "A list of sentences, each as it is"
     return '\n'.join(f'- {as_text(s)}' for s in sentences)
@@ -99,10 +100,10 @@ def as_paragraphs(
 
 
 def as_table(
-    table,  # a pandas DataFrame
+    table: Any,  # a pandas DataFrame
     index: bool = True,  # show the names of the rows?
     precision: int = 3,  # digits of numbers
-):  # a pandas Styler, for `display`
+) -> Any:  # a pandas Styler, for `display`
     "A table for a notebook's page: cells and names are shown as plain text, and long ones wrap"
     shown = table.style.format(escape='html', precision=precision)
     shown = shown.format_index(escape='html').format_index(escape='html', axis=1)
@@ -175,7 +176,7 @@ def project_root(
 # %% ../../nbs/chapters/01_foundations/01_core.ipynb #1862fa73
 def seed_everything(
     seed: int,  # 0 to 2**32-1
-):
+) -> None:
     "Seed Python, numpy and torch; choose deterministic torch kernels where there are any"
     import numpy as np, torch
 

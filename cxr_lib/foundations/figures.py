@@ -9,8 +9,13 @@ __all__ = ['BLUE', 'SKY', 'ORANGE', 'BROWN', 'GREEN', 'VERMILION', 'PINK', 'YELL
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #9d9dffc7
 from pathlib import Path
+from typing import TYPE_CHECKING
 from .core import RESEARCH_USE, SIMULATED
 from .files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #f6c1447d
 #: Named colours. The first eight are seaborn's colour-blind palette; the greys go from text to background.
@@ -52,7 +57,7 @@ _RC = {
 }
 
 
-def set_theme():
+def set_theme() -> None:
     "The shared seaborn theme: colour-blind-safe, readable in a report and in print"
     import seaborn as sns
 
@@ -60,10 +65,10 @@ def set_theme():
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #9544d1df
 def mark_simulated(
-    fig,  # a matplotlib figure
+    fig: 'Figure',  # a matplotlib figure
     simulated: bool,  # is it of simulated patients or notes? If not, nothing is drawn
     what: str = 'patients',  # what is simulated
-):  # `fig`
+) -> 'Figure':  # `fig`
     "Write SIMULATED below a figure, at the right, in a line of its own"
     text, style = f'SIMULATED {what}', dict(x=0.995, ha='right', va='bottom', fontsize=8, color=RED)
     if simulated and fig.get_supxlabel():  # the line is taken
@@ -74,9 +79,9 @@ def mark_simulated(
 
 
 def sign_figure(
-    fig,  # a matplotlib figure
+    fig: 'Figure',  # a matplotlib figure
     simulated: bool,  # are the patients simulated?
-):  # `fig`, closed, so that a notebook shows it once
+) -> 'Figure':  # `fig`, closed, so that a notebook shows it once
     "The footer of every picture of the evaluation: research use, and whether the patients are simulated"
     import matplotlib.pyplot as plt
 
@@ -88,21 +93,21 @@ def sign_figure(
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #b66826b3
 def remark(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     x: float,  # of the axes' data, unless a transform is given
     y: float,  # likewise
     text: str,
     **more,  # of `Axes.text`
-):
+) -> None:
     "Small grey words in a plot, legible on grid lines"
     style = dict(fontsize=8.5, va='center', color=SLATE, bbox=dict(fc='white', ec='none', pad=1.5))
     ax.text(x, y, text, **style | more)
 
 
 def words_instead(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     text: str,  # why there is nothing to show
-):
+) -> None:
     "Words in place of a plot that has nothing to show"
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha='center', va='center', color=SLATE, wrap=True)
     ax.set(xticks=[], yticks=[])
@@ -111,7 +116,7 @@ def words_instead(
 
 def figure_of_words(
     text: str,  # why there is nothing to show
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "A picture that says why there is none, for a page or a reader that looks for the file"
     import matplotlib.pyplot as plt
 
@@ -121,11 +126,11 @@ def figure_of_words(
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #6549523b
 def numbers_above(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     title: str,
     numbers: list,  # (text, colour), from left to right
     **more,  # of `Axes.set_title`
-):
+) -> None:
     "A panel's title, and below it coloured numbers in a line of their own"
     ax.set_title(title, **dict(fontsize=10, pad=17) | more)
     style = dict(xycoords='axes fraction', textcoords='offset points', fontsize=8.5, weight='bold')
@@ -135,14 +140,14 @@ def numbers_above(
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #4fb2853f
 def draw_interval(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     y: float,  # height
     value: float | None,  # of a statistic; None, as JSON writes NaN, draws nothing
     low: float | None,  # of its interval
     high: float | None,  # of its interval
     color: str,  # of both
     hollow: bool = False,  # an empty dot: shown, but not counted
-):
+) -> None:
     "A value with its interval, horizontally"
     value, low, high = (float('nan') if v is None else v for v in (value, low, high))
     ax.plot([low, high], [y, y], color=color, lw=2.2, solid_capstyle='round', zorder=3)
@@ -153,7 +158,7 @@ _NO_LAYOUT = {'figure.autolayout': False, 'figure.constrained_layout.use': False
 
 
 def save_figure(
-    fig,  # a matplotlib figure
+    fig: 'Figure',  # a matplotlib figure
     path: str | Path,  # .png, .svg or .pdf
     *more: str | Path,  # the same picture in other formats
 ) -> Path:  # `path`
@@ -172,9 +177,9 @@ def save_figure(
 
 # %% ../../nbs/chapters/01_foundations/07_figures.ipynb #8cfdceff
 def show_figure(
-    fig,  # a matplotlib figure, which is closed
+    fig: 'Figure',  # a matplotlib figure, which is closed
     path: str | Path,  # .png
-):
+) -> None:
     "Save a figure and show, in a notebook, the file that was saved"
     import matplotlib.pyplot as plt
     from IPython.display import Image, display

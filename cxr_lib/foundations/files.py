@@ -70,8 +70,9 @@ def machine_error(
     if isinstance(error, MachineError):
         return str(error.strerror)
     if not _unexplained(error):
-        named = error.filename is None or str(error.filename) in error.strerror
-        return error.strerror if named else f'{error.filename}: {error.strerror}'
+        said = str(error.strerror)
+        named = error.filename is None or str(error.filename) in said
+        return said if named else f'{error.filename}: {said}'
     where = 'a file' if error.filename is None else str(error.filename)
     if len(where) > 200:
         where = f'{where[:80]}...'
@@ -96,8 +97,8 @@ _AGAIN = 'No file was changed. Check the disk or the network drive (is it still 
 
 def stop_on_machine_error(
     error: BaseException,  # what was caught
-    path: str | Path,  # the file or folder that was in use
-):
+    path: object,  # the file or folder that was in use
+) -> None:
     "Raise an `OSError` in words for an error of the machine (disk, permissions, a lost drive); else return"
     number = getattr(error, 'errno', None)
     if not isinstance(error, OSError) or number is None or number in _OF_THE_PATH:
@@ -176,9 +177,9 @@ def remove_unfinished(
     path = Path(path)
     stem, suffix = ('.+', r'(\.\w+)?') if below else (re.escape(path.stem), re.escape(path.suffix))
     name = re.compile(rf'\.{stem}\.\d+\.tmp{suffix}')
-    found = (path.rglob if below else path.parent.glob)('.*.tmp*')
+    candidates = (path.rglob if below else path.parent.glob)('.*.tmp*')
     # what is inside a folder before the folder
-    found = sorted((p for p in found if name.fullmatch(p.name)), reverse=True)
+    found = sorted((p for p in candidates if name.fullmatch(p.name)), reverse=True)
     for left in found:
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return found
@@ -326,7 +327,7 @@ def what_differs(
 # %% ../../nbs/chapters/01_foundations/02_files.ipynb #c7f73ad7
 def clear_way(
     path: str | Path,  # where a file is to be written
-):
+) -> None:
     "Remove the file, link or empty folder at a path; a folder with contents stays, and an error names it"
     path = Path(path)
     if not path.is_dir() or path.is_symlink():

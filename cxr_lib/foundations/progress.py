@@ -7,7 +7,7 @@ __all__ = ['time_left', 'report_progress', 'read_progress', 'progress_bar', 'fit
 
 # %% ../../nbs/chapters/01_foundations/06_progress.ipynb #7197ce3e
 import json, os, time
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 # %% ../../nbs/chapters/01_foundations/06_progress.ipynb #4b7bf6b9
 def time_left(
@@ -29,7 +29,7 @@ def report_progress(
     *details: str,  # what else there is to say, the most important first; empty ones are left out
     seconds_left: float | None = None,  # None if nobody knows
     keep: bool = False,  # worth a line of its own in a log, such as the end of an epoch
-):
+) -> None:
     "Tell whoever executes this notebook how far it is"
     file = os.environ.get('CXR_PROGRESS')
     if not file:
@@ -43,9 +43,9 @@ def report_progress(
 
 
 def read_progress(
-    file,  # open for reading, where the last call left it
+    file: Any,  # open for reading, where the last call left it
     tell: Callable[[list, bool], Any],  # called with the parts and `keep` of every line
-):
+) -> None:
     "Pass on what has been reported since the last call"
     at = file.tell()
     for line in iter(file.readline, ''):
@@ -89,7 +89,7 @@ def _bar_class():
 def progress_bar(
     iterable: Any = None,  # what is gone through; None where `update` is called by hand
     **more,  # of tqdm
-) -> Iterator:  # a tqdm bar
+) -> Any:  # a tqdm bar
     "A tqdm bar that also reports to whoever executes this notebook"
     return _bar_class()(iterable, **more)
 

@@ -121,7 +121,7 @@ def stamp_files(
     name: str,  # of the stamp
     content: dict,  # what else it says
     before: dict | None = None,  # `folder.files()` at the start; None: every file that no other stamp lists
-):
+) -> None:
     "Write a stamp that vouches for all files that are new or changed"
     now, others = folder.files(), folder._readable()
     others.pop(name, None)
@@ -207,7 +207,7 @@ class RunFolder(Stamps):
 
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #7aefa5da
 def run_folder(
-    run: str,  # name of the run (a folder under `reports/`) or a path to a folder
+    run: str | Path,  # name of the run (a folder under `reports/`) or a path to a folder
 ) -> RunFolder:
     "The folder of a run, by name or by path"
     run = str(run)
@@ -220,7 +220,7 @@ def versions() -> dict:  # package -> version
     "Versions of what decides a result, for `config.json`"
     import importlib.metadata as md, platform
 
-    found = {'python': platform.python_version()}
+    found: dict[str, str | None] = {'python': platform.python_version()}
     for name in ('cxr_lib', 'torch', 'transformers', 'timm', 'numpy', 'pandas', 'scikit-learn'):
         try:
             found[name] = md.version(name)
@@ -230,7 +230,7 @@ def versions() -> dict:  # package -> version
 
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #2c15ce07
 @patch
-def begin(self: RunFolder, stage: str):
+def begin(self: RunFolder, stage: str) -> None:
     "Take the stamp away before the stage's files are touched, and record what is there"
     stamp = self._stamp(stage)
     if stamp.exists():
@@ -254,7 +254,7 @@ def _clear(self: RunFolder, file):
 
 
 @patch
-def finish(self: RunFolder, stage: str, params: dict):
+def finish(self: RunFolder, stage: str, params: dict) -> None:
     "Leave the stamp, which vouches for all that is new or changed since `begin`; call it when every file is written"
     content = dict(
         stage=stage,
@@ -298,7 +298,7 @@ _ALTERED = (
 
 
 @patch
-def check(self: RunFolder, stage: str):
+def check(self: RunFolder, stage: str) -> None:
     "Raise `AlteredFile` if a file of `stage`, or of one before it, is not what was written; stale stamps do not count"
     for s in STAGES[: STAGES.index(stage) + 1]:
         if self._stamp(s).exists() and (fault := _stamp_fault(self._stamp(s))):
@@ -456,7 +456,7 @@ def _executed():
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #a02c85d4
 def check_parameters(
     cells: list[str] | None = None,  # sources of the executed cells, in order; None: those of this kernel
-):
+) -> None:
     "Raise `ValueError` if papermill passed a parameter that the notebook does not have"
     cells = _executed() if cells is None else cells
     passed = [i for i, source in enumerate(cells) if source.startswith(_PASSED)]
@@ -467,7 +467,8 @@ def check_parameters(
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f'; did you mean {near[0]!r}?' if near else '.'
-            raise ValueError(f'unknown parameter {name!r}{hint} This notebook has {", ".join(known)}')
+            shown = ', '.join(n for n in known if not n.isupper())  # INSTALL stands before them
+            raise ValueError(f'unknown parameter {name!r}{hint} This notebook has {shown}')
 
 # %% ../../nbs/chapters/01_foundations/05_run.ipynb #68831298
 #: The run that the stage notebooks step through unless they are given another.
@@ -603,7 +604,7 @@ def _check_range(name, value):
 
 def check_ranges(
     **values: Any,  # parameter -> value; those without a range are not checked
-):
+) -> None:
     "Raise `ValueError` for a number outside its range"
     for name, value in values.items():
         if name in RANGES:
@@ -625,7 +626,7 @@ CHOICES = {
 
 def check_choices(
     **values: Any,  # parameters among `CHOICES` -> value
-):
+) -> None:
     "Raise `ValueError` for a value that is not among the choices"
     for name, value in values.items():
         if value not in CHOICES[name]:

@@ -10,11 +10,15 @@ __all__ = ['METHODS', 'MIN_CASES', 'BRANCHES', 'bin_edges', 'bin_of', 'reliabili
            'plot_calibration', 'calibration']
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #a1e447ea
+from typing import Any, Mapping, TYPE_CHECKING
 import numpy as np, pandas as pd
 from scipy import optimize, special
 from ..foundations.core import OBSERVATIONS
 from ..foundations.figures import SLATE, mark_simulated
 from .ranking import known_labels, named_interval, resample_patients, resampled_sums
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #c7a12369
 def _checked(labels, probabilities):
@@ -31,7 +35,7 @@ def _checked(labels, probabilities):
 
 
 def bin_edges(
-    probabilities,  # (n,)
+    probabilities: np.ndarray,  # (n,)
     n_bins: int = 15,  # number of bins
     equal: str = 'width',  # or 'mass': equally many images in each (fewer bins where probabilities repeat)
 ) -> np.ndarray:  # increasing, the first 0 and the last 1
@@ -47,7 +51,7 @@ def bin_edges(
 
 
 def bin_of(
-    probabilities,  # (n,)
+    probabilities: np.ndarray,  # (n,)
     edges: np.ndarray,  # from `bin_edges`
 ) -> np.ndarray:  # (n,) from 0
     "The bin of each probability"
@@ -55,8 +59,8 @@ def bin_of(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #0d4cb180
 def reliability_bins(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,)
     n_bins: int = 15,  # number of bins
     equal: str = 'width',  # of equal 'width' or equal 'mass'
 ) -> pd.DataFrame:  # one row per bin that is not empty: n, probability (mean), observed (share of positives)
@@ -68,8 +72,8 @@ def reliability_bins(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #d3641b30
 def calibration_error(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,)
     n_bins: int = 15,  # number of bins
     equal: str = 'width',  # of equal 'width' or equal 'mass'
     norm: str = 'mean',  # 'mean': expected calibration error; 'max': maximum calibration error
@@ -85,10 +89,10 @@ def calibration_error(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #88a0c2e4
 def brier_score(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,)
-    weights,  # (n_patients, n_resamples)
-    clusters,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,)
+    weights: np.ndarray,  # (n_patients, n_resamples)
+    clusters: np.ndarray,  # (n,)
 ) -> np.ndarray:  # (n_resamples,) from 0 (perfect) to 1; NaN without images
     "Mean squared distance between probability and outcome, of every resample"
     labels, probabilities = np.asarray(labels, float), np.asarray(probabilities, float)
@@ -112,10 +116,10 @@ def _gap_error(gaps, n, centred=False):
 
 
 def resampled_calibration_error(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,)
-    weights,  # (n_patients, n_resamples)
-    clusters,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,)
+    weights: np.ndarray,  # (n_patients, n_resamples)
+    clusters: np.ndarray,  # (n,)
     n_bins: int = 15,  # of equal width
     centred: bool = False,  # True: each bin's gap less that of the first column; what noise alone would give
 ) -> np.ndarray:  # (n_resamples,); NaN where nothing was drawn
@@ -124,10 +128,10 @@ def resampled_calibration_error(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #819d9264
 def calibration_interval(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,)
-    weights,  # (n_patients, 1 + n_bootstrap) from `resample_patients`
-    clusters,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,)
+    weights: np.ndarray,  # (n_patients, 1 + n_bootstrap) from `resample_patients`
+    clusters: np.ndarray,  # (n,)
     n_bins: int = 15,  # of equal width
 ) -> dict:  # ece, ece_low, ece_high (95%); NaN without images
     "Expected calibration error with a patient-clustered interval that takes the bias of the error into account"
@@ -142,23 +146,23 @@ def calibration_interval(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #6e876d31
 def log_odds(
-    probabilities,  # any shape
+    probabilities: np.ndarray,  # any shape
 ) -> np.ndarray:  # the same shape
     "Log odds, of probabilities kept 1e-7 off 0 and 1"
     return special.logit(np.clip(np.asarray(probabilities, float), 1e-7, 1 - 1e-7))
 
 
 def scale_temperature(
-    probabilities,  # any shape
-    temperature,  # above 1 softens, below 1 sharpens; broadcasts
+    probabilities: np.ndarray,  # any shape
+    temperature: Any,  # above 1 softens, below 1 sharpens; broadcasts
 ) -> np.ndarray:  # probabilities
     "Divide the log odds by a temperature"
     return special.expit(log_odds(probabilities) / temperature)
 
 
 def fit_temperature(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,)
 ) -> float:  # from 1/20 to 20; NaN unless both classes are there
     "The temperature with the highest likelihood (Guo et al. 2017)"
     labels, p = _checked(labels, probabilities)
@@ -174,8 +178,8 @@ def fit_temperature(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #a6fad48c
 def fit_platt(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,)
 ) -> tuple[float, float]:  # slope and intercept on the log odds; NaN unless both classes are there
     "Platt's logistic regression, with his targets (Platt 1999)"
     from sklearn.linear_model import LogisticRegression
@@ -193,8 +197,8 @@ def fit_platt(
 
 
 def fit_isotonic(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,)
 ) -> tuple[list[float], list[float]]:  # increasing probabilities, and what each becomes, linear between them
     "The best step function that never falls (Zadrozny & Elkan 2002); empty lists unless both classes are there"
     from sklearn.isotonic import IsotonicRegression
@@ -209,8 +213,8 @@ def fit_isotonic(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #de898440
 def log_loss(
-    labels,  # (n,) 1 positive, 0 negative
-    probabilities,  # (n,); cut off at 1e-7
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    probabilities: np.ndarray,  # (n,); cut off at 1e-7
 ) -> float:  # nats
     "Mean negative log likelihood"
     said = np.where(np.asarray(labels) == 1, probabilities, 1 - np.asarray(probabilities))
@@ -248,8 +252,8 @@ def _own_or_pooled(labels, probabilities, method, needed, pooled):
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #ac6dd045
 def fit_calibration(
-    labels,  # (n, 14) 1 positive, 0 negative; uncertain (-1) and missing (NaN) are left out
-    probabilities,  # (n, 14) of the tuning split
+    labels: np.ndarray,  # (n, 14) 1 positive, 0 negative; uncertain (-1) and missing (NaN) are left out
+    probabilities: np.ndarray,  # (n, 14) of the tuning split
     method: str = 'temperature',  # 'temperature', 'platt', 'isotonic' or 'none'
     *,
     min_cases: int | None = None,  # positives and negatives for a map of its own; `MIN_CASES` if None
@@ -345,7 +349,7 @@ def check_calibration(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #b5b69ce6
 def apply_calibration(
-    probabilities,  # (n, 14) as the model gives them; NaN stays NaN
+    probabilities: np.ndarray,  # (n, 14) as the model gives them; NaN stays NaN
     calibration: dict,  # from `fit_calibration`
 ) -> np.ndarray:  # (n, 14) calibrated probabilities
     "Pass each observation's probabilities through its map"
@@ -399,7 +403,7 @@ def fit_calibrations(
 def calibrated(
     table: pd.DataFrame,  # rows of a prediction table
     condition: str,  # one that a branch of the model answers
-    calibrations: dict,  # from `fit_calibrations`
+    calibrations: Mapping,  # from `fit_calibrations`
 ) -> np.ndarray:  # (n, 14)
     "Probabilities of a condition, each through the map of its fold; as they are where the fold has none"
     branch = next((b for b, conditions in BRANCHES.items() if condition in conditions), None)
@@ -437,9 +441,9 @@ def _scores(labels, probabilities, n_bins):
 
 
 def calibration_table(
-    labels,  # (n, 14) of test images: 1 positive, 0 negative, others are left out
-    before,  # (n, 14) probabilities as the model gives them
-    after,  # (n, 14) calibrated
+    labels: np.ndarray,  # (n, 14) of test images: 1 positive, 0 negative, others are left out
+    before: np.ndarray,  # (n, 14) probabilities as the model gives them
+    after: np.ndarray,  # (n, 14) calibrated
     n_bins: int = 15,  # of equal width
 ) -> pd.DataFrame:  # by observation, 'all' first: n, n_positive, and four scores before and after
     "Calibration before and after (brier, log_loss, ece, mce), by observation; NaN without images"
@@ -460,11 +464,11 @@ def calibration_table(
 
 # %% ../../nbs/chapters/02_metrics/05_calibration.ipynb #f4242882
 def plot_calibration(
-    labels,  # (n, 14) of test images: 1 positive, 0 negative, others are left out
+    labels: np.ndarray,  # (n, 14) of test images: 1 positive, 0 negative, others are left out
     probabilities: dict,  # name (such as 'before') -> (n, 14) probabilities
     n_bins: int = 15,  # of equal mass, so that no point stands for a handful of images
     simulated: bool = False,  # are the patients simulated?
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "Reliability of all observations together, one line per name, and where the probabilities lie"
     import matplotlib.pyplot as plt
 

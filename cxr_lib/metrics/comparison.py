@@ -6,6 +6,7 @@
 __all__ = ['auroc_covariance', 'delong_interval', 'delong_test', 'holm', 'compare_conditions']
 
 # %% ../../nbs/chapters/02_metrics/04_comparison.ipynb #1c3b2560
+from typing import Sequence
 import numpy as np, pandas as pd
 from scipy import stats
 from ..foundations.core import OBSERVATIONS
@@ -66,10 +67,10 @@ def _too_few_patients(counted, n_folds, clusters):
 
 
 def auroc_covariance(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n_models, n) of the same images
-    clusters=None,  # (n,) the patient of each image; every image its own if None
-    folds=None,  # (n,) images are ranked within these; in one list if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n_models, n) of the same images
+    clusters: np.ndarray | None = None,  # (n,) the patient of each image; every image its own if None
+    folds: np.ndarray | None = None,  # (n,) images are ranked within these; in one list if None
 ) -> tuple[np.ndarray, np.ndarray, str]:  # AUROCs, their covariance, and why it is undefined, or ''
     "DeLong's covariance of AUROCs (Sun & Xu 2014), or Obuchowski's (1997) where patients have several images"
     positive, scores = np.asarray(labels) == 1, np.atleast_2d(np.asarray(scores, float))
@@ -98,11 +99,12 @@ _NO_VARIANCE = (
 
 
 def delong_interval(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n,)
     confidence: float = 0.95,  # share of such intervals that should hold the true AUROC
-    clusters=None,  # (n,) the patient of each image (Obuchowski 1997); every image its own if None
-    folds=None,  # (n,) images are ranked within these; in one list if None
+    clusters: np.ndarray
+    | None = None,  # (n,) the patient of each image (Obuchowski 1997); every image its own if None
+    folds: np.ndarray | None = None,  # (n,) images are ranked within these; in one list if None
 ) -> dict:  # value, low, high, variance, reason ('' where the interval is defined)
     "AUROC with the interval of its normal approximation, cut at 0 and 1"
     if not 0 < confidence < 1:
@@ -119,11 +121,12 @@ def delong_interval(
 
 # %% ../../nbs/chapters/02_metrics/04_comparison.ipynb #7e904214
 def delong_test(
-    labels,  # (n,) 1 positive, 0 negative
-    scores_a,  # (n,)
-    scores_b,  # (n,) of another model; or (k, n) of several, the mean of whose AUROCs is compared
-    clusters=None,  # (n,) the patient of each image (Obuchowski 1997); every image its own if None
-    folds=None,  # (n,) images are ranked within these; in one list if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores_a: np.ndarray,  # (n,)
+    scores_b: np.ndarray,  # (n,) of another model; or (k, n) of several, the mean of whose AUROCs is compared
+    clusters: np.ndarray
+    | None = None,  # (n,) the patient of each image (Obuchowski 1997); every image its own if None
+    folds: np.ndarray | None = None,  # (n,) images are ranked within these; in one list if None
 ) -> dict:  # z, p (two-sided), auc_a, auc_b, variance (of the difference), reason ('' where it is defined)
     "DeLong's test for a difference of two AUROCs on the same images, or Obuchowski's where patients have several"
     scores = np.vstack([scores_a, scores_b])
@@ -143,7 +146,7 @@ def delong_test(
 
 # %% ../../nbs/chapters/02_metrics/04_comparison.ipynb #af1f24c2
 def holm(
-    p_values,  # any number of them; NaN: a test that was not made
+    p_values: Sequence | np.ndarray,  # any number of them; NaN: a test that was not made
 ) -> np.ndarray:  # adjusted, in the same order; NaN stays NaN
     "p-values adjusted for how many there are (Holm 1979)"
     p = np.asarray(p_values, float)

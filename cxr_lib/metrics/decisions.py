@@ -37,8 +37,8 @@ def _choice(name, share, sensitivity, specificity):
 
 # %% ../../nbs/chapters/02_metrics/03_decisions.ipynb #968d694d
 def choose_threshold(
-    labels,  # (n,) 1 positive, 0 negative, of the tuning split
-    scores,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative, of the tuning split
+    scores: np.ndarray,  # (n,)
     rule: str = 'youden',  # or 'sensitivity=0.9', 'specificity=0.9': any share between 0 and 1
 ) -> dict:  # threshold, sensitivity and specificity there, n_positive, n_negative, reason
     """The threshold of one observation by a rule; NaN with the reason where there is none
@@ -65,8 +65,8 @@ def choose_threshold(
 
 
 def youden_threshold(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n,)
 ) -> float:  # an image counts as positive from this score on; NaN where a class is absent
     "The threshold with the highest sensitivity + specificity - 1 (Youden 1950); of equals, the most sensitive"
     return choose_threshold(labels, scores)['threshold']
@@ -101,10 +101,10 @@ def choose_thresholds(
 
 # %% ../../nbs/chapters/02_metrics/03_decisions.ipynb #cc59b831
 def decision_metrics(
-    labels,  # (n,) 1 positive, 0 negative
-    decided,  # (n,) True where the model says positive
-    weights,  # (n_patients, n_resamples)
-    clusters,  # (n,)
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    decided: np.ndarray,  # (n,) True where the model says positive
+    weights: np.ndarray,  # (n_patients, n_resamples)
+    clusters: np.ndarray,  # (n,)
 ) -> dict:  # name -> (n_resamples,), NaN where its denominator is 0
     "Sensitivity, specificity, PPV, NPV, F1 and accuracy of every resample"
     kind = 2 * np.asarray(decided, int) + (np.asarray(labels) == 1)

@@ -133,7 +133,7 @@ def refuse_cells(
     bad: np.ndarray,  # (n_rows, n_columns) True where a cell is wrong
     name: str,  # what the error calls the table
     expected: str,  # what should stand there, and what to do
-):
+) -> None:
     "Raise `ValueError` for the first cell of `columns` where `bad` holds, naming row, image and column"
     if not bad.any():
         return
@@ -155,7 +155,7 @@ def check_probabilities(
     table: pd.DataFrame,  # with a column `image`
     columns: list[str],  # those to check
     name: str,  # what the error calls the table
-):
+) -> None:
     "Raise `ValueError` unless every cell is a probability"
     p = _numbers(table, columns, name)
     every = 'a probability for every image; predict it again, or take the image out of every condition'

@@ -8,7 +8,7 @@ __all__ = ['comparable', 'folds_of', 'ranking_metrics', 'auroc', 'auprc', 'resam
            'micro_average']
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #a8acc29e
-from typing import NamedTuple
+from typing import Any, NamedTuple, Sequence
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS
 
@@ -82,8 +82,8 @@ def _counts(weights):
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #550e8a9d
 def comparable(
-    labels,  # (n,) 1 positive, 0 negative
-    folds=None,  # (n,) the fold of each image; one for all if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    folds: np.ndarray | None = None,  # (n,) the fold of each image; one for all if None
 ) -> list:  # selections of images, one per fold that has both classes; a slice of all where there is one fold
     "Which images are compared with each other: those of one fold"
     folds, positive = np.asarray([0] if folds is None else folds), np.asarray(labels) == 1
@@ -116,11 +116,13 @@ def _check_ranking(labels, scores, clusters, n_clusters, folds):
 
 
 def ranking_metrics(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n,) higher means more likely positive
-    weights=None,  # (n_clusters, n_resamples) how often each cluster was drawn; one resample of ones if None
-    clusters=None,  # (n,) the row of `weights` of each image; every image its own if None
-    folds=None,  # (n,) images are ranked within these; in one list if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n,) higher means more likely positive
+    weights: np.ndarray
+    | None = None,  # (n_clusters, n_resamples) how often each cluster was drawn; one resample of ones if None
+    clusters: np.ndarray
+    | None = None,  # (n,) the row of `weights` of each image; every image its own if None
+    folds: np.ndarray | None = None,  # (n,) images are ranked within these; in one list if None
 ) -> tuple[np.ndarray, np.ndarray]:  # AUROC and average precision, each (n_resamples,)
     "AUROC and average precision of every resample, ties exact; NaN where no fold has both classes"
     labels, scores = np.asarray(labels), np.asarray(scores)
@@ -130,13 +132,13 @@ def ranking_metrics(
     _check_ranking(labels, scores, clusters, len(weights), folds)
     areas, parts = np.full((2, weights.shape[1]), np.nan), comparable(labels, folds)
     if not parts or not (labels == 1).any():
-        return tuple(areas)
+        return areas[0], areas[1]
     orders = [_by_score(labels[at], scores[at], clusters[at]) for at in parts]
     step = max(1, 250_000 // max(len(labels), len(weights)))  # resamples at a time: they stay in the cache
     for at in range(0, weights.shape[1], step):
         counts = _counts(weights[:, at : at + step])
         areas[:, at : at + step] = _areas(sum(_tally(counts, order) for order in orders))
-    return tuple(areas)
+    return areas[0], areas[1]
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #c7a7d4ac
 def _of_sample(labels, scores, weights, folds):
@@ -147,30 +149,30 @@ def _of_sample(labels, scores, weights, folds):
 
 
 def auroc(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n,) higher means more likely positive
-    weights=None,  # (n,) weight of each image; 1 if None
-    folds=None,  # (n,) images are ranked within these; in one list if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n,) higher means more likely positive
+    weights: np.ndarray | None = None,  # (n,) weight of each image; 1 if None
+    folds: np.ndarray | None = None,  # (n,) images are ranked within these; in one list if None
 ) -> float:  # NaN where no fold has both classes
     "Area under the ROC curve"
     return _of_sample(labels, scores, weights, folds)[0]
 
 
 def auprc(
-    labels,  # (n,) 1 positive, 0 negative
-    scores,  # (n,) higher means more likely positive
-    weights=None,  # (n,) weight of each image; 1 if None
-    folds=None,  # (n,) images are ranked within these; in one list if None
+    labels: np.ndarray,  # (n,) 1 positive, 0 negative
+    scores: np.ndarray,  # (n,) higher means more likely positive
+    weights: np.ndarray | None = None,  # (n,) weight of each image; 1 if None
+    folds: np.ndarray | None = None,  # (n,) images are ranked within these; in one list if None
 ) -> float:  # NaN where no fold has both classes
     "Average precision: area under the precision-recall curve, not interpolated"
     return _of_sample(labels, scores, weights, folds)[1]
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #9bd8a433
 def resample_patients(
-    patient_id,  # (n,) the patient of each image
+    patient_id: Sequence | np.ndarray,  # (n,) the patient of each image
     n_bootstrap: int = 1000,  # number of resamples
-    seed: int = 0,
-    dtype=np.float32,  # of the weights: exact up to 2**24; np.uint8 takes a quarter of the memory
+    seed: int | list = 0,  # as for numpy's generator
+    dtype: Any = np.float32,  # of the weights: exact up to 2**24; np.uint8 takes a quarter of the memory
 ) -> tuple[np.ndarray, np.ndarray]:  # clusters (n,), and weights (n_patients, 1 + n_bootstrap)
     """Draw patients with replacement: how often each is in each resample
 
@@ -185,7 +187,7 @@ def resample_patients(
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #55e01bf0
 def interval(
-    values,  # (1 + n_bootstrap,) a statistic of the sample and of each resample
+    values: Sequence | np.ndarray,  # (1 + n_bootstrap,) a statistic of the sample and of each resample
 ) -> dict:  # value, low, high (95%), undefined_resamples
     "The sample's value with the percentile interval of its resamples; undefined resamples are counted and left out"
     value, resampled = float(values[0]), np.asarray(values[1:], float)
@@ -199,7 +201,7 @@ def interval(
 
 def named_interval(
     name: str,  # of the statistic
-    values,  # (1 + n_bootstrap,) of the sample and of each resample
+    values: np.ndarray,  # (1 + n_bootstrap,) of the sample and of each resample
 ) -> dict:  # name, name_low, name_high
     "An interval as three flat entries"
     i = interval(values)
@@ -207,11 +209,11 @@ def named_interval(
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #d57ef082
 def resampled_sums(
-    group,  # (n,) which row of the result each image adds to
+    group: np.ndarray,  # (n,) which row of the result each image adds to
     n_groups: int,
-    weights,  # (n_clusters, n_resamples) from `resample_patients`
-    clusters,  # (n,) the row of `weights` of each image
-    values=None,  # (n,) what each image adds; 1 if None
+    weights: np.ndarray,  # (n_clusters, n_resamples) from `resample_patients`
+    clusters: np.ndarray,  # (n,) the row of `weights` of each image
+    values: np.ndarray | None = None,  # (n,) what each image adds; 1 if None
 ) -> np.ndarray:  # (n_groups, n_resamples)
     "Weighted sums within groups of images, for every resample"
     n = len(weights)
@@ -308,7 +310,7 @@ def micro_average(
     condition: str,  # one of `CONDITIONS`
     clusters: np.ndarray,  # (n,) from `resample_patients`
     weights: np.ndarray,  # (n_patients, 1 + n_bootstrap)
-    observations: list = OBSERVATIONS,  # which of the 14
+    observations: Sequence[str] = OBSERVATIONS,  # which of the 14
 ) -> np.ndarray:  # (2, 1 + n_bootstrap) AUROC and average precision; NaN where a class is absent
     "Ranking metrics of all known labels of several observations in one list, or one per fold"
     parts, folds = [], folds_of(table)

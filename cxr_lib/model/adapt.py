@@ -67,7 +67,7 @@ def _label(encoder):
 def unfreeze(
     encoder: nn.Module,  # a frozen encoder
     n: int,  # of its blocks are trained, counted from the end
-):
+) -> None:
     "Train the last blocks of a frozen encoder, and what follows them"
     groups = layer_groups(encoder)
     if not 0 < n < len(groups):
@@ -88,7 +88,7 @@ def _trained_parts(module):
 def train_unfrozen(
     encoder: nn.Module,  # a frozen or partly frozen encoder
     mode: bool = True,  # training mode?
-):
+) -> None:
     "Training mode for the parts that are trained; frozen ones stay in evaluation mode (batch norm, dropout)"
     encoder.eval()
     for part in _trained_parts(encoder) if mode else ():
@@ -136,7 +136,7 @@ def add_lora(
     encoder: nn.Module,  # a frozen encoder; changed in place
     rank: int,  # of the added matrices
     alpha: int = 16,  # their product is scaled by alpha/rank
-):
+) -> None:
     "LoRA on every attention projection of a frozen encoder; at first the encoder's answer is what it was"
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -183,7 +183,7 @@ def _checkpoint_text(encoder, enable):
 def checkpoint_activations(
     encoder: nn.Module,  # an encoder
     enable: bool = True,  # or switch it off
-):
+) -> None:
     "Gradient checkpointing: less memory, more time, the same gradients. Batch norm averages move twice"
     fault = f'{_label(encoder)} does not support gradient checkpointing'
     remedy = 'choose another, or a smaller batch with accumulation'

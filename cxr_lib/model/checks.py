@@ -9,7 +9,7 @@ __all__ = ['BRANCH_CONDITIONS', 'PROBE_NOTE', 'PROBE_TOLERANCE', 'check_fit', 'c
 # %% ../../nbs/chapters/06_model/08_checks.ipynb #1d7adc7f
 import math
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 import numpy as np
 import torch
 from ..data.pixels import PREPROCESSING
@@ -25,7 +25,7 @@ def check_fit(
     own: Mapping,  # name -> tensor of the model
     state: Mapping,  # name -> tensor of the file
     path: str | Path,  # the file
-):
+) -> None:
     "Every tensor of the model must be in the file, with its shape and type, and no other"
     kind = lambda v: f'{tuple(v.shape)} {v.dtype}'.replace('torch.', '')
     wrong = [f'{k} is missing' for k in own if k not in state]
@@ -43,7 +43,7 @@ def check_fit(
 def check_finite(
     state: Mapping,  # name -> tensor
     path: str | Path,  # the file
-):
+) -> None:
     "A diverged training leaves NaN, and NaN in gives NaN out"
     bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if bad:
@@ -173,7 +173,7 @@ def check_preprocessing(
     model: MultimodalClassifier,  # as rebuilt
     saved: Mapping,  # content of config.json
     path: str | Path,  # its path
-):
+) -> None:
     "What config.json says about pixels must be what the rebuilt encoder does"
     said, does = saved['preprocessing'], preprocessing_of(model)
     for name in ('image_size', 'in_chans', 'mean', 'std', 'pixel_range'):
@@ -196,7 +196,7 @@ _OTHER_ANSWERS = (
 
 def probe_answers(
     model: MultimodalClassifier,  # in evaluation mode, on the CPU
-    tokenizer,  # its tokenizer
+    tokenizer: Any,  # its tokenizer
 ) -> dict:  # branch -> logits (2, observations): with `PROBE_NOTE`, and without a note
     "The model's answers to one made-up image"
     side = np.arange(model.config.image_size)
@@ -216,10 +216,10 @@ def _changed_versions(then):
 
 def check_probe(
     model: MultimodalClassifier,  # as loaded
-    tokenizer,  # as loaded
+    tokenizer: Any,  # as loaded
     saved: Mapping,  # content of config.json
     folder: Path,  # of the model
-):
+) -> None:
     "The model must give the answers that it gave when it was saved"
     now = probe_answers(model, tokenizer)
     try:

@@ -8,7 +8,7 @@ __all__ = ['MAX_NOTE_CHARACTERS', 'checkpoint_folder', 'PretrainedClassifier']
 # %% ../../nbs/chapters/06_model/10_classifier.ipynb #08beab0a
 import re
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 import numpy as np, pandas as pd
 import torch
 from fastcore.basics import patch
@@ -105,13 +105,13 @@ class PretrainedClassifier(ModelHubMixin):
     def __init__(
         self,
         model: MultimodalClassifier,  # trained
-        tokenizer,  # its tokenizer
+        tokenizer: Any,  # its tokenizer
         calibration: Mapping | None = None,  # see `check_calibration`; None: raw probabilities
         thresholds: Mapping | None = None,  # see `check_thresholds`
-        facts: Mapping = (),  # preset, dataset, simulated and what else should be known
+        facts: Mapping | tuple = (),  # preset, dataset, simulated and what else should be known
         card: str | None = None,  # Markdown of your own; None: generated
-        beside: Mapping = (),  # file -> content of what is kept beside it, see `read_beside`
-    ):
+        beside: Mapping | tuple = (),  # file -> content of what is kept beside it, see `read_beside`
+    ) -> None:
         self.model, self.tokenizer, self.facts, self.card = model.eval(), tokenizer, dict(facts), card
         self.beside = dict(beside)
         self.calibration = None if calibration is None else check_calibration(calibration, self.observations)
@@ -196,8 +196,8 @@ def _as_table(parts, names, notes, observations):
 @patch
 def predict(
     self: PretrainedClassifier,
-    images=None,  # files, or pixels (n, size, size) from 0 to 255; None: answers from the notes alone
-    notes=None,  # texts, one per image; None, NaN or blank is a missing note
+    images: Any = None,  # files, or pixels (n, size, size) from 0 to 255; None: answers from the notes alone
+    notes: Any = None,  # texts, one per image; None, NaN or blank is a missing note
     batch_size: int = 32,  # images at a time
 ) -> pd.DataFrame:  # one row per image: image, has_note, and `<condition>/<observation>` for every condition
     "Calibrated probabilities; without a calibration, raw ones"
@@ -206,7 +206,7 @@ def predict(
     if notes is not None:
         notes = [notes] if isinstance(notes, str) else list(notes)
     if images is None:
-        pixels, names = None, [None] * len(notes)
+        pixels, names = None, [None for _ in notes or ()]
     else:
         pixels, names = _as_pixels(images, self.model.config.image_size, self.model.config.fit)
     if self._film_version != PREPROCESSING and isinstance(names[0], str):
@@ -237,10 +237,10 @@ def save_pretrained(
     *,
     push_to_hub: bool = False,  # also upload it?
     repo_id: str | None = None,  # on the Hub; None: the name of the folder
-    config=None,  # for `ModelHubMixin`; not used
-    model_card_kwargs=None,  # for `ModelHubMixin`; not used
+    config: Any = None,  # for `ModelHubMixin`; not used
+    model_card_kwargs: Any = None,  # for `ModelHubMixin`; not used
     **options,  # of `push_to_hub`
-):
+) -> Any:
     "Write the folder, whole or not at all; with `push_to_hub` also upload it as `repo_id`"
     with atomic_path(save_directory) as tmp:
         ModelHubMixin.save_pretrained(self, tmp)

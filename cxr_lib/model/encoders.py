@@ -9,7 +9,7 @@ __all__ = ['check_encoders', 'encoder_table', 'encoder_facts', 'seen_sentences',
 import functools, json
 from importlib.resources import files
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Mapping
 from .images import HUGGING_FACE, RANDOM, XRAYVISION
 from .text import READ_ERRORS, load_reason
 
@@ -47,7 +47,7 @@ def check_encoders(
 @functools.cache
 def encoder_table() -> dict:  # name -> row
     "What is known of encoders, from the package's table"
-    text = files('cxr_lib').joinpath('assets', 'encoders.json').read_text(encoding='utf-8')
+    text = files('cxr_lib').joinpath('assets').joinpath('encoders.json').read_text(encoding='utf-8')
     return check_encoders(json.loads(text))
 
 # %% ../../nbs/chapters/06_model/14_encoders.ipynb #ence0008
@@ -174,8 +174,8 @@ _TO_FETCH = (
 
 
 def require_encoders(
-    config,  # a `ModelConfig`
-):
+    config: Any,  # a `ModelConfig`
+) -> None:
     "Raise one `ValueError` that says of all encoders of a configuration what to fetch and where to put it"
     missing = _out_of_reach(_on_the_hub(config))
     if not missing:

@@ -8,7 +8,7 @@ __all__ = ['ROUTES', 'BRANCHES', 'AGREEMENT', 'FAST_FORMAT', 'choose_routes', 'F
 # %% ../../nbs/chapters/06_model/11_fast.ipynb #20488cd2
 import copy, sys, threading, warnings
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 import numpy as np, torch, torch.nn as nn
 from ..data.simulated import simulated_radiograph
 from ..foundations.core import OBSERVATIONS
@@ -120,21 +120,28 @@ class FastModel(nn.Module):
 
     def __init__(
         self,
-        compiled,  # OpenVINO's compiled model
+        compiled: Any,  # OpenVINO's compiled model
         config: ModelConfig,  # it was built from
         route: str,  # one of `ROUTES`
         agreement: float,  # largest difference of a probability from the trained model, measured on this processor
-    ):
+    ) -> None:
         super().__init__()
         self.compiled, self.config, self.route, self.agreement = compiled, config, route, agreement
         self._turn = threading.Lock()
         # Whoever wants to know a model's device asks its first parameter.
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f'route={self.route}, largest difference of a probability {self.agreement:.4f}'
 
-    def forward(self, pixels=None, input_ids=None, attention_mask=None, has_note=None, **more):
+    def forward(
+        self,
+        pixels: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        has_note: torch.Tensor | None = None,
+        **more,
+    ) -> dict:
         "-> dict of logits (B, observations) float32: 'fused', 'image', 'note'; only 'note' without an image"
         if any(v is not None and v is not False for v in more.values()):
             fault = f'a fast model does not know {", ".join(more)}: it goes from pixels and note to logits'

@@ -7,7 +7,7 @@ __all__ = ['HEAD_GRID', 'CrossAttention', 'FusionBlock', 'masked_mean', 'pooled_
            'parameter_table']
 
 # %% ../../nbs/chapters/06_model/07_fusion.ipynb #beffd64f
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import pandas as pd, torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from .images import ImageEncoder, to_grid
@@ -20,14 +20,20 @@ from .presets import ModelConfig, check_config
 class CrossAttention(nn.Module):
     "Queries from one modality, keys and values from the other"
 
-    def __init__(self, embed_dim: int, num_heads: int, attn_drop: float = 0.0):
+    def __init__(self, embed_dim: int, num_heads: int, attn_drop: float = 0.0) -> None:
         super().__init__()
         self.num_heads, self.attn_drop = num_heads, attn_drop
         self.q = nn.Linear(embed_dim, embed_dim)
         self.kv = nn.Linear(embed_dim, 2 * embed_dim)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x, context, key_mask=None, return_attention=False):
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        key_mask: torch.Tensor | None = None,
+        return_attention: bool = False,
+    ) -> tuple:
         B, N, C = x.shape
         q = self.q(x).view(B, N, self.num_heads, -1).transpose(1, 2)  # (B, heads, N, C/heads)
         k, v = self.kv(context).view(B, context.shape[1], 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -51,14 +57,16 @@ def _feed_forward(dim, dropout):
 class FusionBlock(nn.Module):
     "Bidirectional cross-attention between image tokens and note tokens, then a feed-forward layer on each side"
 
-    def __init__(self, dim: int, num_heads: int, dropout: float, attention_dropout: float):
+    def __init__(self, dim: int, num_heads: int, dropout: float, attention_dropout: float) -> None:
         super().__init__()
         self.norm_image, self.norm_note = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.image_to_note = CrossAttention(dim, num_heads, attention_dropout)
         self.note_to_image = CrossAttention(dim, num_heads, attention_dropout)
         self.ff_image, self.ff_note = _feed_forward(dim, dropout), _feed_forward(dim, dropout)
 
-    def forward(self, image, note, note_mask, return_attention=False):
+    def forward(
+        self, image: torch.Tensor, note: torch.Tensor, note_mask: torch.Tensor, return_attention: bool = False
+    ) -> tuple:
         i, n = self.norm_image(image), self.norm_note(note)
         from_note, weight = self.image_to_note(i, n, note_mask, return_attention)
         from_image, _ = self.note_to_image(n, i)
@@ -67,9 +75,9 @@ class FusionBlock(nn.Module):
 
 
 def masked_mean(
-    tokens,  # (B, T, C)
-    mask,  # (B, T) bool, at least one True in each row
-):  # (B, C)
+    tokens: torch.Tensor,  # (B, T, C)
+    mask: torch.Tensor,  # (B, T) bool, at least one True in each row
+) -> torch.Tensor:  # (B, C)
     "Mean over the tokens that count"
     m = mask.unsqueeze(-1).to(tokens.dtype)
     return (tokens * m).sum(1) / m.sum(1).clamp_min(1)
@@ -86,7 +94,7 @@ def pooled_vectors(
     "How many vectors of an image stand side by side before its head"
     if pool == 'grid' and not encoder.side:
         raise ValueError(f"{encoder.name} gives no square map, which pool='grid' needs; override pool=mean")
-    return dict(mean=1, meanmax=2, grid=encoder.n_prefix + HEAD_GRID**2)[pool]
+    return dict(mean=1, meanmax=2, grid=int(encoder.n_prefix) + HEAD_GRID**2)[pool]
 
 
 class _Side(NamedTuple):
@@ -101,7 +109,7 @@ class _Side(NamedTuple):
 class MultimodalClassifier(nn.Module):
     "Radiograph and note -> logits of the observations, fused and from each modality alone"
 
-    def __init__(self, config: ModelConfig, vocab_size: int):
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config, d = check_config(config), config.fusion_dim
         self.image_encoder, self.text_encoder = ImageEncoder(config), make_text_encoder(config, vocab_size)
@@ -139,7 +147,7 @@ class MultimodalClassifier(nn.Module):
             if side.unfrozen_blocks:
                 unfreeze(side.encoder, side.unfrozen_blocks)
 
-    def sides(self):
+    def sides(self) -> tuple:
         "The two encoders, and how much of each is trained"
         c = self.config
         return (
@@ -149,19 +157,19 @@ class MultimodalClassifier(nn.Module):
 
 # %% ../../nbs/chapters/06_model/07_fusion.ipynb #6b5e5ca6
 @patch(as_prop=True)
-def image_is_frozen(self: MultimodalClassifier):
+def image_is_frozen(self: MultimodalClassifier) -> bool:
     "Does nothing in the image encoder train?"
     return self.config.freeze_image and not any(p.requires_grad for p in self.image_encoder.parameters())
 
 
 @patch(as_prop=True)
-def text_is_frozen(self: MultimodalClassifier):
+def text_is_frozen(self: MultimodalClassifier) -> bool:
     "Does nothing in the text encoder train?"
     return self.config.freeze_text and not any(p.requires_grad for p in self.text_encoder.parameters())
 
 
 @patch
-def train(self: MultimodalClassifier, mode=True):
+def train(self: MultimodalClassifier, mode: bool = True) -> MultimodalClassifier:
     "As every module's; what is frozen stays in evaluation mode (batch norm, dropout)"
     nn.Module.train(self, mode)
     for side in self.sides():
@@ -171,7 +179,7 @@ def train(self: MultimodalClassifier, mode=True):
 
 
 @patch
-def set_gradient_checkpointing(self: MultimodalClassifier, enable=True):
+def set_gradient_checkpointing(self: MultimodalClassifier, enable: bool = True) -> None:
     "Trade time for memory in the encoders that are trained; the gradients stay the same"
     for side in self.sides():
         if not getattr(self, f'{side.name}_is_frozen'):
@@ -179,13 +187,15 @@ def set_gradient_checkpointing(self: MultimodalClassifier, enable=True):
 
 # %% ../../nbs/chapters/06_model/07_fusion.ipynb #b73f2f85
 @patch
-def encode_image(self: MultimodalClassifier, pixels):
+def encode_image(self: MultimodalClassifier, pixels: torch.Tensor) -> torch.Tensor:
     "(B, N, width of the backbone)"
     return self.image_encoder(pixels)
 
 
 @patch
-def encode_note(self: MultimodalClassifier, input_ids, attention_mask):
+def encode_note(
+    self: MultimodalClassifier, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
     "(B, T, width of the text encoder)"
     mask = attention_mask.clone()
     mask[:, 0] = 1  # an all-masked row would give NaN; a missing note is masked out later
@@ -193,7 +203,9 @@ def encode_note(self: MultimodalClassifier, input_ids, attention_mask):
 
 
 @patch
-def note_tokens(self: MultimodalClassifier, tokens, attention_mask, has_note):
+def note_tokens(
+    self: MultimodalClassifier, tokens: torch.Tensor, attention_mask: torch.Tensor, has_note: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     "Tokens behind the missing-note token, (B, 1+T, d), and which of them may be attended to, (B, 1+T)"
     missing = self.missing_note.expand(tokens.shape[0], -1, -1).to(tokens.dtype)
     mask = torch.cat([~has_note[:, None], attention_mask.bool() & has_note[:, None]], 1)
@@ -201,7 +213,7 @@ def note_tokens(self: MultimodalClassifier, tokens, attention_mask, has_note):
 
 
 @patch
-def pool_image(self: MultimodalClassifier, tokens):
+def pool_image(self: MultimodalClassifier, tokens: torch.Tensor) -> torch.Tensor:
     "One vector per image, (B, width of its head), as `pool` says"
     if self.config.pool == 'grid':
         return to_grid(tokens, self.image_encoder.n_prefix, HEAD_GRID).flatten(1)
@@ -210,13 +222,19 @@ def pool_image(self: MultimodalClassifier, tokens):
 
 
 @patch
-def image_logits(self: MultimodalClassifier, tokens):
+def image_logits(self: MultimodalClassifier, tokens: torch.Tensor) -> torch.Tensor:
     "What the image says alone, (B, observations)"
     return self.image_head(self.pool_image(tokens))
 
 # %% ../../nbs/chapters/06_model/07_fusion.ipynb #518f432f
 @patch
-def fuse_tokens(self: MultimodalClassifier, image_tokens, note, mask, return_attention=False):
+def fuse_tokens(
+    self: MultimodalClassifier,
+    image_tokens: torch.Tensor,
+    note: torch.Tensor,
+    mask: torch.Tensor,
+    return_attention: bool = False,
+) -> tuple:
     "Image tokens (B, N, d) and note tokens (B, 1+T, d) behind the fusion blocks, and the attention of the last one"
     image, weight = self.image_in(image_tokens), None
     for block in self.blocks:
@@ -226,8 +244,13 @@ def fuse_tokens(self: MultimodalClassifier, image_tokens, note, mask, return_att
 
 @patch
 def fuse(
-    self: MultimodalClassifier, image_tokens, note_tokens, attention_mask, has_note, return_attention=False
-):
+    self: MultimodalClassifier,
+    image_tokens: torch.Tensor,
+    note_tokens: torch.Tensor,
+    attention_mask: torch.Tensor,
+    has_note: torch.Tensor,
+    return_attention: bool = False,
+) -> dict:
     "Logits from encoded tokens: everything after the encoders"
     note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
     out = {'image': self.image_logits(image_tokens), 'note': self.note_head(masked_mean(note, mask))}
@@ -242,28 +265,29 @@ def fuse(
 @patch
 def forward(
     self: MultimodalClassifier,
-    pixels=None,  # (B, size, size) uint8
-    input_ids=None,  # (B, T)
-    attention_mask=None,  # (B, T)
-    has_note=None,  # (B,) bool
-    image_tokens=None,  # already encoded, in place of pixels
-    note_tokens=None,  # already encoded, in place of input_ids
-    return_attention=False,  # also the attention of the last block
-):  # dict of logits (B, observations): 'fused', 'image', 'note'; only 'note' without an image
-    "Logits of a batch"
+    pixels: torch.Tensor | None = None,  # (B, size, size) uint8
+    input_ids: torch.Tensor | None = None,  # (B, T)
+    attention_mask: torch.Tensor | None = None,  # (B, T)
+    has_note: torch.Tensor | None = None,  # (B,) bool
+    image_tokens: torch.Tensor | None = None,  # already encoded, in place of pixels
+    note_tokens: torch.Tensor | None = None,  # already encoded, in place of input_ids
+    return_attention: bool = False,  # also the attention of the last block
+) -> dict:  # dict of logits (B, observations): 'fused', 'image', 'note'; only 'note' without an image
+    "Logits of a batch; images and notes as they are, or as tokens"
     if note_tokens is None:
-        note_tokens = self.encode_note(input_ids, attention_mask)
+        note_tokens = self.encode_note(input_ids, attention_mask)  # type: ignore[arg-type]
     if pixels is None and image_tokens is None:
-        note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
+        note, mask = self.note_tokens(note_tokens, attention_mask, has_note)  # type: ignore[arg-type]
         return {'note': self.note_head(masked_mean(note, mask))}
     if image_tokens is None:
-        image_tokens = self.encode_image(pixels)
-    return self.fuse(image_tokens, note_tokens, attention_mask, has_note, return_attention)
+        image_tokens = self.encode_image(pixels)  # type: ignore[arg-type]
+    words: Any = note_tokens, attention_mask, has_note
+    return self.fuse(image_tokens, *words, return_attention)
 
 # %% ../../nbs/chapters/06_model/07_fusion.ipynb #cd407095
 def build_model(
     config: ModelConfig,  # architecture
-    tokenizer,  # as from `make_tokenizer`
+    tokenizer: Any,  # as from `make_tokenizer`
 ) -> MultimodalClassifier:
     "A model with its initial (or pretrained) weights"
     return MultimodalClassifier(config, len(tokenizer)).to(memory_format=torch.channels_last)

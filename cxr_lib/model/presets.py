@@ -8,7 +8,7 @@ __all__ = ['TRAINING_DEFAULTS', 'TINY', 'OFFLINE', 'BASE', 'CHEST', 'PRESETS', '
 
 # %% ../../nbs/chapters/06_model/06_presets.ipynb #2d31ce4e
 from dataclasses import dataclass, field, fields, replace
-from typing import Mapping
+from typing import Any, Mapping
 from ..foundations.core import OBSERVATIONS
 from ..foundations.files import parse_json
 from .images import XRAYVISION, backbone_defaults
@@ -176,7 +176,7 @@ CHEST = dict(
     training=_ON_TOKENS,
 )
 
-PRESETS = {'tiny': TINY, 'offline': OFFLINE, 'base': BASE, 'chest': CHEST}
+PRESETS: dict[str, dict[str, Any]] = {'tiny': TINY, 'offline': OFFLINE, 'base': BASE, 'chest': CHEST}
 
 # %% ../../nbs/chapters/06_model/06_presets.ipynb #c8003eec
 def parse_overrides(

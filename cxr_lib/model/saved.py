@@ -11,7 +11,7 @@ __all__ = ['FORMAT', 'FIRST_FORMAT', 'READABLE', 'BESIDE_FILES', 'CHECKED_FILES'
 import copy, hashlib, json, warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Any, Mapping, Sequence
 import torch
 from ..data.pixels import PREPROCESSING
 from ..foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED, as_text
@@ -161,7 +161,7 @@ def read_config(
 # %% ../../nbs/chapters/06_model/09_saved.ipynb #7689be6b
 def is_as_recorded(
     path: Path,  # a file
-    record,  # bytes and sha256 when it was written, as from `file_facts`; anything else does not match
+    record: Any,  # bytes and sha256 when it was written, as from `file_facts`; anything else does not match
 ) -> bool:
     "Is a file there, with the size and the checksum that it was written with?"
     if not path.is_file() or not isinstance(record, dict):
@@ -448,13 +448,13 @@ def _check_tokenizer(tokenizer, again):
 def write_folder(
     folder: Path,  # exists and is empty
     model: MultimodalClassifier,  # trained
-    tokenizer,  # its tokenizer
+    tokenizer: Any,  # its tokenizer
     facts: Mapping,  # further entries of config.json
     calibration: Mapping | None,  # see `check_calibration`
     thresholds: Mapping | None,  # see `check_thresholds`
     card: str | None = None,  # Markdown; None: generated
     film_version: int = PREPROCESSING,  # of the images it was trained on
-):
+) -> None:
     "Fill a folder, load the model back from it, and write down what it answered"
     model = merged_copy(model)
     names = list(model.config.observations)
@@ -481,9 +481,9 @@ def write_folder(
 # %% ../../nbs/chapters/06_model/09_saved.ipynb #affe5cf7
 def save_model(
     model: MultimodalClassifier,  # trained model, on any device
-    tokenizer,  # its tokenizer
+    tokenizer: Any,  # its tokenizer
     folder: str | Path,  # written whole or not at all; an earlier model in it is replaced
-    extra: Mapping = (),  # facts for config.json, such as preset; 'calibration' and 'thresholds' get files of their own
+    extra: Mapping | tuple = (),  # for config.json, such as preset; 'calibration', 'thresholds': own files
 ) -> Path:  # `folder`
     "Write weights, config.json, tokenizer and card; the folder has been loaded once before it gets its name"
     facts = dict(extra)

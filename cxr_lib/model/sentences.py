@@ -32,7 +32,8 @@ def sentence_vectors(
     tokenizer, model = load_tokenizer(folder), load_text_encoder(folder).eval()
     cut = np.asarray([n[: 20 * max_tokens] for n in notes], dtype=object).astype(str)
     texts, place = np.unique(cut, return_inverse=True)
-    order, out = sorted(range(len(texts)), key=lambda i: len(texts[i])), [None] * len(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    out: list = [None] * len(texts)
     options = dict(padding=True, truncation=True, max_length=max_tokens, return_tensors='pt')
     with torch.inference_mode():
         for at in range(0, len(order), batch_size):

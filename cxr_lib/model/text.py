@@ -11,7 +11,7 @@ __all__ = ['MANY_UNKNOWN', 'READ_ERRORS', 'TEXT_HEADS', 'NOT_ARCHITECTURE', 'MAX
 # %% ../../nbs/chapters/06_model/02_text.ipynb #be542606
 import contextlib, pickle, re, unicodedata, warnings
 from pathlib import Path
-from typing import Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 import torch, torch.nn as nn
 from safetensors import SafetensorError
 from ..foundations.files import read_json
@@ -38,7 +38,7 @@ def _bert_tokenizer(wordpiece_vocab, lowercase, strip_accents=None):
 def learn_tokenizer(
     notes: Iterable,  # training notes; missing ones are skipped
     vocab_size: int = 1500,  # word pieces at most
-):  # a `PreTrainedTokenizerFast`
+) -> Any:  # a `PreTrainedTokenizerFast`
     "A WordPiece tokenizer learned from the training notes"
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -74,7 +74,7 @@ def _unknown(tokenizer, input_ids, attention_mask):
 
 
 def tokenize(
-    tokenizer,  # as from `make_tokenizer`
+    tokenizer: Any,  # as from `make_tokenizer`
     notes: Sequence,  # texts; None, NaN or blank means missing
     max_tokens: int = 96,  # longer notes are cut
 ) -> dict:  # input_ids (n, t) int64, attention_mask (n, t) int64, has_note (n,) bool
@@ -93,7 +93,7 @@ def tokenize(
 
 # %% ../../nbs/chapters/06_model/02_text.ipynb #8b2fd7bd
 def unknown_share(
-    tokenizer,  # as from `make_tokenizer`
+    tokenizer: Any,  # as from `make_tokenizer`
     notes: Sequence,  # texts; a missing one has no unknown pieces
     max_tokens: int = 96,  # longer notes are cut
 ) -> list:  # of each note, 0 to 1
@@ -260,7 +260,7 @@ def _vocabulary_tokenizer(name):
 # %% ../../nbs/chapters/06_model/02_text.ipynb #79aa0a89
 def load_tokenizer(
     name: str | Path,  # on the hub, a folder, or 'package:<package>/<folder>'
-):  # a Hugging Face tokenizer
+) -> Any:  # a Hugging Face tokenizer
     "The tokenizer that belongs to a text encoder; no code that comes with it is run"
     from transformers import AutoTokenizer
 
@@ -291,9 +291,9 @@ def _read_vocabulary(path):
 
 
 def make_tokenizer(
-    config,  # a `ModelConfig`: text encoder or vocabulary
+    config: Any,  # a `ModelConfig`: text encoder or vocabulary
     notes: Iterable = (),  # training notes, for the small BERT
-):  # a Hugging Face tokenizer
+) -> Any:  # a Hugging Face tokenizer
     "The tokenizer a configuration asks for"
     if config.vocab_file:
         path = Path(config.vocab_file)
@@ -321,7 +321,7 @@ _OWN_CODE = (
 
 def reject_code(
     values: Mapping,  # content of config.json
-):
+) -> None:
     "A configuration must not name code to be run, or weights that need a library of their own"
     from transformers import CONFIG_MAPPING
 
@@ -373,10 +373,10 @@ def _bytes_of_weights(folder):
 
 def reject_larger_than_files(
     make: Callable,  # configuration -> module; called on the meta device
-    config,  # a Hugging Face configuration
+    config: Any,  # a Hugging Face configuration
     folder: Path,  # the weights beside it
     what: str = 'text encoder',  # what to call it in an error
-):
+) -> None:
     "Weights on disk may have a quarter of the precision; an encoder larger than that does not belong to them"
     if (folder / 'adapter_config.json').is_file():
         found = f'the {what} in {folder} has an adapter (adapter_config.json)'
@@ -414,7 +414,7 @@ def _text_class(kind):
 
 
 @contextlib.contextmanager
-def quiet_loading():
+def quiet_loading() -> Iterator[None]:
     "Silence what transformers reports about keys that differ: it is checked here and said in one sentence"
     from transformers.utils import logging
 
@@ -555,7 +555,7 @@ def _check_answer(encoder, name):
 
 # %% ../../nbs/chapters/06_model/02_text.ipynb #15c9cf56
 def make_text_encoder(
-    config,  # a `ModelConfig`: text_encoder, text_weights, text_config, max_tokens
+    config: Any,  # a `ModelConfig`: text_encoder, text_weights, text_config, max_tokens
     vocab_size: int,  # of the tokenizer
 ) -> nn.Module:  # a Hugging Face encoder; its outputs have `last_hidden_state`
     "The text encoder a configuration asks for"

@@ -8,7 +8,7 @@ __all__ = ['VISION_FILES', 'MAX_VISION_PARAMETERS', 'processor_card', 'vision_co
 # %% ../../nbs/chapters/06_model/12_vision.ipynb #encv0005
 import inspect, math
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Mapping
 import torch, torch.nn as nn
 from safetensors.torch import load_file
 from ..foundations.files import read_json
@@ -105,7 +105,7 @@ def _pixels_of(source, channels):
 
 def vision_config(
     values: Mapping,  # content of config.json, or what a saved model keeps of it
-):  # the Hugging Face configuration of the part that reads images
+) -> Any:  # the Hugging Face configuration of the part that reads images
     "The configuration of a vision model, or of the image side of a CLIP, checked before anything is made of it"
     from transformers import CONFIG_MAPPING
 
@@ -175,7 +175,7 @@ def _unused_names(model):
 class HubBackbone(nn.Module):
     "A Hugging Face vision model with the methods of a timm backbone"
 
-    def __init__(self, model: nn.Module, size: int, pixels: Mapping | None = None):
+    def __init__(self, model: nn.Module, size: int, pixels: Mapping | None = None) -> None:
         super().__init__()
         self.model, self.size = model, size
         self.pretrained_cfg = dict(pixels or {})
@@ -190,7 +190,7 @@ class HubBackbone(nn.Module):
             dict(interpolate_pos_encoding=True) if other and 'interpolate_pos_encoding' in named else {}
         )
 
-    def forward_features(self, x):
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         "Normalised images (B, channels, size, size) -> (B, tokens, width), the class token first if there is one"
         found = self.model(pixel_values=x, **self.options).last_hidden_state
         if found.ndim == 4:
@@ -211,11 +211,11 @@ class HubBackbone(nn.Module):
         patches = tokens[:, self.n_prefix :]
         return torch.cat([tokens[:, :1], patches], 1) if self.has_class_token else patches
 
-    def forward_head(self, x, pre_logits=True):
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = True) -> torch.Tensor:
         "Nothing stands behind the tokens"
         return x
 
-    def reset_classifier(self, num_classes, global_pool=''):
+    def reset_classifier(self, num_classes: int, global_pool: Any = '') -> None:
         "There is none"
 
 # %% ../../nbs/chapters/06_model/12_vision.ipynb #encv0021
@@ -239,7 +239,8 @@ def _checkpointing(self, enable=True):
     getattr(self.model, f'{kind}_checkpointing_{"enable" if enable else "disable"}')(**options)
 
 
-HubBackbone.group_matcher, HubBackbone.set_grad_checkpointing = _groups, _checkpointing
+HubBackbone.group_matcher = _groups  # type: ignore[attr-defined]
+HubBackbone.set_grad_checkpointing = _checkpointing  # type: ignore[attr-defined]
 
 # %% ../../nbs/chapters/06_model/12_vision.ipynb #encv0023
 #: First parts of names in a checkpoint that belong to no tower of images.

@@ -159,7 +159,7 @@ def _limit(key):
 def check_sizes(
     values: Mapping,  # a configuration, nested or not
     name: str,  # what to call it in the error
-):
+) -> None:
     "Reject counts beyond all reason, before something is made so many times"
     left = [('', values)]
     while left:

@@ -6,13 +6,16 @@
 __all__ = ['dial_notes', 'dial_curve', 'plot_dial_curve', 'quick_scores', 'side_by_side', 'plot_side_by_side']
 
 # %% ../../nbs/chapters/05_notes/03_dial.ipynb #fd6b0a77
-from typing import Mapping
+from typing import TYPE_CHECKING, Any, Mapping
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS
 from ..foundations.figures import CONDITION_COLORS, GREY, SLATE, mark_simulated
 from .leakage import probe_auroc
 from .leaking import LEAK, label_leak_notes
 from .wording import clinical_notes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/05_notes/03_dial.ipynb #3f5c8a59
 def dial_notes(
@@ -64,7 +67,7 @@ _DIAL_LINES = {
 
 def plot_dial_curve(
     curve: pd.DataFrame,  # as from `dial_curve`
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Mean AUROC against the dial, and the mutual information behind it"
     import matplotlib.pyplot as plt
 
@@ -101,7 +104,7 @@ def _image_features(films, train):
 
 def quick_scores(
     films: np.ndarray,  # (n, pixels)
-    notes,  # n notes or None, to learn from; None instead of a list: images only
+    notes: Any,  # n notes or None, to learn from; None instead of a list: images only
     table: pd.DataFrame,  # study table, n rows
     train: np.ndarray,  # (n,) True for the rows to learn from
     tests: Mapping,  # name -> n notes to be tested with
@@ -175,7 +178,7 @@ def _row_name(kind, how):
 
 def plot_side_by_side(
     found: pd.DataFrame,  # as from `side_by_side`
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Mean AUROC of one model by the notes that it was given"
     import matplotlib.pyplot as plt
 

@@ -14,7 +14,7 @@ __all__ = ['SYNONYMS', 'FILM_WORDS', 'CHEXPERT_METADATA', 'YARDSTICK_COLUMNS', '
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -23,10 +23,13 @@ from ..foundations.core import OBSERVATIONS, as_text, short_name
 from ..foundations.figures import GREEN, GREY, ORANGE, PINK, SKY, SLATE, mark_simulated
 from ..data.studies import StudyTableError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # %% ../../nbs/chapters/05_notes/04_leakage.ipynb #13ae8e50
 def auroc_influence(
-    y,  # (n,) 1 or 0
-    score,  # (n,) higher means likelier positive
+    y: np.ndarray,  # (n,) 1 or 0
+    score: np.ndarray,  # (n,) higher means likelier positive
 ) -> tuple:  # AUROC (NaN without positives or negatives), and each row's influence on it (n,)
     "AUROC and what every row contributes to its error"
     from scipy.stats import rankdata
@@ -61,9 +64,9 @@ def _logit_interval(auc, se):
 
 
 def probe_interval(
-    y,  # (n,) 1 or 0
-    score,  # (n,) higher means likelier positive
-    patients,  # (n,) patient of each row
+    y: np.ndarray,  # (n,) 1 or 0
+    score: np.ndarray,  # (n,) higher means likelier positive
+    patients: np.ndarray,  # (n,) patient of each row
 ) -> tuple:  # AUROC, low, high: 95%, patients as units; all NaN without positives or negatives
     "AUROC with its interval. One of exactly 0 or 1 has no width, however few the cases are"
     auc, influence = auroc_influence(y, score)
@@ -177,8 +180,8 @@ def film_description_report(
 
 # %% ../../nbs/chapters/05_notes/04_leakage.ipynb #73b1e97b
 def deal_patients(
-    y,  # (n,) 1 or 0
-    patients,  # (n,) patient of each row
+    y: np.ndarray,  # (n,) 1 or 0
+    patients: np.ndarray,  # (n,) patient of each row
     folds: int,  # how many
     rng: np.random.Generator,  # source of randomness
 ) -> np.ndarray:  # (n,) 0 to folds-1
@@ -237,7 +240,7 @@ def _unlearnable(y, dealt, folds, notes):
 
 # %% ../../nbs/chapters/05_notes/04_leakage.ipynb #f885aa73
 def held_out(
-    features,  # (n, k) array or sparse matrix
+    features: Any,  # (n, k) array or sparse matrix
     table: pd.DataFrame,  # study table, n rows
     folds: int = 5,  # cross-validation folds, grouped by patient
     min_cases: int = 10,  # positives and negatives required
@@ -378,7 +381,7 @@ def leakage_probe(
 
 # %% ../../nbs/chapters/05_notes/04_leakage.ipynb #ada134b7
 def exchange_patients(
-    patients,  # (n,) patient of each row
+    patients: np.ndarray,  # (n,) patient of each row
     rng: np.random.Generator,  # source of randomness
 ) -> np.ndarray:  # (n,) row whose labels each row gets
     "Exchange patients with the same number of rows; one with a number of its own keeps its labels"
@@ -424,7 +427,7 @@ def _family_p(aurocs):
 
 # %% ../../nbs/chapters/05_notes/04_leakage.ipynb #3ce0194d
 def permutation_p(
-    features,  # (n, k) array or sparse matrix
+    features: Any,  # (n, k) array or sparse matrix
     table: pd.DataFrame,  # study table, n rows
     folds: int = 5,  # folds of patients, dealt without regard to the labels
     permutations: int = 500,  # how many
@@ -778,7 +781,7 @@ def to_dict(self: Certificate) -> dict:  # for `write_json`
 
 
 @patch(cls_method=True)
-def from_dict(cls: Certificate, d: dict):  # as from `to_dict`, or read from JSON
+def from_dict(cls: Certificate, d: dict) -> 'Certificate':  # as from `to_dict`, or read from JSON
     "The same certificate again"
     probes = {k: _table_again(t) for k, t in d['probes'].items()}
     probes['words'].attrs['p_mean'] = np.nan if d['p_mean'] is None else d['p_mean']
@@ -933,7 +936,7 @@ def _draw_requests(ax):
 def plot_certificate(
     certificate: Certificate,  # as from `leakage_certificate`
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "AUROC of every probe by observation, beside real requests and the best possible"
     import matplotlib.pyplot as plt
 
@@ -963,7 +966,7 @@ def plot_certificate(
 def plot_probe(
     probe: pd.DataFrame,  # as from `leakage_probe`
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "AUROC of words alone, with intervals, beside the real-world yardstick"
     import matplotlib.pyplot as plt
 

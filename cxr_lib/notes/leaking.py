@@ -6,6 +6,7 @@
 __all__ = ['LEAK', 'CHEXPERT_VALID_POSITIVES', 'PUBLISHED_RECALLS', 'label_leak_notes', 'named_recall', 'tilt_to_prevalence']
 
 # %% ../../nbs/chapters/05_notes/02_leaking.ipynb #8417e106
+from typing import Any
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS
 from ..data.chexpert import CHEXPERT_FACTS
@@ -64,7 +65,7 @@ PUBLISHED_RECALLS = {
 def named_recall(
     table: pd.DataFrame,  # the 14 observations
     max_named: int = 2,  # how many positive labels a note names, in column order
-    weights=None,  # (n,) weight of each row; all alike if None
+    weights: Any = None,  # (n,) weight of each row; all alike if None
 ) -> pd.Series:  # observation -> share of its positives that are named; NaN without positives
     "The recall of 'say yes to what the note names'. Its precision is 1 by construction"
     positive = (table[list(OBSERVATIONS)] == 1).to_numpy()

@@ -184,7 +184,7 @@ def _content(line):
 class Journal:
     "The answers that are there already, in a file"
 
-    def __init__(self, path: str | Path, header: dict):
+    def __init__(self, path: str | Path, header: dict) -> None:
         self.path, self.header = Path(path), json.loads(json.dumps(dict(header, format=JOURNAL)))
         self.lines = {}  # batch -> (key, place of its line in the file)
         self.begun_otherwise = ''  # in what the header of a journal that was there differs
@@ -209,7 +209,7 @@ def _index(self: Journal, file):
 
 
 @patch
-def open(self: Journal):
+def open(self: Journal) -> None:
     "Find what is there; what a kill left half-written, or another model wrote, is cut off"
     self.path.parent.mkdir(parents=True, exist_ok=True)
     end = 0
@@ -228,7 +228,7 @@ def add(
     batch: int,  # its number
     key: str,  # of its files and notes
     found: Predictions,
-):
+) -> None:
     "Append the answers of a batch"
     answers = [p.model_dump(mode='json') for p in found]
     with self.path.open('ab') as file:
@@ -366,7 +366,7 @@ SHOWN = 20
 def check_outputs(
     requests: Requests,
     outputs: Sequence[Path],  # files that are to be written
-):
+) -> None:
     "Raise `RequestError` for an output that would overwrite an input, another output or a folder"
     if fault := output_fault((requests.source, *(r.path for r in requests.items)), outputs):
         raise RequestError(fault)

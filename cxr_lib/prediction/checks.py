@@ -122,7 +122,9 @@ CLASSES = ('upright', 'turned_90', 'turned_180', 'turned_270', 'inverted', 'othe
 @functools.cache
 def input_rule() -> tuple:  # weights (777, 6), intercepts (6,), threshold
     "The coefficients that the package carries; `python benchmarks/fit_input_checks.py` makes them anew"
-    table = json.loads(files('cxr_lib').joinpath('assets', 'input_checks.json').read_text(encoding='utf-8'))
+    table = json.loads(
+        files('cxr_lib').joinpath('assets').joinpath('input_checks.json').read_text(encoding='utf-8')
+    )
     if table['classes'] != list(CLASSES):
         found = f'input_checks.json has the classes {table["classes"]}; expected {list(CLASSES)}'
         raise ValueError(f'{found}. Run `python benchmarks/fit_input_checks.py`.')

@@ -9,6 +9,7 @@ __all__ = ['EXTRAS', 'STANDARD_CODES', 'OWN_SCHEME', 'SYSTEMS', 'MissingExtra', 
 # %% ../../nbs/chapters/11_prediction/07_fhir.ipynb #c6b66eb0
 from importlib.util import find_spec
 
+from typing import Any
 from ..foundations.core import OBSERVATIONS, RESEARCH_USE
 from .schema import Answer, Prediction
 
@@ -36,7 +37,7 @@ def _is_there(module):
 def require_extra(
     extra: str,  # one of `EXTRAS`
     what: str,  # what needs it, as the subject of a sentence
-):
+) -> None:
     "Raise `MissingExtra` where a package of an extra is not installed"
     absent = [module for module in EXTRAS[extra] if not _is_there(module)]
     if absent:
@@ -139,7 +140,7 @@ def _conclusion(prediction):
 # %% ../../nbs/chapters/11_prediction/07_fhir.ipynb #63455aaa
 def fhir_report(
     prediction: Prediction,  # of one study
-):  # fhir.resources.R4B.diagnosticreport.DiagnosticReport, validated
+) -> Any:  # fhir.resources.R4B.diagnosticreport.DiagnosticReport, validated
     "A prediction as a FHIR DiagnosticReport; raises `MissingExtra` without the extra `fhir`"
     require_extra('fhir', 'A FHIR report')
     from fhir.resources.R4B.diagnosticreport import DiagnosticReport

@@ -7,7 +7,7 @@ __all__ = ['ranked', 'draw_probabilities', 'draw_split', 'prediction_figure']
 
 # %% ../../nbs/chapters/11_prediction/06_figure.ipynb #acae2163
 import textwrap
-from typing import Mapping
+from typing import TYPE_CHECKING, Mapping
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from ..foundations.core import RESEARCH_USE, short_name
 from ..foundations.figures import BLUE, GREY, INK, MIST, RED, SLATE
 from ..explanation.bill import PARTS, draw_parts
 from .schema import Answer, Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/11_prediction/06_figure.ipynb #dc1b95cf
 def ranked(
@@ -34,11 +38,11 @@ def _labels(answers, truth):
 
 
 def draw_probabilities(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     answers: list[Answer],  # as from `ranked`
     thresholds: Mapping | None = None,  # observation -> threshold of the fused probability
     truth: Mapping | None = None,  # observation -> label, 1 or 0
-):
+) -> None:
     "Bars of the fused probabilities, thresholds, and marks of the answer without the note"
     y = np.arange(len(answers))
     fused = np.array([a.probability.fused for a in answers])
@@ -59,9 +63,9 @@ def draw_probabilities(
 
 # %% ../../nbs/chapters/11_prediction/06_figure.ipynb #8cd7c51e
 def draw_split(
-    ax,  # matplotlib axes
+    ax: 'Axes',  # matplotlib axes
     answers: list[Answer],  # as from `ranked`
-):
+) -> None:
     "The parts of the fused log odds as bars, stacked away from zero on either side"
     draw_parts(ax, {part: np.array([getattr(a.split, part) for a in answers]) for part in PARTS})
     ax.axvline(0, color=GREY, lw=1, zorder=3)
@@ -106,7 +110,7 @@ def prediction_figure(
     thresholds: Mapping | None = None,  # observation -> threshold of the fused probability
     truth: Mapping | None = None,  # observation -> label, 1 or 0
     simulated: bool = False,  # is the radiograph a simulated one?
-):  # a matplotlib figure
+) -> 'Figure':  # a matplotlib figure
     "One page for one study"
     import matplotlib.pyplot as plt
 

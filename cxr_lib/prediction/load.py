@@ -10,7 +10,7 @@ __all__ = ['NOT_EVALUATED', 'ABOUT', 'SIMULATED_MODEL', 'about_run', 'Encoded', 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -117,7 +117,9 @@ class Encoded:
 class Predictor:
     "A trained model that answers with `Prediction`s"
 
-    def __init__(self, classifier: PretrainedClassifier, facts: ModelFacts, certainty: Mapping | None = None):
+    def __init__(
+        self, classifier: PretrainedClassifier, facts: ModelFacts, certainty: Mapping | None = None
+    ) -> None:
         self.classifier, self.facts = classifier, facts
         self.model, self.tokenizer = classifier.model.eval(), classifier.tokenizer
         self.conformal = classifier.beside.get('conformal.json')
@@ -171,7 +173,7 @@ def read(
 @patch
 def encode(
     self: Predictor,
-    image,  # file, `FileInMemory`, or (height, width) uint8 array
+    image: Any,  # file, `FileInMemory`, or (height, width) uint8 array
     name: str | None = None,  # what predictions call it; None: its file name
 ) -> Encoded:
     "Read an image and keep its tokens; raises `RadiographError` or `ValueError` that says what is wrong with it"
@@ -209,7 +211,7 @@ def check_note(
     note: str | None,  # a note
     name: str = 'the note',  # what an error calls it
     longest: int = MAX_NOTE_CHARACTERS,  # characters
-):
+) -> None:
     "Raise `ValueError` if a note is longer than is read"
     if note and len(note) > longest:
         raise ValueError(f'{name} has {len(note):,} characters; at most {longest:,} are read. Shorten it.')
@@ -235,7 +237,7 @@ def logits(
     notes: Sequence[str | None],  # n notes
 ) -> list[dict]:  # branch -> (observations,) float64; only 'note' without an image
     "Logits of each study"
-    found = [None] * len(images)
+    found: list = [None] * len(images)
     words = tokenize(self.tokenizer, list(notes), self.model.config.max_tokens)
     for there in (True, False):
         at = [i for i, image in enumerate(images) if (image is not None) == there]
@@ -361,7 +363,7 @@ def sentences(
     texts = [of if len(of) <= MAX_SENTENCES else [] for of in texts]
     studies = [i for i, of in enumerate(texts) for _ in of]
     if not studies:
-        return texts
+        return [[] for _ in texts]
     without = [' '.join(of[:k] + of[k + 1 :]) or None for of in texts for k in range(len(of))]
     logits = []
     for k in range(0, len(studies), MAX_SENTENCES):  # a batch of long notes would not fit into memory at once
@@ -516,7 +518,7 @@ class Failure(NamedTuple):
 class Predictions(list):
     "The predictions of those images that could be read; `failures` lists the others"
 
-    def __init__(self, found=(), failures: Sequence[Failure] = ()):
+    def __init__(self, found: Any = (), failures: Sequence[Failure] = ()) -> None:
         super().__init__(found)
         self.failures = list(failures)
 

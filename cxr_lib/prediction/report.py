@@ -67,7 +67,7 @@ def _sentence_changes(prediction):
 def study_numbers(
     prediction: Prediction,  # of one study
     note: str | None,  # that it was made with
-    base: Sequence | None = None,  # (14,) share of positives among the tuning patients
+    base: Sequence | np.ndarray | None = None,  # (14,) share of positives among the tuning patients
     certainty: Mapping | None = None,  # as from `model_certainty`
     zones: Mapping | None = None,  # observation -> `ImageZone` that an accepted map points to
     no_zone: str = '',  # why no zone of any finding may be named
@@ -99,7 +99,7 @@ def study_numbers(
 def with_report(
     prediction: Prediction,  # of one study
     note: str | None,  # that it was made with
-    base: Sequence | None = None,  # as for `study_numbers`
+    base: Sequence | np.ndarray | None = None,  # as for `study_numbers`
     certainty: Mapping | None = None,  # as for `study_numbers`
     zones: Mapping | None = None,  # as for `study_numbers`
     no_zone: str = '',  # as for `study_numbers`

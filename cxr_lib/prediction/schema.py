@@ -8,13 +8,16 @@ __all__ = ['FORMAT', 'Probabilities', 'Split', 'split_logits', 'Answer', 'Senten
 
 # %% ../../nbs/chapters/11_prediction/01_schema.ipynb #62c7c421
 from datetime import datetime, timezone
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from ..foundations.core import OBSERVATIONS
 from ..reasoning.differential import Differential, Record
 from ..reasoning.words import Written
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/chapters/11_prediction/01_schema.ipynb #175be542
 FORMAT = 'cxr_lib.prediction/1'
@@ -62,15 +65,17 @@ def split_logits(
 class Answer(Record):
     "What the model says about one observation"
 
-    observation: Literal[OBSERVATIONS]
+    observation: Literal[OBSERVATIONS]  # type: ignore[valid-type]
     probability: Probabilities
-    split: Split | None = Field(None, description='parts of the fused log odds; None without an image')
+    split: Split | None = Field(
+        default=None, description='parts of the fused log odds; None without an image'
+    )
     decisions: dict[str, bool | None] = Field(
         {},
         description='rule -> is `probability.fused` at or above its threshold? None: the rule has no threshold',
     )
     conformal: Literal['in', 'out', 'abstain'] | None = Field(
-        None, description='is the observation in the prediction set? None: the model has no limits'
+        default=None, description='is the observation in the prediction set? None: the model has no limits'
     )
 
 # %% ../../nbs/chapters/11_prediction/01_schema.ipynb #4e8333f3
@@ -78,7 +83,7 @@ class Sentence(Record):
     "One sentence of the note, and what it changed"
 
     text: str
-    change: dict[Literal[OBSERVATIONS], float] = Field(
+    change: dict[Literal[OBSERVATIONS], float] = Field(  # type: ignore[valid-type]
         description='observation -> probability with the whole note minus probability without this sentence'
     )
 
@@ -119,7 +124,7 @@ def _line(answer):
 class Prediction(Record):
     "Everything that the model says about one study"
 
-    format: Literal['cxr_lib.prediction/1'] = FORMAT
+    format: Literal['cxr_lib.prediction/1'] = 'cxr_lib.prediction/1'
     image: str | None = Field(description='name of the image file; None without an image')
     has_note: bool
     observations: list[Answer] = Field(min_length=len(OBSERVATIONS), max_length=len(OBSERVATIONS))
@@ -145,6 +150,8 @@ class Prediction(Record):
 # %% ../../nbs/chapters/11_prediction/01_schema.ipynb #0d064181
 def answers_table(
     prediction: Prediction,  # of one study
+) -> (
+    'pd.DataFrame'
 ):  # DataFrame: one row per observation; probabilities, parts of the log odds, decisions, conformal status
     "A prediction for reading, in the order of the observations"
     import pandas as pd

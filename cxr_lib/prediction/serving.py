@@ -12,7 +12,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Callable, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 from fastcore.basics import patch
@@ -127,7 +127,7 @@ def answer_batch(
     questions: Sequence[Question],  # n
 ) -> list[Prediction]:  # n
     "Answer many questions in one go"
-    encoded, found = encode_batch(predictor, questions), [None] * len(questions)
+    encoded, found = encode_batch(predictor, questions), list[Any]([None] * len(questions))
     for sentences in (True, False):
         at = [i for i, q in enumerate(questions) if q.sentences == sentences]
         answers = predictor.answer([encoded[i] for i in at], [questions[i].note for i in at], sentences)
@@ -143,14 +143,15 @@ class Batcher:
         self,
         answer: Callable[[list], list],  # answers a batch, in the worker thread
         limits: Limits,
-    ):
+    ) -> None:
         self._answer, self.limits = answer, limits
-        self._queue, self._task = deque(), None
+        self._queue: deque = deque()
+        self._task: asyncio.Future | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix='model')
         self._arrived = asyncio.Event()
         self.sizes = deque(maxlen=1000)  # of the last batches
 
-    async def ask(self, question):
+    async def ask(self, question: Any) -> Any:
         "The answer to one question; raises `Busy` where too many wait, and what the model raises"
         if len(self._queue) >= self.limits.waiting:
             raise Busy('too many requests are waiting')
@@ -161,7 +162,7 @@ class Batcher:
             self._task = asyncio.ensure_future(self._run())
         return await future
 
-    def close(self):
+    def close(self) -> None:
         "Stop; what still waits is cancelled"
         if self._task is not None:
             self._task.cancel()
@@ -214,10 +215,11 @@ class Answering:
         self,
         predictor: Predictor,
         limits: Limits | None = None,  # the defaults if None
-    ):
+    ) -> None:
         self.predictor, self.limits = predictor, limits or Limits()
         self._decoders = ThreadPoolExecutor(self.limits.decoders, thread_name_prefix='decoder')
-        self._batcher, self._decoding = None, 0
+        self._batcher: Batcher | None = None
+        self._decoding = 0
 
     def batcher(self) -> Batcher:
         "The batcher, made in the event loop that asks first"
@@ -225,7 +227,7 @@ class Answering:
             self._batcher = Batcher(lambda batch: answer_batch(self.predictor, batch), self.limits)
         return self._batcher
 
-    def close(self):
+    def close(self) -> None:
         "Stop the threads"
         if self._batcher is not None:
             self._batcher.close()

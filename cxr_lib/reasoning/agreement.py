@@ -10,7 +10,7 @@ __all__ = ['NIH', 'PUBLISHED_MICRO_F1', 'NEGBIO_F1', 'f1_counts', 'f1_score', 'm
 # %% ../../nbs/chapters/10_reasoning/04_agreement.ipynb #769a5947
 import hashlib
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np, pandas as pd
 
@@ -38,8 +38,8 @@ def f1_counts(
 
 
 def f1_score(
-    counts,  # (3, ...) true positives, false positives, false negatives
-):  # (...); NaN where nothing is positive
+    counts: Any,  # (3, ...) true positives, false positives, false negatives
+) -> np.ndarray:  # (...); NaN where nothing is positive
     "F1 from counts"
     tp, fp, fn = np.asarray(counts, float)
     with np.errstate(invalid='ignore'):

@@ -10,12 +10,15 @@ __all__ = ['SCALE', 'PHRASES', 'AVOIDED', 'SET_STATUS', 'FEWEST', 'SCHEMA', 'UNT
 
 # %% ../../nbs/chapters/10_reasoning/05_certainty.ipynb #7bb071f8
 import functools
-from typing import Mapping, NamedTuple
+from typing import TYPE_CHECKING, Mapping, NamedTuple
 import numpy as np, pandas as pd
 from scipy.stats import binomtest
 from ..foundations.core import IMPLIES, OBSERVATIONS, number_text, short_name
 from ..foundations.figures import BLUE, GREEN, GREY, SILVER
 from ..foundations.figures import draw_interval, mark_simulated, words_instead
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/10_reasoning/05_certainty.ipynb #1d48b6c9
 class Phrase(NamedTuple):
@@ -44,7 +47,7 @@ AVOIDED = (
 
 
 def band_of(
-    probabilities,  # any shape, 0 to 1
+    probabilities: np.ndarray | float,  # any shape, 0 to 1
 ) -> np.ndarray:  # the same shape; positions in `SCALE`
     "The band that each probability lies in"
     p = np.asarray(probabilities, float)
@@ -76,7 +79,7 @@ def _relatives(known):
 
 
 def stated_probabilities(
-    probabilities,  # (n, 14) or (14,), calibrated
+    probabilities: np.ndarray,  # (n, 14) or (14,), calibrated
     known: tuple = OBSERVATIONS,  # observations that the model was trained on; the others stay out of it
 ) -> np.ndarray:  # the same shape
     "Probabilities that agree with the hierarchy; each is the model's own, or nearer to 50 %"
@@ -113,8 +116,8 @@ def why_unsure(
 
 
 def is_sure(
-    status,  # (n, 14) of texts or None, as for `why_unsure`
-    stated,  # (n, 14)
+    status: np.ndarray,  # (n, 14) of texts or None, as for `why_unsure`
+    stated: np.ndarray,  # (n, 14)
 ) -> np.ndarray:  # (n, 14) bool
     "Where `why_unsure` says nothing, of many statements"
     status, stated = np.asarray(status, object), np.asarray(stated, float)
@@ -139,10 +142,10 @@ def _counted(y, p, patient, band):
 
 
 def phrase_frequencies(
-    labels,  # (n, 14); 1 and 0 count, others are left out
-    stated,  # (n, 14) as from `stated_probabilities`
-    patients,  # (n,) whose image it is
-    made=None,  # (n, 14) False where the statement is not made; None: all are made
+    labels: np.ndarray,  # (n, 14); 1 and 0 count, others are left out
+    stated: np.ndarray,  # (n, 14) as from `stated_probabilities`
+    patients: np.ndarray,  # (n,) whose image it is
+    made: np.ndarray | None = None,  # (n, 14) False where the statement is not made; None: all are made
 ) -> (
     pd.DataFrame
 ):  # by (observation, phrase), 'all' first: n, patients, probability (mean), frequency, low, high, holds
@@ -328,7 +331,7 @@ def _draw_phrase(ax, certainty, phrase, order):
 
 def plot_certainty(
     certainty: Mapping,  # as from `judge_phrases`
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "How often statements are true, by phrase and observation, beside the bands"
     import matplotlib.pyplot as plt
 

@@ -8,7 +8,7 @@ __all__ = ['END', 'PAD', 'NO_LLGUIDANCE', 'learn_decoder_tokenizer', 'text_ids',
 
 # %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #82ef7a1b
 from collections import Counter, defaultdict
-from typing import Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 import numpy as np
 from .grammar import lark_text
 from .words import Grammar
@@ -21,7 +21,7 @@ _PARTS = r'\d+|[^\d.:;“”\n()]+|[.:;“”\n()]+'  # numbers, words in a row,
 def learn_decoder_tokenizer(
     texts: Iterable[str],  # references
     vocab_size: int = 2000,  # tokens at most; 256 of them are the bytes
-):  # a `PreTrainedTokenizerFast`
+) -> Any:  # a `PreTrainedTokenizerFast`
     "A byte-level tokenizer that was learned from texts; it begins and ends a text with the same sign, as GPT-2's does"
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -39,7 +39,7 @@ def learn_decoder_tokenizer(
 
 
 def text_ids(
-    tokenizer,  # of the decoder
+    tokenizer: Any,  # of the decoder
     text: str,
 ) -> list[int]:
     "The tokens of a text, without signs for beginning and end"
@@ -47,7 +47,7 @@ def text_ids(
 
 
 def ids_text(
-    tokenizer,  # of the decoder
+    tokenizer: Any,  # of the decoder
     ids: Sequence[int],
 ) -> str:
     "The text of some tokens"
@@ -67,8 +67,8 @@ def _llguidance():
 
 
 def guide_tokens(
-    tokenizer,  # of the decoder, a fast one
-):  # what `Guide` needs of it; takes a second with a large vocabulary
+    tokenizer: Any,  # of the decoder, a fast one
+) -> Any:  # what `Guide` needs of it; takes a second with a large vocabulary
     "The vocabulary as llguidance reads it; raises `ValueError` without the package"
     _llguidance()
     from llguidance.hf import from_tokenizer
@@ -81,9 +81,9 @@ class Guide:
 
     def __init__(
         self,
-        tokens,  # as from `guide_tokens`
+        tokens: Any,  # as from `guide_tokens`
         grammars: Sequence[Grammar],  # one per text
-    ):
+    ) -> None:
         self.words = (tokens.vocab_size + 31) // 32  # of 32 bits: one bit per token
         self.matchers = [self._matcher(tokens, lark_text(grammar)) for grammar in grammars]
 
@@ -103,7 +103,7 @@ class Guide:
         more = max(0, n_tokens - found.shape[1])  # an embedding may have more rows than there are tokens
         return np.pad(found, ((0, 0), (0, more)))[:, :n_tokens]
 
-    def take(self, chosen: Sequence[int], writing: Sequence[bool]):
+    def take(self, chosen: Sequence[int] | np.ndarray, writing: Sequence[bool] | np.ndarray) -> None:
         "Go on by one token, in the texts that are still being written"
         for matcher, token, goes_on in zip(self.matchers, chosen, writing):
             if goes_on and not matcher.consume_token(int(token)):
@@ -144,7 +144,7 @@ def decode(
 # %% ../../nbs/chapters/10_reasoning/11_constrained.ipynb #b47a3cf8
 def write_many(
     stepper: Callable,  # row numbers -> a step for `decode`
-    tokenizer,  # of the decoder
+    tokenizer: Any,  # of the decoder
     lengths: Sequence[int],  # (n,) of the texts to be written, roughly: which are written together
     grammars: Sequence[Grammar] | None = None,  # (n,) None: free
     longest: int = 1000,  # tokens
@@ -176,7 +176,7 @@ class FourGram:
         n_tokens: int,  # in the vocabulary
         end: int,  # stands before and after every text
         order: int = 4,
-    ):
+    ) -> None:
         self.n_tokens, self.end, self.order = n_tokens, end, order
         counts = defaultdict(Counter)
         for text in texts:

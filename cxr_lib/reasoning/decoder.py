@@ -10,7 +10,7 @@ __all__ = ['PREFIX_GRID', 'PREFIX_NOTE', 'FORMAT', 'Prefixes', 'fused_prefixes',
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 import torch, torch.nn as nn
 from ..foundations.files import atomic_path, read_json, write_json
@@ -135,16 +135,16 @@ def _with_lora(model, rank):
 class Decoder(nn.Module):
     "Fused tokens -> text"
 
-    def __init__(self, language_model: nn.Module, tokenizer, width_in: int):
+    def __init__(self, language_model: nn.Module, tokenizer: Any, width_in: int) -> None:
         super().__init__()
         self.language_model, self.tokenizer = language_model, tokenizer
         width = language_model.get_input_embeddings().embedding_dim
         self.norm, self.projection = nn.LayerNorm(width_in), nn.Linear(width_in, width)
 
-    def prefix(self, values):  # (B, P, width_in) -> (B, P, width)
+    def prefix(self, values: torch.Tensor) -> torch.Tensor:  # (B, P, width_in) -> (B, P, width)
         return self.projection(self.norm(values.float()))
 
-    def forward(self, prefixes, input_ids, attention_mask):
+    def forward(self, prefixes: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         "The mean loss per token of texts that begin with the sign for the beginning"
         words = self.language_model.get_input_embeddings()(input_ids)
         embedded = torch.cat([self.prefix(prefixes.values), words], 1)

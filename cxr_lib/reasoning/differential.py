@@ -76,7 +76,7 @@ class Examination(Record):
 @functools.cache
 def settling_examinations() -> dict:  # observation -> tuple of `Examination`s
     "The table of examinations"
-    text = files('cxr_lib').joinpath('assets', 'settling.csv').read_text(encoding='utf-8')
+    text = files('cxr_lib').joinpath('assets').joinpath('settling.csv').read_text(encoding='utf-8')
     found = {}
     for row in csv.DictReader(io.StringIO(text)):
         o, name = row['observation'], row['examination']
@@ -97,11 +97,11 @@ class Diagnosis(Record):
     "One observation, ranked"
 
     rank: int = Field(ge=0, description='from 1; 0 for No Finding, which is no diagnosis')
-    observation: Literal[OBSERVATIONS]
+    observation: Literal[OBSERVATIONS]  # type: ignore[valid-type]
     urgent: bool = Field(description='listed first, whatever its probability')
     probability: float | None = Field(ge=0, le=1, description='calibrated; None without an image')
     stated: float | None = Field(ge=0, le=1, description='in agreement with the hierarchy')
-    because: list[Literal[OBSERVATIONS]] = Field(
+    because: list[Literal[OBSERVATIONS]] = Field(  # type: ignore[valid-type]
         [], description='what moved `stated` away from `probability`'
     )
     phrase: Literal['very unlikely', 'unlikely', 'may represent', 'likely', 'most likely'] | None = None
@@ -110,7 +110,9 @@ class Diagnosis(Record):
     checked: int | None = Field(None, description='statements that the phrase was checked on')
     true: float | None = Field(None, description='share of them that were true')
     conformal: Literal['in', 'out', 'abstain'] | None = None
-    implied_by: list[Literal[OBSERVATIONS]] = Field([], description='likelier ones that are more precise')
+    implied_by: list[Literal[OBSERVATIONS]] = Field(  # type: ignore[valid-type]
+        [], description='likelier ones that are more precise'
+    )
     evidence_for: list[Evidence] = []
     evidence_against: list[Evidence] = []
     note: NoteEffect | None = Field(None, description='None without a note')
@@ -143,10 +145,10 @@ class Differential(Record):
 class StudyNumbers:
     "What the model computed for one study"
 
-    fused: Sequence | None  # (14,) calibrated probabilities; None without an image
+    fused: Sequence | np.ndarray | None  # (14,) calibrated probabilities; None without an image
     image: str | None = None  # name of the file
     note: str | None = None
-    without_note: Sequence | None = None  # (14,) calibrated, with the note left out
+    without_note: Sequence | np.ndarray | None = None  # (14,) calibrated, with the note left out
     bill: Mapping = field(default_factory=dict)  # 'base', 'image', 'note', 'interaction' -> (14,) log odds
     calibrated: bool = True  # is the bill one of calibrated log odds?
     conformal: Sequence = (None,) * len(OBSERVATIONS)  # 'in', 'out', 'abstain' or None

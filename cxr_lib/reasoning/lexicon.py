@@ -246,4 +246,4 @@ def read_lexicon(
 @functools.cache
 def default_lexicon() -> Lexicon:
     "The lexicon that comes with the library"
-    return read_lexicon(files('cxr_lib').joinpath('assets', 'lexicon.csv'))
+    return read_lexicon(str(files('cxr_lib').joinpath('assets').joinpath('lexicon.csv')))

@@ -94,7 +94,7 @@ def table_differentials(
 _TAKEN = {('uncertain', 'probable'): 'present', ('present', ''): 'present', ('uncertain', 'possible'): 'open'}
 
 
-def read_back(written: Written) -> dict:  # observation -> 'present', 'open' or 'absent'
+def read_back(written: str | Written) -> dict:  # observation -> 'present', 'open' or 'absent'
     "What a reader who has only the text takes from it"
     names, found = default_lexicon().names['chexpert'], {}
     for s in read_statements(unquoted(str(written))):

@@ -10,7 +10,7 @@ __all__ = ['TERMS', 'SECTIONS', 'LENGTHS', 'AUDIENCES', 'WORDINGS', 'MOST_EVIDEN
 # %% ../../nbs/chapters/10_reasoning/07_words.ipynb #f3150301
 import re
 from dataclasses import dataclass
-from typing import Callable, Literal, Sequence
+from typing import Any, Callable, Literal, Sequence
 import pandas as pd
 from pydantic import Field
 from .certainty import PHRASES, UNTRAINED, UNTRAINED_ON_THEM, phrase_of
@@ -313,8 +313,8 @@ class Grammar:
 
     places: tuple  # of `Place`s, in order
     fingerprint: str  # of the model
-    length: str  # one of `LENGTHS`
-    audience: str  # one of `AUDIENCES`
+    length: Any  # one of `LENGTHS`
+    audience: Any  # one of `AUDIENCES`
 
 
 def compile_grammar(

@@ -56,6 +56,8 @@ def is_supported(
     d = differential[stated.observation]
     if (stated.polarity, stated.certainty) != expected_reading(d):
         return False
+    if d.stated is None:
+        return not with_number or not stated.number
     return not with_number or not stated.number or stated.number == percent_text(d.stated)
 
 # %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #27253b3e
@@ -193,7 +195,7 @@ def writer_measures(
     seed: int = 0,
 ) -> dict:  # JSON-able: texts, statements, words, named, and each share with its interval
     "What one writer's texts come to"
-    found = dict(texts=len(counts), statements=int(counts['statements'].sum()))
+    found: dict = dict(texts=len(counts), statements=int(counts['statements'].sum()))
     found |= dict(words=float(counts['words'].mean()), named=float(counts['named'].mean()))
     patients = np.asarray(patients)
     for name, (part, whole, rest) in _SHARES.items():

@@ -12,7 +12,7 @@ __all__ = ['PEAKS', 'REACHED', 'TWO_CORES', 'KAGGLE', 'FILM_SECONDS', 'STEP_SECO
 import contextlib, html, os, shutil, time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from ..foundations.core import choose_device, choose_precision
 from ..foundations.run import RunFolder
@@ -210,8 +210,8 @@ def _text_description(config):
 
 
 def without_weights(
-    config,  # a `ModelConfig`
-):  # the same architecture
+    config: Any,  # a `ModelConfig`
+) -> Any:  # the same architecture
     "Only the description of each encoder is read, not its weights"
     image, weights = config.image_encoder, config.image_weights
     if image.startswith(HUGGING_FACE) and weights not in ('', 'hub', RANDOM):
@@ -222,7 +222,7 @@ def without_weights(
 
 
 def vocabulary_of(
-    config,  # as from `without_weights`
+    config: Any,  # as from `without_weights`
 ) -> int:  # word pieces
     "Of the text encoder's own table, or assumed"
     return config.text_config.get('vocab_size', _VOCABULARY)
@@ -245,7 +245,7 @@ class Costs:
 
 
 def model_costs(
-    config,  # a `ModelConfig`
+    config: Any,  # a `ModelConfig`
     ema: bool = False,  # is a moving average of the weights kept?
 ) -> Costs:
     "Count the operations of a network that is never built"
@@ -268,7 +268,7 @@ def model_costs(
     found = {name: sum(kinds.values()) for name, kinds in counted.get_flop_counts().items()}
     image, note = (found.get(f'MultimodalClassifier.{side}_encoder', 0) for side in ('image', 'text'))
     encoder, weights = model.image_encoder, sum(p.numel() * 4 for p in model.parameters())
-    tokens = encoder.n_tokens * encoder.width if model.image_is_frozen else 0
+    tokens = int(encoder.n_tokens) * int(encoder.width) if model.image_is_frozen else 0
     rest = counted.get_total_flops() - image - note
     return Costs(image, note, rest, tokens, checkpoint_bytes(model, ema), weights)
 
@@ -302,7 +302,7 @@ def count_films(plan: Plan) -> int:  # at most, before anything is left out
 def estimate_run(
     plan: Plan,
     machine: Machine,
-    config=None,  # a `ModelConfig`; that of the plan if None
+    config: Any = None,  # a `ModelConfig`; that of the plan if None
 ) -> dict:  # 'minutes' by step, and in GB 'GPU memory', 'disk', 'Drive'
     "What a run will take: an estimate"
     from cxr_lib.model.presets import make_config, split_overrides
@@ -406,7 +406,7 @@ def run_kept(
 def show_page(
     page: str | Path,  # an HTML file that needs no other
     height: int = 900,  # pixels
-):  # an IPython display object
+) -> Any:  # an IPython display object
     "A report inside a notebook; it is saved with the notebook"
     from IPython.display import HTML
 
@@ -418,7 +418,7 @@ def show_page(
 def show_demo(
     plan: Plan,  # of a finished run
     n_samples: int = 12,  # test films to choose from
-):  # a widget
+) -> Any:  # a widget
     "The demo of a finished run"
     from cxr_lib.demo import demo_widget
 

@@ -10,6 +10,7 @@ __all__ = ['TRAINED', 'print_results', 'print_parameters', 'PageFailed', 'comman
 import argparse, codecs, os, signal, sys
 from pathlib import Path
 
+from typing import Any
 from ..foundations.core import RESEARCH_USE
 from ..foundations.run import RESULT, STAGES, RunFolder
 from ..foundations.files import machine_error
@@ -30,8 +31,8 @@ from .serve_command import add_serve
 # %% ../../nbs/chapters/12_running/10_command.ipynb #c8234ee9
 def print_results(
     folder: Path,  # of a finished run
-    file=None,  # where to; standard output if None
-):
+    file: Any = None,  # where to; standard output if None
+) -> None:
     "The headline and the tables, as text"
     problems = []
     sentences, tables = read_results(folder, problems)
@@ -43,13 +44,13 @@ def print_results(
 # %% ../../nbs/chapters/12_running/10_command.ipynb #a2ab9469
 def print_parameters(
     dataset: str | None = None,  # show the run's defaults for this data set; the notebooks' default if None
-    file=None,  # where to; standard output if None
-):
+    file: Any = None,  # where to; standard output if None
+) -> None:
     "Every parameter by notebook: its value in `cxr run`, the notebook's own default if that differs, its comment"
     from cxr_lib.data.catalogue import DATASETS
 
     plan = plan_run({})
-    dataset = check_name('dataset', dataset or plan.values().get('dataset'), DATASETS)
+    dataset = check_name('dataset', dataset or str(plan.values()['dataset']), DATASETS)
     full = {**RUN_DEFAULTS['any'], **RUN_DEFAULTS.get(dataset, {}), 'run': dataset, 'dataset': dataset}
     for stage, notebook in plan.notebooks.items():
         print(f'\n{notebook.name}', file=file)
@@ -64,7 +65,7 @@ def print_parameters(
 class PageFailed(RuntimeError):
     "The results are there, but a page is not whole"
 
-    def __init__(self, problems: list):
+    def __init__(self, problems: list) -> None:
         super().__init__('the results are there, but not every page: ' + '; '.join(problems))
 
 
@@ -228,9 +229,9 @@ def plain_characters(
     return plain.encode('ascii', 'backslashreplace').decode(), error.end
 
 
-def speak_plainly():
+def speak_plainly() -> None:
     "Let standard output and error replace what their code page lacks"
-    codecs.register_error('cxr_plain', plain_characters)
+    codecs.register_error('cxr_plain', plain_characters)  # type: ignore[arg-type]
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='cxr_plain')

@@ -8,6 +8,7 @@ __all__ = ['read_part', 'add_encode']
 # %% ../../nbs/chapters/12_running/13_encode_command.ipynb #101d2df7
 import re
 
+from typing import Any
 from ..foundations.run import RunFolder
 from .plan import UsageError
 from .predict_command import named_run, refusals
@@ -34,7 +35,9 @@ def _encode_command(args):
         )
     from cxr_lib.stages.training import encode_stage
 
-    how = dict(only_pixels=args.only_pixels, seed=args.seed, start_from=args.start_from)
+    how = dict(
+        only_pixels=args.only_pixels, seed=args.seed, start_from=args.start_from, precision=args.precision
+    )
     with refusals():
         try:
             counts = encode_stage(run, part, parts, **how)
@@ -45,8 +48,8 @@ def _encode_command(args):
 
 # %% ../../nbs/chapters/12_running/13_encode_command.ipynb #f0b94d07
 def add_encode(
-    commands,  # as from `ArgumentParser.add_subparsers`
-):
+    commands: Any,  # as from `ArgumentParser.add_subparsers`
+) -> None:
     "Add `cxr encode`"
     what = 'encode a part of a run with its frozen encoders, so that several processes fill one cache'
     p = commands.add_parser('encode', help=what, description=what)
@@ -58,4 +61,7 @@ def add_encode(
     p.add_argument('--seed', type=int, default=0, metavar='N', help='as for the training (0)')
     start = 'as for the training: the run whose weights it begins with'
     p.add_argument('--start-from', default='', metavar='RUN', help=start)
+    p.add_argument(
+        '--precision', default='', help="as for the training: no, bf32, bf16, fp16 or auto (the preset's)"
+    )
     p.set_defaults(call=_encode_command)

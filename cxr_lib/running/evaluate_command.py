@@ -8,7 +8,7 @@ __all__ = ['refuse_foreign', 'report_folder', 'find_run', 'check_form', 'add_eva
 # %% ../../nbs/chapters/12_running/07_evaluate_command.ipynb #c754b3bc
 import contextlib, re, shutil, time
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator
 
 from ..foundations.core import project_root
 from ..foundations.files import atomic_path, read_json, write_json
@@ -36,7 +36,7 @@ def _foreign(folder):
 
 def refuse_foreign(
     folder: str | Path,  # where results are to go; need not be there
-):
+) -> None:
     "Raise `UsageError` for a folder that holds what `cxr evaluate` did not write"
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -172,7 +172,7 @@ _FORMS = 'give a run (--run R --dataset NAME --root FOLDER), or two files (predi
 
 
 def check_form(
-    args,  # as `add_evaluate` parses them
+    args: Any,  # as `add_evaluate` parses them
 ) -> str:  # 'run' or 'files'
     "Which form is meant; raises `UsageError` for both, neither, and options of the other form"
     if args.run and args.files:
@@ -220,8 +220,8 @@ def _evaluate_command(args):
 
 
 def add_evaluate(
-    commands,  # of argparse: as from `add_subparsers`
-):
+    commands: Any,  # of argparse: as from `add_subparsers`
+) -> None:
     "Arguments of `cxr evaluate`"
     what = 'evaluate a run on other data, or any file of predictions, and write a report'
     p = commands.add_parser('evaluate', help=what, epilog=f'In short: {_FORMS}.')

@@ -10,6 +10,7 @@ __all__ = ['CAPTIONS', 'FILES', 'split_interval', 'picture', 'table_rows', 'sect
 import base64, functools, io, re, time
 from pathlib import Path
 
+from typing import Any
 from ..foundations.core import RESEARCH_USE, SIMULATED
 from ..foundations.files import atomic_path
 from ..foundations.run import EVALUATED
@@ -58,7 +59,7 @@ def picture(
 
 
 def table_rows(
-    table,  # a pandas DataFrame of text, its index the names of the rows
+    table: Any,  # a pandas DataFrame of text, its index the names of the rows
 ) -> dict:  # header, rows
     "A table for the page"
     rows = [[str(i), *map(str, row)] for i, row in zip(table.index, table.itertuples(index=False))]
@@ -233,7 +234,7 @@ def _thresholds_section(thresholds):
 
 # %% ../../nbs/chapters/12_running/04_evaluation_page.ipynb #7890329c
 def moving_sections(
-    moved,  # from `evaluate_moving`
+    moved: Any,  # from `evaluate_moving`
     folder: Path,  # where its files are
     names: list,  # of its pictures
     sources: dict,  # place -> what the catalogue says of its source
@@ -256,7 +257,7 @@ def moving_sections(
 
 
 def write_moving_page(
-    moved,  # from `evaluate_moving`
+    moved: Any,  # from `evaluate_moving`
     folder: str | Path,  # where its files are
     names: list,  # of its pictures
     sources: dict,  # place -> what the catalogue says of its source
@@ -282,7 +283,7 @@ def _against_section(comparison, folder):
 def write_files_page(
     metrics: dict,  # from `evaluate_external`
     folder: str | Path,  # where its files are
-    comparison=None,  # from `compare_two_models`, where there is another model
+    comparison: Any = None,  # from `compare_two_models`, where there is another model
 ) -> Path:  # index.html
     "Write the page of a file of predictions"
     from cxr_lib.evaluation.external import external_metrics_table, external_verdict

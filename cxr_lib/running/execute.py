@@ -10,7 +10,7 @@ __all__ = ['library_sources', 'stage_keys', 'why_unfinished', 'finished', 'first
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #9e3eb595
 import atexit, contextlib, hashlib, importlib, logging, os, re, shutil, sys, tempfile, threading, time, warnings
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 from fastcore.basics import patch
 from ..foundations.run import STAGES, RunFolder
@@ -117,8 +117,8 @@ def first_unfinished(
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #215562b9
 def retract(
     plan: Plan,  # of the run
-    stages,  # names
-):
+    stages: Any,  # names
+) -> None:
     "Remove the stamps of these stages, the last stage first, and then their pages"
     for stage in reversed(list(stages)):
         files = plan.files(stage)
@@ -157,7 +157,7 @@ _LATER = ('matplotlib.pyplot', 'seaborn', 'scipy.stats', 'pyarrow.parquet')
 
 def prepare_kernel(
     names: Iterable[str],  # modules; those that cannot be imported are left to the cell that needs them
-):
+) -> None:
     "Import modules before they are needed, and leave the memory to the system when the kernel ends"
     atexit.register(
         os._exit, 0
@@ -230,7 +230,7 @@ class Kernel:
         self,
         notebook: Path,  # to be executed
         home: Path,  # project folder
-    ):
+    ) -> None:
         from jupyter_core.utils import run_sync
 
         self.folder = tempfile.TemporaryDirectory(prefix='cxr-', ignore_cleanup_errors=True)
@@ -244,7 +244,7 @@ class Kernel:
 
         self.manager_class = Started
 
-    def close(self):
+    def close(self) -> None:
         "End the Python if nobody has, and remove its folder"
         from jupyter_core.utils import run_sync
 
@@ -261,7 +261,7 @@ class Kernels:
         self,
         notebooks: Iterable[Path],
         home: Path,  # project folder
-    ):
+    ) -> None:
         self.waiting, self.home, self.started = list(notebooks), home, []
 
     def next(self) -> Kernel:
@@ -270,7 +270,7 @@ class Kernels:
             self.started.append(Kernel(self.waiting.pop(0), self.home))
         return self.started.pop(0)
 
-    def close(self):
+    def close(self) -> None:
         "End those that nobody has used"
         for kernel in self.started:
             kernel.close()
@@ -293,7 +293,7 @@ class StageFailed(RuntimeError):
         source: str,  # the cell
         error: str,  # last line of the error
         partial: Path | None = None,  # the notebook as far as it got
-    ):
+    ) -> None:
         self.notebook, self.cell, self.source, self.error = notebook, cell, source, error
         self.partial = partial
         more = f'\n  What it did so far: {partial}' if partial else ''
@@ -481,36 +481,36 @@ class Progress:
     def __init__(
         self,
         total: int,  # stages of the run
-        file=None,  # where to; standard error if None
+        file: Any = None,  # where to; standard error if None
         every: float = 30,  # seconds between the lines of a long stage, where there is no terminal
-    ):
+    ) -> None:
         self.file, self.every, self.total, self.number = file or sys.stderr, every, total, 0
         self.name, self.since, self.said, self.at, self.parts = '', 0.0, 0.0, (0, 0), []
         terminal = hasattr(self.file, 'isatty') and self.file.isatty()
         self.bars = _Bars(total, self.file) if terminal else None
 
-    def say(self, text: str):
+    def say(self, text: str) -> None:
         "Print a line above the bars"
         if self.bars:
             self.bars.stages.write(text, file=self.file)
         else:
             print(text, file=self.file, flush=True)
 
-    def skip(self, name: str):
+    def skip(self, name: str) -> None:
         "A stage that is finished already"
         self.number += 1
         self.say(f'  {name}: finished before, not run again')
         if self.bars:
             self.bars.stages.update()
 
-    def close(self):
+    def close(self) -> None:
         "No more stages"
         if self.bars:
             self.bars.close()
 
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #61a6a145
 @patch
-def begin(self: Progress, name: str):
+def begin(self: Progress, name: str) -> None:
     "A stage begins"
     self.number += 1
     self.name, self.at, self.parts = name, (0, 0), []
@@ -524,7 +524,7 @@ def begin(self: Progress, name: str):
 
 
 @patch
-def end(self: Progress, good: bool = True):
+def end(self: Progress, good: bool = True) -> None:
     "The stage is over"
     self.over.set()
     if self.bars:
@@ -536,7 +536,7 @@ def end(self: Progress, good: bool = True):
 
 # %% ../../nbs/chapters/12_running/03_execute.ipynb #78fbd3d0
 @patch
-def cell(self: Progress, number: int, total: int, source: str = ''):
+def cell(self: Progress, number: int, total: int, source: str = '') -> None:
     "A cell begins; what the one before it reported is over"
     self.at, self.parts = (number, total), []
     self._show()
@@ -544,7 +544,7 @@ def cell(self: Progress, number: int, total: int, source: str = ''):
 
 
 @patch
-def told(self: Progress, parts: list, keep: bool = False):
+def told(self: Progress, parts: list, keep: bool = False) -> None:
     "What a cell reports: a line of its own if it is worth keeping"
     self.parts = parts
     self._show()

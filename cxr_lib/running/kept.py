@@ -79,7 +79,7 @@ class Keeper:
 
     folder: Path  # of the run
     place: Path  # where the copy goes
-    root: Path  # has to be there: what is mounted
+    root: Path | None  # has to be there: what is mounted
     minutes: float = 5.0  # between two copies
     patience: float = (
         10.0  # minutes to wait for a place that does not answer, at the beginning and at the end
@@ -91,7 +91,7 @@ class Keeper:
         self.there, self.trouble = {}, ''  # name -> (size, time) of what was copied; why the last copy failed
         self.over = threading.Event()
 
-    def answers(self):
+    def answers(self) -> None:
         "Raise `OSError` if the place is not there"
         if not self.root.is_dir():
             raise FileNotFoundError(2, 'it is not there', str(self.root))
@@ -176,7 +176,7 @@ def _other_run(self: Keeper):
 
 # %% ../../nbs/chapters/12_running/14_kept.ipynb #bf76f393
 @patch
-def fetch(self: Keeper):
+def fetch(self: Keeper) -> None:
     "Begin with what an earlier session left; raises `OSError` if the place does not answer in time"
     found = []
 

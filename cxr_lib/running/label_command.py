@@ -9,6 +9,7 @@ __all__ = ['count_rows', 'add_label']
 import sys
 from pathlib import Path
 
+from typing import Any
 from ..foundations.files import output_fault, write_failures
 from .plan import UsageError
 from .predict_command import refusals
@@ -82,7 +83,7 @@ def _label_command(args):
         sys.exit(3)
 
 
-def add_label(commands):
+def add_label(commands: Any) -> None:
     "Arguments of `cxr label`"
     more = (
         'A CSV has the columns id and text. CheXpert: 1 present, -1 uncertain, 0 absent, empty not mentioned; '

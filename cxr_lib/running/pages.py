@@ -25,7 +25,7 @@ def asset(
     name: str,  # of a file in `cxr_lib/assets`
 ) -> str:  # its text
     "Read a style sheet or a template that the package carries"
-    return files('cxr_lib').joinpath('assets', name).read_text(encoding='utf-8')
+    return files('cxr_lib').joinpath('assets').joinpath(name).read_text(encoding='utf-8')
 
 
 _INTERVAL = re.compile(r'[-+]?\d[\d.,]*%? [\[(][-+]?\d[\d.,]*%?(?:, | to )[-+]?\d[\d.,]*%?[\])]')
@@ -33,7 +33,7 @@ _INTERVAL = re.compile(r'[-+]?\d[\d.,]*%? [\[(][-+]?\d[\d.,]*%?(?:, | to )[-+]?\
 
 def keep_numbers(
     text: str,  # HTML, or a text, which is escaped
-):  # markupsafe.Markup
+) -> str:  # markupsafe.Markup
     "Keep a number and its interval on one line"
     from markupsafe import Markup, escape
 
@@ -248,7 +248,7 @@ def page_or_sentence(
     simulated: bool,  # were the patients drawn by a program?
     problems: list,  # a page that cannot be made is noted here
     around: Around | None = None,  # the pages before and after it
-):
+) -> None:
     "Render a notebook, or write a page that says why it could not be rendered"
     try:
         render_page(executed, page, run, simulated, around)

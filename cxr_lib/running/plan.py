@@ -68,7 +68,7 @@ folder = run_folder(run); folder.begin({!r})"""
 def toy_notebook(
     stage: str,  # one of `STAGES`
     work: str = '',  # source of the cell that does the work
-):  # an nbformat notebook
+) -> Any:  # an nbformat notebook
     "A notebook that keeps the contract of a stage and does nothing else"
     from nbformat import v4
 
@@ -180,7 +180,7 @@ def parse_value(
 def check_name(
     kind: str,  # what it names: 'parameter', 'dataset', ...
     name: str,  # as typed
-    known,  # valid names
+    known: Any,  # valid names
 ) -> str:  # `name`
     "Raise a `UsageError` that lists the valid names unless `name` is one of them"
     known = list(known)
@@ -435,7 +435,7 @@ def plan_run(
 
 # %% ../../nbs/chapters/12_running/01_plan.ipynb #3f4934c6
 def last_line(
-    text,  # what an error says, perhaps in colours
+    text: object,  # an error, or what one says, perhaps in colours
 ) -> str:  # '' if it says nothing
     "The last line that is not empty, without terminal colours"
     plain = re.sub(r'\x1b\[[0-9;]*m', '', str(text)).strip()

@@ -11,6 +11,7 @@ __all__ = ['FIGURES', 'REPORTS', 'named_run', 'chosen_run', 'refusals', 'observa
 import contextlib, os, shlex, shutil, sys, warnings
 from pathlib import Path
 
+from typing import Any, Iterator
 from ..foundations.core import OBSERVATIONS, RadiographError, defined, project_root
 from ..foundations.files import read_json
 from ..foundations.run import AlteredFile, RunError, RunFolder, list_runs, newest_finished, run_path
@@ -45,7 +46,7 @@ def chosen_run(
 
 
 @contextlib.contextmanager
-def refusals():
+def refusals() -> Iterator[None]:
     "What a person can mend is said in one sentence"
     from cxr_lib.data.studies import StudyTableError
     from cxr_lib.model.weights import CheckpointError
@@ -62,7 +63,7 @@ def _number(value):
 
 
 def observation_rows(
-    prediction,  # a `Prediction` with an image
+    prediction: Any,  # a `Prediction` with an image
 ) -> list[list[str]]:  # header and 14 rows
     "One prediction as a table, the most probable observation first"
     rules = list(prediction.observations[0].decisions)
@@ -102,10 +103,10 @@ def _print_failures(outcome, n_skipped, file):
 
 
 def print_outcome(
-    outcome,  # an `Outcome`
-    requests,  # the `Requests` that it came of
-    file=None,  # where to; standard output if None
-):
+    outcome: Any,  # an `Outcome`
+    requests: Any,  # the `Requests` that it came of
+    file: Any = None,  # where to; standard output if None
+) -> None:
     "The answers, and what has to be known of them; failures go to standard error"
     if len(requests.items) == 1 and outcome.first:
         print_table(outcome.first[0].image, observation_rows(outcome.first[0]), file)
@@ -123,9 +124,9 @@ def print_outcome(
 
 # %% ../../nbs/chapters/12_running/06_predict_command.ipynb #07f8246c
 def print_reports(
-    outcome,  # an `Outcome`
-    file=None,  # where to; standard output if None
-):
+    outcome: Any,  # an `Outcome`
+    file: Any = None,  # where to; standard output if None
+) -> None:
     "The texts of the first studies; what could not be read has none"
     from cxr_lib.prediction.batch import report_of
 
@@ -175,8 +176,8 @@ def _asked(args):
 
 def save_prediction_figure(
     path: str | Path,  # .png, .svg or .pdf
-    predictor,  # the `Predictor` that answered
-    prediction,  # its `Prediction`
+    predictor: Any,  # the `Predictor` that answered
+    prediction: Any,  # its `Prediction`
     film_file: Path,  # the radiograph
     note: str | None,  # what was given with it
     **more,  # of `prediction_figure`
@@ -237,7 +238,7 @@ def _predict_command(args):
         sys.exit(3)
 
 
-def add_predict(commands):
+def add_predict(commands: Any) -> None:
     "Arguments of `cxr predict`"
     more = (
         'Exit code: 0 all images answered, 3 some, 2 none. A command that was stopped goes on where it was.'
@@ -299,7 +300,7 @@ def _runs_command(args):
         print(f'\nNot finished: {", ".join(others)}')
 
 
-def add_runs(commands):
+def add_runs(commands: Any) -> None:
     "Arguments of `cxr runs`"
     p = commands.add_parser('runs', help='list the finished runs: data set, preset, AUROC, date')
     p.set_defaults(call=_runs_command)
@@ -342,8 +343,8 @@ def _test_images(folder):
 
 
 def pairing_fault(
-    one,  # test rows of a prediction table, by image
-    other,  # those of another
+    one: Any,  # test rows of a prediction table, by image
+    other: Any,  # those of another
 ) -> str:  # '' if they can be paired
     "Why two runs cannot be compared image by image"
     if one.index.has_duplicates or other.index.has_duplicates:
@@ -365,8 +366,8 @@ def _chance(p):
 
 
 def paired_table(
-    one,  # test rows of a prediction table, by image
-    other,  # those of another, for the same images
+    one: Any,  # test rows of a prediction table, by image
+    other: Any,  # those of another, for the same images
 ) -> list[list[str]]:  # header and a row per observation
     "DeLong's test, by patient and adjusted by Holm, of the fused answers of two runs"
     from cxr_lib.metrics.comparison import compare_conditions
@@ -407,7 +408,7 @@ def _compare_command(args):
             print_table(f'{first.name} against {folder.name}: paired DeLong', paired_table(tables[0], table))
 
 
-def add_compare(commands):
+def add_compare(commands: Any) -> None:
     "Arguments of `cxr compare`"
     p = commands.add_parser(
         'compare', help='metrics of runs side by side, paired where the test images are the same'
@@ -430,7 +431,7 @@ def _pack_command(args):
     print(f'{out} ({size_text(out.stat().st_size)}): use it with `cxr predict --model {out}`')
 
 
-def add_pack(commands):
+def add_pack(commands: Any) -> None:
     "Arguments of `cxr pack`"
     p = commands.add_parser('pack', help='write the model of a run as one archive, for another machine')
     p.add_argument('run', metavar='RUN')
@@ -515,7 +516,7 @@ def _demo_command(args):
     return _demo_batch(args) if args.mode == 'batch' else _demo_interactive(args)
 
 
-def add_demo(commands):
+def add_demo(commands: Any) -> None:
     "Arguments of `cxr demo`"
     what = 'open the demo notebook in JupyterLab, or draw predictions of test images'
     p = commands.add_parser('demo', help=what)

@@ -6,6 +6,7 @@
 __all__ = ['add_pretrain']
 
 # %% ../../nbs/chapters/12_running/11_pretrain_command.ipynb #14bbc933
+from typing import Any
 from .plan import UsageError
 
 # %% ../../nbs/chapters/12_running/11_pretrain_command.ipynb #55899d21
@@ -28,8 +29,8 @@ def _pretrain_command(args):
 
 
 def add_pretrain(
-    commands,  # as from `ArgumentParser.add_subparsers`
-):
+    commands: Any,  # as from `ArgumentParser.add_subparsers`
+) -> None:
     "Add `cxr pretrain`"
     what = 'train the image encoder of `offline` on drawn films, once, into the user cache'
     p = commands.add_parser('pretrain', help=what, description=what)

@@ -8,6 +8,7 @@ __all__ = ['serve_command', 'add_serve']
 # %% ../../nbs/chapters/12_running/08_serve_command.ipynb #0a120ad4
 import os
 
+from typing import Any
 from ..foundations.run import newest_finished
 from .plan import UsageError
 
@@ -25,8 +26,8 @@ def _source(args):
 
 
 def serve_command(
-    args,  # parsed arguments of `cxr serve`
-):
+    args: Any,  # parsed arguments of `cxr serve`
+) -> None:
     "`cxr serve`: raises `UsageError` for what its user can mend"
     from cxr_lib.prediction.fhir import MissingExtra, require_extra
 
@@ -45,8 +46,8 @@ def serve_command(
 
 # %% ../../nbs/chapters/12_running/08_serve_command.ipynb #2fc8de03
 def add_serve(
-    commands,  # what `add_subparsers` returned
-):
+    commands: Any,  # what `add_subparsers` returned
+) -> None:
     "Arguments of `cxr serve`"
     what = 'serve a trained model as a web page and a REST API'
     more = 'Needs the extra: pip install cxr_lib[serve]. Nothing of a request is stored or logged.'

@@ -11,7 +11,7 @@ __all__ = ['SWEPT', 'SEEDED', 'SHARED', 'setting_names', 'read_grid', 'trial_nam
 import itertools, json, math, os, shlex, shutil, signal, sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 
 from ..foundations.files import content_key, parse_json, write_json
@@ -19,6 +19,9 @@ from .execute import StageFailed, first_unfinished, run_stages, stage_keys
 from .plan import RUN_DEFAULTS, Parameter, Plan, UsageError, check_name
 from .plan import parse_value, plan_run, run_of
 from .terminal import print_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/chapters/12_running/12_sweep_command.ipynb #5c4f9d4f
 #: Parameters of the notebooks that may differ between trials, beside the settings of the presets.
@@ -142,7 +145,7 @@ def plan_trial(
 _MOST_CHECKED = 200  # combinations that are checked beforehand (assumed: a second or two)
 
 
-def check_sweep(sweep: Sweep):
+def check_sweep(sweep: Sweep) -> None:
     "Raise `UsageError` for a sweep in which a trial cannot be"
     if not sweep.grid:
         raise UsageError('there is nothing to vary: give at least one --grid NAME=VALUE,VALUE')
@@ -193,7 +196,7 @@ def shared_stages(
 def copy_run(
     source: Path,  # folder of a run whose first stages are done
     target: Path,  # of another run; one that is there is left alone
-):
+) -> None:
     "Let a run begin where another one is"
     if target.exists():
         return
@@ -227,7 +230,7 @@ class RunTrial:
     sweep: Sweep
     shared: Path  # folder of the run that trials begin with
 
-    def __call__(self, settings, report) -> dict:  # score, epochs, run
+    def __call__(self, settings: Mapping, report: Callable) -> dict:  # score, epochs, run
         plan = plan_trial(self.sweep, settings)
         copy_run(self.shared, plan.folder)
         print(f'\nTrial {plan.run}', file=sys.stderr, flush=True)
@@ -240,8 +243,10 @@ class RunTrial:
 
 # %% ../../nbs/chapters/12_running/12_sweep_command.ipynb #33b6ac37
 def results_table(
-    trials,  # a DataFrame, as from `training.sweep.trials_table`
+    trials: Any,  # a DataFrame, as from `training.sweep.trials_table`
     grid: Mapping,  # name -> values
+) -> (
+    'pd.DataFrame'
 ):  # a DataFrame: the names but seed, runs, score (mean over the seeds), lowest, highest; the best first
     "The finished trials by setting; a setting with fewer finished seeds than others stands below them"
     names = [name for name in grid if name != 'seed']
@@ -280,7 +285,7 @@ def run_command(
 
 def choose(
     sweep: Sweep,
-    trials,  # a DataFrame, as from `training.sweep.trials_table`
+    trials: Any,  # a DataFrame, as from `training.sweep.trials_table`
     folder: Path,  # where `best.json` goes
 ) -> dict:  # what is written
     "The setting with the best mean score on the tuning split; written with the command that trains with it"
@@ -391,8 +396,8 @@ def _sweep_command(args):
 
 # %% ../../nbs/chapters/12_running/12_sweep_command.ipynb #84c04cb2
 def add_sweep(
-    commands,  # as from `ArgumentParser.add_subparsers`
-):
+    commands: Any,  # as from `ArgumentParser.add_subparsers`
+) -> None:
     "Add `cxr sweep`"
     what = 'a grid of runs, or a search among them, shared by several processes; chosen on the tuning split'
     more = 'Exit code: 0 all trials finished, 3 some, 1 none. Needs Optuna: pip install "cxr_lib[train]".'

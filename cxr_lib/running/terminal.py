@@ -8,14 +8,15 @@ __all__ = ['print_table']
 # %% ../../nbs/chapters/12_running/05_terminal.ipynb #079cca2e
 import shutil
 
+from typing import Any
 from .pages import short_number
 
 # %% ../../nbs/chapters/12_running/05_terminal.ipynb #59581b8a
 def print_table(
     title: str,  # above the table
     table: list[list[str]],  # its rows, the header first; numbers get three decimals
-    file=None,  # where to; standard output if None
-):
+    file: Any = None,  # where to; standard output if None
+) -> None:
     "A table in columns, as many as the terminal has room for"
     rows = [table[0]] + [[row[0], *map(short_number, row[1:])] for row in table[1:]]
     room = shutil.get_terminal_size((200, 20)).columns

@@ -8,7 +8,7 @@ __all__ = ['NORMAL_NUISANCES', 'UNIFORM_NUISANCES', 'nuisance', 'Anatomy', 'lung
 
 # %% ../../nbs/chapters/03_simulation/07_anatomy.ipynb #4718cac9
 from dataclasses import dataclass, field
-from typing import Mapping
+from typing import Any, Mapping
 import numpy as np
 from fastcore.basics import patch
 from .drawing import band, curve, magnitude, random_side, sign_rng
@@ -76,13 +76,13 @@ class Anatomy:
 
 # %% ../../nbs/chapters/03_simulation/07_anatomy.ipynb #8fb42147
 @patch
-def y(self: Anatomy, v):
+def y(self: Anatomy, v: float) -> float:
     "Height in the chest: 0 the apex, 1 the dome of the diaphragm"
     return self.apex + v * (self.level - self.apex)
 
 
 @patch
-def wall(self: Anatomy, y, side: int):
+def wall(self: Anatomy, y: Any, side: int) -> np.ndarray:
     "Distance of the chest wall from the midline at height `y`"
     o = self.outline[side][9:]
     return np.interp(y, o[:, 1], o[:, 0] * side)

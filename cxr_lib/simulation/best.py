@@ -9,7 +9,7 @@ __all__ = ['EVIDENCE', 'BEST', 'BEST_COLORS', 'report_likelihoods', 'enumerate_p
            'evidence_columns']
 
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #31e1c119
-from typing import NamedTuple
+from typing import Any, NamedTuple, Sequence, TYPE_CHECKING
 import numpy as np, pandas as pd
 from scipy import stats
 from ..foundations.core import IMPLIES, OBSERVATIONS, short_name
@@ -20,11 +20,14 @@ from .causes import SIGNS, fact_probability, labels_from_findings, node_probabil
 from .patients import NETWORK, Network
 from .strengths import MEASURES, VISIBLE_FROM, strength_log_ratio
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 EVIDENCE = ('demographics', 'note', 'image', 'film')
 
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #079bb85e
 def report_likelihoods(
-    fact,  # a `Fact`
+    fact: Any,  # a `Fact`
     present: np.ndarray,  # P(the fact is there)
     network: Network = NETWORK,  # how many of the facts get reported
 ) -> tuple:  # P(said to be present), P(said to be absent), P(not mentioned)
@@ -70,7 +73,7 @@ def _image_likelihood(p, patient, v, setting, network):
 
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #734d52a4
 def enumerate_posterior(
-    patient,  # one row of `draw_patients`, or a mapping with its columns
+    patient: Any,  # one row of `draw_patients`, or a mapping with its columns
     given: tuple = ('note', 'image'),  # some of `EVIDENCE`
     network: Network = NETWORK,  # all parameters
 ) -> pd.Series:  # probability of each observation
@@ -135,7 +138,9 @@ def _log(p):
         return np.log(p)
 
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #a37fae00
-def node_factor(node, age, male, network) -> tuple:  # scope, log table (2, parents..., n or 1)
+def node_factor(
+    node: Any, age: np.ndarray, male: np.ndarray, network: Network
+) -> tuple:  # scope, log table (2, parents..., n or 1)
     "P(node | parents), with age and sex filled in"
     parents = tuple(dict.fromkeys(_variable(p, network) for p in node.weights if p not in ('age', 'male')))
     values = _values(parents, network) | {'age': age, 'male': male}
@@ -143,7 +148,9 @@ def node_factor(node, age, male, network) -> tuple:  # scope, log table (2, pare
     return (node.name, *parents), np.stack([np.log1p(-p), np.log(p)])
 
 
-def fact_factor(fact, reported, has_note, network) -> tuple:  # scope, log table (causes..., n)
+def fact_factor(
+    fact: Any, reported: np.ndarray, has_note: np.ndarray, network: Network
+) -> tuple:  # scope, log table (causes..., n)
     "P(what is reported | causes); a patient without a note tells nothing"
     scope = tuple(fact.causes)
     p = fact_probability(fact, _values(scope, network)) + np.zeros([1] * (len(scope) + 1))
@@ -152,7 +159,9 @@ def fact_factor(fact, reported, has_note, network) -> tuple:  # scope, log table
     return scope, _log(table)[..., which]
 
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #582b52e2
-def strength_factor(sign, strength, network, drawn_only=False) -> tuple:  # scope, log table (2, n)
+def strength_factor(
+    sign: str, strength: np.ndarray, network: Network, drawn_only: bool = False
+) -> tuple:  # scope, log table (2, n)
     "How much likelier this strength is with the sign than without"
     hides = drawn_only and not MEASURES[sign].always
     threshold = VISIBLE_FROM if hides else -np.inf
@@ -161,20 +170,22 @@ def strength_factor(sign, strength, network, drawn_only=False) -> tuple:  # scop
     return (sign,), np.stack([np.zeros_like(ratio), ratio])
 
 
-def label_factor(observation, inputs, network) -> tuple:  # scope, log table (2, inputs..., 1)
+def label_factor(
+    observation: str, inputs: Any, network: Network
+) -> tuple:  # scope, log table (2, inputs..., 1)
     "The hierarchy as a factor: 1 where the label is what its inputs say, 0 elsewhere"
     any_present = np.arange(2 ** len(inputs)).reshape([2] * len(inputs) + [1]) > 0
     positive = ~any_present if observation == 'No Finding' else any_present
     return (f'label/{observation}', *inputs), _log(np.stack([~positive, positive]).astype(float))
 
 
-def naming_factor(variable, named, rate) -> tuple:  # scope, log table (2, n)
+def naming_factor(variable: str, named: np.ndarray, rate: float) -> tuple:  # scope, log table (2, n)
     "A note that names each positive observation with probability `rate`, and never a negative one"
     return (variable,), _log(np.stack([np.where(named, 0.0, 1.0), np.where(named, rate, 1 - rate)]))
 
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #9a7683f0
 def elimination_order(
-    scopes,  # of the factors: tuples of variables
+    scopes: Any,  # of the factors: tuples of variables
     cards: dict,  # variable -> number of its values; 2 if not listed
 ) -> list:  # (variable, scope of the table met when it is summed out)
     "Greedy order: next comes the variable with the smallest table"
@@ -384,7 +395,7 @@ def infer(
 # %% ../../nbs/chapters/03_simulation/04_best.ipynb #a334a13d
 def note_flags(
     table: pd.DataFrame,  # patients
-    has_note,  # (n,) or None: True for all
+    has_note: np.ndarray | None,  # (n,); None: True for all
 ) -> np.ndarray:  # (n,) bool
     "Which of the requests came with a note"
     return np.ones(len(table), bool) if has_note is None else np.asarray(has_note, bool)
@@ -407,8 +418,9 @@ def prior(
 
 def posterior(
     table: pd.DataFrame,  # as from `draw_patients`; see `EVIDENCE` for the columns that are read. Labels are not
-    given: tuple = ('note', 'image'),  # some of `EVIDENCE`; empty: nothing is known
-    has_note=None,  # (n,) False where a request came without a note; True for all if None
+    given: Sequence[str] = ('note', 'image'),  # some of `EVIDENCE`; empty: nothing is known
+    has_note: np.ndarray
+    | None = None,  # (n,) False where a request came without a note; True for all if None
     network: Network = NETWORK,  # the network that the patients were drawn from
 ) -> pd.DataFrame:  # (n, 14) probability of each observation, same index
     "Exact posterior of every observation for every patient"
@@ -427,7 +439,8 @@ BEST_COLORS = {'best_note': ORANGE, 'best_image': SKY, 'best_fused': BLUE}
 
 def best_possible(
     table: pd.DataFrame,  # simulated patients, as from `draw_patients`
-    has_note=None,  # (n,) False where a request came without a note; True for all if None
+    has_note: np.ndarray
+    | None = None,  # (n,) False where a request came without a note; True for all if None
     network: Network = NETWORK,  # the network that they were drawn from
     drawn_only: bool = False,  # take `film` instead of `image`: strengths only as far as they are drawn
 ) -> pd.DataFrame:  # columns `best_note/<observation>`, `best_image/…`, `best_fused/…`; same index
@@ -465,7 +478,7 @@ def auroc_by_condition(
 def plot_best(
     found: pd.DataFrame,  # as from `auroc_by_condition`
     title: str = 'The best possible AUROC (95% interval)',
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "AUROC by observation: what note, image and both can tell at best"
     import matplotlib.pyplot as plt
 

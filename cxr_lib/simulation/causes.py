@@ -9,10 +9,13 @@ __all__ = ['SIGNS', 'AGE', 'MALE_SHARE', 'SETTINGS', 'PA_SHARE', 'COMORBIDITIES'
 
 # %% ../../nbs/chapters/03_simulation/01_causes.ipynb #b8481fad
 from dataclasses import dataclass, field
-from typing import Mapping
+from typing import TYPE_CHECKING, Mapping
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, IMPLIES
 from ..foundations.figures import BLUE, GREY, ORANGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: What can be seen on its own: every observation but No Finding, which is the absence of findings.
 SIGNS = tuple(o for o in OBSERVATIONS if o != 'No Finding')
@@ -126,8 +129,8 @@ _ROWS = (
 
 
 def draw_network(
-    ax=None,  # matplotlib axes; new ones if None
-):  # the axes
+    ax: 'Axes | None' = None,  # matplotlib axes; new ones if None
+) -> 'Axes':  # the axes
     "Picture of the network: comorbidities above, findings below; blue arrows raise the odds, orange ones lower them"
     import matplotlib.pyplot as plt
 
@@ -218,7 +221,7 @@ def fact_probability(
     values: Mapping[str, np.ndarray],  # cause -> array of 0/1
 ) -> np.ndarray:  # P(fact present | causes), by noisy-or
     "Probability of a fact given its causes"
-    f, absent = fact.false_positive_rate, 1.0
+    f, absent = fact.false_positive_rate, np.ones(())
     for cause, (lr, _) in fact.causes.items():
         absent = absent * np.where(np.asarray(values[cause]) == 1, (1 - lr * f) / (1 - f), 1.0)
     return 1 - (1 - f) * absent

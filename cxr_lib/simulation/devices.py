@@ -9,10 +9,11 @@ __all__ = ['DEVICES', 'pacemaker', 'central_line', 'port', 'endotracheal_tube', 
 # %% ../../nbs/chapters/03_simulation/09_devices.ipynb #0706704a
 import math
 import numpy as np
+from .anatomy import Anatomy
 from .drawing import band, curve, disc, mirror, random_side
 
 # %% ../../nbs/chapters/03_simulation/09_devices.ipynb #986d4686
-def pacemaker(a, rng):
+def pacemaker(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "Generator below the left clavicle, leads to the right atrium and ventricle"
     y = a.y
     x0 = 0.27 + 0.015 * rng.standard_normal()
@@ -28,7 +29,7 @@ def pacemaker(a, rng):
     return generator + leads, [1.0, 0.8, 0.75, 0.7, 1.0]
 
 
-def central_line(a, rng):
+def central_line(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "Jugular or peripherally inserted catheter, tip in the superior vena cava"
     y = a.y
     jugular = [(-0.09, -0.05), (-0.075, y(0)), (-0.05, y(0.15)), (-0.045, y(0.35)), (-0.045, y(0.55))]
@@ -38,7 +39,7 @@ def central_line(a, rng):
     return [band(curve(way, 50), 0.0095)], [0.62]
 
 
-def port(a, rng):
+def port(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "Implanted port with its catheter"
     s = -1 if rng.random() < 0.6 else 1
     x, y = s * 0.24, a.y(0.28)
@@ -47,7 +48,7 @@ def port(a, rng):
     return [band(line, 0.0075), disc(x, y, 0.026), disc(x, y, 0.015)], [0.6, 1.0, 0.5]
 
 # %% ../../nbs/chapters/03_simulation/09_devices.ipynb #dc28b956
-def endotracheal_tube(a, rng):
+def endotracheal_tube(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "Tube in the trachea with its radio-opaque stripe, the tip a few centimetres above the carina"
     t = 0.4 * a.turn
     tip = (t - 0.004, a.y(0.27 + 0.04 * rng.standard_normal()))
@@ -55,7 +56,7 @@ def endotracheal_tube(a, rng):
     return [band(path, 0.024), band(path, 0.012), band(path + (0.010, 0), 0.005)], [0.55, 0.18, 0.95]
 
 
-def nasogastric_tube(a, rng):
+def nasogastric_tube(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "Tube behind the heart into the stomach"
     x = (0.016, 0.012, 0.014, 0.022, 0.06, 0.13, 0.17)
     y = (-0.1, *(a.y(v) for v in (0.1, 0.5, 0.95, 1.12, 1.2, 1.3)))
@@ -63,7 +64,7 @@ def nasogastric_tube(a, rng):
     return [band(path, 0.0105), band(path, 0.004)], [0.7, 0.35]
 
 
-def chest_tube(a, rng):
+def chest_tube(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "Drain through the lateral wall to the apex or the base"
     s, y = random_side(rng), a.y
     to_apex = [(a.width * 0.93, y(0.70)), (a.width * 0.72, y(0.45)), (0.13, y(0.15))]
@@ -73,7 +74,7 @@ def chest_tube(a, rng):
     return [band(path, 0.020), band(path, 0.011), band(path + (0.006, 0), 0.0045)], [0.55, 0.22, 1.0]
 
 # %% ../../nbs/chapters/03_simulation/09_devices.ipynb #057300fc
-def sternal_wires(a, rng):
+def sternal_wires(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "Six twisted wire loops that close a sternotomy; on the front of the chest, so they move when it turns"
     polygons = []
     for v in np.linspace(0.18, 0.85, 6):
@@ -84,7 +85,7 @@ def sternal_wires(a, rng):
     return polygons, [1.0] * len(polygons)
 
 
-def ecg_leads(a, rng):
+def ecg_leads(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "Four electrodes and their wires"
     polygons, values = [], []
     for x, v in ((-0.28, 0.12), (0.29, 0.16), (0.33, 0.95), (-0.33, 1.0)):
@@ -98,7 +99,7 @@ def ecg_leads(a, rng):
     return polygons, values
 
 
-def surgical_clips(a, rng):
+def surgical_clips(a: Anatomy, rng: np.random.Generator) -> tuple[list, list]:
     "A group of metal clips after an operation on the lung, the breast or the mediastinum"
     s = random_side(rng)
     x, v = ((0.13, 0.42), (0.30, 0.62), (0.05, 0.55))[rng.integers(3)]
@@ -126,7 +127,7 @@ DEVICES = {
 
 
 def place_devices(
-    a,  # `Anatomy`
+    a: Anatomy,  # `Anatomy`
     g: float,  # magnitude: one to five devices; each further one needs 0.9 more
     rng: np.random.Generator,  # source of randomness
 ) -> tuple[list, list]:  # polygons and their brightness

@@ -6,6 +6,7 @@
 __all__ = ['turn_dial', 'dial_posterior', 'entropy_bits', 'divergence_bits', 'dial_bounds', 'plot_dial']
 
 # %% ../../nbs/chapters/03_simulation/05_dial.ipynb #041fec23
+from typing import TYPE_CHECKING
 import numpy as np, pandas as pd
 from scipy import special
 from ..foundations.core import OBSERVATIONS
@@ -13,6 +14,9 @@ from ..foundations.figures import GREY, ORANGE, SLATE, mark_simulated
 from ..metrics.predictions import CONDITIONS
 from .best import BEST, BEST_COLORS, auroc_by_condition, infer, note_flags, posterior, prior
 from .patients import NETWORK, Network, age_and_male, draw_facts, draw_findings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/03_simulation/05_dial.ipynb #44f84e47
 def _check_dial(dial):
@@ -58,7 +62,8 @@ def dial_posterior(
     table: pd.DataFrame,  # simulated patients, with `reported/*` and `named/*` as `turn_dial` left them
     dial: float,  # the position they were left at
     given: tuple = ('note',),  # some of `EVIDENCE`
-    has_note=None,  # (n,) False where a request came without a note; True for all if None
+    has_note: np.ndarray
+    | None = None,  # (n,) False where a request came without a note; True for all if None
     network: Network = NETWORK,  # the network that the patients were drawn from
 ) -> pd.DataFrame:  # (n, 14) probability of each observation, same index
     "Exact posterior for a reader who knows the position of the dial"
@@ -135,7 +140,7 @@ def dial_bounds(
 # %% ../../nbs/chapters/03_simulation/05_dial.ipynb #ea2786b7
 def plot_dial(
     found: pd.DataFrame,  # as from `dial_bounds`
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Mean AUROC and mutual information against the dial"
     import matplotlib.pyplot as plt
 

@@ -9,6 +9,7 @@ __all__ = ['SEXES', 'PROJECTIONS', 'MARK', 'BOTH', 'COARSE', 'Radiograph', 'magn
 # %% ../../nbs/chapters/03_simulation/06_drawing.ipynb #87fc885f
 import functools, math
 from dataclasses import dataclass, field
+from typing import Any, Sequence
 import cv2, numpy as np
 from fastcore.basics import patch
 from .causes import SIGNS
@@ -68,7 +69,7 @@ def _spline_basis(n_control: int, n: int, closed: bool) -> np.ndarray:
 
 
 def curve(
-    points,  # control points, (k, 2), or values, (k, 1)
+    points: Any,  # control points, (k, 2), or values, (k, 1)
     n: int = 40,  # samples
     closed: bool = False,  # does the last point join the first?
 ) -> np.ndarray:  # (n, 2)
@@ -79,7 +80,7 @@ def curve(
 # %% ../../nbs/chapters/03_simulation/06_drawing.ipynb #68f8e842
 def band(
     path: np.ndarray,  # (..., n, 2)
-    width,  # one width, or n of them, or an array (..., n)
+    width: Any,  # one width, or n of them, or an array (..., n)
 ) -> np.ndarray:  # polygons, (..., 2n, 2)
     "The outline of a stroke along a path"
     p = np.ascontiguousarray(path, float).view(complex)[..., 0]
@@ -133,7 +134,7 @@ del _
 
 
 @functools.lru_cache(maxsize=8)
-def pixel_grid(size: int) -> list:  # two float32 arrays (size, size): x and y
+def pixel_grid(size: int) -> Sequence[np.ndarray]:  # two float32 arrays (size, size): x and y
     "The centres of the pixels, from 0 to 1"
     centers = (np.arange(size, dtype=np.float32) + 0.5) / size
     return np.meshgrid(centers, centers)
@@ -150,7 +151,7 @@ class Frame:
     `X`, `Y`: the body coordinates of the coarse sheet.
     """
 
-    def __init__(self, size: int, angle: float = 0.0, scale: float = 1.0, shift=(0.0, 0.0)):
+    def __init__(self, size: int, angle: float = 0.0, scale: float = 1.0, shift: Any = (0.0, 0.0)) -> None:
         c, s = math.cos(angle) * scale, math.sin(angle) * scale
         self.size, self.factor = size, 32 * size * complex(c, s)
         gx, gy = pixel_grid(COARSE)
@@ -166,7 +167,7 @@ class Frame:
         p += self.offset
         return np.rint(p.view(float)).astype(np.int32)
 
-    def enlarge(self, coarse: np.ndarray, how=cv2.INTER_LINEAR) -> np.ndarray:
+    def enlarge(self, coarse: np.ndarray, how: Any = cv2.INTER_LINEAR) -> np.ndarray:
         "From the coarse sheet to the image"
         return cv2.resize(coarse, (self.size, self.size), interpolation=how)
 
@@ -182,7 +183,7 @@ def canvas(self: Frame) -> np.ndarray:
 
 
 @patch
-def paint(self: Frame, canvas: np.ndarray, polygons, values, line=cv2.LINE_8):
+def paint(self: Frame, canvas: np.ndarray, polygons: Any, values: Any, line: Any = cv2.LINE_8) -> None:
     """Paint polygons (n, 2), one over the other
 
     Families (k, n, 2) of polygons that do not touch one another are painted in one stroke.
@@ -204,7 +205,7 @@ def layer(self: Frame, canvas: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/chapters/03_simulation/06_drawing.ipynb #49ac8e5c
 @patch
-def fill(self: Frame, polygons, values=1.0, line=cv2.LINE_8) -> np.ndarray:
+def fill(self: Frame, polygons: Any, values: Any = 1.0, line: Any = cv2.LINE_8) -> np.ndarray:
     "A layer 0 to 1 with polygons painted one over the other; `line=cv2.LINE_AA` for large borders that catch the eye"
     canvas = self.canvas()
     if len(polygons):
@@ -221,7 +222,15 @@ def blur(self: Frame, a: np.ndarray, sigma: float) -> np.ndarray:
 
 # %% ../../nbs/chapters/03_simulation/06_drawing.ipynb #e371f0ff
 @patch
-def blob(self: Frame, x, y, rx, ry=None, angle=0.0, power=1.0) -> np.ndarray:
+def blob(
+    self: Frame,
+    x: float,
+    y: float,
+    rx: float,
+    ry: float | None = None,
+    angle: float = 0.0,
+    power: float = 1.0,
+) -> np.ndarray:
     "Coarse: a soft ellipse with maximum 1; a higher power gives it a flatter top and a sharper edge"
     rx, ry = float(rx), float(ry or rx)
     u, v = self.X - float(x), self.Y - float(y)

@@ -8,38 +8,40 @@ __all__ = ['DRAW', 'Finding', 'veil_of', 'place_in_lung', 'lung_opacity', 'edema
 
 # %% ../../nbs/chapters/03_simulation/10_findings.ipynb #76c7b800
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import cv2, numpy as np
 from .anatomy import Anatomy
 from .devices import place_devices
-from .drawing import band, curve, disc, mirror, ramp, random_side
+from .drawing import Frame, band, curve, disc, mirror, ramp, random_side
 
 # %% ../../nbs/chapters/03_simulation/10_findings.ipynb #4c0d25bf
 class Finding(NamedTuple):
     "What a finding does to the layers; `None` where it does nothing"
 
-    haze: object = None  # share of the lung's air that is replaced, 0..1, on the coarse sheet
-    opacity: object = None  # the same with an edge: of image size
-    added: object = None  # attenuation added (negative: taken away)
-    gas: object = None  # where there is air but no lung
+    haze: Any = None  # share of the lung's air that is replaced, 0..1, on the coarse sheet
+    opacity: Any = None  # the same with an edge: of image size
+    added: Any = None  # attenuation added (negative: taken away)
+    gas: Any = None  # where there is air but no lung
 
 
 def veil_of(
     finding: Finding,  # with `haze`, `opacity`, both or neither
-    f,  # `Frame`
-) -> np.ndarray:  # share of the air that is gone, of image size; 0 without either
+    f: Frame,  # `Frame`
+) -> np.ndarray | float:  # share of the air that is gone, of image size; 0 without either
     "Haze and opacity together: neither removes the same air twice"
     haze = 0 if finding.haze is None else f.enlarge(finding.haze)
     return 1 - (1 - haze) * (1 - (0 if finding.opacity is None else finding.opacity))
 
 
-def place_in_lung(a: Anatomy, rng, side: int, v=(0.2, 0.85), u=(0.4, 0.8)) -> tuple[float, float]:  # x, y
+def place_in_lung(
+    a: Anatomy, rng: np.random.Generator, side: int, v: Any = (0.2, 0.85), u: Any = (0.4, 0.8)
+) -> tuple[float, float]:  # x, y
     "A point of the lung: `v` apex to dome, `u` midline to wall"
     y = a.apex + rng.uniform(*v) * (a.rest[side] - a.apex)
     return side * float(a.wall(y, side)) * rng.uniform(*u), y
 
 # %% ../../nbs/chapters/03_simulation/10_findings.ipynb #eccaa74b
-def lung_opacity(f, a, g, rng):
+def lung_opacity(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "Ground-glass veil, in 40% on both sides"
     side = random_side(rng)
     both = rng.random() < 0.4
@@ -64,7 +66,7 @@ def _kerley_lines(a, s, rng):
     return list(band(ends, 0.0058))
 
 
-def edema(f, a, g, rng):
+def edema(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "Perihilar haze and Kerley B lines, on both sides"
     o, lines, t = 0, [], f.texture(rng, 22)
     for s in (-1, 1):
@@ -77,7 +79,7 @@ def edema(f, a, g, rng):
     return Finding(np.clip(o * (1 + 0.14 * t), 0, 0.85), kerley)
 
 # %% ../../nbs/chapters/03_simulation/10_findings.ipynb #7cbe3050
-def pneumonia(f, a, g, rng):
+def pneumonia(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "Fluffy patches in one middle or lower zone"
     s = random_side(rng)
     x, y = place_in_lung(a, rng, s, (0.66, 0.90), (0.48, 0.68))
@@ -99,7 +101,7 @@ def _bronchogram(a, s, kind):
     return band(np.stack(rays), np.linspace(0.011, 0.006, 8))
 
 
-def consolidation(f, a, g, rng):
+def consolidation(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "One lobe, sharp at the fissure, spreading away from it"
     s = random_side(rng)
     kind = ('upper', 'middle', 'lower')[rng.integers(3)]
@@ -119,7 +121,7 @@ def consolidation(f, a, g, rng):
     return Finding(opacity=np.clip(edge, 0, 1))
 
 # %% ../../nbs/chapters/03_simulation/10_findings.ipynb #eed4be2f
-def atelectasis(f, a, g, rng):
+def atelectasis(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "One to three plates above a base; `lung_borders` has raised the dome on the same side"
     s = random_side(rng)  # must be this stream's first number: `patient_anatomy` reads it too
     polygons = []
@@ -139,7 +141,7 @@ def atelectasis(f, a, g, rng):
     return Finding(base * min(0.3, 0.08 * g) * ramp(f.X * s, 0.02), added=plates)
 
 
-def lung_lesion(f, a, g, rng):
+def lung_lesion(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "One to three round nodules; the first is the largest"
     count, polygons = (1, 1, 2, 3)[rng.integers(4)], []
     for k in range(3):
@@ -153,7 +155,7 @@ def lung_lesion(f, a, g, rng):
     return Finding(added=nodules)
 
 # %% ../../nbs/chapters/03_simulation/10_findings.ipynb #8ccb8ee3
-def pneumothorax(f, a, g, rng):
+def pneumothorax(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "Air between wall and lung, widest towards the apex; the pleural line borders it"
     s, base = random_side(rng), rng.uniform(0.5, 1.0)
     o = a.outline[s]
@@ -167,7 +169,7 @@ def pneumothorax(f, a, g, rng):
     return Finding(shrunk, added=line, gas=gas)
 
 
-def pleural_effusion(f, a, g, rng):
+def pleural_effusion(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "Fluid with a meniscus, in 35% on both sides"
     side = random_side(rng)
     both, less = rng.random() < 0.35, rng.uniform(0.5, 0.9)
@@ -203,7 +205,7 @@ def _plaque(f, center, edge, chalk, g):
     return chalky
 
 # %% ../../nbs/chapters/03_simulation/10_findings.ipynb #5b4df484
-def pleural_other(f, a, g, rng):
+def pleural_other(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "Two of: thickening of the lateral pleura, apical cap, calcified plaque"
     s, kinds = random_side(rng), rng.permutation(3)[:2].tolist()
     wobble = curve(rng.uniform(0.55, 1.25, (9, 1)), 48)
@@ -211,7 +213,8 @@ def pleural_other(f, a, g, rng):
     center = place_in_lung(a, rng, s, (0.4, 0.7), (0.5, 0.75))
     edge = curve(rng.uniform(0.6, 1.3, (9, 1)), 36, True)
     chalk = f.texture(rng, 40)
-    m, added = min(g, 4.5), 0.0
+    m = min(g, 4.5)
+    added: Any = 0.0
     rind = lambda *at: _rind(a.outline[s], a.hila[s], wobble, *at)
     rinds = {
         0: (rind(first, 44, 0.014 + 0.0085 * m), min(0.37, 0.07 + 0.11 * g)),
@@ -243,7 +246,7 @@ def _fracture_parts(path, at, gap, m):
     return callus, [inner, outer], cleft
 
 
-def fracture(f, a, g, rng):
+def fracture(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "Bright overlapping ends, callus and cleft where `patient_anatomy` broke a bone; the bones are drawn with the step"
     callus, ends, cleft = [], [], []
     for s, i, at, gap in a.fractures:
@@ -259,7 +262,7 @@ def fracture(f, a, g, rng):
     return Finding(added=bone)
 
 
-def support_devices(f, a, g, rng):
+def support_devices(f: Frame, a: Anatomy, g: float, rng: np.random.Generator) -> Finding:
     "One to five devices; each further one needs 0.9 more strength"
     polygons, values = place_devices(a, g, rng)
     layer = f.fill(polygons, np.array(values))

@@ -8,7 +8,7 @@ __all__ = ['NETWORK', 'CHEXPERT_COUNTS', 'Network', 'draw_findings', 'draw_facts
 
 # %% ../../nbs/chapters/03_simulation/03_patients.ipynb #cd3ccb63
 from dataclasses import dataclass, field
-from typing import Mapping
+from typing import Any, Mapping
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, IMPLIES
 from .causes import AGE, COMORBIDITIES, FACTS, FINDINGS, MALE_SHARE, PA_SHARE, REPORTED
@@ -120,7 +120,7 @@ class Network:
         "The findings' names in the order of `SIGNS`"
         return tuple(s for s in SIGNS if s in {n.name for n in self.findings})
 
-    def reports(self, fact) -> float:
+    def reports(self, fact: Any) -> float:
         "P(a fact that is present gets into the note)"
         return self.reported if fact.reported is None else fact.reported
 

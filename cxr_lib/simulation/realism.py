@@ -6,11 +6,12 @@
 __all__ = ['BANDS', 'gray_histogram', 'gradient_magnitude', 'radial_spectrum', 'film_statistics', 'tell_apart']
 
 # %% ../../nbs/chapters/03_simulation/12_realism.ipynb #6e3622eb
+from typing import Any
 import numpy as np, pandas as pd
 
 # %% ../../nbs/chapters/03_simulation/12_realism.ipynb #5c9f355b
 def gray_histogram(
-    images,  # (k, n, n) uint8
+    images: np.ndarray,  # (k, n, n) uint8
     bins: int = 64,  # of gray values 0 to 255
 ) -> tuple[np.ndarray, np.ndarray]:  # middles of the bins, density (k, bins)
     "How often each gray value occurs in each image"
@@ -20,7 +21,7 @@ def gray_histogram(
 
 
 def gradient_magnitude(
-    images,  # (k, n, n) uint8
+    images: np.ndarray,  # (k, n, n) uint8
 ) -> np.ndarray:  # gray values per pixel, float32 (k, n-1, n-1)
     "Length of the gradient by differences of neighbouring pixels"
     x = np.asarray(images, np.float32)
@@ -28,7 +29,7 @@ def gradient_magnitude(
 
 
 def radial_spectrum(
-    images,  # (k, n, n) uint8
+    images: np.ndarray,  # (k, n, n) uint8
 ) -> tuple[np.ndarray, np.ndarray]:  # waves across the image 1..n/2, log10 of the mean power (k, n/2)
     "Power spectrum averaged over all directions; the borders are faded out first, or they would count as edges"
     images = np.asarray(images)
@@ -58,7 +59,7 @@ BANDS = {
 
 
 def film_statistics(
-    images,  # (k, 224, 224) uint8
+    images: np.ndarray,  # (k, 224, 224) uint8
 ) -> pd.DataFrame:  # one row per image
     "Gray values, gradients and spectrum of each image in eighteen numbers; knows nothing of anatomy"
     images = np.asarray(images)
@@ -104,12 +105,12 @@ def _reason(name, real, drawn, names, coefficient):
 
 # %% ../../nbs/chapters/03_simulation/12_realism.ipynb #3831dd13
 def tell_apart(
-    real,  # DataFrame, one row per image
-    drawn,  # DataFrame with the same columns
+    real: np.ndarray,  # DataFrame, one row per image
+    drawn: np.ndarray,  # DataFrame with the same columns
     top: int = 5,  # how many reasons
     seed: int = 0,  # of the folds
     C: float = 0.05,  # inverse of the penalty: small, so that statistics that say the same share the coefficient
-    names=('real', 'drawn'),  # what the sentences call the two
+    names: Any = ('real', 'drawn'),  # what the sentences call the two
 ) -> dict:  # 'auroc', 'coefficients' (Series; positive: larger means real), 'reasons' (list of sentences)
     "Logistic regression of real against drawn images, five-fold cross-validated"
     from sklearn.linear_model import LogisticRegression

@@ -10,7 +10,7 @@ __all__ = ['EXPOSURE', 'compose', 'grain', 'Exposure', 'film', 'lead_letters', '
 import functools, math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Mapping
+from typing import TYPE_CHECKING, Any, Mapping
 import cv2, numpy as np
 from ..foundations.figures import ORANGE, YELLOW
 from .anatomy import Anatomy, patient_anatomy
@@ -21,6 +21,10 @@ from .findings import DRAW, Finding, veil_of
 from .shadows import draw_air, draw_back, draw_body, draw_breasts, draw_front, draw_lungs
 from .shadows import draw_shoulders, draw_vessels, rib_gain
 from .strengths import VISIBLE_FROM
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/03_simulation/11_rendering.ipynb #ca52dfe4
 def _soft_organs(f, a):
@@ -146,7 +150,7 @@ def film(
     x *= -2.35 * contrast
     light = z['exposure'] + exposure.lightness
     x += 2.35 * (0.45 * contrast - 0.002 - 0.095 * light - 0.025 * z['habitus'])
-    gray = cv2.exp(x)
+    gray: Any = cv2.exp(x)
     gray += 1
     np.divide(1, gray, out=gray)
     gray -= 0.15
@@ -324,14 +328,14 @@ _MARK_BOX = dict(facecolor='black', alpha=0.6, pad=0.8, lw=0)
 
 
 def contact_sheet(
-    radiographs,  # `Radiograph`s, or gray images (n, n)
-    titles=None,  # one for each, or None
+    radiographs: Any,  # `Radiograph`s, or gray images (n, n)
+    titles: Any = None,  # one for each, or None
     ncols: int = 6,  # pictures in a row
     inches: float = 1.7,  # side of one picture
     title: str = '',  # above all of them
     mark: str = MARK,  # written on every picture
-    rows=None,  # names at the left of each row, or None
-):  # a matplotlib figure
+    rows: int | None = None,  # names at the left of each row, or None
+) -> 'Figure':  # a matplotlib figure
     "Radiographs side by side, each marked as simulated"
     import matplotlib.pyplot as plt
 
@@ -359,9 +363,9 @@ def contact_sheet(
 def overlay_mask(
     radiograph: Radiograph,  # with masks
     sign: str,  # one of `SIGNS`
-    ax=None,  # matplotlib axes; new ones if None
+    ax: 'Axes | None' = None,  # matplotlib axes; new ones if None
     color: str = ORANGE,  # of the mask
-):  # the axes
+) -> 'Axes':  # the axes
     "A radiograph with the pixels of one sign tinted and outlined"
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap

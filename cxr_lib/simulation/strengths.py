@@ -76,7 +76,7 @@ class Measure:
     most: float = float('inf')  # the drawing stops growing there
     also: str = ''  # what else grows with it
 
-    def at(self, strength):
+    def at(self, strength: np.ndarray) -> np.ndarray:
         "The quantity at a strength (a number or an array)"
         strength = np.asarray(strength, float)
         if self.always:

@@ -22,13 +22,13 @@ class Readings(NamedTuple):
     both: np.ndarray  # (n, 14) probabilities
     surprise: np.ndarray  # (n,) log of P(note) / P(note | image)
 
-    def doubt(self, wrong):
+    def doubt(self, wrong: float) -> np.ndarray:
         "(n,) probability that the note is another patient's, where a share `wrong` of all notes is"
         if not 0 <= wrong <= 1:
             raise ValueError(f'wrong is {wrong}; expected a share from 0 to 1')
         return expit(logit(wrong) + self.surprise)
 
-    def answers(self, wrong):
+    def answers(self, wrong: float) -> np.ndarray:
         "(n, 14) probabilities of a reader who holds a share `wrong` of all notes for another patient's"
         doubt = self.doubt(wrong)[:, None]
         return doubt * self.image + (1 - doubt) * self.both

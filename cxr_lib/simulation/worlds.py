@@ -11,7 +11,7 @@ __all__ = ['OVERLAPPING', 'REALISTIC', 'REALISTIC_GRADES', 'REALISTIC_REPORTED',
 
 # %% ../../nbs/chapters/03_simulation/13_worlds.ipynb #3a5e1005
 from dataclasses import dataclass, replace
-from typing import Mapping
+from typing import Any, Mapping
 import numpy as np, pandas as pd
 from scipy.special import logit
 from ..foundations.core import OBSERVATIONS
@@ -474,7 +474,7 @@ def calibration_table(
     world: World,
     n: int = 20_000,  # patients
     seed: int = 0,  # of the patients
-    probe=facts_probe,  # (patients, network) -> mean AUROC of a probe of their notes
+    probe: Any = facts_probe,  # (patients, network) -> mean AUROC of a probe of their notes
 ) -> pd.DataFrame:  # one row per figure: lowest, highest, here, within, source
     "The published figures, and what a world gives"
     patients = draw_patients(n, seed, world.network)

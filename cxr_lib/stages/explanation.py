@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'ensure_evaluation', 'short_table', 'choose_cases', 'Films',
 # %% ../../nbs/06_explanation.ipynb #e025c2a1
 import textwrap
 from dataclasses import dataclass, replace
-from typing import Mapping
+from typing import Mapping, TYPE_CHECKING
 import numpy as np, pandas as pd, torch
 from ..data.catalogue import data_root, is_simulated
 from ..data.pixels import read_radiograph, to_square
@@ -42,10 +42,13 @@ from ..simulation.worlds import recorded_world
 from .evaluation import evaluate_stage
 from .training import ensure_training
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # %% ../../nbs/06_explanation.ipynb #f4f3c58f
 def ensure_evaluation(
     run: RunFolder,  # a run
-):
+) -> None:
     "Run the stages before, with their defaults, that have not run"
     ensure_training(run)
     if not run.ready('evaluation'):
@@ -106,11 +109,11 @@ class Films:
     probability: np.ndarray  # (n, observations), calibrated
     abstains: np.ndarray  # (n, observations) bool
 
-    def place(self, name):
+    def place(self, name: str) -> int:
         "The number of an image"
         return self.names.index(name)
 
-    def shown(self, explanation, name, observation):
+    def shown(self, explanation: Mapping, name: str, observation: str) -> tuple:
         "The method of the map that may be shown, and why"
         at = self.place(name), OBSERVATIONS.index(observation)
         return map_for(explanation, observation, float(self.probability[at]), bool(self.abstains[at]))
@@ -231,7 +234,7 @@ def plot_gallery(
     explanation: Mapping,  # content of explanation.json
     temperatures: list,  # as from `fused_temperatures`
     simulated: bool = False,  # are the patients simulated?
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Three cases of each observation, with their bills and the maps that may be shown"
     import matplotlib.pyplot as plt
 
@@ -294,7 +297,7 @@ def plot_looking(
     maps: Mapping,  # observation -> map of the own image; those that may be shown
     temperatures: list,  # as from `fused_temperatures`
     simulated: bool = False,  # are the patients simulated?
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "The same note with other images, one observation in a row"
     import matplotlib.pyplot as plt
 
@@ -437,9 +440,9 @@ def _named_precision(patient, world, named):
 def count_places(
     run: RunFolder,
     classifier: PretrainedClassifier,
-    explanation: Mapping,  # as from `judge_checkpoint`
+    explanation: dict,  # as from `judge_checkpoint`
     seed: int = 0,  # which tuning images
-) -> Mapping:  # with the count among tuning images, where the bench accepts zones
+) -> dict:  # with the count among tuning images, where the bench accepts zones
     "Count how often the zones that maps name hold the finding, in tuning images that the model calls"
     wanted = _called_tuning(run, classifier, passed_bench(explanation), seed) if _world(run) else []
     names, named = list(dict.fromkeys(name for name, _ in wanted)), {}

@@ -22,7 +22,7 @@ def model_stage(
     overrides: str = '',  # changes to it
     seed: int = 0,  # initial weights
     table: pd.DataFrame | None = None,  # parameter counts, to be written down
-):
+) -> None:
     "Write the chosen architecture and its parameter counts into the run folder"
     check_ranges(seed=seed)
     run.begin('model')
@@ -43,4 +43,4 @@ def ensure_architecture(
     ensure_notes(run)
     if not run.ready('model'):
         model_stage(run)
-    return run.params('model')
+    return run.params('model') or {}

@@ -246,7 +246,7 @@ class Wanted(NamedTuple):
     epochs: int = 6
 
     @property
-    def lr(self):
+    def lr(self) -> float:
         return 1e-4 if self.language_model else 2e-3  # assumed
 
 

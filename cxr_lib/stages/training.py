@@ -159,7 +159,8 @@ def _negative_example(job, part, data, k, fold):
     words = StudyData(leaky.iloc[rows], '', job.config, tokenizer, pixels=data.pixels[rows])
     words.targets = data.targets[rows]
     with job.state.main_process_first():
-        words.precompute(model, job.device, images=False, cache=token_folder())
+        how = dict(cache=token_folder(), precision=job.training['precision'])
+        words.precompute(model, job.device, images=False, **how)
     train, tuning = words.rows('train'), words.rows('tuning')
     enough = -(-LEAK_STEPS * job.training['batch_size'] // max(1, len(train)))
     settings = job.training | LEAK_SETTINGS | dict(epochs=min(8, job.training['epochs'], max(2, enough)))
@@ -211,7 +212,7 @@ def _train_fold(job, part, k, fold):  # (data, model)
         )
         job.pixels = data.pixels
         # of frozen encoders; the same for every fold, and found again
-        data.precompute(model, job.device, cache=token_folder())
+        data.precompute(model, job.device, cache=token_folder(), precision=job.training['precision'])
     job.logs += fit(
         model,
         data,
@@ -370,6 +371,7 @@ def encode_stage(
     only_pixels: bool = False,  # decode the images, of all rows, and encode none
     seed: int = 0,  # as of the training
     start_from: str = '',  # as of the training
+    precision: str = '',  # as of the training; '': the preset's
 ) -> dict:  # 'image' and 'note', as far as the encoder is frozen -> number of rows
     "Encode a part of the images and notes with the frozen encoders, into the cache where the training looks"
     check_ranges(seed=seed)
@@ -383,4 +385,7 @@ def encode_stage(
             f'the preset {chosen["preset"]!r}, as it is set, trains both encoders: there is nothing to encode'
         )
     data = StudyData(table, data_root(run), config, tokenizer)
-    return {} if only_pixels else data.encode_part(model, part, parts, choose_device(), token_folder())
+    if only_pixels:
+        return {}
+    precision = precision or split_overrides(chosen['preset'], chosen['overrides'])[1]['precision']
+    return data.encode_part(model, part, parts, choose_device(), token_folder(), precision)

@@ -6,9 +6,12 @@
 __all__ = ['kept_epoch', 'describe_training', 'plot_training', 'LiveCurves']
 
 # %% ../../nbs/chapters/07_training/09_curves.ipynb #2599419d
-from typing import Sequence
+from typing import TYPE_CHECKING, Sequence
 import pandas as pd
 from ..foundations.figures import CONDITION_COLORS, GREY, figure_of_words, mark_simulated, words_instead
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/chapters/07_training/09_curves.ipynb #f98aeada
 def kept_epoch(
@@ -59,7 +62,7 @@ def _draw_lines(axes, folds):
 def plot_training(
     log: pd.DataFrame,  # as in `training_log.csv`
     simulated: bool = False,  # mark the picture as simulated
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Loss and tuning AUROC by epoch; thin lines are folds"
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
@@ -90,10 +93,10 @@ def plot_training(
 class LiveCurves:
     "Draws the learning curves into one output that is redrawn"
 
-    def __init__(self, simulated: bool = False):
+    def __init__(self, simulated: bool = False) -> None:
         self.simulated, self.shown = simulated, None
 
-    def __call__(self, log: Sequence):
+    def __call__(self, log: Sequence) -> None:
         import matplotlib.pyplot as plt
         from IPython.display import display
 

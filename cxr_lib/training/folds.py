@@ -6,6 +6,7 @@
 __all__ = ['FOLDS_BY', 'fold_splits', 'source_splits']
 
 # %% ../../nbs/chapters/07_training/04_folds.ipynb #e7cf9039
+from typing import Any
 import numpy as np
 import pandas as pd
 from ..data.studies import check_patient_splits
@@ -31,7 +32,7 @@ def fold_splits(
     folds: int,  # 0: the table's own split
     tuning_fraction: float = 0.15,  # share of the other patients used for selection
     seed: int = 0,  # assignment
-    tested=None,  # (n,) bool, rows that are cut into folds; the others are trained on in every fold; None: all
+    tested: Any = None,  # (n,) bool, rows that are cut into folds; the others are trained on in every fold; None: all
 ) -> list:  # of arrays ('train', 'tuning', 'test' a row), one a fold
     "The split of every row, for each fold; no patient is in two parts"
     if folds == 0:

@@ -10,7 +10,7 @@ __all__ = ['Keeping', 'Reports', 'in_main', 'Fit', 'certain_targets', 'rounded_p
 import contextlib, math, time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 import numpy as np, torch
 from ..foundations.core import OBSERVATIONS, choose_device, choose_precision, number_text, project_root
 from ..foundations.sources import module_sources
@@ -46,14 +46,14 @@ class Keeping:
     tensorboard: str | Path | None = None  # folder of TensorBoard logs
 
     @property
-    def title(self):
+    def title(self) -> str:
         return self.name if self.fold < 0 else f'{self.name}, fold {self.fold + 1}'
 
 # %% ../../nbs/chapters/07_training/08_loop.ipynb #cb728553
 class Reports:
     "Where a training is and how long it will take, in words (chapter `foundations.progress`)"
 
-    def __init__(self, keeping: Keeping, epochs: int, steps: int):
+    def __init__(self, keeping: Keeping, epochs: int, steps: int) -> None:
         named = [] if keeping.name == 'multimodal' else [keeping.name]
         fold, folds = keeping.fold, keeping.folds
         if fold >= 0 and folds > 0:
@@ -62,17 +62,17 @@ class Reports:
         self.later = max(0, folds - 1 - fold) if fold >= 0 else 0
         self.since, self.done, self.said = time.monotonic(), 0, 0.0
 
-    def where(self, epoch):
+    def where(self, epoch: int) -> str:
         return ', '.join(filter(None, [self.prefix, f'epoch {epoch} of {self.epochs}']))
 
-    def left(self, epoch, step):
+    def left(self, epoch: int, step: int) -> float | None:
         "Seconds, with the folds that follow; what was done before a resumption does not count"
         if not self.done:
             return None
         todo = (self.epochs * (1 + self.later) - epoch) * self.steps - step
         return (time.monotonic() - self.since) / self.done * todo
 
-    def step(self, at, loss):
+    def step(self, at: Any, loss: float) -> None:
         self.done += 1
         if time.monotonic() - self.said < 1:
             return
@@ -80,19 +80,19 @@ class Reports:
         words = self.where(at.epoch + 1), f'step {at.step} of {self.steps}', f'loss {loss:.3f}'
         report_progress(*words, seconds_left=self.left(at.epoch, at.step))
 
-    def epoch(self, row):
+    def epoch(self, row: dict) -> None:
         auroc = f'tuning AUROC {number_text(row["tuning_auroc"])}'
         words = self.where(row['epoch']), f'loss {row["train_loss"]:.3f}', auroc
         report_progress(*words, seconds_left=self.left(row['epoch'], 0), keep=True)
 
-    def resumed(self, at):
+    def resumed(self, at: Any) -> None:
         step = f' and step {at.step} of {self.steps}' if at.step else ''
         said = f'resuming after epoch {at.epoch}{step} of {self.epochs} epochs'
         print(', '.join(filter(None, [self.prefix, said])), flush=True)
         report_progress(*filter(None, [self.prefix, said]), keep=True)
 
 # %% ../../nbs/chapters/07_training/08_loop.ipynb #f7fa5120
-def in_main(accelerator, call, *args):
+def in_main(accelerator: Any, call: Callable, *args) -> None:
     "Call in the main process while the others wait; what it raises ends the training in all of them"
     error = None
     if accelerator.is_main_process:
@@ -148,6 +148,11 @@ class Fit:
     keep: Keeping
 
     def __post_init__(self):
+        self.plan: list
+        self.optimizer: Any
+        self.accelerator: Any
+        self.main: bool
+        self.precision: str
         self.image, self.first = 'image' in self.branches, self.branches[0]
         self.targets, self.certain = self.data.targets, certain_targets(self.data.targets)
         self.three = (self.targets[self.train] == -1).any(0)  # observations with a class "uncertain"
@@ -156,24 +161,24 @@ class Fit:
         self.written = time.monotonic()
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         return len(self.plan) * self.t['epochs']
 
     @property
-    def taken(self):
+    def taken(self) -> int:
         return self.at.epoch * len(self.plan) + self.at.step
 
     @property
-    def rate(self):
+    def rate(self) -> float:
         return max(g['lr'] for g in self.optimizer.param_groups)
 
-    def going(self):
+    def going(self) -> bool:
         "Are there epochs left, and is the best one recent enough?"
         stale = self.t['patience'] and self.at.stale() > self.t['patience']
         return self.at.epoch < self.t['epochs'] and not stale
 
 
-def certain_targets(targets):
+def certain_targets(targets: torch.Tensor) -> torch.Tensor:
     "Targets without the class \"uncertain\""
     return targets.where(targets >= 0, math.nan)
 
@@ -201,7 +206,7 @@ def _accelerator(precision):
 @contextlib.contextmanager
 def rounded_products(
     wanted: bool,  # else nothing changes
-):
+) -> Iterator[None]:
     """Matrix products of factors that are rounded to bf16 and added up in fp32, where torch has them
 
     PyTorch calls it `medium` and oneDNN bf32: twice as fast on a processor that multiplies bf16, as before on others.
@@ -317,7 +322,7 @@ def check_finite(
     scaled: bool,  # does fp16's scaler skip steps whose gradient overflows?
     where: str,  # epoch and step
     rate: float,  # largest learning rate
-):
+) -> None:
     "Raise `FloatingPointError` with the remedy if the training has diverged"
     if math.isfinite(loss) and (scaled or math.isfinite(norm)):
         return

@@ -136,7 +136,7 @@ def check_disk(
     folder: str | Path,  # where files will be written; created if missing
     need: int = 0,  # bytes of the largest file; twice as much must be free: the new one is written beside the old
     there: int = 0,  # bytes of existing files that will be replaced
-):
+) -> None:
     "Raise `OSError` with the remedy if the folder can't be written to, or the disk is too full"
     folder = Path(folder)
     try:

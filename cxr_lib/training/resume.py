@@ -8,7 +8,7 @@ __all__ = ['TrainingProgress', 'previous_checkpoint', 'write_checkpoint', 'read_
 # %% ../../nbs/chapters/07_training/07_resume.ipynb #583d0564
 import json, math, os, warnings, zipfile
 from pathlib import Path
-from typing import Mapping
+from typing import Any, Mapping
 import torch
 from ..foundations.files import atomic_path, stop_on_machine_error
 
@@ -16,18 +16,18 @@ from ..foundations.files import atomic_path, stop_on_machine_error
 class TrainingProgress:
     "What a checkpoint holds besides weights and optimizer: where the training is, and what was best"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.epoch, self.step, self.total = 0, 0, 0.0
         self.log, self.best, self.best_score = [], None, -math.inf
 
-    def state(self):
+    def state(self) -> dict:
         return dict(vars(self), log=json.dumps(self.log))
 
-    def load(self, state):
+    def load(self, state: Mapping) -> None:
         vars(self).update({k: state[k] for k in vars(self)})
-        self.log = json.loads(self.log)
+        self.log = json.loads(state['log'])
 
-    def stale(self):
+    def stale(self) -> int:
         "Epochs since the best one"
         return self.epoch - max((e['epoch'] for e in self.log if e['best']), default=self.epoch)
 
@@ -39,7 +39,7 @@ def previous_checkpoint(path: str | Path) -> Path:  # where the checkpoint befor
 def write_checkpoint(
     path: str | Path,  # where to
     content: Mapping,  # tensors, numbers, text
-):
+) -> None:
     "Write a checkpoint and keep the one before it; at no time are there more than two"
     path = Path(path)
     before = previous_checkpoint(path)
@@ -94,7 +94,7 @@ def read_checkpoint(
     return None
 
 
-def refuse_other_model(own, saved, path):
+def refuse_other_model(own: Any, saved: Any, path: Any) -> None:
     "A checkpoint that is whole, but not of this model"
     other = [k for k in {**own, **saved} if k not in own or k not in saved or own[k].shape != saved[k].shape]
     if other:

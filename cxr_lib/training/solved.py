@@ -53,7 +53,7 @@ def solve_image_head(
     model: MultimodalClassifier,  # its image encoder is frozen; its image head is replaced
     data: StudyData,  # with image tokens, see `precompute`
     train: np.ndarray,  # row numbers to learn from
-):
+) -> None:
     "Set the image head to the solution of its regression, on the tokens of the training rows"
     if data.image_tokens is None:
         raise ValueError('the image head is solved for on tokens; call data.precompute(model) first')

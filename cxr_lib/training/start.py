@@ -127,10 +127,10 @@ def started_model(
 def refuse_seen(
     name: str,  # of the run that is started from
     people: pd.DataFrame,  # of this run: columns patient_id, number and film (as from `person_keys`)
-    split,  # (n,) 'train', 'tuning' or 'test' of each row
+    split: Any,  # (n,) 'train', 'tuning' or 'test' of each row
     learned: pd.DataFrame,  # as from `person_keys`: whom the other run has seen
     tested: pd.DataFrame,  # the same: its test patients
-):
+) -> None:
     "Raise `ValueError` if a test patient of one is a training patient of the other, naming the first"
     test = pd.Series(split, index=people.index) == 'test'
     for rows, others, what in (

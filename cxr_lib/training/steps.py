@@ -8,7 +8,7 @@ __all__ = ['LIMITS', 'training_values', 'parameter_groups', 'learning_rate_at', 
 
 # %% ../../nbs/chapters/07_training/06_steps.ipynb #6399f021
 import math
-from typing import Callable, Mapping
+from typing import Any, Callable, Mapping
 import numpy as np, torch, torch.nn as nn
 from ..foundations.core import OBSERVATIONS, choose_device
 from ..foundations.run import check_ranges
@@ -95,7 +95,7 @@ def learning_rate_at(
 class Shell(nn.Module):
     "What Accelerate wraps: the model, and for three classes one more logit per branch and observation"
 
-    def __init__(self, model, branches, three):
+    def __init__(self, model: torch.nn.Module, branches: Any, three: Any) -> None:
         super().__init__()
         self.model = model
         widths = dict(
@@ -108,7 +108,7 @@ class Shell(nn.Module):
         for p in self.uncertain.parameters():
             nn.init.zeros_(p)
 
-    def forward(self, **inputs):
+    def forward(self, **inputs) -> dict:
         seen, heads = {}, dict(fused=self.model.head, image=self.model.image_head, note=self.model.note_head)
         hooks = []
         for b in self.uncertain:

@@ -12,7 +12,7 @@ __all__ = ['GRID', 'FIXED', 'FORGOTTEN_HOURS', 'SAMPLERS', 'PRUNERS', 'PATIENCE'
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #3a585f58
 import contextlib, itertools, json, math, os, shlex, socket, time, warnings
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from filelock import FileLock
@@ -33,6 +33,9 @@ from .dataset import StudyData, mean_auroc, predict_logits
 from .steps import batch_rows, training_values
 from .loop import fit
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 def _optuna():
     "The search library, quiet"
@@ -45,7 +48,7 @@ def _optuna():
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #22449d1d
 #: The original project's grid, for its model (the preset base).
-GRID = {
+GRID: dict[str, tuple] = {
     'lr': (1e-5, 3e-5, 5e-5, 1e-4),
     'batch_size': (16, 32, 64),
     'dropout': (0.1, 0.2, 0.3),
@@ -228,7 +231,7 @@ def _agree(study, known, settings, folder):
 def open_sweep(
     folder: str | Path,  # of the sweep; created if missing
     settings: Mapping | None = None,  # what all its trials share; None: read only
-):  # Optuna study
+) -> Any:  # Optuna study
     "The study of a sweep's journal, begun if there is none"
     path, optuna = Path(folder).resolve() / 'journal.log', _optuna()
     if settings is None and not path.exists():
@@ -282,7 +285,7 @@ def is_alive(
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #6c2dfe40
 def trial_state(
-    trial,  # of Optuna
+    trial: Any,  # of Optuna
 ) -> str:  # finished, pruned, failed, killed, duplicate, running or waiting
     "The state of a trial"
     if trial.state.name == 'FAIL':
@@ -311,7 +314,7 @@ def check_search(
     sampler: str,  # one of `SAMPLERS`
     pruner: str,  # one of `PRUNERS`
     n_trials: int,  # at least 1
-):
+) -> None:
     "Raise `ValueError` (or `ImportError`) if the search cannot be done"
     if sampler not in SAMPLERS:
         raise ValueError(f'unknown sampler {sampler!r}; known are {", ".join(SAMPLERS)}')
@@ -398,12 +401,14 @@ def _give_up_dead(study):
 
 
 def claim_trial(
-    study,  # as from `open_sweep`
+    study: Any,  # as from `open_sweep`
     folder: str | Path,  # of the sweep
     space: Mapping,  # name -> values
     n_trials: int,  # in all
     sampler: str = 'tpe',  # one of `SAMPLERS`
     seed: int = 0,  # of what is drawn
+) -> (
+    Any
 ):  # an Optuna trial of this process; 'wait' if other processes work on the last ones; None if all are done
     "Take the next trial, those of dead processes first"
     with _claiming(folder):
@@ -427,7 +432,7 @@ def claim_trial(
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #62f08158
 def take_up(
-    study,  # as from `open_sweep`
+    study: Any,  # as from `open_sweep`
     folder: str | Path,  # of the sweep
 ) -> int:  # trials that will be tried again
     "Let failed trials be tried again, and those that were begun on other machines"
@@ -477,7 +482,7 @@ def _do(study, trial, objective):
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #4a0bdc2f
 def trials_table(
-    study,  # as from `run_sweep` or `open_sweep`
+    study: Any,  # as from `run_sweep` or `open_sweep`
 ) -> pd.DataFrame:  # trial, state, score, epochs, seconds, reason, host, pid, and each setting
     "All trials, in the order in which they began; the score of a pruned one is the last seen"
     names = list((study.user_attrs.get('settings') or {}).get('space', {}))
@@ -502,7 +507,7 @@ def trials_table(
 
 
 def write_trials(
-    study,  # as from `run_sweep`
+    study: Any,  # as from `run_sweep`
     folder: str | Path,  # of the sweep
 ) -> pd.DataFrame:  # as from `trials_table`
     "Write `trials.csv`"
@@ -533,7 +538,7 @@ def run_sweep(
     pruner: str = 'median',  # one of `PRUNERS`
     seed: int = 0,  # of what is drawn
     settings: Mapping | None = None,  # what else a resumption must agree with
-):  # Optuna study
+) -> Any:  # Optuna study
     "Do trials until `n_trials` are done, shared with all processes on the folder; resume what was begun"
     check_search(sampler, pruner, n_trials)
     space = _check_lists(space)
@@ -567,14 +572,14 @@ def close_test(
                 raise AssertionError('a sweep may not look at the test split')
         return batch(i, *args, note_of=note_of, **more)
 
-    data.batch = guarded
+    data.batch = guarded  # type: ignore[method-assign]
     return data
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #8e4f1064
 def resampled_scores(
     targets: np.ndarray,  # (n, 14) of 1, 0, NaN
     scores: np.ndarray,  # (n, 14)
-    patient_id,  # (n,)
+    patient_id: np.ndarray,  # (n,)
     n_bootstrap: int = 200,  # resamples of patients; the same ones for every trial
     min_cases: int = 3,  # as in `mean_auroc`
 ) -> np.ndarray:  # (1 + n_bootstrap,) mean AUROC: of the sample itself, then of the resamples
@@ -605,7 +610,7 @@ class TrainTrial:
         label_policy: str = 'ignore',
         seed: int = 0,
         token_cache: str | Path | None = None,  # folder of token caches
-    ):
+    ) -> None:
         if int(os.environ.get('WORLD_SIZE', 1)) > 1:
             remedy = 'start several ordinary processes on the same run instead, they share the trials'
             raise ValueError(f'a trial uses one process; {remedy}')
@@ -639,7 +644,8 @@ def __call__(
     seed_everything(self.seed)
     model, data = build_model(config, self.tokenizer), self.data
     data.config = config
-    data.precompute(model, device, cache=self.token_cache)  # of frozen encoders
+    how = dict(cache=self.token_cache, precision=training['precision'])
+    data.precompute(model, device, **how)  # of frozen encoders
 
     def on_epoch(log):
         report(log[-1]['epoch'], log[-1]['tuning_auroc'])
@@ -694,7 +700,7 @@ def selection_optimism(
 
 
 def trial_resamples(
-    study,  # as from `run_sweep`
+    study: Any,  # as from `run_sweep`
 ) -> np.ndarray:  # (finished trials, 1 + resamples); (0, 1) if there are none
     "The resampled tuning scores of the finished trials"
     kept = [t.user_attrs['resampled'] for t in _trials(study, 'finished') if 'resampled' in t.user_attrs]
@@ -704,7 +710,7 @@ def trial_resamples(
 def plot_optimism(
     found: pd.DataFrame,  # as from `selection_optimism`
     simulated: bool = False,  # of simulated patients
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Best tuning score by number of trials, and how much of it is expected to be luck"
     import matplotlib.pyplot as plt
 
@@ -737,7 +743,7 @@ def _why_undefined(trials, names):
 
 
 def importance_table(
-    study,  # as from `run_sweep`
+    study: Any,  # as from `run_sweep`
     seed: int = 0,  # of the forest
 ) -> pd.DataFrame:  # by setting: importance (sums to 1; NaN where undefined), reason; most important first
     "Share of the score's variation that each setting explains, over the finished trials"
@@ -758,7 +764,7 @@ def plot_importance(
     table: pd.DataFrame,  # as from `importance_table`
     n_trials: int,  # finished ones that it rests on
     simulated: bool = False,  # of simulated patients
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Bars; an undefined importance is a sentence instead"
     import matplotlib.pyplot as plt
 
@@ -777,7 +783,7 @@ def plot_importance(
 def plot_history(
     table: pd.DataFrame,  # as from `trials_table`
     simulated: bool = False,  # of simulated patients
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "Score of each trial in the order in which they began, and the best so far"
     import matplotlib.pyplot as plt
 
@@ -819,7 +825,7 @@ def plot_parallel(
     table: pd.DataFrame,  # as from `trials_table`
     space: Mapping,  # name -> values
     simulated: bool = False,  # of simulated patients
-):  # matplotlib figure
+) -> 'Figure':  # matplotlib figure
     "A line through the settings of each trial, coloured by its score; dotted: pruned"
     import matplotlib.pyplot as plt
 
@@ -843,7 +849,7 @@ def plot_parallel(
 
 # %% ../../nbs/chapters/07_training/11_sweep.ipynb #7d3e0f54
 def sweep_figures(
-    study,  # as from `run_sweep`
+    study: Any,  # as from `run_sweep`
     simulated: bool = False,  # of simulated patients
 ) -> dict:  # name -> matplotlib figure
     "The figures of a sweep: history, settings, importance, and optimism where it is known"
@@ -877,7 +883,7 @@ def _command(preset, overrides, label_policy, dataset):
 
 
 def write_best(
-    study,  # as from `run_sweep`
+    study: Any,  # as from `run_sweep`
     folder: str | Path,  # of the sweep
     preset: str,  # of all trials
     overrides: str | Mapping = '',  # of all trials

@@ -11,7 +11,7 @@ import contextlib, hashlib, importlib.metadata, os, re, shutil, warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 import numpy as np, pandas as pd
 import torch, torch.nn as nn
 from filelock import FileLock
@@ -23,7 +23,7 @@ from ..foundations.progress import progress_bar
 class Tokens:
     "An encoder's output for n images or notes: real tokens only, equal items once"
 
-    def __init__(self, values: np.ndarray, first: np.ndarray, item: np.ndarray):
+    def __init__(self, values: np.ndarray, first: np.ndarray, item: np.ndarray) -> None:
         self.values = values  # (all tokens, width), may be memory-mapped
         self.first, self.item = first, item  # (items + 1,) where each item begins; (n,) the item of each row
         lengths = np.unique(np.diff(first))
@@ -33,7 +33,7 @@ class Tokens:
         return len(self.item)
 
     @property
-    def width(self):
+    def width(self) -> int:
         return self.values.shape[1]
 
     def __getitem__(self, rows) -> torch.Tensor:  # (rows, tokens of the longest, width), padded with zeros
@@ -61,7 +61,7 @@ def encoder_key(
     seen = hashlib.sha256(re.sub(r'0x[0-9a-f]+', '', repr(encoder)).encode())  # without addresses in memory
     for name, t in sorted([*encoder.named_parameters(), *encoder.named_buffers()], key=lambda pair: pair[0]):
         seen.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
-        seen.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        seen.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     versions = {name: importlib.metadata.version(name) for name in ('timm', 'transformers')}
     return content_key(TOKEN_FORMAT, seen.hexdigest(), versions, *facts)
 
@@ -74,10 +74,11 @@ def film_fingerprints(
     pixels: np.ndarray,  # (n, size, size) uint8, as from `pixel_cache` or any other array
 ) -> np.ndarray:  # (n,) uint64; equal for equal images
     "The fingerprints that a pixel cache has of its images; for any other array, hashes of the pixels"
+    memory: Any = pixels
     file = getattr(pixels, 'filename', None)
-    whole = file and pixels.flags.c_contiguous and pixels.offset + pixels.nbytes == os.path.getsize(file)
+    whole = file and pixels.flags.c_contiguous and memory.offset + pixels.nbytes == os.path.getsize(file)
     if whole:  # the whole cache, not a part of it
-        prints = Path(file).with_name('fingerprints.npy')
+        prints = Path(str(file)).with_name('fingerprints.npy')
         if prints.is_file() and len(found := np.load(prints)) == len(pixels):
             return found
     return np.array([_hash64(np.ascontiguousarray(p)) for p in pixels], np.uint64)
@@ -102,6 +103,7 @@ class TokenSource:
     lengths: np.ndarray | None = None  # (n,) tokens of each row; None: all rows have as many
     key: str | None = None  # of the encoder, as from `encoder_key`; for a cache in a file
     part: str = ''  # '1/4': these are the rows of one process of several, and the whole will be wanted
+    rounding: float = 0.005  # relative difference of an item's tokens that is no more than rounding
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #cb4aff4c
 TOKEN_TYPES = {'float16': np.float16, 'float32': np.float32}
@@ -163,9 +165,9 @@ def _token_file(folder, items, width, lengths=None):
     return ChunkedFile(folder, (n, int(width)), kind, chunks, 'tokens.npy', about, building='building.npy')
 
 # %% ../../nbs/chapters/07_training/02_tokens.ipynb #27c3b0a0
-def _differ(stored, now):
+def _differ(stored, now, rounding):
     "Is the difference of an item's tokens more than rounding?"
-    return np.linalg.norm(stored - now) > 0.005 * np.linalg.norm(now)
+    return np.linalg.norm(stored - now) > rounding * np.linalg.norm(now)
 
 
 def _fault(file, items, probe):
@@ -173,7 +175,8 @@ def _fault(file, items, probe):
     if wrong := file.fault(samples=4):
         return wrong
     stored, first = np.load(file.path, mmap_mode='r'), items.first
-    if any(_differ(stored[first[item] : first[item + 1]], now) for item, now in probe.items()):
+    rounding = items.source.rounding
+    if any(_differ(stored[first[item] : first[item + 1]], now, rounding) for item, now in probe.items()):
         return 'the encoder no longer gives the stored tokens'
     with contextlib.suppress(OSError):  # on a read-only disk nobody prunes
         os.utime(file.meta)  # used just now
@@ -196,7 +199,8 @@ class _Held:
             return False
         self.values = np.load(self.file.path, mmap_mode='r')
         some = {0, len(mine) // 2, len(mine) - 1}
-        return not any(_differ(self[other[i]], items.one(mine[i])) for i in some)
+        rounding = items.source.rounding
+        return not any(_differ(self[other[i]], items.one(mine[i]), rounding) for i in some)
 
 
 def _held_by(folder, items, width):

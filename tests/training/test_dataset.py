@@ -670,6 +670,42 @@ def test_what_does_not_fit_into_half_precision_is_an_error(model, tmp_path):
         encode_images(model, fresh(model), token_dtype='float32')
 
 
+# Half precision
+
+
+def tokens_of(model, **more):
+    "Image and note tokens of all rows"
+    data = fresh(model).precompute(model, **more)
+    return data.image_tokens[np.arange(24)], data.note_tokens[np.arange(24)]
+
+
+def test_tokens_are_encoded_in_the_precision_of_the_training(model):
+    exact, auto, rounded = (tokens_of(model, precision=p) for p in ('no', 'auto', 'bf16'))
+    for a, b, c in zip(exact, auto, rounded):
+        assert torch.equal(a, b)  # on a processor, auto is fp32
+        assert 0 < (c - a).norm() / a.norm() < 0.05
+
+
+def test_a_device_with_half_precision_encodes_in_it(model, monkeypatch):
+    monkeypatch.setattr('cxr_lib.training.dataset.choose_precision', lambda device: 'bf16')  # as an A100 says
+    seen, original = [], model.encode_image
+    model.encode_image = lambda pixels: seen.append(torch.is_autocast_enabled('cpu')) or original(pixels)
+    encode_images(model, fresh(model), precision='auto')
+    assert seen and all(seen)
+    seen.clear()
+    encode_images(model, fresh(model))
+    assert seen and not any(seen)
+
+
+def test_a_cache_is_of_one_precision(model, tmp_path):
+    seen, names = Counted(model), []
+    for precision in ('no', 'bf16', 'bf32', 'bf16'):
+        encode_images(model, fresh(model), cache=tmp_path, precision=precision)
+        names.append(len(list(tmp_path.glob('image-*'))))
+    assert names == [1, 2, 2, 2]  # bf32 is another way to train, and encodes as fp32 does
+    assert seen.films < 3 * 24  # found again, not encoded again
+
+
 def test_wrong_options_and_tables_are_refused(model):
     with pytest.raises(ValueError, match="token_dtype is 'int8'; expected float16 or float32"):
         fresh(model).precompute(model, token_dtype='int8')
