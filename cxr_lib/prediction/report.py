@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Mapping, Sequence
 import numpy as np
 from ..foundations.files import is_file, read_json
+from ..explanation.bill import base_log_odds
 from ..metrics.calibration import log_odds
 from ..model.weights import CheckpointError
 from ..reasoning.certainty import check_certainty
@@ -49,7 +50,7 @@ def _bill(prediction, base):
     splits = [a.split for a in prediction.observations]
     if None in splits:
         return {}
-    b = np.zeros(len(splits)) if base is None else log_odds(base)
+    b = base_log_odds(base)
     parts = {name: np.array([getattr(s, name) for s in splits]) for name in ('image', 'note', 'interaction')}
     shift = {'image': -b, 'note': -b, 'interaction': b}
     return {'base': b} | {name: value + shift[name] for name, value in parts.items()}

@@ -9,11 +9,10 @@ __all__ = ['statement_frequencies', 'set_status', 'table_differentials', 'read_b
 # %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #402c234d
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
-from scipy.special import logit
 from scipy.stats import binomtest
 from ..evaluation.conformal import predict_sets
 from ..data.simulated import simulated_radiograph
-from ..explanation.bill import base_rates
+from ..explanation.bill import base_log_odds, base_rates
 from ..explanation.landmarks import SIDE, true_landmarks
 from ..explanation.zones import judge_name, occupied_zones, zone_counts, zone_map, zone_table
 from ..foundations.core import OBSERVATIONS, number_text
@@ -62,8 +61,7 @@ def _bills(rows, calibrations):
         own, at = maps.get('fused', {}), (rows['fold'] == fold).to_numpy()
         fitted = own.get('method') == 'temperature'
         scale = np.array([own['observations'][o]['temperature'] for o in OBSERVATIONS]) if fitted else 1.0
-        base = base_rates(maps)
-        b = 0.0 if base is None else logit(base)
+        b = base_log_odds(base_rates(maps))
         found['base'][at] = b
         found['image'][at], found['note'][at] = image[at] / scale - b, note[at] / scale - b
         found['interaction'][at] = (fused - image - note)[at] / scale + b

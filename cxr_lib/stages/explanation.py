@@ -18,7 +18,7 @@ from ..evaluation.conformal import predict_sets
 from ..explanation.acceptance import acceptance_table, count_names, hold_trial, map_for, methods_for
 from ..explanation.acceptance import passed_bench, plot_acceptance
 from ..explanation.attribution import METHODS, NOT_LOCALISATION, ask, attribute_each, draw_overlay
-from ..explanation.bill import answer_notes, bill_table, fused_temperatures, image_tokens
+from ..explanation.bill import answer_notes, base_rates, bill_table, fused_temperatures, image_tokens
 from ..explanation.bench import CALLED
 from ..explanation.landmarks import SIDE, true_landmarks
 from ..explanation.measured import RULER, evidence_table, pack_ruler, weigh_measurements
@@ -158,12 +158,15 @@ def case_words(
     films: Films,
     i: int,  # number of the image
     observation: str,
-    temperatures: list,  # as from `fused_temperatures`
+    calibration: Mapping | None,  # of the classifier
 ) -> str:  # two lines
     "Probability and bill of one answer"
     k = OBSERVATIONS.index(observation)
-    bill = bill_table({name: values[i] for name, values in films.logits.items()}, temperatures).iloc[k]
-    parts = f'image {bill.image:+.1f}, note {bill.note:+.1f}, both {bill.interaction:+.1f}'
+    logits = {name: values[i] for name, values in films.logits.items()}
+    bill = bill_table(logits, fused_temperatures(calibration), base_rates(calibration)).iloc[k]
+    parts = (
+        f'base {bill.base:+.1f}, image {bill.image:+.1f}, note {bill.note:+.1f}, both {bill.interaction:+.1f}'
+    )
     abstains = ', abstains' if films.abstains[i, k] else ''
     return f'probability {films.probability[i, k]:.2f}{abstains}\n{parts}'
 
@@ -232,7 +235,7 @@ def plot_gallery(
     cases: Mapping,  # observation -> kind -> name, as from `choose_cases`
     maps: Mapping,  # as from `case_maps`
     explanation: Mapping,  # content of explanation.json
-    temperatures: list,  # as from `fused_temperatures`
+    calibration: Mapping | None,  # of the classifier
     simulated: bool = False,  # are the patients simulated?
 ) -> 'Figure':  # matplotlib figure
     "Three cases of each observation, with their bills and the maps that may be shown"
@@ -248,7 +251,7 @@ def plot_gallery(
                 _no_case(ax, kind)
                 continue
             i = films.place(of[kind])
-            words = case_words(films, i, o, temperatures)
+            words = case_words(films, i, o, calibration)
             bar = _draw_case(ax, films.pixels[i], maps.get((of[kind], o)), kind, words) or bar
         if bar is not None:
             _colour_bar(fig, ax, bar)
@@ -295,7 +298,7 @@ def looking_films(
 def plot_looking(
     looked: Mapping,  # observation -> `Films`, as from `looking_films`
     maps: Mapping,  # observation -> map of the own image; those that may be shown
-    temperatures: list,  # as from `fused_temperatures`
+    calibration: Mapping | None,  # of the classifier
     simulated: bool = False,  # are the patients simulated?
 ) -> 'Figure':  # matplotlib figure
     "The same note with other images, one observation in a row"
@@ -307,7 +310,7 @@ def plot_looking(
         for column, name in enumerate(films.names):
             ax = fig.add_subplot(grid[row, column])
             title = f'{short_name(o)}: {name}' if column == 0 else name
-            words, heat = case_words(films, column, o, temperatures), maps.get(o) if column == 0 else None
+            words, heat = case_words(films, column, o, calibration), maps.get(o) if column == 0 else None
             bar = _draw_case(ax, films.pixels[column], heat, title, words) or bar
         if bar is not None:
             _colour_bar(fig, ax, bar)
@@ -403,11 +406,11 @@ def _draw_cases(run, classifier, explanation, simulated):
         return dict.fromkeys(
             _CASES, figure_of_words('No test image has a label, so there is no case to show.')
         )
-    films, temperatures = read_films(run, classifier, names), fused_temperatures(classifier.calibration)
+    films = read_films(run, classifier, names)
     maps = case_maps(
         classifier, explanation, films, [(name, o) for o, of in cases.items() for name in of.values()]
     )
-    gallery = plot_gallery(films, cases, maps, explanation, temperatures, simulated)
+    gallery = plot_gallery(films, cases, maps, explanation, classifier.calibration, simulated)
     return dict(zip(_CASES, (gallery, _draw_looking(run, classifier, explanation, films, cases, maps))))
 
 # %% ../../nbs/06_explanation.ipynb #52f18d9d
@@ -475,7 +478,7 @@ def _draw_looking(run, classifier, explanation, films, cases, maps):
         return figure_of_words('No test image is positive for any finding, so there is none to take away.')
     looked = {o: looking_films(run, classifier, films, o, cases[o]) for o in best}
     own = {o: maps.get((cases[o]['surest positive'], o)) for o in best}
-    return plot_looking(looked, own, fused_temperatures(classifier.calibration), is_simulated(run))
+    return plot_looking(looked, own, classifier.calibration, is_simulated(run))
 
 # %% ../../nbs/06_explanation.ipynb #2fd1c74e
 def _same_source(run, other, name):

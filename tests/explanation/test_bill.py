@@ -8,8 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from cxr_lib.explanation.bill import answer_notes, base_rates, bill_table, calibrated_log_odds
-from cxr_lib.explanation.bill import fused_temperatures, image_tokens, plot_bill, probability_steps
+from cxr_lib.explanation.bill import (
+    answer_notes,
+    base_rates,
+    bill_table,
+    calibrated_log_odds,
+    fused_temperatures,
+    image_tokens,
+    plot_bill,
+    probability_steps,
+)
 from cxr_lib.foundations.core import OBSERVATIONS
 
 NOTES = ['65F with fever.', None, 'Known heart failure, ? CHF. 80 yo M with orthopnea.', 'cough']
@@ -96,4 +104,19 @@ def test_base_rates_need_both_classes():
     counts = {o: dict(temperature=1, n_positive=1, n_negative=3) for o in OBSERVATIONS}
     assert base_rates(dict(method='temperature', observations=counts)) == pytest.approx(0.25)
     counts['Edema'] = dict(temperature=1, n_positive=0, n_negative=3)
-    assert base_rates({'fused': dict(method='temperature', observations=counts)}) is None
+    found = base_rates({'fused': dict(method='temperature', observations=counts)})
+    assert [o for o, rate in zip(OBSERVATIONS, found) if np.isnan(rate)] == [
+        'Edema'
+    ]  # the others keep theirs
+    nowhere = {o: dict(temperature=1, n_positive=0, n_negative=0) for o in OBSERVATIONS}
+    assert base_rates(dict(method='temperature', observations=nowhere)) is None
+
+
+def test_a_bill_begins_at_0_where_it_is_not_known_how_common_an_observation_is(logits):
+    base = np.where(np.array(OBSERVATIONS) == 'Edema', np.nan, 0.1)
+    with_base, without = bill_table(of(logits, 0), None, base), bill_table(of(logits, 0))
+    assert with_base.base['Edema'] == 0 and with_base.loc['Edema'].equals(without.loc['Edema'])
+    assert with_base.base['Fracture'] == pytest.approx(np.log(1 / 9))
+    assert np.allclose(with_base.total, without.total)
+    with pytest.raises(ValueError, match='base rate is 0 or 1'):
+        bill_table(of(logits, 0), None, np.ones(len(OBSERVATIONS)))
