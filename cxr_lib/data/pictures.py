@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 import numpy as np, pandas as pd
 from ..foundations.core import OBSERVATIONS, as_table, as_text, short_name
+from ..metrics.ranking import wilson_interval
 from ..foundations.run import RunFolder
 from ..foundations.files import read_json
 from ..foundations.figures import BLUE, MIST, ORANGE, figure_of_words, mark_simulated, words_instead
@@ -358,14 +359,11 @@ def group_of(
 # %% ../../nbs/chapters/04_data/23_pictures.ipynb #02c53491
 def _prevalence(labels):
     "Per observation: the middle of Wilson's interval, and half its width; NaN without labels"
-    from scipy.stats import binomtest
-
     middle, half = np.full((2, labels.shape[1]), np.nan)
     for j, column in enumerate(labels):
         known = labels[column].dropna()
-        if len(known):
-            ci = binomtest(int(known.sum()), len(known)).proportion_ci(method='wilson')
-            middle[j], half[j] = (ci.low + ci.high) / 2, (ci.high - ci.low) / 2
+        ends = wilson_interval(int(known.sum()), len(known))
+        middle[j], half[j] = (ends['low'] + ends['high']) / 2, (ends['high'] - ends['low']) / 2
     return middle, half
 
 

@@ -124,6 +124,7 @@ def bill_table(
     logits: Mapping,  # 'fused', 'image', 'note' -> (observations,) of one study
     temperatures: Sequence | None = None,  # as from `fused_temperatures`; None: no calibration
     base: Sequence
+    | np.ndarray
     | None = None,  # (observations,) probabilities, as from `base_rates`; None: log odds from 0
 ) -> pd.DataFrame:  # by observation: base, image, note, interaction, total (log odds), calibrated (bool)
     "What image, note and both together put on the fused log odds; the parts sum to the total"

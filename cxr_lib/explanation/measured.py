@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 
 from ..foundations.core import number_text
 from ..metrics.calibration import log_odds
-from ..metrics.ranking import auroc, interval, resample_patients
+from ..metrics.ranking import auroc, interval, resample_patients, share_text
 from .landmarks import LandmarkHead, Ridge
 from .measurements import MEASUREMENTS, Ruler
 
@@ -161,13 +161,7 @@ def unpack_ruler(
 # %% ../../nbs/chapters/09_explanation/13_measured.ipynb #1ee82ac8
 def _share(has, rows):
     "Share of patients with the finding among some, for reading"
-    from scipy.stats import binomtest
-
-    k, n = int(has[rows].sum()), int(rows.sum())
-    if not n:
-        return ''
-    ends = binomtest(k, n).proportion_ci(method='wilson')
-    return f'{number_text(k / n, ends.low, ends.high, 2)} n={n:,}'
+    return share_text(int(has[rows].sum()), int(rows.sum()))
 
 
 def evidence_table(

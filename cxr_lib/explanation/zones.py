@@ -12,9 +12,8 @@ import functools
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
-from scipy.stats import binomtest
 from ..foundations.core import OBSERVATIONS, number_text
-from ..metrics.ranking import interval
+from ..metrics.ranking import interval, wilson_interval, share_text
 from ..simulation.worlds import draw_world, find_world
 from .bench import Bench, location_prior
 from .landmarks import part_points, true_landmarks
@@ -268,13 +267,12 @@ def judge_named(
     n, found = len(precision), dict(named=len(precision))
     if n < fewest:
         return found | dict(accepted=False, reason=f'only {n} tuning images have a name; {fewest} are needed')
-    share = float(np.mean(precision))
-    ends = binomtest(round(share * n), n).proportion_ci(method='wilson')
-    found |= dict(share=share, low=float(ends.low), high=float(ends.high))
-    right = number_text(share, ends.low, ends.high, 2)
+    share = wilson_interval(round(float(np.sum(precision))), n) | dict(value=float(np.mean(precision)))
+    found |= dict(share=share['value'], low=share['low'], high=share['high'])
+    right = number_text(*share.values(), 2)
     reason = (
         ''
-        if ends.low > RIGHT
+        if share['low'] > RIGHT
         else f'on tuning images {right} of the names are right: not clearly over {RIGHT}'
     )
     return found | dict(accepted=not reason, reason=reason)
@@ -294,17 +292,11 @@ def zone_counts(
     return [row for row in found if row['stated'] or row['there']]
 
 
-def _share(k, n):
-    "A share with Wilson's interval, for reading"
-    if not n:
-        return ''
-    ends = binomtest(k, n).proportion_ci(method='wilson')
-    return f'{number_text(k / n, ends.low, ends.high, 2)} n={n:,}'
-
-
 def zone_table(
     counts: Sequence[Mapping],  # as from `zone_counts`
 ) -> pd.DataFrame:  # text for reading
     "Spatial precision and recall by zone"
-    rows = [[c['zone'], _share(c['true'], c['stated']), _share(c['true'], c['there'])] for c in counts]
+    rows = [
+        [c['zone'], share_text(c['true'], c['stated']), share_text(c['true'], c['there'])] for c in counts
+    ]
     return pd.DataFrame(rows, columns=['zone', 'named: holds it', 'holds it: named'])

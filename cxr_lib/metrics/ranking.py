@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['comparable', 'folds_of', 'ranking_metrics', 'auroc', 'auprc', 'resample_patients', 'interval', 'named_interval',
-           'resampled_sums', 'too_few_cases', 'count_cases', 'known_labels', 'rank_condition', 'mean_over',
-           'micro_average']
+           'wilson_interval', 'share_text', 'resampled_sums', 'too_few_cases', 'count_cases', 'known_labels',
+           'rank_condition', 'mean_over', 'micro_average']
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #a8acc29e
 from typing import Any, NamedTuple, Sequence
 import numpy as np, pandas as pd
-from ..foundations.core import OBSERVATIONS
+from ..foundations.core import OBSERVATIONS, number_text
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #bcc5e3c5
 class _Order(NamedTuple):
@@ -206,6 +206,29 @@ def named_interval(
     "An interval as three flat entries"
     i = interval(values)
     return {name: i['value'], f'{name}_low': i['low'], f'{name}_high': i['high']}
+
+# %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #e41b7c9a
+def wilson_interval(
+    k: int,  # that have it
+    n: int,  # of so many
+) -> dict:  # value, low, high (95%, Wilson); NaN of none
+    "A share of things that are counted once, with its interval"
+    from scipy.stats import binomtest
+
+    if not n:
+        return dict(value=np.nan, low=np.nan, high=np.nan)
+    ends = binomtest(int(k), int(n)).proportion_ci(method='wilson')
+    return dict(value=k / n, low=float(ends.low), high=float(ends.high))
+
+
+def share_text(
+    k: int,  # that have it
+    n: int,  # of so many
+    counted: bool = True,  # also say of how many
+) -> str:  # '0.50 [0.24, 0.76] n=10'; empty of none
+    "A share for reading"
+    share = number_text(*wilson_interval(k, n).values(), 2) if n else ''
+    return f'{share} n={n:,}' if n and counted else share
 
 # %% ../../nbs/chapters/02_metrics/02_ranking.ipynb #d57ef082
 def resampled_sums(

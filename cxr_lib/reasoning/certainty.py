@@ -12,8 +12,8 @@ __all__ = ['SCALE', 'PHRASES', 'AVOIDED', 'SET_STATUS', 'FEWEST', 'SCHEMA', 'UNT
 import functools
 from typing import TYPE_CHECKING, Mapping, NamedTuple
 import numpy as np, pandas as pd
-from scipy.stats import binomtest
 from ..foundations.core import IMPLIES, OBSERVATIONS, number_text, short_name
+from ..metrics.ranking import wilson_interval
 from ..foundations.figures import BLUE, GREEN, GREY, SILVER
 from ..foundations.figures import draw_interval, mark_simulated, words_instead
 
@@ -135,8 +135,8 @@ def _counted(y, p, patient, band):
     n, people = len(y), len(np.unique(patient))
     row = dict(n=n, patients=people, probability=float(p.mean()) if n else np.nan)
     row['frequency'] = float(y.mean()) if n else np.nan
-    ends = binomtest(round(row['frequency'] * people), people).proportion_ci(method='wilson') if n else None
-    row['low'], row['high'] = (float(ends.low), float(ends.high)) if n else (np.nan, np.nan)
+    ends = wilson_interval(round(row['frequency'] * people) if n else 0, people)
+    row['low'], row['high'] = ends['low'], ends['high']
     row['holds'] = bool(n >= FEWEST and band.low <= row['frequency'] <= band.high)
     return row
 

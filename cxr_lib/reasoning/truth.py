@@ -9,13 +9,13 @@ __all__ = ['statement_frequencies', 'set_status', 'table_differentials', 'read_b
 # %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #402c234d
 from typing import Mapping, Sequence
 import numpy as np, pandas as pd
-from scipy.stats import binomtest
 from ..evaluation.conformal import predict_sets
 from ..data.simulated import simulated_radiograph
 from ..explanation.bill import base_log_odds, base_rates
 from ..explanation.landmarks import SIDE, true_landmarks
 from ..explanation.zones import judge_name, occupied_zones, zone_counts, zone_map, zone_table
-from ..foundations.core import OBSERVATIONS, number_text
+from ..foundations.core import OBSERVATIONS
+from ..metrics.ranking import share_text
 from ..metrics.calibration import calibrated, log_odds, prediction_matrix
 from .certainty import SET_STATUS, band_of, is_sure
 from .certainty import phrase_frequencies, stated_probabilities
@@ -111,11 +111,7 @@ def read_texts(
 # %% ../../nbs/chapters/10_reasoning/08_truth.ipynb #0496b6b7
 def _share(part, whole, counted=True):
     "A share with Wilson's interval, for reading"
-    k, n = int(np.sum(part & whole)), int(np.sum(whole))
-    if not n:
-        return ''
-    ends = binomtest(k, n).proportion_ci(method='wilson')
-    return number_text(k / n, ends.low, ends.high, 2) + (f' n={n:,}' if counted else '')
+    return share_text(int(np.sum(part & whole)), int(np.sum(whole)), counted)
 
 
 def exact_statements(

@@ -11,9 +11,8 @@ __all__ = ['COSTS', 'Stated', 'stated_in', 'is_supported', 'severity_costs', 'tr
 import re
 from typing import Callable, Mapping, NamedTuple, Sequence
 import numpy as np, pandas as pd
-from scipy.stats import binomtest
 from ..foundations.core import OBSERVATIONS, number_text
-from ..metrics.ranking import interval, resample_patients, resampled_sums
+from ..metrics.ranking import interval, resample_patients, resampled_sums, wilson_interval
 from .certainty import PHRASES
 from .differential import URGENT, Differential
 from .grammar import accepts, read_text
@@ -183,9 +182,7 @@ def share_interval(
     with np.errstate(invalid='ignore'):
         found = interval(sums[0] / sums[1])
     if found['value'] in (0.0, 1.0):
-        n = len(weights)
-        ends = binomtest(round(found['value'] * n), n).proportion_ci(method='wilson')
-        found |= dict(low=float(ends.low), high=float(ends.high))
+        found |= wilson_interval(round(found['value'] * len(weights)), len(weights))
     return found
 
 # %% ../../nbs/chapters/10_reasoning/13_writers.ipynb #3bcf134e
