@@ -159,7 +159,7 @@ SURVIVE = {
             'training': ['Nothing was learned', 'undefined: no observation has both'],
             'evaluation': ['No mean is headlined', 'not labelled in these data'],
             'explanation': ['No test image has a label', 'unlike the images that this model was trained on'],
-            'reasoning': ['0 statements about tuning images', 'no label'],
+            'reasoning': ['No statement about tuning images could be compared', 'no label'],
         },
     ),
     'negatives only, lateral films, nobody known, blank notes': (
@@ -178,7 +178,7 @@ SURVIVE = {
             'notes': ['**Simulated notes**'],
             'training': ['The mean AUROC on the tuning split is undefined'],
             'evaluation': ['undefined: no positive case', 'No mean is headlined'],
-            'reasoning': ['0 statements about tuning images', 'nothing labelled'],
+            'reasoning': ['No statement about tuning images could be compared', 'nothing labelled'],
         },
     ),
     'positives only, one age, one sex, the same note for all': (
@@ -194,7 +194,7 @@ SURVIVE = {
             'notes': ['1 distinct texts'],
             'training': ['The mean AUROC on the tuning split is undefined'],
             'evaluation': ['undefined: no negative case', 'No mean is headlined'],
-            'reasoning': ['0 statements about tuning images'],
+            'reasoning': ['No statement about tuning images could be compared'],
         },
     ),
     'uncertain only': (

@@ -147,6 +147,8 @@ def wheel(tmp_path_factory):
     shutil.copytree(ROOT / 'cxr_lib', copy / 'cxr_lib', ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'):
         shutil.copy(ROOT / name, copy)
+    (copy / '.ci').mkdir()
+    shutil.copy(ROOT / '.ci' / 'stubs.py', copy / '.ci')
     ini = (ROOT / 'settings.ini').read_text(encoding='utf-8')
     (copy / 'settings.ini').write_text(
         re.sub(r'(?m)^version = (.+)$', r'version = \1.post1', ini), encoding='utf-8'
