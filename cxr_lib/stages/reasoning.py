@@ -242,7 +242,7 @@ class Wanted(NamedTuple):
 
     language_model: str = ''  # name on the hub or folder; '': a small one, random at first
     lora_rank: int = 0  # 0: all of it is trained
-    n_references: int = 4000  # at most
+    n_references: int = 1000  # at most
     epochs: int = 6
 
     @property
