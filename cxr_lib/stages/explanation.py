@@ -241,7 +241,7 @@ def plot_gallery(
     "Three cases of each observation, with their bills and the maps that may be shown"
     import matplotlib.pyplot as plt
 
-    fig, grid = _frame(len(cases), 0.4, 0.34)
+    fig, grid = _frame(len(cases), 0.4, 0.44)
     for row, (o, of) in enumerate(cases.items()):
         _row_title(fig.add_subplot(grid[row, 0]), o, map_for(explanation, o)[1])
         bar = None
