@@ -85,6 +85,13 @@ def venv_python(folder: Path) -> Path:
     return folder / ('Scripts/python.exe' if os.name == 'nt' else 'bin/python')
 
 
+def base_python(folder: Path) -> 'str | None':
+    """The Python that `folder` was made with, if this one runs in it; it would be gone when it is made anew."""
+    if not folder.exists() or Path(sys.prefix).resolve() != folder.resolve():
+        return None
+    return sys._base_executable
+
+
 def make_venv(folder: Path, found: 'dict[str, str] | None') -> Path:
     """Make an environment that sees `found`, the torch of this Python, if any. Returns its Python."""
     if folder.exists():
@@ -185,6 +192,8 @@ def main():
     args = parser.parse_args()
     check_python()
     folder, constraints = Path(args.venv).absolute(), HERE / 'constraints.txt'
+    if base := base_python(folder):  # `make` in a shell in which the environment is active
+        sys.exit(subprocess.run([base, __file__, *sys.argv[1:]]).returncode)
     found = find_torch()
     if found and release(found['torch'])[:2] < OLDEST_TORCH:
         print(

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import zipfile
 from configparser import ConfigParser
+from pathlib import Path
 
 import check_repository
 import environment
@@ -64,6 +65,22 @@ def test_constraints_pin_every_requirement_within_its_range():
         and '@' not in text
         and '/' not in text.split('\n', 2)[2]
     )
+
+
+def test_an_environment_is_not_made_anew_with_its_own_python(tmp_path):
+    "As in a shell in which it is active: its Python would be gone before the new one is there"
+    made, other = tmp_path / 'made', tmp_path / 'other'
+    for folder in (made, other):
+        subprocess.run([sys.executable, '-m', 'venv', '--without-pip', folder], check=True)
+    code = f'import sys; sys.path.insert(0, {str(ROOT / ".ci")!r}); import environment, pathlib\n'
+    code += f'print(environment.base_python(pathlib.Path({str(made)!r})))'
+    said = [
+        subprocess.run([environment.venv_python(f), '-c', code], capture_output=True, text=True, check=True)
+        for f in (made, other)
+    ]
+    base = Path(said[0].stdout.strip())
+    assert base.is_file() and made not in base.parents
+    assert said[1].stdout.strip() == 'None'
 
 
 def test_conda_environment_names_every_package_of_the_card():
