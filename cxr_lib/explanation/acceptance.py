@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Sequence, TYPE_CHECKING
 import numpy as np, pandas as pd
-from scipy.stats import rankdata
 from ..foundations.core import OBSERVATIONS, number_text, short_name
 from ..foundations.figures import BLUE, GREY, ORANGE, SILVER, draw_interval, mark_simulated
 from ..metrics.ranking import interval
@@ -22,15 +21,9 @@ from ..model.classifier import PretrainedClassifier
 from ..simulation.causes import SIGNS
 from .attribution import METHODS, Questions, attribute_each, cannot_draw
 from .bench import CALLED, FOCAL, Bench, choose_settings, draw_bench
-from .bench import hits, location_prior, randomised, rotated, true_falls
-from cxr_lib.explanation.zones import (
-    judge_named,
-    judge_zones,
-    name_zone,
-    usual_landmarks,
-    zone_map,
-    zone_words,
-)
+from .bench import hits, location_prior, randomised, rotated, row_spearman, true_falls
+from .zones import judge_named, judge_zones, name_zone
+from .zones import usual_landmarks, zone_map, zone_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,14 +38,6 @@ MARGIN = 0.05
 def _resampled(n, n_bootstrap, rng):
     "(1 + n_bootstrap, n) rows: the sample itself, and resamples of its patients"
     return np.vstack([np.arange(n), rng.integers(0, n, (n_bootstrap, n))])
-
-
-def _spearman(a, b):
-    "Spearman's correlation of each row; NaN where one does not vary"
-    a, b = (rankdata(x, axis=1) for x in (a, b))
-    a, b = (x - x.mean(1, keepdims=True) for x in (a, b))
-    norm = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.divide((a * b).sum(1), norm, out=np.full(len(a), np.nan), where=norm > 0)
 
 
 def _with_interval(values):
@@ -75,7 +60,7 @@ def judge_observation(
     means = dict(hit_rate=hit, location_prior=prior, random_weights=random)
     means |= dict(over_location_prior=hit - prior, over_random_weights=hit - random)
     found = {name: _with_interval(values[rows].mean(1)) for name, values in means.items()}
-    found['counterfactual'] = _with_interval(_spearman(mass[rows], fall[rows]))
+    found['counterfactual'] = _with_interval(row_spearman(mass[rows], fall[rows]))
     reason = _why_not(len(hit), found)
     return found | dict(n_patients=len(hit), accepted=not reason, reason=reason)
 

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FOCAL', 'CALLED', 'CASCADE', 'TRIED', 'choose_patients', 'Bench', 'changed_pixels', 'reduce_mask', 'draw_bench',
-           'true_falls', 'hits', 'otsu_overlap', 'score_maps', 'mean_intervals', 'deletion', 'centre_prior',
-           'location_prior', 'other_maps', 'rotated', 'randomised', 'choose_settings']
+           'true_falls', 'hits', 'otsu_overlap', 'score_maps', 'mean_intervals', 'row_spearman', 'deletion',
+           'centre_spot', 'centre_prior', 'location_prior', 'other_maps', 'rotated', 'randomised', 'choose_settings']
 
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #78378f90
 import copy, functools
 from dataclasses import dataclass
 from typing import Iterable, Sequence
 import cv2, numpy as np, pandas as pd, torch
+from scipy.stats import rankdata
 from ..data.pixels import to_square
 from ..data.simulated import simulated_radiograph
 from ..foundations.core import OBSERVATIONS
@@ -268,6 +269,17 @@ def mean_intervals(
             found[name] = {k: bounds[k] for k in ('value', 'low', 'high')}
     return found
 
+
+def row_spearman(
+    one: np.ndarray,  # (k, n)
+    two: np.ndarray,  # (k, n)
+) -> np.ndarray:  # (k,) -1 to 1; NaN where one does not vary
+    "Spearman's correlation of each row with the same row of the other"
+    ranks = [rankdata(x, axis=1) for x in (one, two)]
+    a, b = (r - r.mean(1, keepdims=True) for r in ranks)
+    norm = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    return np.divide((a * b).sum(1), norm, out=np.full(len(a), np.nan), where=norm > 0)
+
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #384139b5
 def deletion(
     classifier: PretrainedClassifier,
@@ -289,11 +301,15 @@ def deletion(
     return np.concatenate(falls)
 
 # %% ../../nbs/chapters/09_explanation/05_bench.ipynb #5a70078c
+def centre_spot(size: int) -> np.ndarray:  # (size, size)
+    "A spot in the middle"
+    g = np.exp(-(((np.arange(size) - (size - 1) / 2) / (size / 4)) ** 2) / 2)
+    return np.outer(g, g)
+
+
 def centre_prior(bench: Bench) -> np.ndarray:  # (k, size, size)
     "A spot in the middle of every image"
-    size = bench.masks.shape[-1]
-    g = np.exp(-(((np.arange(size) - (size - 1) / 2) / (size / 4)) ** 2) / 2)
-    return np.broadcast_to(np.outer(g, g), bench.masks.shape).copy()
+    return np.broadcast_to(centre_spot(bench.masks.shape[-1]), bench.masks.shape).copy()
 
 
 def location_prior(bench: Bench) -> np.ndarray:  # (k, size, size)

@@ -17,7 +17,7 @@ from ..metrics.ranking import auprc
 from ..model.classifier import PretrainedClassifier
 from .acceptance import FEWEST
 from .attribution import METHODS, ask, attribute_each
-from .bench import CALLED, hits, mean_intervals, otsu_overlap, reduce_mask
+from .bench import CALLED, centre_spot, hits, mean_intervals, otsu_overlap, reduce_mask
 
 # %% ../../nbs/chapters/09_explanation/12_outlines.ipynb #e9f1a664
 @dataclass(frozen=True)
@@ -150,12 +150,6 @@ def usual_outlines(
             found[row] = known.masks[others.to_numpy()].mean(0)
     return found
 
-
-def _centre(size):
-    "(1, size, size) a spot in the middle"
-    g = np.exp(-(((np.arange(size) - (size - 1) / 2) / (size / 4)) ** 2) / 2)
-    return np.outer(g, g)[None]
-
 # %% ../../nbs/chapters/09_explanation/12_outlines.ipynb #d160c9e3
 def score_outlines(
     maps: np.ndarray,  # (k, size, size), one for each outline
@@ -166,7 +160,7 @@ def score_outlines(
     masks, size = outlines.masks, outlines.masks.shape[-1]
     prior = hits(usual_outlines(outlines, known), masks)
     scores = dict(hit=hits(maps, masks), prior=prior)
-    scores |= dict(centre=hits(np.repeat(_centre(size), len(masks), 0), masks))
+    scores |= dict(centre=hits(np.repeat(centre_spot(size)[None], len(masks), 0), masks))
     scores |= dict(over_prior=scores['hit'] - prior)
     pairs = list(zip(maps, masks))
     scores |= dict(iou=[otsu_overlap(*p) for p in pairs])

@@ -10,14 +10,13 @@ __all__ = ['MEASURES', 'SHIFT', 'DIRECTIONS', 'KINDS', 'map_agreement', 'shift_p
 # %% ../../nbs/chapters/09_explanation/10_repeatability.ipynb #4322ca79
 from typing import Mapping, Sequence, TYPE_CHECKING
 import numpy as np, pandas as pd, torch
-from scipy.stats import rankdata
 from ..foundations.core import OBSERVATIONS, number_text, short_name
 from ..foundations.figures import BLUE, GREY, ORANGE, draw_interval, mark_simulated
 from ..model.classifier import PretrainedClassifier
 from ..simulation.causes import SIGNS
 from .acceptance import Trial
 from .attribution import METHODS, Questions
-from .bench import mean_intervals, other_maps
+from .bench import mean_intervals, other_maps, row_spearman
 from .bill import answer_notes, image_tokens
 
 if TYPE_CHECKING:
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
 # %% ../../nbs/chapters/09_explanation/10_repeatability.ipynb #8c9733da
 #: What is measured of two maps -> what a reader calls it.
 MEASURES = dict(overlap='overlap', spearman='Spearman', distance='distance of maxima')
-
-
-def _ranks(maps):
-    "(k, pixels) ranks within each map, centred"
-    ranks = rankdata(maps.reshape(len(maps), -1), axis=1)
-    return ranks - ranks.mean(1, keepdims=True)
 
 
 def _shares(maps):
@@ -48,9 +41,8 @@ def map_agreement(
     "How well two maps of each question agree; NaN where a map is empty"
     if one.shape != two.shape:
         raise ValueError(f'the maps have the shapes {one.shape} and {two.shape}; expected the same')
-    shares, ranks = [_shares(m) for m in (one, two)], [_ranks(m) for m in (one, two)]
-    norm = np.sqrt((ranks[0] ** 2).sum(1) * (ranks[1] ** 2).sum(1))
-    spearman = np.divide((ranks[0] * ranks[1]).sum(1), norm, out=np.full(len(one), np.nan), where=norm > 0)
+    shares = [_shares(m) for m in (one, two)]
+    spearman = row_spearman(*(m.reshape(len(m), -1) for m in (one, two)))
     tops = [np.stack(np.unravel_index(m.reshape(len(m), -1).argmax(1), m.shape[1:])) for m in (one, two)]
     distance = np.sqrt(((tops[0] - tops[1]) ** 2).sum(0)) / one.shape[-1]
     there = ~np.isnan(shares[0] + shares[1]).any(1)

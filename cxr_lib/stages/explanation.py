@@ -343,23 +343,21 @@ def _measure(run, classifier, n_explained, n_bootstrap, seed):
     return record, pack_ruler(ruler, side), plot_measurements(chests, readings)
 
 
-def _read_split(run, classifier, ruler, split, side, seed):
-    "Measurements of images of a split, and their labels"
-    config, studies = classifier.model.config, pd.read_parquet(run / 'studies_with_notes.parquet')
-    own = studies[studies.split == split]
+def _read_some(own, root, config, ruler, side, seed):
+    "Measurements of some of these studies, and their labels"
     own = own.sample(min(len(own), _WEIGHED), random_state=seed)
-    films = [read_radiograph(data_root(run) / name, config.image_size, config.fit) for name in own.image]
+    films = [read_radiograph(root / name, config.image_size, config.fit) for name in own.image]
     values = ruler.read(np.stack([to_square(film, side) for film in films])).values
     return values, own[list(OBSERVATIONS)].reset_index(drop=True)
 
 
 def _weigh(run, classifier, ruler, errors, seed):
     "'evidence' and 'evidence_table', where the run has simulated patients of one world in two splits"
-    splits = set(pd.read_parquet(run / 'studies_with_notes.parquet', columns=['split']).split)
-    if not _world(run) or not {'tuning', 'test'} <= splits:
+    studies, config = pd.read_parquet(run / 'studies_with_notes.parquet'), classifier.model.config
+    if not _world(run) or not {'tuning', 'test'} <= set(studies.split):
         return dict(evidence={})
-    side = min(SIDE, classifier.model.config.image_size)
-    tuning, test = (_read_split(run, classifier, ruler, s, side, seed) for s in ('tuning', 'test'))
+    reading = data_root(run), config, ruler, min(SIDE, config.image_size), seed
+    tuning, test = (_read_some(studies[studies.split == s], *reading) for s in ('tuning', 'test'))
     weights = weigh_measurements(*tuning, errors, seed=seed)
     return dict(evidence=weights, evidence_table=evidence_table(weights, *test).to_dict('records'))
 
