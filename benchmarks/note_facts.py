@@ -13,6 +13,8 @@ Columns: value with a 95 % interval from resampled patients. Rows:
   it denies, and within each observation;
 - the share of pairs of a piece of irrelevant history and an observation whose change stays within 0.02 of probability,
   where the piece is left out, and where a sentence of irrelevant history is added;
+- the same correlations for a logistic regression of the stated facts themselves, age and sex, learned from the run's
+  training patients: what could be learned from so many patients by someone who reads every note without an error;
 - comprehensiveness and sufficiency of the two facts that moved each answer most, beside those of two facts named at
   random, and the effect of all facts (`whole`), all in log odds.
 
@@ -23,11 +25,60 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from cxr_lib.explanation.facts import measure_notes, studies_of_run
+from cxr_lib.explanation.facts import (
+    Changes,
+    agreement,
+    measure_notes,
+    planned_notes,
+    studies_of_run,
+    true_changes,
+    without_each_fact,
+)
+from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.run import RunError, open_run
 from cxr_lib.model.classifier import PretrainedClassifier
+
+
+def as_columns(stated, ages, sexes, names):
+    "What notes state as numbers: for every fact whether it is stated and whether it is denied, age and sex"
+    columns = np.zeros((len(stated), 2 * len(names) + 3))
+    for row, facts in zip(columns, stated):
+        for name, says in facts.items():
+            row[2 * names.index(name) + int(says)] = 1
+    age = np.asarray(ages, float) / 100
+    columns[:, -3:] = np.stack([age, age**2, np.asarray(sexes) == 'Male'], 1)
+    return columns
+
+
+def read_without_error(run, studies, n_bootstrap):
+    "Agreement of a logistic regression that is given the stated facts, learned from the run's training patients"
+    from sklearn.linear_model import LogisticRegression
+
+    table, _, plans = planned_notes(run)
+    learned = [i for i, plan in enumerate(plans) if plan is not None and table.split.iloc[i] == 'train']
+    known = table.iloc[learned]
+    names = [fact.name for fact in studies.network.facts]
+    parts = without_each_fact(studies.plans)
+    of = [x.study for x in parts]
+    whole = [plan.stated for plan in studies.plans]
+    less = [{k: v for k, v in whole[x.study].items() if k != x.part} for x in parts]
+    age, sex = studies.patients.age.to_numpy(), studies.patients.sex.to_numpy()
+    given = as_columns([plans[i].stated for i in learned], known.age, known.sex, names)
+    full, left = as_columns(whole, age, sex, names), as_columns(less, age[of], sex[of], names)
+    odds = np.zeros((len(parts), len(OBSERVATIONS)))
+    for k, observation in enumerate(OBSERVATIONS):
+        found = LogisticRegression(C=0.1, max_iter=1000).fit(given, known[observation] == 1)
+        odds[:, k] = found.decision_function(full)[of] - found.decision_function(left)
+    return agreement(Changes(parts, odds, odds), true_changes(studies, parts), n_bootstrap)
+
+
+def said_by(found):
+    "Rows of the table, of what is learned from the facts themselves"
+    rows = {('Spearman, the facts themselves', of): values for of, values in found.items()}
+    return pd.DataFrame(rows).T[['value', 'low', 'high']].rename_axis(['measure', 'of'])
 
 
 def main():
@@ -49,7 +100,12 @@ def main():
         studies = studies_of_run(run, args.patients, size, args.seed)
     except (RunError, ValueError, FileNotFoundError) as e:
         parser.error(str(e))
-    found = measure_notes(classifier, studies, args.bootstrap, args.named)
+    found = measure_notes(classifier, studies, args.bootstrap, args.named).table
+    table = planned_notes(run)[0]
+    if ((table.split == 'train') & table.note.notna()).any():
+        found = pd.concat([found, said_by(read_without_error(run, studies, args.bootstrap))])
+    else:
+        print('The run has no training notes: what could be learned from the facts themselves is left out.')
     facts = sum(len(plan.stated) for plan in studies.plans)
     about = f'SIMULATED: {len(studies):,} test patients of the run {args.run}, {facts:,} stated facts'
     print(f'{about}, {args.bootstrap:,} resamples, {time.perf_counter() - started:.0f} s')

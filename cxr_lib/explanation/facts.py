@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_SENTENCES', 'BEARING', 'TOLERANCE', 'split_sentences', 'LeftOut', 'without_each_sentence', 'Changes',
-           'note_changes', 'SimulatedStudies', 'draw_studies', 'studies_of_run', 'without_each_fact',
-           'without_distractors', 'with_distractor', 'true_changes', 'bootstrapped', 'agreement', 'rationales',
-           'measure_notes', 'plot_changes', 'plot_agreement']
+           'note_changes', 'SimulatedStudies', 'draw_studies', 'has_known_facts', 'planned_notes', 'studies_of_run',
+           'without_each_fact', 'without_distractors', 'with_distractor', 'true_changes', 'bootstrapped', 'agreement',
+           'rationales', 'MeasuredNotes', 'measure_notes', 'plot_changes', 'plot_agreement']
 
 # %% ../../nbs/chapters/09_explanation/02_facts.ipynb #9fe60119
 import re
@@ -149,6 +149,32 @@ def _run_plans(run, table, latent):
     return plans
 
 
+def has_known_facts(
+    run: RunFolder,  # whose notes are made
+) -> bool:
+    "Are the facts behind its notes known? Those of simulated patients with clinical notes are"
+    noted = (run / 'notes.json').exists() and read_json(run / 'source.json')['simulated']
+    return noted and read_json(run / 'notes.json')['mode'] == 'clinical'
+
+
+def planned_notes(
+    run: RunFolder,  # a run on simulated patients with clinical notes
+) -> (
+    tuple
+):  # (study table with notes, all that is known of its patients, plan of every note or None); same rows
+    "What is behind the notes of a run; raises `ValueError` where that is not known"
+    if not has_known_facts(run):
+        dataset, mode = read_json(run / 'source.json')['dataset'], read_json(run / 'notes.json')['mode']
+        raise ValueError(
+            f'run {run.path.name} has {mode} notes of {dataset}; the facts behind a note are known '
+            'only for clinical notes of simulated patients'
+        )
+    table = pd.read_parquet(run / 'studies_with_notes.parquet')
+    latent = pd.read_parquet(data_root(run) / 'latent.parquet').set_index('image').loc[table.image]
+    latent = latent.reset_index()
+    return table, latent, _run_plans(run, table, latent)
+
+
 def studies_of_run(
     run: RunFolder,  # a run on simulated patients with clinical notes
     n: int,  # number of patients; all test patients with a note if there are fewer
@@ -156,19 +182,11 @@ def studies_of_run(
     seed: int = 0,  # which patients
 ) -> SimulatedStudies:
     "Test patients of a run who have a note"
-    source, mode = read_json(run / 'source.json'), read_json(run / 'notes.json')['mode']
-    if not source['simulated'] or mode != 'clinical':
-        raise ValueError(
-            f'run {run.path.name} has {mode} notes of {source["dataset"]}; the facts behind a note are known '
-            'only for clinical notes of simulated patients'
-        )
-    root, table = data_root(run), pd.read_parquet(run / 'studies_with_notes.parquet')
-    latent = pd.read_parquet(root / 'latent.parquet').set_index('image').loc[table.image].reset_index()
-    plans = _run_plans(run, table, latent)
+    root, (table, latent, plans) = data_root(run), planned_notes(run)
     rows = np.flatnonzero((table.split == 'test') & table.note.notna())
     rows = np.sort(np.random.default_rng([seed, 18]).permutation(rows)[:n])
     pixels = np.stack([read_radiograph(root / table.image.iloc[i], size) for i in rows])
-    world = recorded_world(source)
+    world = recorded_world(read_json(run / 'source.json'))
     patients = latent.iloc[rows].reset_index(drop=True)
     return SimulatedStudies(patients, [plans[i] for i in rows], pixels, world.network, world.name)
 
@@ -357,18 +375,27 @@ def _mean_of(explained, n_bootstrap):
     return found
 
 
+class MeasuredNotes(NamedTuple):
+    "How far leave-one-out explanations of notes can be believed"
+
+    table: pd.DataFrame  # by (measure, of): value, low, high (95 %)
+    changes: Changes  # of every fact of every note
+    truth: np.ndarray  # (k, observations) true log likelihood ratios of these, given the image
+
+
 def measure_notes(
     classifier: PretrainedClassifier,
     studies: SimulatedStudies,
     n_bootstrap: int = 200,  # resamples of patients
     k: int = 2,  # facts that a rationale names
-) -> pd.DataFrame:  # by (measure, of): value, low, high (95 %)
+) -> MeasuredNotes:
     "How far leave-one-out explanations of notes can be believed, on simulated patients"
     tokens, notes, found = image_tokens(classifier, studies.pixels), studies.notes, {}
     changes = note_changes(classifier, tokens, notes, without_each_fact(studies.plans))
-    for said, given in (('Spearman, given the image', ('note', 'film')), ('Spearman, note alone', ('note',))):
-        truth = true_changes(studies, changes.left_out, given)
-        found |= {(said, of): v for of, v in agreement(changes, truth, n_bootstrap).items()}
+    truth = true_changes(studies, changes.left_out)
+    alone = true_changes(studies, changes.left_out, ('note',))
+    for said, true in (('Spearman, given the image', truth), ('Spearman, note alone', alone)):
+        found |= {(said, of): v for of, v in agreement(changes, true, n_bootstrap).items()}
     irrelevant = {
         'left out': without_distractors(studies.plans),
         'sentence added': with_distractor(studies.plans),
@@ -378,7 +405,8 @@ def measure_notes(
         found['irrelevant, within the tolerance', of] = small
     explained = rationales(classifier, tokens, studies, changes, k)
     found |= {(f'{k} facts named', of): v for of, v in _mean_of(explained, n_bootstrap).items()}
-    return pd.DataFrame(found).T[['value', 'low', 'high']].rename_axis(['measure', 'of'])
+    table = pd.DataFrame(found).T[['value', 'low', 'high']].rename_axis(['measure', 'of'])
+    return MeasuredNotes(table, changes, truth)
 
 # %% ../../nbs/chapters/09_explanation/02_facts.ipynb #4c805488
 def _diverging():

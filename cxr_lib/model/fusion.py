@@ -106,6 +106,17 @@ class _Side(NamedTuple):
     unfrozen_blocks: int
 
 # %% ../../nbs/chapters/06_model/07_fusion.ipynb #8868ed9a
+def _note_readout(config, d, n):
+    "What is done to every token of a note, and the head behind their mean or sum"
+    regular = nn.LayerNorm(d), nn.Dropout(config.dropout)
+    if config.note_pool == 'mean':
+        return nn.Identity(), nn.Sequential(*regular, nn.Linear(d, n))
+    last = nn.Linear(d, n)
+    nn.init.normal_(last.weight, std=0.02)  # a sum of many words is large
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*regular), nn.Sequential(last)
+
+
 class MultimodalClassifier(nn.Module):
     "Radiograph and note -> logits of the observations, fused and from each modality alone"
 
@@ -134,7 +145,7 @@ class MultimodalClassifier(nn.Module):
         solved = config.image_penalty > 0  # as a regression on the tokens as they are
         before = (nn.Identity(),) * 2 if solved else (nn.LayerNorm(pooled), nn.Dropout(drop))
         self.image_head = nn.Sequential(*before, nn.Linear(pooled, n)).requires_grad_(not solved)
-        self.note_head = nn.Sequential(nn.LayerNorm(d), nn.Dropout(drop), nn.Linear(d, n))
+        self.word_norm, self.note_head = _note_readout(config, d, n)
 
     def _freeze(self, config):
         "Frozen encoders, with LoRA or unfrozen blocks where the configuration says so"
@@ -226,6 +237,15 @@ def image_logits(self: MultimodalClassifier, tokens: torch.Tensor) -> torch.Tens
     "What the image says alone, (B, observations)"
     return self.image_head(self.pool_image(tokens))
 
+
+@patch
+def note_logits(self: MultimodalClassifier, note: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    "What the note says alone, (B, observations), of tokens and mask as from `note_tokens`"
+    if self.config.note_pool == 'mean':
+        return self.note_head(masked_mean(note, mask))
+    words = self.word_norm(note)
+    return self.note_head((words * mask.unsqueeze(-1).to(words.dtype)).sum(1))
+
 # %% ../../nbs/chapters/06_model/07_fusion.ipynb #518f432f
 @patch
 def fuse_tokens(
@@ -253,7 +273,7 @@ def fuse(
 ) -> dict:
     "Logits from encoded tokens: everything after the encoders"
     note, mask = self.note_tokens(note_tokens, attention_mask, has_note)
-    out = {'image': self.image_logits(image_tokens), 'note': self.note_head(masked_mean(note, mask))}
+    out = {'image': self.image_logits(image_tokens), 'note': self.note_logits(note, mask)}
     image, note, weight = self.fuse_tokens(image_tokens, note, mask, return_attention)
     pooled = torch.cat([image.mean(1), masked_mean(note, mask)], -1)
     out['fused'] = out['image'] + out['note'] + self.head(self.projection(self.norm(pooled)))
@@ -278,7 +298,7 @@ def forward(
         note_tokens = self.encode_note(input_ids, attention_mask)  # type: ignore[arg-type]
     if pixels is None and image_tokens is None:
         note, mask = self.note_tokens(note_tokens, attention_mask, has_note)  # type: ignore[arg-type]
-        return {'note': self.note_head(masked_mean(note, mask))}
+        return {'note': self.note_logits(note, mask)}
     if image_tokens is None:
         image_tokens = self.encode_image(pixels)  # type: ignore[arg-type]
     words: Any = note_tokens, attention_mask, has_note
@@ -298,7 +318,7 @@ def parameter_table(
 ) -> pd.DataFrame:  # part -> parameters, trained
     "Count parameters by part"
     fusion = nn.ModuleList([model.image_in, model.note_in, model.blocks, model.norm, model.projection])
-    alone = nn.ModuleList([model.image_head, model.note_head])
+    alone = nn.ModuleList([model.image_head, model.word_norm, model.note_head])
     parts = {
         'image encoder': model.image_encoder.parameters(),
         'text encoder': model.text_encoder.parameters(),

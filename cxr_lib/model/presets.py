@@ -47,6 +47,8 @@ class ModelConfig:
     attention_dropout: float = 0.1  # of attention weights in the fusion; 0 is faster
     # how image tokens are pooled: 'mean', 'meanmax' (and the largest value), or 'grid' (3 x 3 means side by side)
     pool: str = 'mean'
+    # how note tokens are pooled for the note's own head: 'mean', or 'sum': every word adds what it says
+    note_pool: str = 'mean'
     # above 0: what the image says alone is a logistic regression on a frozen encoder's tokens with this penalty
     image_penalty: float = 0.0
     freeze_image: bool = False  # do not train the image encoder
@@ -67,6 +69,7 @@ class ModelConfig:
 TRAINING_DEFAULTS = dict(
     accumulate=1,  # parts that a batch is computed in, one after the other
     layer_decay=1.0,  # factor of the learning rate for each block further down; 1: all alike
+    note_weight_decay=-1.0,  # of the text encoder, fusion and heads; below 0: as `weight_decay`
     ema=0.0,  # decay of the moving average of the weights; 0: none
     loss='bce',  # see chapter training.losses
     precision='auto',  # 'no', 'bf32', 'bf16', 'fp16'; 'auto': by device
@@ -76,31 +79,35 @@ TRAINING_DEFAULTS = dict(
     checkpoint_minutes=10.0,  # within an epoch, a checkpoint is written this often
     wrong_note=0.0,  # share of the studies of a step that get another one's note, as a warning
     flip=False,  # mirror half of the images
+    # epochs in which a text encoder from random weights first learns to fill in hidden words of the training notes
+    note_pretraining=0,
     group_by_length=False,  # put notes of similar length into a batch: less padding
 )
 
 # %% ../../nbs/chapters/06_model/06_presets.ipynb #f24c9fee
 TINY = dict(
-    about='a residual network of 0.4M parameters for images of 64 pixels and a one-layer BERT, '
+    about='a residual network of 0.4M parameters for images of 64 pixels and a RoFormer of two layers, '
     'both from random weights; minutes on two CPU cores.',
     model=dict(
         image_encoder='resnet8_compare',
         image_size=64,
         pool='meanmax',
+        note_pool='sum',
         attention_dropout=0.0,
         text_config=dict(
+            model_type='roformer',
             hidden_size=64,
-            num_hidden_layers=1,
+            num_hidden_layers=2,
             num_attention_heads=4,
             intermediate_size=128,
-            hidden_dropout_prob=0.0,  # words are hidden instead: `word_dropout`
-            attention_probs_dropout_prob=0.0,  # torch's fast attention takes none
+            hidden_dropout_prob=0.0,  # the weights decay instead: `note_weight_decay`
+            attention_probs_dropout_prob=0.0,
         ),
     ),
     training=dict(
         **dict(epochs=5, batch_size=64, lr=4e-3, note_lr=2e-3, beta2=0.99, weight_decay=0.05, warmup=0.2),
-        **dict(ema=0.99, note_dropout=0.15, word_dropout=0.3, augment=False, patience=0),
-        **dict(flip=True, group_by_length=True),
+        **dict(ema=0.99, note_dropout=0.15, word_dropout=0.0, augment=False, patience=0),
+        **dict(flip=True, group_by_length=True, note_pretraining=5, note_weight_decay=1.0),
     ),
 )
 
@@ -271,6 +278,8 @@ def check_config(
         raise ValueError(f"image_fit is {config.image_fit!r}; expected 'pad', 'crop' or nothing")
     if config.pool not in ('mean', 'meanmax', 'grid'):
         raise ValueError(f'pool is {config.pool!r}; expected mean, meanmax or grid')
+    if config.note_pool not in ('mean', 'sum'):
+        raise ValueError(f'note_pool is {config.note_pool!r}; expected mean or sum')
     if config.lora_on not in ('image', 'text', 'both'):
         raise ValueError(f'lora_on is {config.lora_on!r}; expected image, text or both')
     for name in ('dropout', 'attention_dropout'):

@@ -23,6 +23,8 @@ from ..explanation.bench import CALLED
 from ..explanation.landmarks import SIDE, true_landmarks
 from ..explanation.measured import RULER, evidence_table, pack_ruler, weigh_measurements
 from ..explanation.measurements import draw_ruler, judge_measurements, plot_measurements
+from ..explanation.facts import has_known_facts, measure_notes, studies_of_run
+from ..explanation.noted import notes_record, plot_notes
 from ..explanation.outlines import OutlinedFilms, judge_outlines, read_outlines
 from ..explanation.repeatability import DIRECTIONS, check_second, judge_repeatability
 from ..explanation.repeatability import plot_repeatability
@@ -559,6 +561,27 @@ def _judge_more(trial, explain, second, name, outlined, n_bootstrap, seed):
     return found
 
 # %% ../../nbs/06_explanation.ipynb #60d54b43
+#: Patients whose notes are taken apart, with 'candidates' and 'full'.
+_NOTED, _MOST_NOTED = 150, 400
+
+
+def _judge_notes(run, classifier, explain, n_bootstrap, seed):
+    "What facts of the notes changed against what they should have changed -> (record, pictures)"
+    if not has_known_facts(run):
+        return dict(
+            reason='the facts behind a note are known only for clinical notes of simulated patients'
+        ), {}
+    n = _MOST_NOTED if explain == 'full' else _NOTED
+    try:
+        studies = studies_of_run(run, n, classifier.model.config.image_size, seed)
+    except ValueError as e:  # notes of an earlier version
+        return dict(reason=str(e)), {}
+    if not any(plan.stated for plan in studies.plans):
+        return dict(reason='no test patient has a note that states a fact'), {}
+    measured = measure_notes(classifier, studies, n_bootstrap)
+    return notes_record(measured, studies.world), plot_notes(measured, studies)
+
+
 def _write_explanation(run, explanation, ruler):
     "Beside the run, beside its model, and as a table"
     with rewriting(run, 'model'):
@@ -603,8 +626,9 @@ def explanation_stage(
     explanation = trial.explanation | _judge_more(trial, explain, other, second, outlined, **resampled)
     explanation = count_places(run, classifier, explanation, seed)
     explanation['measurements'], ruler, measured = _measure(run, classifier, n_explained, **resampled)
+    explanation['notes'], noted = _judge_notes(run, classifier, explain, **resampled)
     _write_explanation(run, explanation, ruler)
-    pictures = _plots(explanation, measured) | _draw_cases(run, classifier, explanation, simulated)
+    pictures = noted | _plots(explanation, measured) | _draw_cases(run, classifier, explanation, simulated)
     for name, figure in pictures.items():
         save_figure(figure, run / f'{name}.png')
     sizes = dict(explain=explain, n_explained=n_explained, **resampled)

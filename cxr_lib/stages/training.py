@@ -139,7 +139,13 @@ class _Job:
 # %% ../../nbs/04_training.ipynb #b35d468b
 #: The negative example needs no regularisation: it reads its own answer sheet.
 LEAK_SETTINGS = dict(
-    note_dropout=0.0, word_dropout=0.0, patience=0, ema=0.0, gradient_checkpointing=False, layer_decay=1.0
+    note_dropout=0.0,
+    word_dropout=0.0,
+    note_pretraining=0,
+    patience=0,
+    ema=0.0,
+    gradient_checkpointing=False,
+    layer_decay=1.0,
 )
 #: Images and steps that are enough to learn to read it.
 LEAK_IMAGES, LEAK_STEPS = 6000, 250
@@ -340,7 +346,9 @@ def training_stage(  # noqa: PLR0913  a stage's arguments are its notebook's par
     params |= dict(folds=default_folds(source) if folds < 0 else folds, folds_by=folds_by)
     splits = _splits(run, table, params, source)
     start, seen = _read_start(start_from, table, source, splits, config)
-    params |= dict(start_from=start.name, start_fingerprint=start.fingerprint) if start else {}
+    if start:
+        params |= dict(start_from=start.name, start_fingerprint=start.fingerprint)
+        training['note_pretraining'] = 0  # its notes have been read
     job = _Job(run, table, chosen, source, config, training, params, state, tensorboard, live, start, seen)
     if job.main:
         run.begin('training')

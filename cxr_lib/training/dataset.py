@@ -51,6 +51,8 @@ class StudyData:
             raise ValueError(f'{counts}; provide one per row, in its order')
         self.pixels = pixels
         self.notes = tokenize(tokenizer, self.table.note.tolist(), config.max_tokens)
+        self.mask_token = tokenizer.mask_token_id  # stands for a hidden word; None if the tokenizer has none
+        self.frame = torch.tensor(tokenizer.all_special_ids)  # word pieces that are no words
         self.targets = training_targets(self.table, label_policy)
         self.image_tokens: Tokens | None = None
         self.note_tokens: Tokens | None = None

@@ -31,6 +31,7 @@ from cxr_lib.training.steps import (
     learning_rate_at,
 )
 from .steps import parameter_groups, step_seed, training_values
+from .masked import pretrain_notes
 from .solved import solve_image_head
 
 # %% ../../nbs/chapters/07_training/08_loop.ipynb #29714d93
@@ -296,12 +297,27 @@ def _announce_memory(s):
     report_progress(said, keep=True)
 
 
+def _read_notes(s):
+    "A text encoder that is trained from random weights first learns to fill in hidden words"
+    config = s.model.config
+    borrowed = config.text_encoder and config.text_weights
+    if not s.t['note_pretraining'] or borrowed or s.model.text_is_frozen or s.branches == ('image',):
+        return
+    rate = 2 * s.t['note_lr']  # no head rests on the encoder yet
+    values = dict(lr=rate, batch_size=s.t['batch_size'], seed=s.seed, progress=s.main)
+    pretrain_notes(s.model, s.data, s.train, s.t['note_pretraining'], **values)
+    if s.ema:
+        s.ema.set(s.model)
+
+
 def _prepare(s):
     "Everything before the first step"
     if s.image and s.model.config.image_penalty:
         solve_image_head(s.model, s.data, s.train)
     _set_up(s)
     _find_checkpoint(s)
+    if not s.saved:
+        _read_notes(s)
     if s.processes > 1:
         two = torch.as_tensor(s.train[:2])
         inputs = s.data.batch(two, s.device, image=s.image, augmented=s.t['augment'] and s.image)

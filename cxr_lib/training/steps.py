@@ -28,9 +28,11 @@ LIMITS = dict(
     wrong_note=(0, 1),
     warmup=(0, 1),
     checkpoint_minutes=(0, math.inf),
+    note_pretraining=(0, math.inf),
     lr=(0, math.inf),
     note_lr=(0, math.inf),
     weight_decay=(0, math.inf),
+    note_weight_decay=(-1, math.inf),
     patience=(0, math.inf),
 )
 
@@ -77,7 +79,9 @@ def parameter_groups(
         if not p.requires_grad:
             continue
         rate = (training['lr'] if name.startswith('image_') else training['note_lr']) * scale.get(name, 1.0)
-        groups.setdefault((rate, training['weight_decay'] if p.ndim > 1 else 0.0), []).append(p)
+        own = not name.startswith('image_') and training.get('note_weight_decay', -1) >= 0
+        decay = training['note_weight_decay' if own else 'weight_decay'] if p.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(p)
     return [dict(params=p, lr=rate, weight_decay=decay) for (rate, decay), p in groups.items()]
 
 
@@ -101,7 +105,7 @@ class Shell(nn.Module):
         widths = dict(
             fused=model.projection.out_features,
             image=model.image_head[-1].in_features,
-            note=model.note_head[0].normalized_shape[0],
+            note=model.note_head[-1].in_features,
         )
         heads = {b: nn.Linear(widths[b], len(OBSERVATIONS)) for b in branches} if three else {}
         self.uncertain = nn.ModuleDict(heads)

@@ -23,15 +23,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import cxr_lib.model.saved as checkpoints
-from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
-from cxr_lib.model.saved import FORMAT, load_model, save_calibration, save_model
-from cxr_lib.model.weights import CheckpointError, read_shapes, read_weights
-from cxr_lib.model.classifier import PretrainedClassifier, checkpoint_folder
-from cxr_lib.model.checks import check_calibration, check_thresholds, preprocessing_of
 from cxr_lib.foundations.core import OBSERVATIONS, RESEARCH_USE, SIMULATED
+from cxr_lib.metrics.calibration import apply_calibration, fit_calibration
+from cxr_lib.model.checks import check_calibration, check_thresholds, preprocessing_of
+from cxr_lib.model.classifier import PretrainedClassifier, checkpoint_folder
 from cxr_lib.model.fusion import build_model
 from cxr_lib.model.presets import make_config
+from cxr_lib.model.saved import FORMAT, load_model, save_calibration, save_model
 from cxr_lib.model.text import learn_tokenizer, make_tokenizer, tokenize
+from cxr_lib.model.weights import CheckpointError, read_shapes, read_weights
 
 TEXTS = [
     '65F with SOB and fever ? pneumonia',
@@ -310,7 +310,10 @@ def test_adapters_that_cannot_be_merged_are_not_saved(tiny, tmp_path, monkeypatc
 
 
 def test_a_folder_of_the_first_format_still_loads(tiny, tmp_path):
-    model, tokenizer, films = tiny
+    _, tokenizer, films = tiny
+    text = dict(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128)
+    old = dict(image_size=64, note_pool='mean', text_config=text)  # as `tiny` was
+    model = build_model(make_config('tiny', old), tokenizer).eval()
     folder = tmp_path / 'old'
     folder.mkdir()
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / 'model.safetensors')
@@ -1319,7 +1322,7 @@ def test_the_format_is_the_one_that_is_documented(original):
     # facts stand beside the rest, as in the first format
     assert saved['format'] == FORMAT == 'cxr_lib.model/3'
     assert saved['fold'] == -1
-    assert saved['text_config']['model_type'] == 'bert'
+    assert saved['text_config']['model_type'] == 'roformer'
     assert not {'dtype', 'torch_dtype', '_name_or_path'} & set(saved['text_config'])
     now = contents(original)
     assert all(now[f] == r['sha256'] for f, r in saved['files'].items())
