@@ -237,7 +237,7 @@ def image_logits(self: MultimodalClassifier, tokens: torch.Tensor) -> torch.Tens
     "What the image says alone, (B, observations)"
     return self.image_head(self.pool_image(tokens))
 
-
+# %% ../../nbs/chapters/06_model/07_fusion.ipynb #7c1d2e02
 @patch
 def note_logits(self: MultimodalClassifier, note: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     "What the note says alone, (B, observations), of tokens and mask as from `note_tokens`"

@@ -305,7 +305,11 @@ def _read_notes(s):
         return
     rate = 2 * s.t['note_lr']  # no head rests on the encoder yet
     values = dict(lr=rate, batch_size=s.t['batch_size'], seed=s.seed, progress=s.main)
-    pretrain_notes(s.model, s.data, s.train, s.t['note_pretraining'], **values)
+    losses = pretrain_notes(s.model, s.data, s.train, s.t['note_pretraining'], **values)
+    if s.main and losses:
+        said = f'read the training notes {len(losses)} times: {losses[0]:.2f} to {losses[-1]:.2f} nats per hidden word'
+        print(said, flush=True)
+        report_progress(said, keep=True)
     if s.ema:
         s.ema.set(s.model)
 

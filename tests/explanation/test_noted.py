@@ -52,7 +52,8 @@ def test_the_table_shows_every_measure_and_no_single_observation():
 def test_notes_that_nobody_knows_the_truth_of_say_so(tmp_path, monkeypatch):
     monkeypatch.setenv('CXR_HOME', str(tmp_path))
     assert has_known_facts(simulated_run(tmp_path))
-    leaking = simulated_run(tmp_path, notes='label_leak')
+    monkeypatch.setenv('CXR_HOME', str(tmp_path / 'other'))
+    leaking = simulated_run(tmp_path / 'other', notes='label_leak')
     assert not has_known_facts(leaking)
     with pytest.raises(ValueError, match='label_leak notes of simulated'):
         studies_of_run(leaking, 5, 64)

@@ -209,8 +209,11 @@ def test_without_bfloat16_instructions_the_answers_are_exact(monkeypatch, traine
 def test_where_bfloat16_does_not_agree_fp32_is_used_and_said(trained):
     model, _ = build(PARTS)
     model.load_state_dict(trained[0].state_dict())
+    films = inference._examples(model)['pixels']
     with torch.no_grad():
-        model.image_head[-1].weight.mul_(60)  # the smallest change of a token now changes the answer
+        model.image_head[-1].weight.mul_(60)  # the smallest change of a token now changes the answer,
+        middle = model.image_logits(model.encode_image(films)).mean(0)
+        model.image_head[-1].bias.sub_(middle)  # which is far from certain
     with pytest.warns(UserWarning, match='bf16 route differs .* fp32 is used instead'):
         assert fast_model(model).route == 'fp32'
     with pytest.raises(CheckpointError, match='bf16 route differs .* Otherwise use route=fp32'):
