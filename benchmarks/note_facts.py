@@ -11,6 +11,7 @@ Columns: value with a 95 % interval from resampled patients. Rows:
 - Spearman's correlation over all pairs of a fact and an observation (target: 0.8), over the pairs that bear on each
   other (absolute true log likelihood ratio above 0.1), among them apart for facts that the note states and facts that
   it denies, and within each observation;
+- the share of the pairs that bear whose change goes in the right direction;
 - the share of pairs of a piece of irrelevant history and an observation whose change stays within 0.02 of probability,
   where the piece is left out, and where a sentence of irrelevant history is added;
 - the same correlations for a logistic regression of the stated facts themselves, age and sex, learned from the run's

@@ -6,7 +6,7 @@
 __all__ = ['MAX_SENTENCES', 'BEARING', 'TOLERANCE', 'split_sentences', 'LeftOut', 'without_each_sentence', 'Changes',
            'note_changes', 'SimulatedStudies', 'draw_studies', 'has_known_facts', 'planned_notes', 'studies_of_run',
            'without_each_fact', 'without_distractors', 'with_distractor', 'true_changes', 'bootstrapped', 'agreement',
-           'rationales', 'MeasuredNotes', 'measure_notes', 'plot_changes', 'plot_agreement']
+           'right_direction', 'rationales', 'MeasuredNotes', 'measure_notes', 'plot_changes', 'plot_agreement']
 
 # %% ../../nbs/chapters/09_explanation/02_facts.ipynb #9fe60119
 import re
@@ -296,6 +296,21 @@ def agreement(
         measures[o] = lambda rows, k=k: _spearman(got[rows, k], truth[rows, k])
     return {name: bootstrapped(f, changes.studies, n_bootstrap) for name, f in measures.items()}
 
+# %% ../../nbs/chapters/09_explanation/02_facts.ipynb #8d2e3f02
+def right_direction(
+    changes: Changes,  # of facts
+    truth: np.ndarray,  # (k, observations), as from `true_changes`
+    n_bootstrap: int = 200,  # resamples of patients
+) -> dict:  # name -> value, low, high
+    "Share of pairs that bear whose change goes where it should, for facts that are stated and that are denied"
+    right, bears = np.sign(changes.log_odds) == np.sign(truth), np.abs(truth) > BEARING
+    says, found = np.array([x.says for x in changes.left_out], float)[:, None], {}
+    for name, value in (('stated facts that bear', 1), ('denied facts that bear', 0)):
+        chosen = bears & (says == value)
+        share = lambda rows, at=chosen: right[rows][at[rows]].mean() if at[rows].any() else np.nan
+        found[name] = bootstrapped(share, changes.studies, n_bootstrap)
+    return found
+
 # %% ../../nbs/chapters/09_explanation/02_facts.ipynb #b740b46f
 class _Asked:
     "Notes that are asked for, each once"
@@ -396,6 +411,7 @@ def measure_notes(
     alone = true_changes(studies, changes.left_out, ('note',))
     for said, true in (('Spearman, given the image', truth), ('Spearman, note alone', alone)):
         found |= {(said, of): v for of, v in agreement(changes, true, n_bootstrap).items()}
+    found |= {('right direction', of): v for of, v in right_direction(changes, truth, n_bootstrap).items()}
     irrelevant = {
         'left out': without_distractors(studies.plans),
         'sentence added': with_distractor(studies.plans),

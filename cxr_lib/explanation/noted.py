@@ -60,8 +60,10 @@ def notes_sentences(
         f'the change of the log odds and the exact log likelihood ratio, where that is beyond {BEARING:g} '
         f'({record["facts"]:,} facts of {record["patients"]:,} patients); over all pairs '
         f'{text(_GIVEN, "all pairs")}.',
-        f'Facts that the note states: {text(_GIVEN, "stated facts that bear")}; facts that it denies: '
-        f'{text(_GIVEN, "denied facts that bear")}. Where the second is not above 0, the model does not read "no".',
+        f'Facts that the note states: {text(_GIVEN, "stated facts that bear")}, '
+        f'{text("right direction", "stated facts that bear")} in the right direction; facts that it denies: '
+        f'{text(_GIVEN, "denied facts that bear")}, {text("right direction", "denied facts that bear")} in the right '
+        'direction.',
         f'A sentence of irrelevant history changes the probability by at most {TOLERANCE:g} in {added} of all '
         f'pairs where it is added, and in {out} where it is left out.',
         f'Without the two facts that moved it most an answer falls by {two[0]} in log odds, without two others by '

@@ -19,6 +19,7 @@ def measured(bear, low=None):
     of = ['all pairs', 'pairs that bear', 'stated facts that bear', 'denied facts that bear', *OBSERVATIONS]
     rows = {(m, o): (0.5, 0.4, 0.6) for m in (GIVEN, 'Spearman, note alone') for o in of}
     rows[GIVEN, 'pairs that bear'] = (bear, bear - 0.1, bear + 0.1)
+    rows |= {('right direction', f'{o} facts that bear'): (0.9, 0.8, 1.0) for o in ('stated', 'denied')}
     rows |= {('irrelevant, within the tolerance', o): (0.9, 0.8, 1.0) for o in ('left out', 'sentence added')}
     names = ('whole', 'comprehensiveness', 'sufficiency', 'random_comprehensiveness', 'random_sufficiency')
     rows |= {('2 facts named', o): (0.3, 0.2, 0.4) for o in names}
