@@ -514,7 +514,7 @@ _KIND = (
     'image encoder, text encoder, bidirectional cross-attention between patches and words, '
     'a head of 14 sigmoid outputs; auxiliary heads read the image alone and the note alone'
 )
-_NEW_TEXT_ENCODER = 'a small BERT with random initial weights, vocabulary from the training notes'
+_NEW_TEXT_ENCODER = 'a small text encoder with random initial weights, vocabulary from the training notes'
 
 
 def _fold_of_model(fold):

@@ -31,12 +31,12 @@ class ModelConfig:
     )
     image_grid: int = 0  # average image tokens on a grid with so many on a side; 0: as they are
     image_stages: int = 0  # stages of a timm backbone that are kept, from the first on; 0: all
-    # '' a small BERT of `text_config`; else a Hugging Face name, a folder, or 'package:<package>/<folder>'
+    # '' a small encoder of `text_config`; else a Hugging Face name, a folder, or 'package:<package>/<folder>'
     text_encoder: str = ''
     text_weights: bool = True  # load the text encoder's weights (False: random weights)
     # values of the random encoder's configuration; `model_type` says of which kind, a BERT if absent
     text_config: Mapping = field(default_factory=dict)
-    vocab_size: int = 1500  # word pieces learned from the training notes, for the small BERT
+    vocab_size: int = 1500  # word pieces learned from the training notes, for the small encoder
     vocab_file: str = ''  # a BERT vocabulary file; used instead of learning one
     max_tokens: int = 96  # longer notes are cut here
     fusion_dim: int = 64  # width of the fusion

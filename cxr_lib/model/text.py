@@ -292,7 +292,7 @@ def _read_vocabulary(path):
 
 def make_tokenizer(
     config: Any,  # a `ModelConfig`: text encoder or vocabulary
-    notes: Iterable = (),  # training notes, for the small BERT
+    notes: Iterable = (),  # training notes, for the small encoder
 ) -> Any:  # a Hugging Face tokenizer
     "The tokenizer a configuration asks for"
     if config.vocab_file:
