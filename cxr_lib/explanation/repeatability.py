@@ -223,7 +223,8 @@ def repeatability_table(
         for kind, by in by_kind.items()
         for observation, of in by.items()
     ]
-    return pd.DataFrame(rows)
+    columns = ['method', 'compared with', 'observation', *MEASURES.values(), 'change of the answer']
+    return pd.DataFrame(rows, columns=columns)  # without rows where no map could be compared
 
 # %% ../../nbs/chapters/09_explanation/10_repeatability.ipynb #16177d52
 #: Colours of `KINDS`.

@@ -67,3 +67,9 @@ def test_the_same_weights_and_other_images_are_refused(trial):
         check_second(trial.classifier, untrained(['fever']), 'twin')
     with pytest.raises(ValueError, match='image_size of large is 96'):
         check_second(trial.classifier, untrained(['fever'], size=96), 'large')
+
+
+def test_where_no_map_was_drawn_the_table_is_empty_and_has_its_columns():
+    table = repeatability_table(dict(shift=2, methods={'integrated_gradients': {}}))
+    assert not len(table) and not len(table[table.observation == 'all'])
+    assert 'method' in table
