@@ -35,12 +35,20 @@ def notes_record(
 # %% ../../nbs/chapters/09_explanation/14_noted.ipynb #4a2e1b10
 #: Spearman's correlation from which on a change can be read as what the fact says (the project's target).
 ENOUGH = 0.8
-_GIVEN = 'Spearman, given the image'
+_GIVEN, _RIGHT = 'Spearman, given the image', 'right direction'
 
 
 def _value(record, measure, of):
     found = [r for r in record['rows'] if (r['measure'], r['of']) == (measure, of)]
     return {k: float('nan') if found[0][k] is None else found[0][k] for k in ('value', 'low', 'high')}
+
+
+def _on_denials(record):
+    "Does the model read \"no\"?"
+    found = _value(record, _RIGHT, 'denied facts that bear')
+    if found['high'] < 0.5:
+        return 'the model reads past most denials'
+    return 'the model reads denials' if found['low'] > 0.5 else 'whether the model reads denials is open'
 
 
 def notes_sentences(
@@ -56,14 +64,12 @@ def notes_sentences(
     added, out = (text('irrelevant, within the tolerance', of) for of in ('sentence added', 'left out'))
     two = [text('2 facts named', of) for of in ('comprehensiveness', 'random_comprehensiveness')]
     return [
-        f'**A fact of the note moves the answer {verdict}:** Spearman {text(_GIVEN, "pairs that bear")} between '
+        f'A fact of the note moves the answer {verdict}: Spearman {text(_GIVEN, "pairs that bear")} between '
         f'the change of the log odds and the exact log likelihood ratio, where that is beyond {BEARING:g} '
         f'({record["facts"]:,} facts of {record["patients"]:,} patients); over all pairs '
         f'{text(_GIVEN, "all pairs")}.',
-        f'Facts that the note states: {text(_GIVEN, "stated facts that bear")}, '
-        f'{text("right direction", "stated facts that bear")} in the right direction; facts that it denies: '
-        f'{text(_GIVEN, "denied facts that bear")}, {text("right direction", "denied facts that bear")} in the right '
-        'direction.',
+        f'Of these pairs {text(_RIGHT, "stated facts that bear")} go in the right direction where the fact is '
+        f'stated, and {text(_RIGHT, "denied facts that bear")} where it is denied: {_on_denials(record)}.',
         f'A sentence of irrelevant history changes the probability by at most {TOLERANCE:g} in {added} of all '
         f'pairs where it is added, and in {out} where it is left out.',
         f'Without the two facts that moved it most an answer falls by {two[0]} in log odds, without two others by '

@@ -61,3 +61,12 @@ def test_notes_that_nobody_knows_the_truth_of_say_so(tmp_path, monkeypatch):
     assert notes_sentences(dict(reason='nobody knows')) == [
         'Facts of the note were not judged: nobody knows.'
     ]
+
+
+@pytest.mark.parametrize(
+    'low, high, said', [(0.2, 0.4, 'reads past'), (0.4, 0.6, 'is open'), (0.6, 0.8, 'reads denials')]
+)
+def test_denials_are_judged_by_their_direction(low, high, said):
+    found = measured(0.9)
+    found.table.loc[('right direction', 'denied facts that bear')] = ((low + high) / 2, low, high)
+    assert said in notes_sentences(notes_record(found))[1]
