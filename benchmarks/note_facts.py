@@ -29,15 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cxr_lib.explanation.facts import (
-    Changes,
-    agreement,
-    measure_notes,
-    planned_notes,
-    studies_of_run,
-    true_changes,
-    without_each_fact,
-)
+from cxr_lib.explanation.facts import Changes, agreement, measure_notes, planned_notes, studies_of_run
 from cxr_lib.foundations.core import OBSERVATIONS
 from cxr_lib.foundations.run import RunError, open_run
 from cxr_lib.model.classifier import PretrainedClassifier
@@ -54,15 +46,14 @@ def as_columns(stated, ages, sexes, names):
     return columns
 
 
-def read_without_error(run, studies, n_bootstrap):
-    "Agreement of a logistic regression that is given the stated facts, learned from the run's training patients"
+def read_without_error(planned, learned, studies, measured, n_bootstrap):
+    "Agreement of a logistic regression that is given the stated facts, learned from these rows of the run"
     from sklearn.linear_model import LogisticRegression
 
-    table, _, plans = planned_notes(run)
-    learned = [i for i, plan in enumerate(plans) if plan is not None and table.split.iloc[i] == 'train']
+    table, _, plans = planned
     known = table.iloc[learned]
     names = [fact.name for fact in studies.network.facts]
-    parts = without_each_fact(studies.plans)
+    parts = measured.changes.left_out
     of = [x.study for x in parts]
     whole = [plan.stated for plan in studies.plans]
     less = [{k: v for k, v in whole[x.study].items() if k != x.part} for x in parts]
@@ -73,7 +64,7 @@ def read_without_error(run, studies, n_bootstrap):
     for k, observation in enumerate(OBSERVATIONS):
         found = LogisticRegression(C=0.1, max_iter=1000).fit(given, known[observation] == 1)
         odds[:, k] = found.decision_function(full)[of] - found.decision_function(left)
-    return agreement(Changes(parts, odds, odds), true_changes(studies, parts), n_bootstrap)
+    return agreement(Changes(parts, odds, odds), measured.truth, n_bootstrap)
 
 
 def said_by(found):
@@ -98,13 +89,16 @@ def main():
         run = open_run(args.run, 'training')
         classifier = PretrainedClassifier.from_pretrained(run / 'model')
         size = classifier.model.config.image_size
-        studies = studies_of_run(run, args.patients, size, args.seed)
+        planned = planned_notes(run)
+        studies = studies_of_run(run, args.patients, size, args.seed, planned)
     except (RunError, ValueError, FileNotFoundError) as e:
         parser.error(str(e))
-    found = measure_notes(classifier, studies, args.bootstrap, args.named).table
-    table = planned_notes(run)[0]
-    if ((table.split == 'train') & table.note.notna()).any():
-        found = pd.concat([found, said_by(read_without_error(run, studies, args.bootstrap))])
+    measured = measure_notes(classifier, studies, args.bootstrap, args.named)
+    found, table = measured.table, planned[0]
+    learned = np.flatnonzero((table.split == 'train') & table.note.notna())
+    if len(learned):
+        read = read_without_error(planned, learned, studies, measured, args.bootstrap)
+        found = pd.concat([found, said_by(read)])
     else:
         print('The run has no training notes: what could be learned from the facts themselves is left out.')
     facts = sum(len(plan.stated) for plan in studies.plans)

@@ -23,7 +23,7 @@ from ..explanation.bench import CALLED
 from ..explanation.landmarks import SIDE, true_landmarks
 from ..explanation.measured import RULER, evidence_table, pack_ruler, weigh_measurements
 from ..explanation.measurements import draw_ruler, judge_measurements, plot_measurements
-from ..explanation.facts import has_known_facts, measure_notes, studies_of_run
+from ..explanation.facts import KNOWN_FACTS, has_known_facts, measure_notes, studies_of_run
 from ..explanation.noted import notes_record, plot_notes
 from ..explanation.outlines import OutlinedFilms, judge_outlines, read_outlines
 from ..explanation.repeatability import DIRECTIONS, check_second, judge_repeatability
@@ -568,9 +568,7 @@ _NOTED, _MOST_NOTED = 150, 400
 def _judge_notes(run, classifier, explain, n_bootstrap, seed):
     "What facts of the notes changed against what they should have changed -> (record, pictures)"
     if not has_known_facts(run):
-        return dict(
-            reason='the facts behind a note are known only for clinical notes of simulated patients'
-        ), {}
+        return dict(reason=KNOWN_FACTS), {}
     n = _MOST_NOTED if explain == 'full' else _NOTED
     try:
         studies = studies_of_run(run, n, classifier.model.config.image_size, seed)

@@ -301,7 +301,7 @@ def _read_notes(s):
     "A text encoder that is trained from random weights first learns to fill in hidden words"
     config = s.model.config
     borrowed = config.text_encoder and config.text_weights
-    if not s.t['note_pretraining'] or borrowed or s.model.text_is_frozen or s.branches == ('image',):
+    if not s.t['note_pretraining'] or borrowed or s.model.text_is_frozen or set(s.branches) == {'image'}:
         return
     rate = 2 * s.t['note_lr']  # no head rests on the encoder yet
     values = dict(lr=rate, batch_size=s.t['batch_size'], seed=s.seed, progress=s.main)

@@ -60,12 +60,11 @@ def _check(model, data):
         )
 
 # %% ../../nbs/chapters/07_training/17_masked.ipynb #3f1d0a11
-def _hidden_batch(data, rows, frame):
+def _hidden_batch(data, rows):
     "(word pieces with hidden ones, mask, which are hidden, what they are) of some notes, as long as the longest"
-    ids, mask = (data.notes[k][torch.as_tensor(rows)] for k in ('input_ids', 'attention_mask'))
-    longest = int(mask.sum(1).max())
-    ids, mask = ids[:, :longest], mask[:, :longest]
-    shown, hidden = mask_words(ids, mask, data.mask_token, frame)
+    notes = data.batch(torch.as_tensor(rows), image=False)
+    ids, mask = notes['input_ids'], notes['attention_mask']
+    shown, hidden = mask_words(ids, mask, data.mask_token, data.frame)
     return shown, mask, hidden, ids[hidden]
 
 
@@ -121,7 +120,7 @@ def pretrain_notes(
             torch.manual_seed(step_seed(seed, epoch, step))
             for g in optimizer.param_groups:
                 g['lr'] = lr * learning_rate_at(step, epochs * len(plan), WARMUP)
-            lost.append(_step(fill, optimizer, _hidden_batch(data, part, data.frame)))
+            lost.append(_step(fill, optimizer, _hidden_batch(data, part)))
             step += 1
             bar.update()
         log.append(float(np.mean([float(x) for x in lost if x is not None] or [math.nan])))

@@ -71,7 +71,7 @@ def _layer_scales(model, decay):
 
 def parameter_groups(
     model: MultimodalClassifier,  # parameters that do not learn are left out
-    training: Mapping,  # lr, note_lr, weight_decay, layer_decay
+    training: Mapping,  # lr, note_lr, weight_decay, layer_decay, and note_weight_decay if that is another
 ) -> list:  # of dicts for an optimizer: params, lr, weight_decay
     "Parameters by learning rate and weight decay"
     scale, groups = _layer_scales(model, training['layer_decay']), {}

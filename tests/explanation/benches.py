@@ -28,10 +28,8 @@ def untrained(notes, method='temperature', size=64):
     tokenizer = make_tokenizer(config, notes)
     torch.manual_seed(0)
     model = build_model(config, tokenizer)
-    for head in (model.head, model.image_head, model.note_head):
-        torch.nn.init.normal_(
-            head[-1].weight, std=0.02 if head is model.note_head else 0.3
-        )  # a sum over words
+    for head, std in ((model.head, 0.3), (model.image_head, 0.3), (model.note_head, 0.02)):
+        torch.nn.init.normal_(head[-1].weight, std=std)  # the note's head adds up over words
     calibration = method and {'fused': dict(method=method, observations=MAPS[method])}
     return PretrainedClassifier(model, tokenizer, calibration)
 

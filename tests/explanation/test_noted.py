@@ -14,7 +14,7 @@ from cxr_lib.foundations.core import OBSERVATIONS
 GIVEN = 'Spearman, given the image'
 
 
-def measured(bear, low=None):
+def measured(bear):
     "A table as `measure_notes` makes it, with this correlation among pairs that bear"
     of = ['all pairs', 'pairs that bear', 'stated facts that bear', 'denied facts that bear', *OBSERVATIONS]
     rows = {(m, o): (0.5, 0.4, 0.6) for m in (GIVEN, 'Spearman, note alone') for o in of}

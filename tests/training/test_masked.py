@@ -104,6 +104,7 @@ def called(monkeypatch):
         ({}, ('fused', 'image', 'note'), 1),
         ({}, ('note',), 1),
         ({}, ('image',), 0),
+        ({}, ['image'], 0),
         (dict(freeze_text=True), ('fused', 'image', 'note'), 0),
     ],
 )
